@@ -1,0 +1,35 @@
+// The set-associative cache's tags and probe (docs/numerics.md, section 6). A tag holds the linear
+// row id (bits 0-47), the number of tickets that pin the slot (56-62) and the dirty bit (63).
+#ifndef MPEMBED_CACHE_H
+#define MPEMBED_CACHE_H
+
+#include "mpembed/hash.h"
+#include "mpembed/macros.h"
+
+MPE_BEGIN
+
+constexpr uint64_t kTagIdMask = 0x0000FFFFFFFFFFFFull;
+constexpr uint64_t kTagEmpty = kTagIdMask;
+constexpr uint64_t kTagPin = 1ull << 56;
+constexpr uint64_t kTagPinMask = 0x7Full << 56;
+constexpr uint64_t kTagDirty = 1ull << 63;
+constexpr int kMaxTickets = 127;
+
+// The way of `id` in its set, or -1.
+MPE_HD int32_t probe_set(const uint64_t* tags, int32_t ways, uint64_t id) {
+  int32_t way = -1;
+  for (int32_t i = 0; i < ways; ++i) way = (tags[i] & kTagIdMask) == id ? i : way;
+  return way;
+}
+
+// The slot (set * ways + way) of `id`, or -1.
+MPE_HD int64_t probe(const uint64_t* tags, int64_t num_sets, int32_t ways, uint64_t id) {
+  const uint64_t set = cache_set(splitmix64(id), static_cast<uint64_t>(num_sets));
+  const int64_t first = static_cast<int64_t>(set) * ways;
+  const int32_t way = probe_set(tags + first, ways, id);
+  return way < 0 ? -1 : first + way;
+}
+
+MPE_END
+
+#endif

@@ -1,0 +1,210 @@
+// Rowwise affine codes: value = code * scale + bias. Shared by int8, int8_fp16, int4 and int2,
+// which differ in bits a code and in the header's type (docs/numerics.md, section 2).
+#ifndef MPEMBED_FORMAT_AFFINE_H
+#define MPEMBED_FORMAT_AFFINE_H
+
+#include "mpembed/macros.h"
+#include "mpembed/philox.h"
+#include "mpembed/round.h"
+
+MPE_BEGIN
+
+struct AffineHeader {
+  float scale;
+  float bias;
+};
+
+// Header types: how scale and bias are chosen for a range, stored and loaded.
+struct HeaderFp32 {
+  static constexpr int64_t kBytes = 8;
+  static constexpr uint32_t kMaxAbsBits = 0x7E800000u;  // 2^126: no range overflows
+
+  static MPE_HD AffineHeader fit(float mn, float mx, float levels) {
+    AffineHeader h{0.0f, mn};
+    if (mx == mn) return h;
+    h.scale = (mx - mn) / levels;
+    if (h.scale < 1.17549435e-38f) h.scale = 1.17549435e-38f;
+    while (fmaf(levels, h.scale, mn) < mx) h.scale = bits_float(float_bits(h.scale) + 1u);
+    return h;
+  }
+  static MPE_HD void store(uint8_t* p, AffineHeader h) {
+    store_unaligned(p, h.scale);
+    store_unaligned(p + 4, h.bias);
+  }
+  static MPE_HD AffineHeader load(const uint8_t* p) {
+    return AffineHeader{load_unaligned<float>(p), load_unaligned<float>(p + 4)};
+  }
+};
+
+struct HeaderFp16 {
+  static constexpr int64_t kBytes = 4;
+  static constexpr uint32_t kMaxAbsBits = 0x477FE000u;  // 65504
+
+  static MPE_HD AffineHeader fit(float mn, float mx, float levels) {
+    AffineHeader h{0.0f, half_to_float(half_down(mn))};
+    if (mx == h.bias) return h;
+    uint16_t s = half_up_positive((mx - h.bias) / levels);
+    while (fmaf(levels, half_to_float(s), h.bias) < mx) ++s;
+    h.scale = half_to_float(s);
+    return h;
+  }
+  // Both are FP16 values already, so that nearest is exact.
+  static MPE_HD void store(uint8_t* p, AffineHeader h) {
+    store_unaligned(p, half_nearest(h.scale));
+    store_unaligned(p + 2, half_nearest(h.bias));
+  }
+  static MPE_HD AffineHeader load(const uint8_t* p) {
+    return AffineHeader{half_to_float(load_unaligned<uint16_t>(p)),
+                        half_to_float(load_unaligned<uint16_t>(p + 2))};
+  }
+};
+
+// The two codes around x as they decode, and how far x lies between them.
+struct AffineSplit {
+  int32_t k;
+  float p;
+};
+
+MPE_HD AffineSplit affine_split(float x, AffineHeader h, float inv, int32_t levels) {
+  int32_t k = static_cast<int32_t>((x - h.bias) * inv);
+  k = k < 0 ? 0 : k;
+  k = k > levels - 1 ? levels - 1 : k;
+  const float y0 = fmaf(static_cast<float>(k), h.scale, h.bias);
+  const float y1 = fmaf(static_cast<float>(k + 1), h.scale, h.bias);
+  const float gap = y1 - y0;
+  const float p = (x - y0) / (gap > 0.0f ? gap : 1.0f);
+  return AffineSplit{k, gap > 0.0f ? p : 0.0f};
+}
+
+MPE_HD uint32_t affine_clamp(int32_t code, int32_t levels) {
+  code = code < 0 ? 0 : code;
+  return static_cast<uint32_t>(code > levels ? levels : code);
+}
+
+MPE_HD uint32_t affine_stochastic(float x, AffineHeader h, float inv, int32_t levels, uint32_t r) {
+  const AffineSplit s = affine_split(x, h, inv, levels);
+  const int32_t fixed = rn_to_int(s.p * 65536.0f);
+  return affine_clamp(s.k + ((fixed + static_cast<int32_t>(r)) >> 16), levels);
+}
+
+MPE_HD uint32_t affine_nearest(float x, AffineHeader h, float inv, int32_t levels) {
+  const AffineSplit s = affine_split(x, h, inv, levels);
+  const int32_t half_even = s.p == 0.5f ? (s.k & 1) : 0;
+  return affine_clamp(s.k + (s.p > 0.5f ? 1 : half_even), levels);
+}
+
+MPE_HD float affine_value(uint32_t code, AffineHeader h) {
+  return fmaf(static_cast<float>(static_cast<int32_t>(code)), h.scale, h.bias);
+}
+
+// Smallest and largest value of a row; lanes of 16 so that compilers vectorise.
+struct RowRange {
+  float mn, mx;
+};
+
+MPE_HD RowRange row_range(const float* x, int64_t dim) {
+  constexpr int kLanes = 16;
+  float mn[kLanes], mx[kLanes];
+  for (int l = 0; l < kLanes; ++l) mn[l] = mx[l] = x[0];
+  int64_t c = 0;
+  for (; c + kLanes <= dim; c += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      mn[l] = x[c + l] < mn[l] ? x[c + l] : mn[l];
+      mx[l] = x[c + l] > mx[l] ? x[c + l] : mx[l];
+    }
+  }
+  RowRange out{mn[0], mx[0]};
+  for (int l = 1; l < kLanes; ++l) {
+    out.mn = mn[l] < out.mn ? mn[l] : out.mn;
+    out.mx = mx[l] > out.mx ? mx[l] : out.mx;
+  }
+  for (; c < dim; ++c) {
+    out.mn = x[c] < out.mn ? x[c] : out.mn;
+    out.mx = x[c] > out.mx ? x[c] : out.mx;
+  }
+  out.mn += 0.0f;  // a negative zero becomes positive: the order of equal zeros must not matter
+  return out;
+}
+
+template <int kBits, class Header>
+struct Affine {
+  static constexpr int32_t kLevels = (1 << kBits) - 1;
+  static constexpr int kPerByte = 8 / kBits;
+  static constexpr bool kExact = false;
+  static constexpr int kBitsPerCode = kBits;
+  static constexpr int64_t kHeaderBytes = Header::kBytes;
+  static constexpr uint32_t kMaxAbsBits = Header::kMaxAbsBits;
+
+  static MPE_HD int64_t code_bytes(int64_t dim) { return (dim + kPerByte - 1) / kPerByte; }
+  static MPE_HD int64_t row_bytes(int64_t dim) { return code_bytes(dim) + kHeaderBytes; }
+
+  static MPE_HD AffineHeader header(const uint8_t* row, int64_t dim) {
+    return Header::load(row + code_bytes(dim));
+  }
+  static MPE_HD float value(const uint8_t* row, AffineHeader h, int64_t c) {
+    const uint32_t byte = row[c / kPerByte];
+    return affine_value((byte >> (kBits * (c % kPerByte))) & kLevels, h);
+  }
+
+  // visit(c, value) for every column, in order within a byte; whole bytes first, so that the inner
+  // loop has a constant trip count.
+  template <class Visit>
+  static MPE_HD void for_each(const uint8_t* row, int64_t dim, Visit visit) {
+    const AffineHeader h = header(row, dim);
+    const int64_t whole = dim / kPerByte;
+    for (int64_t b = 0; b < whole; ++b) {
+      const uint32_t byte = row[b];
+      for (int j = 0; j < kPerByte; ++j) {
+        visit(b * kPerByte + j, affine_value((byte >> (kBits * j)) & kLevels, h));
+      }
+    }
+    for (int64_t c = whole * kPerByte; c < dim; ++c) visit(c, value(row, h, c));
+  }
+
+  // r: 16-bit draws of the row, or null for nearest. x storable (kMaxAbsBits).
+  static MPE_HD void encode(const float* x, int64_t dim, uint8_t* row, const uint16_t* r) {
+    const RowRange range = row_range(x, dim);
+    const AffineHeader h = Header::fit(range.mn, range.mx, static_cast<float>(kLevels));
+    Header::store(row + code_bytes(dim), h);
+    if (h.scale == 0.0f) {
+      memset(row, 0, static_cast<size_t>(code_bytes(dim)));
+    } else if (r != nullptr) {
+      encode_codes<true>(x, dim, row, h, r);
+    } else {
+      encode_codes<false>(x, dim, row, h, r);
+    }
+  }
+
+ private:
+  template <bool kStochastic>
+  static MPE_HD uint32_t code(float x, AffineHeader h, float inv, const uint16_t* r, int64_t c) {
+    if (kStochastic) return affine_stochastic(x, h, inv, kLevels, r[c]);
+    return affine_nearest(x, h, inv, kLevels);
+  }
+
+  template <bool kStochastic>
+  static MPE_HD void encode_codes(const float* __restrict x, int64_t dim, uint8_t* __restrict row,
+                                  AffineHeader h, const uint16_t* __restrict r) {
+    const float inv = 1.0f / h.scale;
+    const int64_t whole = dim / kPerByte;
+    for (int64_t b = 0; b < whole; ++b) {
+      uint32_t byte = 0;
+      for (int j = 0; j < kPerByte; ++j) {
+        const int64_t c = b * kPerByte + j;
+        byte |= code<kStochastic>(x[c], h, inv, r, c) << (kBits * j);
+      }
+      row[b] = static_cast<uint8_t>(byte);
+    }
+    if (whole * kPerByte < dim) {
+      uint32_t byte = 0;
+      for (int64_t c = whole * kPerByte; c < dim; ++c) {
+        byte |= code<kStochastic>(x[c], h, inv, r, c) << (kBits * (c % kPerByte));
+      }
+      row[whole] = static_cast<uint8_t>(byte);
+    }
+  }
+};
+
+MPE_END
+
+#endif

@@ -1,0 +1,21 @@
+// bf16: the upper half of binary32.
+#ifndef MPEMBED_FORMAT_BF16_H
+#define MPEMBED_FORMAT_BF16_H
+
+#include "mpembed/format/plain.h"
+
+MPE_BEGIN
+
+struct ConvertBf16 {
+  static constexpr bool kExact = false;
+  static constexpr uint32_t kMaxAbsBits = 0x7F7F0000u;
+  static MPE_HD float widen(uint16_t v) { return bfloat_to_float(v); }
+  static MPE_HD uint16_t nearest(float x) { return bfloat_nearest(x); }
+  static MPE_HD uint16_t stochastic(float x, uint32_t r) { return bfloat_stochastic(x, r); }
+};
+
+struct Bf16 : Plain<uint16_t, ConvertBf16> {};
+
+MPE_END
+
+#endif

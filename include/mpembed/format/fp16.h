@@ -1,0 +1,21 @@
+// fp16: IEEE binary16.
+#ifndef MPEMBED_FORMAT_FP16_H
+#define MPEMBED_FORMAT_FP16_H
+
+#include "mpembed/format/plain.h"
+
+MPE_BEGIN
+
+struct ConvertFp16 {
+  static constexpr bool kExact = false;
+  static constexpr uint32_t kMaxAbsBits = 0x477FE000u;  // 65504
+  static MPE_HD float widen(uint16_t v) { return half_to_float(v); }
+  static MPE_HD uint16_t nearest(float x) { return half_nearest(x); }
+  static MPE_HD uint16_t stochastic(float x, uint32_t r) { return half_stochastic(x, r); }
+};
+
+struct Fp16 : Plain<uint16_t, ConvertFp16> {};
+
+MPE_END
+
+#endif

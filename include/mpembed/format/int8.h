@@ -1,0 +1,13 @@
+// int8: INT8 codes with an FP32 scale and bias (the layout of torch's embedding_bag_byte).
+#ifndef MPEMBED_FORMAT_INT8_H
+#define MPEMBED_FORMAT_INT8_H
+
+#include "mpembed/format/affine.h"
+
+MPE_BEGIN
+
+struct Int8 : Affine<8, HeaderFp32> {};
+
+MPE_END
+
+#endif

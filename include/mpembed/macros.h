@@ -1,0 +1,66 @@
+// Shared by every header: host/device markers, the namespace, and the few bit-level helpers.
+#ifndef MPEMBED_MACROS_H
+#define MPEMBED_MACROS_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__CUDACC__)
+#define MPE_HD __host__ __device__ __forceinline__
+#else
+#define MPE_HD inline __attribute__((always_inline))
+#endif
+
+// The CPU kernels compile these headers once per instruction set. Each level gets a namespace of
+// its own, so that the linker can never replace one level's inline function by another level's.
+#define MPE_CONCAT2(a, b) a##b
+#define MPE_CONCAT(a, b) MPE_CONCAT2(a, b)
+#if defined(MPE_ISA)
+#define MPE_NAMESPACE MPE_CONCAT(isa_, MPE_ISA)
+#else
+#define MPE_NAMESPACE generic
+#endif
+#define MPE_BEGIN    \
+  namespace mpembed { \
+  inline namespace MPE_NAMESPACE {
+#define MPE_END \
+  }           \
+  }
+
+MPE_BEGIN
+
+MPE_HD uint32_t float_bits(float x) {
+  uint32_t u;
+  memcpy(&u, &x, sizeof u);
+  return u;
+}
+
+MPE_HD float bits_float(uint32_t u) {
+  float x;
+  memcpy(&x, &u, sizeof x);
+  return x;
+}
+
+// Rows have no alignment: multi-byte headers are read and written bytewise.
+template <class T>
+MPE_HD T load_unaligned(const void* p) {
+  T v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+MPE_HD void store_unaligned(void* p, T v) {
+  memcpy(p, &v, sizeof v);
+}
+
+// Round to nearest even for |x| < 2^22, without a library call, so that loops vectorise.
+MPE_HD int32_t rn_to_int(float x) {
+  return static_cast<int32_t>(float_bits(x + 12582912.0f) - 0x4B400000u);
+}
+
+MPE_END
+
+#endif

@@ -1,0 +1,23 @@
+// Adagrad: h += g^2; w -= lr * g / (sqrt(h) + eps), h one value an element.
+#ifndef MPEMBED_OPTIM_ADAGRAD_H
+#define MPEMBED_OPTIM_ADAGRAD_H
+
+#include "mpembed/optim/common.h"
+
+MPE_BEGIN
+
+struct Adagrad {
+  static constexpr StateShape kState = kStateElement;
+
+  static MPE_HD void step(const OptimizerSettings& o, float* __restrict w,
+                          const float* __restrict g, float* __restrict h, int64_t dim) {
+    for (int64_t c = 0; c < dim; ++c) {
+      h[c] = fmaf(g[c], g[c], h[c]);
+      w[c] = fmaf(-o.lr, g[c] / (sqrtf(h[c]) + o.eps), w[c]);
+    }
+  }
+};
+
+MPE_END
+
+#endif

@@ -1,0 +1,32 @@
+// What every optimizer shares: its settings and weight decay (docs/numerics.md, section 5).
+#ifndef MPEMBED_OPTIM_COMMON_H
+#define MPEMBED_OPTIM_COMMON_H
+
+#include "mpembed/macros.h"
+
+MPE_BEGIN
+
+enum WeightDecay : int32_t { kDecayNone = 0, kDecayL2 = 1, kDecayDecoupled = 2 };
+
+// What an optimizer keeps for a row.
+enum StateShape : int32_t { kStateNone = 0, kStateRow = 1, kStateElement = 2 };
+
+struct OptimizerSettings {
+  float lr, eps, weight_decay;
+  int32_t decay_mode;
+};
+
+// L2 decay goes into the gradient, decoupled decay into the weight.
+MPE_HD void apply_decay(const OptimizerSettings& o, float* __restrict w, float* __restrict g,
+                        int64_t dim) {
+  if (o.decay_mode == kDecayL2) {
+    for (int64_t c = 0; c < dim; ++c) g[c] = fmaf(o.weight_decay, w[c], g[c]);
+  } else if (o.decay_mode == kDecayDecoupled) {
+    const float decay = -(o.lr * o.weight_decay);
+    for (int64_t c = 0; c < dim; ++c) w[c] = fmaf(decay, w[c], w[c]);
+  }
+}
+
+MPE_END
+
+#endif

@@ -1,0 +1,29 @@
+// LFU: a slot's state is its count; a newcomer must be more frequent, by the count-min sketch, than
+// the victim. Counts live with the slots, the sketch remembers rows that are not cached.
+#ifndef MPEMBED_POLICY_LFU_H
+#define MPEMBED_POLICY_LFU_H
+
+#include "mpembed/macros.h"
+
+MPE_BEGIN
+
+constexpr uint32_t kSketchRows = 4;
+constexpr uint32_t kSketchMax = 255;
+constexpr uint64_t kHalvingPeriod = 16;  // halve after this many unique rows a slot
+
+struct Lfu {
+  static constexpr bool kSketch = true;
+
+  static MPE_HD uint32_t on_hit(uint32_t state, uint32_t) {
+    return state == 0xFFFFFFFFu ? state : state + 1u;
+  }
+  static MPE_HD uint32_t on_admit(uint32_t, uint32_t estimate) { return estimate; }
+  static MPE_HD uint32_t rank(uint32_t state, uint32_t) { return state; }
+  static MPE_HD bool admits(uint32_t estimate, uint32_t victim_state) {
+    return estimate > victim_state;
+  }
+};
+
+MPE_END
+
+#endif

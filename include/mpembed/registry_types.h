@@ -1,0 +1,62 @@
+// The types behind the registry's names: include this to dispatch on a format, optimizer or policy.
+#ifndef MPEMBED_REGISTRY_TYPES_H
+#define MPEMBED_REGISTRY_TYPES_H
+
+#include "mpembed/format/bf16.h"
+#include "mpembed/format/fp16.h"
+#include "mpembed/format/fp32.h"
+#include "mpembed/format/int2.h"
+#include "mpembed/format/int4.h"
+#include "mpembed/format/int8.h"
+#include "mpembed/format/int8_fp16.h"
+#include "mpembed/optim/adagrad.h"
+#include "mpembed/optim/rowwise_adagrad.h"
+#include "mpembed/optim/sgd.h"
+#include "mpembed/policy/lfu.h"
+#include "mpembed/policy/lru.h"
+#include "mpembed/registry.h"
+
+MPE_BEGIN
+
+template <class T>
+struct TypeTag {
+  using type = T;
+};
+
+// Calls f(TypeTag<Format>{}) for the format with this id; the id must be valid.
+#define MPE_CASE(id, name, type) \
+  case id:                       \
+    return f(TypeTag<type>{});
+
+template <class F>
+MPE_HD auto with_format(int32_t id, F f) {
+  switch (id) {
+    MPE_FORMATS(MPE_CASE)
+    default:
+      return f(TypeTag<Fp32>{});
+  }
+}
+
+template <class F>
+MPE_HD auto with_optimizer(int32_t id, F f) {
+  switch (id) {
+    MPE_OPTIMIZERS(MPE_CASE)
+    default:
+      return f(TypeTag<Sgd>{});
+  }
+}
+
+template <class F>
+MPE_HD auto with_policy(int32_t id, F f) {
+  switch (id) {
+    MPE_POLICIES(MPE_CASE)
+    default:
+      return f(TypeTag<Lru>{});
+  }
+}
+
+#undef MPE_CASE
+
+MPE_END
+
+#endif

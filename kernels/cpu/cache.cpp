@@ -1,0 +1,335 @@
+// The set-associative cache: admission with victims and write-back, release, flush, lookup of tags.
+#include "cpu/kernels.h"
+#include "cpu/radix.h"
+
+MPE_BEGIN
+namespace {
+
+constexpr int64_t kGrain = 1024;
+constexpr int64_t kAhead = 8;
+
+inline int64_t set_of(const mpe_cache& c, uint64_t key) {
+  return static_cast<int64_t>(cache_set(splitmix64(key), static_cast<uint64_t>(c.num_sets)));
+}
+
+inline void prefetch_set(const mpe_cache& c, uint64_t key) {
+  const int64_t first = set_of(c, key) * c.ways;
+  prefetch_bytes(c.tags + first, c.ways * 8, false);
+}
+
+// A saturating or raising change of an 8-bit cell that other tasks may change as well. The result
+// does not depend on their order.
+template <class Change>
+void change_cell(uint8_t* cell, Change change) {
+  uint8_t seen = __atomic_load_n(cell, __ATOMIC_RELAXED);
+  for (;;) {
+    const uint8_t next = change(seen);
+    if (next == seen || __atomic_compare_exchange_n(cell, &seen, next, true, __ATOMIC_RELAXED,
+                                                    __ATOMIC_RELAXED)) {
+      return;
+    }
+  }
+}
+
+template <class Visit>
+void for_cells(const mpe_cache& c, uint64_t key, Visit visit) {
+  const uint64_t hash = splitmix64(key), width = static_cast<uint64_t>(c.sketch_width);
+  for (uint32_t j = 0; j < kSketchRows; ++j) {
+    visit(c.sketch + j * width + sketch_cell(hash, j, width));
+  }
+}
+
+void sketch_add(const mpe_cache& c, uint64_t key) {
+  for_cells(c, key, [](uint8_t* cell) {
+    change_cell(cell, [](uint8_t v) { return static_cast<uint8_t>(v < kSketchMax ? v + 1 : v); });
+  });
+}
+
+void sketch_raise(const mpe_cache& c, uint64_t key, uint32_t count) {
+  const uint8_t floor = static_cast<uint8_t>(count < kSketchMax ? count : kSketchMax);
+  for_cells(c, key, [=](uint8_t* cell) {
+    change_cell(cell, [=](uint8_t v) { return v < floor ? floor : v; });
+  });
+}
+
+uint32_t sketch_estimate(const mpe_cache& c, uint64_t key) {
+  uint32_t low = kSketchMax;
+  for_cells(c, key, [&](const uint8_t* cell) { low = *cell < low ? *cell : low; });
+  return low;
+}
+
+// Scratch of one task that writes rows back.
+struct WriteBack {
+  const mpe_group& g;
+  Buffer<uint16_t> draws;
+  TaskStats stats;
+
+  explicit WriteBack(const mpe_group& group)
+      : g(group), draws(draws_size(group.dim)), stats(group) {}
+  bool ok() const { return draws.ok() && stats.ok(); }
+
+  void run(int64_t slot, uint64_t id, int32_t t) {
+    const mpe_table& table = g.tables[t];
+    encode(g, table, static_cast<int64_t>(id) - table.base, cache_row(g, slot), draws.get());
+    stats.add(t, MPE_stat_write_backs);
+  }
+};
+
+struct Admission {
+  const mpe_group& g;
+  const mpe_cache& c;
+  const mpe_unique& u;
+  int32_t* slots;
+  uint32_t clock;
+};
+
+// Step 2: hits are pinned and touched. Returns the number of misses among rows [begin, end).
+template <class P>
+int64_t touch_hits(const Admission& a, int64_t begin, int64_t end, TaskStats& stats) {
+  int64_t misses = 0;
+  int32_t t = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    if (i + kAhead < a.u.count) prefetch_set(a.c, a.u.rows[i + kAhead]);
+    t = find_table(a.g, a.u.rows[i], t);
+    const int64_t slot = probe(a.c.tags, a.c.num_sets, a.c.ways, a.u.rows[i]);
+    a.slots[i] = static_cast<int32_t>(slot);
+    stats.add(t, MPE_stat_unique);
+    stats.add(t, MPE_stat_accesses, a.u.starts[i + 1] - a.u.starts[i]);
+    stats.add(t, slot < 0 ? MPE_stat_misses : MPE_stat_hits);
+    if (slot < 0) {
+      ++misses;
+    } else {
+      a.c.tags[slot] += kTagPin;
+      a.c.meta[slot] = P::on_hit(a.c.meta[slot], a.clock);
+    }
+  }
+  return misses;
+}
+
+// Way to fill for a miss, or -1: the lowest empty way, else the victim with the smallest rank.
+template <class P>
+int32_t choose_way(const mpe_cache& c, int64_t first, uint32_t clock) {
+  int32_t victim = -1;
+  uint32_t best = 0;
+  for (int32_t way = 0; way < c.ways; ++way) {
+    const uint64_t tag = c.tags[first + way];
+    if ((tag & kTagIdMask) == kTagEmpty) return way;
+    if ((tag & kTagPinMask) != 0) continue;
+    const uint32_t rank = P::rank(c.meta[first + way], clock);
+    if (victim < 0 || rank < best) {
+      victim = way;
+      best = rank;
+    }
+  }
+  return victim;
+}
+
+// Step 4 for one miss.
+template <class P>
+void admit_row(const Admission& a, int64_t unique, uint32_t estimate, WriteBack& write_back) {
+  const uint64_t key = a.u.rows[unique];
+  const int32_t t = find_table(a.g, key);
+  const int64_t first = set_of(a.c, key) * a.c.ways;
+  const int32_t way = choose_way<P>(a.c, first, a.clock);
+  if (way < 0) {
+    write_back.stats.add(t, MPE_stat_conflict_misses);
+    return;
+  }
+  const int64_t slot = first + way;
+  const uint64_t old = a.c.tags[slot];
+  if ((old & kTagIdMask) != kTagEmpty) {
+    if (!P::admits(estimate, a.c.meta[slot])) {
+      write_back.stats.add(t, MPE_stat_rejected);
+      return;
+    }
+    const uint64_t id = old & kTagIdMask;
+    const int32_t owner = find_table(a.g, id);
+    write_back.stats.add(owner, MPE_stat_evictions);
+    if ((old & kTagDirty) != 0) write_back.run(slot, id, owner);
+    if (P::kSketch) sketch_raise(a.c, id, a.c.meta[slot]);
+  }
+  const mpe_table& table = a.g.tables[t];
+  decode(table, row_address(table, key, row_bytes_of(table, a.g.dim)), a.g.dim,
+         cache_row(a.g, slot));
+  a.c.tags[slot] = key | kTagPin;
+  a.c.meta[slot] = P::on_admit(a.clock, estimate);
+  a.slots[unique] = static_cast<int32_t>(slot);
+}
+
+// Misses as (set << 32 | unique row), ascending: within a set in the order of the row ids.
+uint64_t* sorted_misses(const Admission& a, int64_t misses, uint64_t* list, uint64_t* tmp) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < a.u.count; ++i) {
+    if (a.slots[i] >= 0) continue;
+    list[n++] = (static_cast<uint64_t>(set_of(a.c, a.u.rows[i])) << 32) | static_cast<uint64_t>(i);
+  }
+  return radix_sort(list, tmp, misses, 32, bits_for(static_cast<uint64_t>(a.c.num_sets)));
+}
+
+inline int64_t miss_row(uint64_t miss) { return static_cast<int64_t>(miss & 0xFFFFFFFFu); }
+
+void prefetch_miss(const Admission& a, uint64_t miss) {
+  const uint64_t key = a.u.rows[miss_row(miss)];
+  const mpe_table& table = a.g.tables[find_table(a.g, key)];
+  const int64_t bytes = row_bytes_of(table, a.g.dim);
+  prefetch_bytes(row_address(table, key, bytes), bytes, false);
+}
+
+template <class P>
+mpe_status admit_misses(const Admission& a, int64_t misses) {
+  Buffer<uint64_t> list(misses), tmp(misses);
+  Buffer<uint32_t> estimates(P::kSketch ? misses : 0);
+  if (!list.ok() || !tmp.ok() || !estimates.ok()) return MPE_ERR_MEMORY;
+  const uint64_t* sorted = sorted_misses(a, misses, list.get(), tmp.get());
+  if (sorted == nullptr) return MPE_ERR_MEMORY;
+  const int64_t tasks = task_count(misses, kGrain);
+  const auto each = [&](auto visit) {
+    mpe::parallel(tasks, [&](int64_t t) {
+      const int64_t end = task_begin(misses, tasks, t + 1);
+      for (int64_t i = task_begin(misses, tasks, t); i < end; ++i) visit(i);
+    });
+  };
+  if (P::kSketch) {
+    each([&](int64_t i) { sketch_add(a.c, a.u.rows[miss_row(sorted[i])]); });
+    each([&](int64_t i) { estimates[i] = sketch_estimate(a.c, a.u.rows[miss_row(sorted[i])]); });
+  }
+  // A set belongs to one task: borders move up to where a set begins.
+  const auto border = [&](int64_t t) {
+    int64_t i = task_begin(misses, tasks, t);
+    while (i > 0 && i < misses && (sorted[i] >> 32) == (sorted[i - 1] >> 32)) ++i;
+    return i;
+  };
+  int32_t failed = 0;
+  mpe::parallel(tasks, [&](int64_t t) {
+    WriteBack write_back(a.g);
+    if (!write_back.ok()) {
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      return;
+    }
+    const int64_t end = border(t + 1);
+    for (int64_t i = border(t); i < end; ++i) {
+      if (i + kAhead < misses) prefetch_miss(a, sorted[i + kAhead]);
+      admit_row<P>(a, miss_row(sorted[i]), P::kSketch ? estimates[i] : 0, write_back);
+    }
+    write_back.stats.commit();
+  });
+  return failed != 0 ? MPE_ERR_MEMORY : MPE_OK;
+}
+
+// Step 5: recent use counts more than old use.
+void halve(const mpe_cache& c) {
+  const int64_t slots = c.num_sets * c.ways;
+  for (int64_t i = 0; i < slots; ++i) c.meta[i] >>= 1;
+  for (int64_t i = 0; i < c.sketch_width * kSketchRows; ++i) c.sketch[i] >>= 1;
+}
+
+template <class P>
+mpe_status admit(const Admission& a) {
+  const int64_t tasks = task_count(a.u.count, kGrain);
+  int64_t misses = 0;
+  int32_t failed = 0;
+  mpe::parallel(tasks, [&](int64_t t) {
+    TaskStats stats(a.g);
+    if (!stats.ok()) {
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      return;
+    }
+    const int64_t n = touch_hits<P>(a, task_begin(a.u.count, tasks, t),
+                                    task_begin(a.u.count, tasks, t + 1), stats);
+    __atomic_fetch_add(&misses, n, __ATOMIC_RELAXED);
+    stats.commit();
+  });
+  if (failed != 0) return MPE_ERR_MEMORY;
+  if (misses > 0) {
+    const mpe_status status = admit_misses<P>(a, misses);
+    if (status != MPE_OK) return status;
+  }
+  uint64_t& samples = a.c.counters[1];
+  if (P::kSketch && samples >= kHalvingPeriod * static_cast<uint64_t>(a.c.num_sets * a.c.ways)) {
+    halve(a.c);
+    samples = 0;
+  }
+  return MPE_OK;
+}
+
+template <class Visit>
+void over(int64_t n, Visit visit) {
+  const int64_t tasks = task_count(n, kGrain * 4);
+  mpe::parallel(tasks, [&](int64_t t) {
+    const int64_t end = task_begin(n, tasks, t + 1);
+    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) visit(i);
+  });
+}
+
+}  // namespace
+
+mpe_status cache_admit(const mpe_group* g, const mpe_unique* u, int32_t* slots, void*) {
+  const mpe_cache& c = *g->cache;
+  const uint64_t clock = ++c.counters[0];
+  return with_policy(c.policy, [&](auto policy) {
+    using P = typename decltype(policy)::type;
+    if (P::kSketch) c.counters[1] += static_cast<uint64_t>(u->count);
+    return admit<P>(Admission{*g, c, *u, slots, static_cast<uint32_t>(clock)});
+  });
+}
+
+mpe_status cache_refresh(const mpe_group* g, const mpe_unique* u, const int32_t* slots,
+                         int32_t* fresh, void*) {
+  const mpe_cache& c = *g->cache;
+  over(u->count, [&](int64_t i) {
+    fresh[i] = slots[i] >= 0
+                   ? slots[i]
+                   : static_cast<int32_t>(probe(c.tags, c.num_sets, c.ways, u->rows[i]));
+  });
+  return MPE_OK;
+}
+
+void cache_release(const mpe_cache* c, const int32_t* slots, int64_t n, void*) {
+  over(n, [&](int64_t i) {
+    if (slots[i] >= 0) c->tags[slots[i]] -= kTagPin;
+  });
+}
+
+mpe_status cache_flush(const mpe_group* g, void*) {
+  const mpe_cache& c = *g->cache;
+  const int64_t slots = c.num_sets * c.ways;
+  const int64_t tasks = task_count(slots, kGrain);
+  int32_t failed = 0;
+  mpe::parallel(tasks, [&](int64_t t) {
+    WriteBack write_back(*g);
+    if (!write_back.ok()) {
+      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+      return;
+    }
+    const int64_t end = task_begin(slots, tasks, t + 1);
+    for (int64_t slot = task_begin(slots, tasks, t); slot < end; ++slot) {
+      const uint64_t tag = c.tags[slot];
+      if ((tag & kTagDirty) == 0) continue;
+      write_back.run(slot, tag & kTagIdMask, find_table(*g, tag & kTagIdMask));
+      c.tags[slot] = tag & ~kTagDirty;
+    }
+    write_back.stats.commit();
+  });
+  return failed != 0 ? MPE_ERR_MEMORY : MPE_OK;
+}
+
+void cache_locate(const mpe_cache* c, const uint64_t* keys, int64_t n, int32_t* slots, void*) {
+  over(n, [&](int64_t i) {
+    if (i + kAhead < n && keys[i + kAhead] != MPE_DROPPED) prefetch_set(*c, keys[i + kAhead]);
+    slots[i] = keys[i] == MPE_DROPPED
+                   ? -1
+                   : static_cast<int32_t>(probe(c->tags, c->num_sets, c->ways, keys[i]));
+  });
+}
+
+void scatter_slots(const mpe_unique* u, const int32_t* unique_slots, int64_t n, int32_t* slots,
+                   void*) {
+  memset(slots, 0xFF, static_cast<size_t>(n) * sizeof(int32_t));  // dropped lookups: -1
+  over(u->count, [&](int64_t i) {
+    for (int64_t j = u->starts[i]; j < u->starts[i + 1]; ++j) {
+      slots[u->positions[j]] = unique_slots[i];
+    }
+  });
+}
+
+MPE_END

@@ -1,0 +1,167 @@
+// What the CPU kernels share: small owners of workspace, row addresses, and how work is cut.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/parallel.h"
+#include "mpembed/api.h"
+#include "mpembed/cache.h"
+#include "mpembed/macros.h"
+#include "mpembed/registry_types.h"
+
+MPE_BEGIN
+
+// Uninitialised workspace that is given back at the end of the scope; test with ok().
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t n)
+      : data_(static_cast<T*>(std::malloc(static_cast<size_t>(n > 0 ? n : 1) * sizeof(T)))) {}
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  bool ok() const { return data_ != nullptr; }
+  T* get() const { return data_; }
+  T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  T* data_;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Number of tasks for `work` units, never dependent on the number of threads.
+inline int64_t task_count(int64_t work, int64_t grain) {
+  const int64_t tasks = ceil_div(work, grain);
+  return tasks < 1 ? 1 : (tasks > 256 ? 256 : tasks);
+}
+
+// First element of task t when `work` units are cut into `tasks`.
+inline int64_t task_begin(int64_t work, int64_t tasks, int64_t t) {
+  return work / tasks * t + min64(t, work % tasks);
+}
+
+// First i in [0, n] with measure(i) >= target, measure ascending.
+template <class Measure>
+inline int64_t first_at_least(int64_t n, int64_t target, Measure measure) {
+  int64_t lo = 0, hi = n;
+  while (lo < hi) {
+    const int64_t mid = lo + (hi - lo) / 2;
+    if (measure(mid) < target) {
+      lo = mid + 1;
+    } else {
+      hi = mid;
+    }
+  }
+  return lo;
+}
+
+// The table that holds a linear row id; `hint` is the table of a nearby id.
+inline int32_t find_table(const mpe_group& g, uint64_t key, int32_t hint = 0) {
+  const int64_t id = static_cast<int64_t>(key);
+  const mpe_table& h = g.tables[hint];
+  if (id >= h.base && id - h.base < h.num_rows) return hint;
+  return static_cast<int32_t>(first_at_least(g.num_tables - 1, id + 1, [&](int64_t t) {
+    return g.tables[t].base + g.tables[t].num_rows;
+  }));
+}
+
+inline uint8_t* row_address(const mpe_table& table, uint64_t key, int64_t row_bytes) {
+  return table.rows + (static_cast<int64_t>(key) - table.base) * row_bytes;
+}
+
+inline int64_t row_bytes_of(const mpe_table& table, int64_t dim) {
+  return with_format(table.precision,
+                     [&](auto f) { return decltype(f)::type::row_bytes(dim); });
+}
+
+inline float* cache_row(const mpe_group& g, int64_t slot) {
+  return g.cache->rows + slot * g.dim;
+}
+
+// Asks for the cache lines of a row ahead of its use.
+inline void prefetch_bytes(const void* p, int64_t bytes, bool write) {
+  const char* line = static_cast<const char*>(p);
+  const char* end = line + (bytes < 1024 ? bytes : 1024);
+  for (; line < end; line += 64) {
+    if (write) {
+      __builtin_prefetch(line, 1, 3);
+    } else {
+      __builtin_prefetch(line, 0, 3);
+    }
+  }
+  __builtin_prefetch(end - 1, 0, 3);
+}
+
+template <class F>
+inline void decode_row(const uint8_t* __restrict row, int64_t dim, float* __restrict out) {
+  F::for_each(row, dim, [&](int64_t c, float v) { out[c] = v; });
+}
+
+inline void decode(const mpe_table& table, const uint8_t* row, int64_t dim, float* out) {
+  with_format(table.precision, [&](auto f) { decode_row<typename decltype(f)::type>(row, dim, out); });
+}
+
+// How many values are not finite or exceed the bound in magnitude (bits of a positive float).
+inline int64_t count_beyond(const float* x, int64_t dim, uint32_t max_abs_bits) {
+  uint32_t count = 0;
+  for (int64_t c = 0; c < dim; ++c) {
+    count += (float_bits(x[c]) & 0x7FFFFFFFu) > max_abs_bits ? 1u : 0u;
+  }
+  return count;
+}
+
+// Encodes a storable row (or its state) with the group's rounding; draws has room for dim rounded
+// up to 8.
+template <class F>
+inline void encode_row(const mpe_group& g, int32_t table_id, int64_t row, RngDomain domain,
+                       const float* x, uint8_t* out, uint16_t* draws) {
+  const bool stochastic = !F::kExact && g.rounding == MPE_rounding_stochastic;
+  if (stochastic) {
+    const RowStream stream(g.seed, domain, static_cast<uint32_t>(table_id),
+                           static_cast<uint64_t>(row), g.step);
+    fill_draw16(stream, g.dim, draws);
+  }
+  F::encode(x, g.dim, out, stochastic ? draws : nullptr);
+}
+
+inline void encode(const mpe_group& g, const mpe_table& table, int64_t row, const float* x,
+                   uint16_t* draws) {
+  with_format(table.precision, [&](auto f) {
+    using F = typename decltype(f)::type;
+    encode_row<F>(g, table.table_id, row, kDomainRow, x, table.rows + row * F::row_bytes(g.dim),
+                  draws);
+  });
+}
+
+inline int64_t draws_size(int64_t dim) { return ceil_div(dim, 8) * 8; }
+
+// Per-table counts of one task, added to the tables' statistics at its end.
+class TaskStats {
+ public:
+  explicit TaskStats(const mpe_group& g) : g_(g), n_(g.num_tables * MPE_NUM_STATS), counts_(n_) {
+    if (counts_.ok()) memset(counts_.get(), 0, static_cast<size_t>(n_) * sizeof(int64_t));
+  }
+  bool ok() const { return counts_.ok(); }
+  void add(int32_t table, int stat, int64_t n = 1) { counts_[table * MPE_NUM_STATS + stat] += n; }
+  void commit() {
+    for (int32_t t = 0; t < g_.num_tables; ++t) {
+      if (g_.tables[t].stats == nullptr) continue;
+      for (int s = 0; s < MPE_NUM_STATS; ++s) {
+        const int64_t n = counts_[t * MPE_NUM_STATS + s];
+        if (n != 0) __atomic_fetch_add(g_.tables[t].stats + s, n, __ATOMIC_RELAXED);
+      }
+    }
+  }
+
+ private:
+  const mpe_group& g_;
+  int64_t n_;
+  Buffer<int64_t> counts_;
+};
+
+MPE_END

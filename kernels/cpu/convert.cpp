@@ -1,0 +1,204 @@
+// Whole-matrix conversions: quantize, dequantize, bit packing, stochastic rounding, row writes and
+// initial values.
+#include "cpu/common.h"
+#include "cpu/kernels.h"
+#include "mpembed/init.h"
+
+MPE_BEGIN
+namespace {
+
+constexpr int64_t kGrainBytes = 65536;
+
+inline int64_t row_tasks(int64_t n, int64_t dim) {
+  return task_count(n, kGrainBytes / (dim * 4) + 1);
+}
+
+// A group of one table, for calls that have only a matrix.
+struct OneTable {
+  mpe_table table{};
+  mpe_group group{};
+
+  OneTable(uint8_t* rows, int64_t n, int64_t dim, int32_t precision) {
+    table.rows = rows;
+    table.num_rows = n;
+    table.precision = precision;
+    group.tables = &table;
+    group.num_tables = 1;
+    group.dim = static_cast<int32_t>(dim);
+  }
+};
+
+template <int kBits>
+void pack_row(const uint8_t* codes, int64_t dim, uint8_t* packed) {
+  constexpr int kPerByte = 8 / kBits;
+  constexpr uint32_t kMask = (1u << kBits) - 1u;
+  for (int64_t b = 0; b < ceil_div(dim, kPerByte); ++b) {
+    uint32_t byte = 0;
+    for (int64_t c = b * kPerByte; c < min64(dim, (b + 1) * kPerByte); ++c) {
+      byte |= (codes[c] & kMask) << (kBits * (c % kPerByte));
+    }
+    packed[b] = static_cast<uint8_t>(byte);
+  }
+}
+
+template <int kBits>
+void unpack_row(const uint8_t* packed, int64_t dim, uint8_t* codes) {
+  constexpr int kPerByte = 8 / kBits;
+  constexpr uint32_t kMask = (1u << kBits) - 1u;
+  for (int64_t c = 0; c < dim; ++c) {
+    const uint32_t byte = packed[c / kPerByte];
+    codes[c] = static_cast<uint8_t>((byte >> (kBits * (c % kPerByte))) & kMask);
+  }
+}
+
+// Runs row(i, scratch) over n rows; scratch has dim floats and the row's draws.
+template <class Row>
+mpe_status over_rows(int64_t n, int64_t dim, Row row) {
+  const int64_t tasks = row_tasks(n, dim);
+  Buffer<float> values(tasks * dim);
+  Buffer<uint16_t> draws(tasks * draws_size(dim));
+  if (!values.ok() || !draws.ok()) return MPE_ERR_MEMORY;
+  mpe::parallel(tasks, [&](int64_t t) {
+    float* v = values.get() + t * dim;
+    uint16_t* r = draws.get() + t * draws_size(dim);
+    const int64_t end = task_begin(n, tasks, t + 1);
+    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) row(i, v, r);
+  });
+  return MPE_OK;
+}
+
+void init_values(const mpe_group& g, int32_t table_id, int64_t row, int32_t kind, float a, float b,
+                 float* x) {
+  if (kind == MPE_init_zeros) {
+    memset(x, 0, static_cast<size_t>(g.dim) * sizeof(float));
+    return;
+  }
+  const RowStream stream(g.seed, kDomainInit, static_cast<uint32_t>(table_id),
+                         static_cast<uint64_t>(row), g.step);
+  for (int64_t block = 0; block * 4 < g.dim; ++block) {
+    const Philox4 p = stream.block(static_cast<uint32_t>(block));
+    for (int64_t c = block * 4; c < min64(g.dim, block * 4 + 4); ++c) {
+      const uint32_t draw = p.w[c % 4] >> 8;
+      x[c] = kind == MPE_init_uniform ? uniform_value(draw, a, b) : normal_value(draw, a);
+    }
+  }
+}
+
+}  // namespace
+
+mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precision, void*,
+                        mpe_error* error) {
+  const uint32_t bound =
+      with_format(precision, [](auto f) { return decltype(f)::type::kMaxAbsBits; });
+  const int64_t tasks = row_tasks(n, dim);
+  Buffer<int64_t> bad(2 * tasks);
+  if (!bad.ok()) return MPE_ERR_MEMORY;
+  mpe::parallel(tasks, [&](int64_t t) {
+    int64_t count = 0, first = 0;
+    const int64_t end = task_begin(n, tasks, t + 1);
+    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) {
+      if (count_beyond(x + i * dim, dim, bound) != 0 && count++ == 0) first = i;
+    }
+    bad[2 * t] = count;
+    bad[2 * t + 1] = first;
+  });
+  mpe_error found{0, 0, 0, 0};
+  for (int64_t t = 0; t < tasks; ++t) {
+    if (bad[2 * t] != 0 && found.count == 0) found.position = bad[2 * t + 1];
+    found.count += bad[2 * t];
+  }
+  if (found.count == 0) return MPE_OK;
+  if (error != nullptr) *error = found;
+  return MPE_ERR_VALUE;
+}
+
+mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, int32_t rounding,
+                    uint64_t seed, uint64_t step, uint8_t* rows, void*) {
+  OneTable one(rows, n, dim, precision);
+  one.group.rounding = rounding;
+  one.group.seed = seed;
+  one.group.step = step;
+  return over_rows(n, dim, [&](int64_t i, float*, uint16_t* draws) {
+    encode(one.group, one.table, i, x + i * dim, draws);
+  });
+}
+
+mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t precision, float* x,
+                      void*) {
+  const int64_t tasks = row_tasks(n, dim);
+  mpe::parallel(tasks, [&](int64_t t) {
+    const int64_t end = task_begin(n, tasks, t + 1);
+    with_format(precision, [&](auto f) {
+      using F = typename decltype(f)::type;
+      for (int64_t i = task_begin(n, tasks, t); i < end; ++i) {
+        decode_row<F>(rows + i * F::row_bytes(dim), dim, x + i * dim);
+      }
+    });
+  });
+  return MPE_OK;
+}
+
+mpe_status pack_codes(const uint8_t* codes, int64_t n, int64_t dim, int32_t bits, uint8_t* packed,
+                      void*) {
+  const int64_t tasks = row_tasks(n, dim), bytes = ceil_div(dim * bits, 8);
+  mpe::parallel(tasks, [&](int64_t t) {
+    const int64_t end = task_begin(n, tasks, t + 1);
+    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) {
+      (bits == 4 ? pack_row<4> : pack_row<2>)(codes + i * dim, dim, packed + i * bytes);
+    }
+  });
+  return MPE_OK;
+}
+
+mpe_status unpack_codes(const uint8_t* packed, int64_t n, int64_t dim, int32_t bits, uint8_t* codes,
+                        void*) {
+  const int64_t tasks = row_tasks(n, dim), bytes = ceil_div(dim * bits, 8);
+  mpe::parallel(tasks, [&](int64_t t) {
+    const int64_t end = task_begin(n, tasks, t + 1);
+    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) {
+      (bits == 4 ? unpack_row<4> : unpack_row<2>)(packed + i * bytes, dim, codes + i * dim);
+    }
+  });
+  return MPE_OK;
+}
+
+mpe_status stochastic_round(const float* x, int64_t n, int32_t precision, uint64_t seed,
+                            uint64_t step, uint16_t* out, void*) {
+  constexpr int64_t kRow = 1024;  // part of the definition: element i is row i / 1024
+  return over_rows(ceil_div(n, kRow), kRow, [&](int64_t row, float*, uint16_t* draws) {
+    const int64_t begin = row * kRow, count = min64(kRow, n - begin);
+    fill_draw16(RowStream(seed, kDomainRound, 0, static_cast<uint64_t>(row), step), count, draws);
+    for (int64_t i = 0; i < count; ++i) {
+      out[begin + i] = precision == MPE_format_fp16 ? half_stochastic(x[begin + i], draws[i])
+                                                    : bfloat_stochastic(x[begin + i], draws[i]);
+    }
+  });
+}
+
+mpe_status write_rows(const mpe_group* g, const uint64_t* keys, int64_t n, const float* values,
+                      void*) {
+  return over_rows(n, g->dim, [&](int64_t i, float*, uint16_t* draws) {
+    const mpe_table& table = g->tables[find_table(*g, keys[i])];
+    const float* x = values + i * g->dim;
+    const int64_t slot =
+        g->cache == nullptr
+            ? -1
+            : probe(g->cache->tags, g->cache->num_sets, g->cache->ways, keys[i]);
+    if (slot >= 0) {
+      memcpy(cache_row(*g, slot), x, static_cast<size_t>(g->dim) * sizeof(float));
+      g->cache->tags[slot] |= kTagDirty;
+    } else {
+      encode(*g, table, static_cast<int64_t>(keys[i]) - table.base, x, draws);
+    }
+  });
+}
+
+mpe_status init_rows(const mpe_group* g, int32_t t, int32_t kind, float a, float b, void*) {
+  const mpe_table& table = g->tables[t];
+  return over_rows(table.num_rows, g->dim, [&](int64_t row, float* x, uint16_t* draws) {
+    init_values(*g, table.table_id, row, kind, a, b, x);
+    encode(*g, table, row, x, draws);
+  });
+}
+
+MPE_END

@@ -1,0 +1,96 @@
+// Chooses the instruction-set level once, and answers questions about the registry.
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/parallel.h"
+#include "mpembed/api.h"
+#include "mpembed/registry_types.h"
+
+extern "C" {
+const mpe_backend* mpe_cpu_backend_base(void);
+#if defined(__x86_64__)
+const mpe_backend* mpe_cpu_backend_avx2(void);
+const mpe_backend* mpe_cpu_backend_avx512(void);
+#endif
+}
+
+namespace {
+
+// 0 base, 1 avx2, 2 avx512: what this processor runs.
+int hardware_level() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq");
+  return avx512 ? 2 : (avx2 ? 1 : 0);
+#else
+  return 0;
+#endif
+}
+
+// MPEMBED_ISA only caps the level; Python refuses unknown values at import.
+int capped_level() {
+  const int level = hardware_level();
+  const char* cap = std::getenv("MPEMBED_ISA");
+  if (cap == nullptr) return level;
+  if (std::strcmp(cap, "base") == 0) return 0;
+  if (std::strcmp(cap, "avx2") == 0) return level < 1 ? level : 1;
+  return level;
+}
+
+const mpe_backend* choose() {
+#if defined(__x86_64__)
+  switch (capped_level()) {
+    case 2:
+      return mpe_cpu_backend_avx512();
+    case 1:
+      return mpe_cpu_backend_avx2();
+    default:
+      break;
+  }
+#else
+  (void)capped_level;
+#endif
+  return mpe_cpu_backend_base();
+}
+
+}  // namespace
+
+extern "C" {
+
+MPE_EXPORT const mpe_backend* mpe_cpu_backend(void) {
+  static const mpe_backend* const backend = choose();
+  return backend;
+}
+
+MPE_EXPORT int64_t mpe_row_bytes(int32_t precision, int64_t dim) {
+  if (precision < 0 || precision >= MPE_NUM_FORMATS) return -1;
+  return mpembed::with_format(precision,
+                              [&](auto f) { return decltype(f)::type::row_bytes(dim); });
+}
+
+MPE_EXPORT int64_t mpe_code_bytes(int32_t precision, int64_t dim) {
+  if (precision < 0 || precision >= MPE_NUM_FORMATS) return -1;
+  return mpembed::with_format(precision,
+                              [&](auto f) { return decltype(f)::type::code_bytes(dim); });
+}
+
+MPE_EXPORT int32_t mpe_state_shape(int32_t optimizer) {
+  return mpembed::with_optimizer(
+      optimizer, [](auto o) { return static_cast<int32_t>(decltype(o)::type::kState); });
+}
+
+MPE_EXPORT int32_t mpe_policy_has_sketch(int32_t policy) {
+  return mpembed::with_policy(
+      policy, [](auto p) { return static_cast<int32_t>(decltype(p)::type::kSketch); });
+}
+
+MPE_EXPORT int32_t mpe_get_num_threads(void) { return mpe::max_threads(); }
+
+MPE_EXPORT void mpe_set_num_threads(int32_t n) {
+  mpe::set_threads(n < 1 ? 1 : (n > mpe::kMaxThreads ? mpe::kMaxThreads : n));
+}
+}

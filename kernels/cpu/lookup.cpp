@@ -1,0 +1,158 @@
+// The pooled and unpooled forward: rows straight from low precision or from the cache.
+#include "cpu/common.h"
+#include "cpu/kernels.h"
+#include "mpembed/reduce.h"
+
+MPE_BEGIN
+namespace {
+
+constexpr int64_t kGrain = 4096;
+constexpr int64_t kAhead = 16;  // lookups between a row's prefetch and its use
+
+struct Lookup {
+  const mpe_group& g;
+  const mpe_lookups& l;
+  const int32_t* slots;
+
+  // Prefetches the row of lookup p, which is in `table` or a later one.
+  void prefetch(int64_t p, const mpe_table* table, int64_t row_bytes) const {
+    if (p >= l.n || l.keys[p] == MPE_DROPPED) return;
+    if (slots != nullptr && slots[p] >= 0) {
+      prefetch_bytes(cache_row(g, slots[p]), g.dim * 4, false);
+      return;
+    }
+    const int64_t key = static_cast<int64_t>(l.keys[p]);
+    if (key - table->base >= table->num_rows) {
+      table = &g.tables[find_table(g, l.keys[p])];
+      row_bytes = row_bytes_of(*table, g.dim);
+    }
+    prefetch_bytes(row_address(*table, l.keys[p], row_bytes), row_bytes, false);
+  }
+};
+
+template <class F>
+inline void add_row(const uint8_t* __restrict row, int64_t dim, float w, float* __restrict acc) {
+  F::for_each(row, dim, [&](int64_t c, float v) { acc[c] = fmaf(w, v, acc[c]); });
+}
+
+// acc = sum of w * row over lookups [begin, end), in order. kDim: the dimension, or 0.
+template <class F, int kDim>
+void sum_rows(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end,
+              float* __restrict acc) {
+  const int64_t dim = kDim != 0 ? kDim : k.g.dim;
+  const int64_t bytes = F::row_bytes(dim);
+  memset(acc, 0, static_cast<size_t>(dim) * sizeof(float));
+  for (int64_t p = begin; p < end; ++p) {
+    k.prefetch(p + kAhead, &table, bytes);
+    if (k.l.keys[p] == MPE_DROPPED) continue;
+    const float w = k.l.weights != nullptr ? k.l.weights[p] : 1.0f;
+    if (k.slots != nullptr && k.slots[p] >= 0) {
+      const void* row = cache_row(k.g, k.slots[p]);
+      add_row<Fp32>(static_cast<const uint8_t*>(row), dim, w, acc);
+    } else {
+      add_row<F>(row_address(table, k.l.keys[p], bytes), dim, w, acc);
+    }
+  }
+}
+
+template <class F>
+void sum_rows_any(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end, float* acc) {
+  switch (k.g.dim) {
+    case 16:
+      return sum_rows<F, 16>(k, table, begin, end, acc);
+    case 32:
+      return sum_rows<F, 32>(k, table, begin, end, acc);
+    case 64:
+      return sum_rows<F, 64>(k, table, begin, end, acc);
+    case 128:
+      return sum_rows<F, 128>(k, table, begin, end, acc);
+    default:
+      return sum_rows<F, 0>(k, table, begin, end, acc);
+  }
+}
+
+template <class F>
+void lookup_bag(const Lookup& k, const mpe_table& table, int64_t bag, const mpe_matrix& out) {
+  const int64_t b = bag % k.l.batch_size;
+  const int64_t first = k.l.bag_offsets[bag - b];
+  const int64_t begin = k.l.bag_offsets[bag], end = k.l.bag_offsets[bag + 1];
+  if (table.pooling == MPE_pooling_none) {
+    for (int64_t p = begin; p < end; ++p) {
+      sum_rows_any<F>(k, table, p, p + 1, out.data + (p - first) * out.stride);
+    }
+    return;
+  }
+  float* acc = out.data + b * out.stride;
+  sum_rows_any<F>(k, table, begin, end, acc);
+  if (table.pooling == MPE_pooling_mean && end > begin) {
+    const float n = static_cast<float>(end - begin);
+    for (int64_t c = 0; c < k.g.dim; ++c) acc[c] /= n;
+  }
+}
+
+// Runs task(first bag, last bag) over all bags, cut by lookups plus bags.
+template <class Task>
+void over_bags(const mpe_group& g, const mpe_lookups& l, Task task) {
+  const int64_t bags = g.num_tables * l.batch_size;
+  const int64_t work = l.n + bags;
+  const int64_t tasks = task_count(work, kGrain);
+  const auto border = [&](int64_t t) {
+    return first_at_least(bags, task_begin(work, tasks, t),
+                          [&](int64_t b) { return l.bag_offsets[b] + b; });
+  };
+  mpe::parallel(tasks, [&](int64_t t) { task(border(t), border(t + 1)); });
+}
+
+}  // namespace
+
+mpe_status lookup(const mpe_group* g, const mpe_lookups* l, const int32_t* slots,
+                  const mpe_matrix* out, void*) {
+  const Lookup k{*g, *l, slots};
+  over_bags(*g, *l, [&](int64_t bag, int64_t end) {
+    while (bag < end) {
+      const int64_t t = bag / l->batch_size;
+      const mpe_table& table = g->tables[t];
+      const int64_t last = min64(end, (t + 1) * l->batch_size);
+      with_format(table.precision, [&](auto f) {
+        for (; bag < last; ++bag) {
+          lookup_bag<typename decltype(f)::type>(k, table, bag, out[t]);
+        }
+      });
+    }
+  });
+  return MPE_OK;
+}
+
+mpe_status weight_grad(const mpe_group* g, const mpe_lookups* l, const int32_t* slots,
+                       const mpe_matrix* grad, float* out, void*) {
+  const int64_t tasks = task_count(l->n, kGrain);
+  const int64_t dim = g->dim;
+  Buffer<float> rows(tasks * dim);
+  if (!rows.ok()) return MPE_ERR_MEMORY;
+  mpe::parallel(tasks, [&](int64_t task) {
+    float* row = rows.get() + task * dim;
+    const int64_t end = task_begin(l->n, tasks, task + 1);
+    for (int64_t p = task_begin(l->n, tasks, task); p < end; ++p) {
+      if (l->keys[p] == MPE_DROPPED) {
+        out[p] = 0.0f;
+        continue;
+      }
+      const int64_t t = l->bags[p] / l->batch_size, b = l->bags[p] % l->batch_size;
+      const mpe_table& table = g->tables[t];
+      const float* x = row;
+      if (slots != nullptr && slots[p] >= 0) {
+        x = cache_row(*g, slots[p]);
+      } else {
+        decode(table, row_address(table, l->keys[p], row_bytes_of(table, dim)), dim, row);
+      }
+      const int64_t first = l->bag_offsets[t * l->batch_size];
+      const int64_t line = table.pooling == MPE_pooling_none ? p - first : b;
+      const float dot = tree_dot(grad[t].data + line * grad[t].stride, x, dim);
+      const int64_t n = l->bag_offsets[l->bags[p] + 1] - l->bag_offsets[l->bags[p]];
+      out[p] = table.pooling == MPE_pooling_mean ? dot / static_cast<float>(n) : dot;
+    }
+  });
+  return MPE_OK;
+}
+
+MPE_END

@@ -1,0 +1,30 @@
+"""Entry point of the command line: ``mpembed`` and ``python -m mpembed``."""
+
+import sys
+
+CLI_PACKAGES = {"typer", "rich", "torch", "pyarrow", "matplotlib"}
+
+
+def main() -> int:
+    """Run the command line.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    try:
+        from mpembed.cli import app
+    except ModuleNotFoundError as error:
+        if error.name not in CLI_PACKAGES:
+            raise
+        print(
+            f"mpembed: the command line needs {error.name}; install mpembed[train]", file=sys.stderr
+        )
+        return 1
+    app()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,9 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+def empty(shape: int | Sequence[int], dtype: npt.DTypeLike) -> np.ndarray[Any, np.dtype[Any]]: ...
+def zeros(shape: int | Sequence[int], dtype: npt.DTypeLike) -> np.ndarray[Any, np.dtype[Any]]: ...
+def allocated_bytes() -> int: ...

@@ -1,0 +1,173 @@
+"""The sparse optimizers of ``mpembed.ops``: rows of one table updated in place."""
+
+from typing import Any
+
+import numpy as np
+
+from mpembed import _cpu, optim, registry
+from mpembed._dlpack import view
+from mpembed._inputs import FLOAT, INDEX, draw_key, make_batch_of_one, no_stream
+from mpembed._view import DTYPES, View, require
+from mpembed.config import MAX_DIM
+
+_U8 = DTYPES["uint8"]
+_COMMON = """
+    Parameters
+    ----------
+    weights : float32 tensor (E, D), or uint8 tensor (E, row_bytes)
+        The table, changed in place.
+    rows : int32 or int64 tensor (N,)
+        Row numbers; duplicates are summed before the update, in input order.
+    grads : float32 tensor (N, D)
+    {state}precision : str
+        Format of `weights`.
+    dim : int, optional
+        D; needed where `weights` are packed bytes.
+    lr, {eps}weight_decay : float
+    weight_decay_mode : str
+        ``"none"``, ``"l2"`` or ``"decoupled"``.
+    rounding, seed, step
+        As in `quantize`, for formats that round.
+
+    Returns
+    -------
+    int
+        Rows whose update would not be finite (or storable): they keep their values.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError, BufferError
+        Before anything changes.
+    """
+
+
+def _table(weights: Any, precision: str, dim: int | None) -> tuple[View, int]:
+    """Return the checked table and its number of columns."""
+    table = view(weights, "weights")
+    require(table, FLOAT | _U8 if precision == "fp32" else _U8, 2, writable=True)
+    if table.shape[0] < 1 or table.shape[1] < 1:
+        raise ValueError(f"weights must not be empty, got shape {table.shape}")
+    if table.dtype == "float32":
+        dim = table.shape[1] if dim is None else dim
+        require(table, FLOAT, 2, (table.shape[0], dim))
+        return table, dim
+    if dim is None or not 1 <= dim <= MAX_DIM:
+        raise ValueError(f"dim must be given for packed weights, 1 .. {MAX_DIM}, got {dim}")
+    require(table, _U8, 2, (table.shape[0], registry.row_bytes(precision, dim)))
+    return table, dim
+
+
+def _state(state: Any, optimizer: optim.Optimizer, rows: int, dim: int) -> tuple[View | None, int]:
+    """Return the checked optimizer state and its format."""
+    if optimizer.state_shape == registry.STATE_NONE:
+        return None, registry.FORMATS["fp32"]
+    checked = view(state, "state")
+    if optimizer.state_shape == registry.STATE_ROW:
+        require(checked, FLOAT, 1, (rows,), writable=True)
+        return checked, registry.FORMATS["fp32"]
+    require(checked, FLOAT | DTYPES["uint16"] | DTYPES["bfloat16"], 2, (rows, dim), writable=True)
+    return checked, registry.FORMATS["fp32" if checked.dtype == "float32" else "bf16"]
+
+
+def _apply(
+    optimizer: optim.Optimizer,
+    weights: Any,
+    rows: Any,
+    grads: Any,
+    state: Any,
+    *,
+    precision: str = "fp32",
+    dim: int | None = None,
+    rounding: str = "stochastic",
+    seed: int = 0,
+    step: int = 0,
+    stream: Any = None,
+) -> int:
+    no_stream(stream)
+    fmt = registry.choose("precision", precision, registry.FORMATS)
+    mode = registry.choose("rounding", rounding, registry.ROUNDINGS)
+    seed, step = draw_key(seed, step)
+    table, columns = _table(weights, precision, dim)
+    ids = view(rows, "rows")
+    require(ids, INDEX, 1)
+    gradient = view(grads, "grads")
+    require(gradient, FLOAT, 2, (ids.size, columns))
+    stored, state_format = _state(state, optimizer, table.shape[0], columns)
+    batch = make_batch_of_one(rows, np.array([0, ids.size], np.int64), None)
+    group = _cpu.Group(1, columns, mode, seed)
+    pooling = registry.POOLINGS["none"]
+    group.add_table("weights", table, stored, None, fmt, 0, pooling, state_format, 0)
+    lookups = group.prepare(batch, False)
+    lookups.dedup(group)
+    return int(group.update(lookups, None, gradient, optimizer.kernel_settings(), step)[0])
+
+
+def sgd_(
+    weights: Any,
+    rows: Any,
+    grads: Any,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    weight_decay_mode: str = "none",
+    **options: Any,
+) -> int:
+    """Sparse SGD in place: ``w -= lr * g``."""
+    settings = {"weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode}
+    return _apply(optim.SGD(lr, **settings), weights, rows, grads, None, **options)  # type: ignore[arg-type]
+
+
+def adagrad_(
+    weights: Any,
+    rows: Any,
+    grads: Any,
+    state: Any,
+    *,
+    lr: float,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    weight_decay_mode: str = "none",
+    **options: Any,
+) -> int:
+    """Sparse Adagrad in place: ``h += g^2; w -= lr * g / (sqrt(h) + eps)``."""
+    settings = {"eps": eps, "weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode}
+    return _apply(optim.Adagrad(lr, **settings), weights, rows, grads, state, **options)
+
+
+def rowwise_adagrad_(
+    weights: Any,
+    rows: Any,
+    grads: Any,
+    state: Any,
+    *,
+    lr: float,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    weight_decay_mode: str = "none",
+    **options: Any,
+) -> int:
+    """Sparse rowwise Adagrad in place: ``h += mean(g^2); w -= lr / (sqrt(h) + eps) * g``."""
+    settings: dict[str, Any] = {
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "weight_decay_mode": weight_decay_mode,
+    }
+    return _apply(optim.RowwiseAdagrad(lr, **settings), weights, rows, grads, state, **options)
+
+
+sgd_.__doc__ = f"{sgd_.__doc__}\n{_COMMON.format(state='', eps='')}"
+adagrad_.__doc__ = "{}\n{}".format(
+    adagrad_.__doc__,
+    _COMMON.format(
+        state="state : float32, uint16 or bfloat16 tensor (E, D)\n"
+        "        Sums of squares, changed in place; uint16 and bfloat16 hold BF16.\n    ",
+        eps="eps, ",
+    ),
+)
+rowwise_adagrad_.__doc__ = "{}\n{}".format(
+    rowwise_adagrad_.__doc__,
+    _COMMON.format(
+        state="state : float32 tensor (E,)\n        Sums of mean squares, changed in place.\n    ",
+        eps="eps, ",
+    ),
+)

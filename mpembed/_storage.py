@@ -1,0 +1,162 @@
+"""The arrays of a collection: tables, optimizer state, caches. Python owns them; kernels get views."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpembed import _cpu, registry
+from mpembed._memory import empty, zeros
+from mpembed.config import CacheConfig, TableConfig
+from mpembed.optim import Optimizer
+
+Array = npt.NDArray[Any]
+EMPTY_TAG = (1 << 48) - 1
+PIN_MASK = 0x7F << 56
+SKETCH_ROWS = 4
+_STATE_DTYPES: dict[str, Any] = {"fp32": np.float32, "bf16": np.uint16}
+
+
+@dataclass
+class CacheArrays:
+    """A group's cache: 12 bytes of metadata a slot, the FP32 rows, and LFU's sketch."""
+
+    tags: Array
+    meta: Array
+    rows: Array
+    counters: Array
+    sketch: Array | None
+
+    @classmethod
+    def allocate(cls, config: CacheConfig, table_rows: int, dim: int) -> "CacheArrays":
+        """Return an empty cache for a group with this many table rows."""
+        sets, ways = config.sets_for(table_rows), config.ways
+        tags = empty((sets, ways), np.uint64)
+        tags[...] = EMPTY_TAG
+        sketch = None
+        if _cpu.policy_has_sketch(registry.POLICIES[config.policy]):
+            width = 1 << (sets * ways - 1).bit_length()
+            sketch = zeros((SKETCH_ROWS, width), np.uint8)
+        return cls(
+            tags=tags,
+            meta=zeros((sets, ways), np.uint32),
+            rows=zeros((sets, ways, dim), np.float32),
+            counters=np.zeros(2, np.uint64),
+            sketch=sketch,
+        )
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the arrays by name."""
+        named = {name: getattr(self, name) for name in ("tags", "meta", "rows", "counters")}
+        return named if self.sketch is None else {**named, "sketch": self.sketch}
+
+
+@dataclass
+class GroupStorage:
+    """The tables of one dimension and their cache."""
+
+    dim: int
+    table_ids: list[int]
+    kernels: _cpu.Group
+    cache: CacheArrays | None
+
+
+@dataclass
+class Storage:
+    """All arrays of a collection."""
+
+    configs: Sequence[TableConfig]
+    rows: list[Array]
+    states: list[Array | None]
+    stats: Array
+    groups: list[GroupStorage] = field(default_factory=list)
+
+    def arrays(self) -> dict[str, Array]:
+        """Return every array that is state, by name; no copies."""
+        named: dict[str, Array] = {}
+        for config, rows, state in zip(self.configs, self.rows, self.states, strict=True):
+            named[f"table.{config.name}.rows"] = rows
+            if state is not None:
+                named[f"table.{config.name}.state"] = state
+        for group in self.groups:
+            if group.cache is not None:
+                for key, array in group.cache.arrays().items():
+                    named[f"cache.{group.dim}.{key}"] = array
+        named["stats"] = self.stats
+        return named
+
+
+def _allocate_state(config: TableConfig, optimizer: Optimizer) -> Array | None:
+    shape: tuple[int, ...] = (config.num_embeddings,)
+    if optimizer.state_shape == registry.STATE_NONE:
+        return None
+    if optimizer.state_shape == registry.STATE_ELEMENT:
+        shape = (*shape, config.embedding_dim)
+    start = np.float32(optimizer.initial_accumulator_value)
+    precision = optimizer.state_precision
+    state = zeros(shape, _STATE_DTYPES[precision])
+    if start:
+        state[...] = start if precision == "fp32" else _bf16_bits(start)
+    return state
+
+
+def _bf16_bits(value: np.float32) -> int:
+    """Return a value's BF16 bits, rounded to nearest even."""
+    bits = int(np.float32(value).view(np.uint32))
+    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+
+
+def allocate(
+    configs: Sequence[TableConfig],
+    cache: CacheConfig | None,
+    optimizer: Optimizer,
+    seed: int,
+    rounding: str,
+) -> Storage:
+    """Allocate a collection; the rows are not drawn yet."""
+    rows, states = [], []
+    for config in configs:
+        width = registry.row_bytes(config.precision, config.embedding_dim)
+        rows.append(empty((config.num_embeddings, width), np.uint8))
+        states.append(_allocate_state(config, optimizer))
+    stats = np.zeros((len(configs), len(registry.STATS)), np.int64)
+    storage = Storage(configs, rows, states, stats)
+    columns = np.cumsum([0] + [config.embedding_dim for config in configs])
+    for dim in sorted({config.embedding_dim for config in configs}):
+        ids = [i for i, config in enumerate(configs) if config.embedding_dim == dim]
+        kernels = _cpu.Group(len(ids), dim, registry.ROUNDINGS[rounding], seed)
+        for i in ids:
+            kernels.add_table(
+                configs[i].name,
+                rows[i],
+                states[i],
+                stats[i],
+                registry.FORMATS[configs[i].precision],
+                i,
+                registry.POOLINGS[configs[i].pooling],
+                registry.FORMATS[optimizer.state_precision],
+                int(columns[i]),
+            )
+        cached = None
+        if cache is not None:
+            cached = CacheArrays.allocate(cache, kernels.total_rows, dim)
+            kernels.set_cache(
+                cached.tags,
+                cached.meta,
+                cached.rows,
+                cached.sketch,
+                cached.counters,
+                registry.POLICIES[cache.policy],
+            )
+        storage.groups.append(GroupStorage(dim, ids, kernels, cached))
+    return storage
+
+
+def draw_initial_rows(storage: Storage) -> None:
+    """Fill every table with its initial rows."""
+    for group in storage.groups:
+        for position, table in enumerate(group.table_ids):
+            kind, a, b = storage.configs[table].init_parameters()
+            group.kernels.init_rows(position, registry.INITS[kind], a, b)

@@ -1,0 +1,148 @@
+"""The command line: ``mpembed info`` and ``mpembed train``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from mpembed.train.settings import TrainOptions
+
+app = typer.Typer(
+    help="Mixed-precision embedding tables with a full-precision cache.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_TRAIN_PACKAGES = ("torch", "pyarrow", "rich", "matplotlib")
+
+
+def _fail(message: str) -> NoReturn:
+    """Print one line and leave with the exit status of wrong usage."""
+    print(f"mpembed: {message}", file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    lines: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            lines |= _flat(value, f"{name}.")
+        elif isinstance(value, list | tuple | set | frozenset):
+            lines[name] = ", ".join(map(str, value)) or "none"
+        else:
+            lines[name] = str(value)
+    return lines
+
+
+@app.command()
+def info() -> None:
+    """Print version, backends and SIMD level."""
+    import mpembed
+
+    lines = _flat(mpembed.info())
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:{width}}  {value}")
+
+
+def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | None) -> None:
+    """Train and report; everything that can be refused is refused before training starts."""
+    absent = [name for name in _TRAIN_PACKAGES if find_spec(name) is None]
+    if absent:
+        _fail(f"train needs {', '.join(absent)}; install mpembed[train]")
+    from rich.console import Console
+
+    from mpembed.train.clicks import DataError
+    from mpembed.train.dataset import TRAIN
+    from mpembed.train.plot import write_plot
+    from mpembed.train.report import ProgressDisplay, check_writable, results_table, write_json
+    from mpembed.train.runner import open_dataset, run
+    from mpembed.train.settings import OptionError
+
+    try:
+        chosen = options()
+        check_writable("--json", json)
+        check_writable("--plot", plot)
+        dataset = open_dataset(chosen)
+        with ProgressDisplay(Console(stderr=True), chosen, dataset.ends[TRAIN]) as progress:
+            result = run(chosen, dataset, progress)
+    except (DataError, OptionError) as error:
+        _fail(str(error))
+    # A table that is piped to a file must not be folded to 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(results_table(result))
+    if json:
+        write_json(result, json)
+    if plot:
+        write_plot(result, plot)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Clicks in Criteo's format, plain or gzip. [default: synthetic clicks]"),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PRECISION[:CACHE[:ROUNDING]]",
+            help="Table setting to train, several times for several: a precision, the cache as a "
+            "share of the rows, stochastic or nearest; such as fp32, int8:0.05, int4:0:nearest. "
+            "The first is what the others are compared with. [default: six settings]",
+        ),
+    ] = None,
+    dim: Annotated[int, typer.Option(help="Dimension of the embeddings.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Clicks a step.")] = 128,
+    epochs: Annotated[int, typer.Option(help="Passes over the training part.")] = 1,
+    rows: Annotated[int | None, typer.Option(help="Use the first ROWS clicks only.")] = None,
+    optimizer: Annotated[
+        str, typer.Option(help="Of the tables: rowwise-adagrad, adagrad or sgd.")
+    ] = "rowwise-adagrad",
+    lr: Annotated[float, typer.Option(help="Learning rate of the tables.")] = 0.1,
+    policy: Annotated[str, typer.Option(help="Of the cache: lfu or lru.")] = "lfu",
+    seed: Annotated[int, typer.Option(help="Seed of weights, rows and rounding.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Seeds to average over, from SEED on.")] = 1,
+    min_count: Annotated[
+        int, typer.Option(help="Rarer values of the training part share one row.")
+    ] = 2,
+    max_rows: Annotated[
+        int | None, typer.Option(help="Hash tables that would have more rows to this many.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of PyTorch and of the tables. [default: theirs]")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all results to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Plot loss curves and loss against memory to this file.")
+    ] = None,
+) -> None:
+    """Train a DLRM under several table settings and compare loss, memory and speed."""
+    from mpembed.train.settings import DEFAULT_SETTINGS, Setting, TrainOptions
+
+    def options() -> TrainOptions:
+        return TrainOptions(
+            settings=tuple(Setting.parse(text) for text in setting or DEFAULT_SETTINGS),
+            data=data,
+            dim=dim,
+            batch_size=batch_size,
+            epochs=epochs,
+            rows=rows,
+            optimizer=optimizer,
+            lr=lr,
+            policy=policy,
+            seed=seed,
+            seeds=seeds,
+            min_count=min_count,
+            max_rows=max_rows,
+            threads=threads,
+        )
+
+    _train(options, json, plot)

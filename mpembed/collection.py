@@ -1,0 +1,459 @@
+"""The mixed-precision cached embedding: several tables, one fused training step."""
+
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mpembed import _inputs, _storage, checkpoint, registry
+from mpembed._checks import boolean, integer
+from mpembed._cpu import Batch, Lookups
+from mpembed._dlpack import view
+from mpembed._memory_report import memory_report
+from mpembed._view import require
+from mpembed.config import CacheConfig, TableConfig
+from mpembed.optim import Optimizer
+from mpembed.tickets import MAX_OPEN, Ticket
+
+MAX_TABLES = 1 << 16
+MAX_STEP = 1 << 40
+
+
+class EmbeddingBagCollection:
+    """Embedding tables in low precision with an FP32 cache, trained by fused optimizers.
+
+    Parameters
+    ----------
+    tables : sequence of TableConfig
+        Names are unique; dimensions, precisions and poolings may differ.
+    cache : CacheConfig, optional
+        One cache for each group of tables with the same dimension; None trains every row
+        straight in its table.
+    optimizer : SGD, Adagrad or RowwiseAdagrad
+        Its `lr` may change at every step.
+    device : str
+        ``"cpu"``.
+    seed : int
+        0 <= seed < 2^64; initial rows and rounding depend on nothing else.
+    rounding : str
+        ``"stochastic"`` or ``"nearest"``.
+    bounds : str
+        ``"raise"``: an index out of range raises IndexError and nothing of the batch is applied.
+        ``"drop"``: it contributes zero, is not trained and is counted.
+    on_nonfinite : str
+        A row whose update would not be finite (or storable) keeps its value and is counted;
+        ``"raise"`` also raises FloatingPointError once the other rows are updated, ``"skip"``
+        does not.
+
+    Notes
+    -----
+    The same calls give the same bytes for every thread count and SIMD level; the definition of
+    every bit is in ``docs/numerics.md``. Calls from several threads are taken one after the other.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        *,
+        optimizer: Optimizer,
+        cache: CacheConfig | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+        rounding: str = "stochastic",
+        bounds: str = "raise",
+        on_nonfinite: str = "raise",
+    ) -> None:
+        self._configure(tables, cache, optimizer, device, seed, rounding, bounds, on_nonfinite)
+        _storage.draw_initial_rows(self._storage)
+
+    def _configure(
+        self,
+        tables: Sequence[TableConfig],
+        cache: CacheConfig | None,
+        optimizer: Optimizer,
+        device: str,
+        seed: int,
+        rounding: str,
+        bounds: str,
+        on_nonfinite: str,
+    ) -> None:
+        """Check the settings and allocate; the rows are left undefined."""
+        self._tables = tuple(tables)
+        if not self._tables or not all(isinstance(t, TableConfig) for t in self._tables):
+            raise TypeError("tables must be a non-empty sequence of TableConfig")
+        if len(self._tables) >= MAX_TABLES:
+            raise ValueError(f"at most {MAX_TABLES - 1} tables, got {len(self._tables)}")
+        names = [table.name for table in self._tables]
+        if len(set(names)) != len(names):
+            raise ValueError(f"table names must be unique, got {names}")
+        if cache is not None and not isinstance(cache, CacheConfig):
+            raise TypeError(f"cache must be a CacheConfig or None, got {cache!r}")
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be an mpembed optimizer, got {optimizer!r}")
+        if device != "cpu":
+            raise ValueError(f"device must be 'cpu' (this build has no other), got {device!r}")
+        registry.choose("rounding", rounding, registry.ROUNDINGS)
+        registry.choose("bounds", bounds, {"raise": 0, "drop": 1})
+        registry.choose("on_nonfinite", on_nonfinite, {"raise": 0, "skip": 1})
+        self._cache, self._optimizer, self._device = cache, optimizer, device
+        self._seed = integer("seed", seed, 0, 2**64 - 1)
+        self._rounding, self._bounds, self._on_nonfinite = rounding, bounds, on_nonfinite
+        self._step = 0
+        self._open: weakref.WeakSet[Ticket] = weakref.WeakSet()
+        self._prefetched: list[Ticket] = []
+        self._implicit: Ticket | None = None
+        self._latest: Ticket | None = None
+        self._lock = threading.RLock()
+        self._storage = _storage.allocate(self._tables, cache, optimizer, self._seed, rounding)
+        self._groups = [group.kernels for group in self._storage.groups]
+
+    # ---- properties ------------------------------------------------------------------------
+
+    @property
+    def tables(self) -> tuple[TableConfig, ...]:
+        """The tables, in the order of the output's columns."""
+        return self._tables
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer; its `lr` may be set at any time."""
+        return self._optimizer
+
+    @property
+    def step(self) -> int:
+        """The write step: how many calls so far could change state."""
+        return self._step
+
+    # ---- training --------------------------------------------------------------------------
+
+    def prefetch(self, indices: Any, offsets: Any = None) -> Ticket:
+        """Admit a coming batch's rows to the cache and pin them.
+
+        Parameters
+        ----------
+        indices, offsets
+            As in `forward`.
+
+        Returns
+        -------
+        Ticket
+            Taken over by the next training forward with the same indices and offsets. The
+            collection keeps it until then or until ``ticket.drop()``.
+        """
+        with self._lock:
+            batch = _inputs.make_batch(self._tables, indices, offsets, None)
+            self._room_for_ticket()
+            lookups = self._prepare(batch)
+            self._next_step()
+            ticket = self._admit(batch, lookups)
+            self._prefetched.append(ticket)
+            return ticket
+
+    def forward(
+        self,
+        indices: Any,
+        offsets: Any = None,
+        per_sample_weights: Any = None,
+        out: Any = None,
+        training: bool = True,
+        ticket: bool = False,
+        stream: Any = None,
+    ) -> Any:
+        """Look up and pool a batch.
+
+        Parameters
+        ----------
+        indices : int32 or int64 array (N,), or dict of table name -> (indices, offsets)
+            Row numbers, table-major. Any DLPack exporter; never modified, never copied.
+        offsets : int32 or int64 array (T * B + 1,)
+            Bag b of table t holds ``indices[offsets[t * B + b] : offsets[t * B + b + 1]]``.
+        per_sample_weights : float32 array (N,), optional
+            One factor an index; with mean pooling the weighted sum is divided by the number of
+            indices.
+        out : float32 array (B, sum of D), optional
+            Where to write the output. A dict of arrays where some table has pooling "none".
+        training : bool
+            False changes no state at all.
+        ticket : bool
+            True returns ``(output, Ticket)``, to have several forwards open at once.
+        stream
+            For devices; must be None on the CPU.
+
+        Returns
+        -------
+        numpy.ndarray (B, sum of D), float32
+            `out` if it was given. If some table has pooling "none": a dict of table name ->
+            (B, D), or (number of the table's indices, D) for the unpooled ones.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, BufferError
+            Before anything changes.
+        """
+        training, ticket = boolean("training", training), boolean("ticket", ticket)
+        _inputs.no_stream(stream)
+        if ticket and not training:
+            raise ValueError("ticket=True needs training=True")
+        with self._lock:
+            batch = _inputs.make_batch(self._tables, indices, offsets, per_sample_weights)
+            shapes = _inputs.output_shapes(self._tables, batch.batch_size, batch.table_counts())
+            result = _inputs.allocate_output(shapes) if out is None else out
+            views = _inputs.matrix_views(result, "out", shapes, writable=True)
+            if not training:
+                self._evaluate(batch, views)
+                return result
+            opened = self._train_forward(batch, views, ticket)
+            return (result, opened) if ticket else result
+
+    def _evaluate(self, batch: Batch, views: Any) -> None:
+        for group, lookups in zip(self._groups, self._prepare(batch), strict=True):
+            slots = group.locate(lookups) if group.cached else None
+            group.lookup(lookups, slots, views)
+
+    def _train_forward(self, batch: Batch, views: Any, explicit: bool) -> Ticket:
+        lookups = self._prepare(batch)
+        ready = next((t for t in self._prefetched if t.same_batch(lookups)), None)
+        freed = 0 if self._implicit is None or not self._implicit.open else 1
+        if ready is None:
+            self._room_for_ticket(freed)
+        self._next_step()
+        if self._implicit is not None:
+            self._close(self._implicit)
+            self._implicit = None
+        if ready is None:
+            ready = self._admit(batch, lookups)
+        else:
+            self._prefetched.remove(ready)
+            ready.weighted = batch.weights is not None
+            for mine, new in zip(ready.lookups, lookups, strict=True):
+                mine.take_weights(new)
+        for group, part in zip(self._groups, ready.lookups, strict=True):
+            slots = group.scatter(part, group.refresh(part)) if group.cached else None
+            group.lookup(part, slots, views)
+            if not group.cached:
+                group.count_accesses(part, True, True)
+        self._latest = ready
+        self._implicit = None if explicit else ready
+        return ready
+
+    def backward(self, grad: Any, ticket: Ticket | None = None) -> Any:
+        """Update the rows of a forward with the fused optimizer.
+
+        Parameters
+        ----------
+        grad : float32 array (B, sum of D), or a dict like the forward's output
+            Gradient of the output.
+        ticket : Ticket, optional
+            The forward it belongs to; without one, the latest training forward.
+
+        Returns
+        -------
+        None or numpy.ndarray (N,), float32
+            The gradient of the per-sample weights where the forward had them, computed from the
+            rows as they are at this call, before the update.
+
+        Raises
+        ------
+        RuntimeError
+            If the forward was used already, was dropped, or there was none.
+        FloatingPointError
+            With ``on_nonfinite="raise"``, after the other rows have been updated.
+        """
+        with self._lock:
+            used = self._ticket_for(ticket)
+            counts = [0] * len(self._tables)
+            for stored, part in zip(self._storage.groups, used.lookups, strict=True):
+                for table, segment in zip(stored.table_ids, part.segments, strict=True):
+                    counts[table] = segment[2]
+            shapes = _inputs.output_shapes(self._tables, used.batch_size, counts)
+            views = _inputs.matrix_views(grad, "grad", shapes, writable=False)
+            self._next_step()
+            prepared = [self._slots_for_update(g, p) for g, p in self._parts(used)]
+            weight_grad = None
+            if used.weighted:
+                weight_grad = np.empty(used.num_indices, np.float32)
+                for (group, part), slots in zip(self._parts(used), prepared, strict=True):
+                    each = group.scatter(part, slots) if slots is not None else None
+                    group.weight_grad(part, each, views, weight_grad)
+            skipped = self._update(used, prepared, views)
+            self._close(used)
+            if skipped and self._on_nonfinite == "raise":
+                rows = sum(count for count, _, _ in skipped)
+                raise FloatingPointError(
+                    f"the update of {rows} row(s) would not be finite, first row {skipped[0][2]} of "
+                    f"table {skipped[0][1]!r}; they keep their values, all others are updated"
+                )
+            return weight_grad
+
+    def _slots_for_update(self, group: Any, part: Lookups) -> Any:
+        if group.cached:
+            return group.refresh(part)
+        part.dedup(group)
+        group.count_unique(part)
+        return None
+
+    def _update(self, used: Ticket, prepared: list[Any], views: Any) -> list[tuple[int, str, int]]:
+        settings = self._optimizer.kernel_settings()
+        skipped = []
+        for (group, part), slots in zip(self._parts(used), prepared, strict=True):
+            found = group.update(part, slots, views, settings, self._step)
+            if found[0]:
+                skipped.append(found)
+        return skipped
+
+    def flush(self) -> None:
+        """Write every dirty cache row back to its table; the rows stay cached."""
+        with self._lock:
+            self._next_step()
+            for group in self._groups:
+                if group.cached:
+                    group.flush(self._step)
+
+    # ---- rows ------------------------------------------------------------------------------
+
+    def rows(self, name: str, ids: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the current values of rows, cached or not, as float32 (len(ids), D)."""
+        with self._lock:
+            table, group, position = self._find(name)
+            checked = _inputs.row_ids(table, ids)
+            out = np.empty((len(checked), table.embedding_dim), np.float32)
+            group.read_rows(position, checked, view(out, "out"))
+            return out
+
+    def set_rows(self, name: str, ids: Any, values: Any) -> None:
+        """Set rows: a cached row in FP32, any other rounded into its table.
+
+        Parameters
+        ----------
+        name : str
+            Table.
+        ids : int32 or int64 array (n,)
+            Without duplicates.
+        values : float32 array (n, D)
+            Finite and within the precision's range. The optimizer's state does not change.
+        """
+        with self._lock:
+            table, group, position = self._find(name)
+            checked = _inputs.row_ids(table, ids)
+            if len(np.unique(checked)) != len(checked):
+                raise ValueError("ids has duplicates")
+            matrix = view(values, "values")
+            require(matrix, _inputs.FLOAT, 2, (len(checked), table.embedding_dim))
+            _inputs.storable(matrix, len(checked), table.embedding_dim, table.precision, "values")
+            self._next_step()
+            group.write_rows(position, checked, matrix, self._step)
+
+    def _find(self, name: str) -> tuple[TableConfig, Any, int]:
+        for group in self._storage.groups:
+            for position, table in enumerate(group.table_ids):
+                if self._tables[table].name == name:
+                    return self._tables[table], group.kernels, position
+        raise KeyError(f"no table {name!r}; there are {[t.name for t in self._tables]}")
+
+    # ---- what it holds ---------------------------------------------------------------------
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """Return exact counts for each table, ``mpembed.STATS`` by name, since the start."""
+        with self._lock:
+            return {
+                config.name: dict(zip(registry.STATS, map(int, row), strict=True))
+                for config, row in zip(self._tables, self._storage.stats, strict=True)
+            }
+
+    def memory_report(self) -> dict[str, Any]:
+        """Count every byte.
+
+        Returns
+        -------
+        dict
+            ``tables``: table name -> bytes of ``codes``, ``row_parameters``, ``optimizer_state``.
+            ``caches``: ``dim{D}`` -> bytes of ``cache_rows``, ``tags``, ``policy_state``,
+            ``sketch`` (a cache is shared by the tables of a dimension). ``statistics``,
+            ``workspace`` (open batches), ``total``. ``fp32_total``: the same tables in FP32 with
+            the same optimizer and no cache. ``ratio``: fp32_total / total;
+            ``ratio_embeddings``: the same with the optimizer's state left out on both sides.
+        """
+        with self._lock:
+            return memory_report(self._storage, sum(t.nbytes for t in self._open))
+
+    def state_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return all state by name: views of the arrays, and a copy of the step."""
+        with self._lock:
+            return {**self._storage.arrays(), "step": np.array([self._step], np.uint64)}
+
+    # ---- checkpoints -----------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one file, under a temporary name first; resuming is bit-exact."""
+        with self._lock:
+            checkpoint.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "EmbeddingBagCollection":
+        """Return a collection as it was saved; batches open at the time are not part of it.
+
+        Raises
+        ------
+        OSError, ValueError
+            If the file cannot be read, or is no checkpoint of this version.
+        """
+        return checkpoint.load(path)
+
+    # ---- batches ---------------------------------------------------------------------------
+
+    def _prepare(self, batch: Batch) -> list[Lookups]:
+        return [group.prepare(batch, self._bounds == "drop") for group in self._groups]
+
+    def _admit(self, batch: Batch, lookups: list[Lookups]) -> Ticket:
+        for group, part in zip(self._groups, lookups, strict=True):
+            if group.cached:
+                group.admit(part, self._step)
+                group.count_accesses(part, False, True)
+        ticket = Ticket(
+            self, lookups, batch.batch_size, batch.num_indices, weighted=batch.weights is not None
+        )
+        self._open.add(ticket)
+        return ticket
+
+    def _parts(self, ticket: Ticket) -> list[tuple[Any, Lookups]]:
+        return list(zip(self._groups, ticket.lookups, strict=True))
+
+    def _next_step(self) -> None:
+        if self._step + 1 >= MAX_STEP:
+            raise OverflowError(f"the write step may not exceed {MAX_STEP - 1}")
+        self._step += 1
+
+    def _room_for_ticket(self, freed: int = 0) -> None:
+        if len(self._open) - freed >= MAX_OPEN:
+            raise RuntimeError(f"{MAX_OPEN} batches are open; use or drop their tickets first")
+
+    def _ticket_for(self, ticket: Ticket | None) -> Ticket:
+        used = self._latest if ticket is None else ticket
+        if used is None:
+            raise RuntimeError("backward without a training forward")
+        if not isinstance(used, Ticket):
+            raise TypeError(f"ticket must be a Ticket, got {type(used).__name__}")
+        if not used.belongs_to(self):
+            raise ValueError("the ticket belongs to another collection")
+        if not used.open:
+            raise RuntimeError("the forward of this backward was used already or dropped")
+        if used in self._prefetched:
+            raise RuntimeError("the ticket is a prefetch's: call forward first")
+        return used
+
+    def _close(self, ticket: Ticket) -> None:
+        """Unpin a ticket's rows and forget it."""
+        with self._lock:
+            if not ticket.open:
+                return
+            ticket.open = False
+            for group, part in self._parts(ticket):
+                if group.cached:
+                    group.release(part)
+            ticket.lookups = []
+            self._open.discard(ticket)
+            if ticket in self._prefetched:
+                self._prefetched.remove(ticket)

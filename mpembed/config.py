@@ -1,0 +1,114 @@
+"""What a collection is made of: its tables and its cache."""
+
+import math
+from dataclasses import dataclass
+
+from mpembed import registry
+from mpembed._checks import finite, integer
+
+MAX_DIM = 1 << 20
+MAX_ROWS = 1 << 47
+Init = str | tuple[str, float] | tuple[str, float, float]
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """One embedding table.
+
+    Parameters
+    ----------
+    name : str
+        Unique within the collection.
+    num_embeddings : int
+        Rows, E >= 1.
+    embedding_dim : int
+        Columns, 1 <= D <= 2^20.
+    precision : str
+        Storage format of the rows, a key of ``mpembed.registry.FORMATS``.
+    pooling : str
+        ``"sum"``, ``"mean"``, or ``"none"`` (one output row an index).
+    init : None, "zeros", ("uniform", lo, hi) or ("normal", std)
+        Initial values; None is uniform within ``+-1/sqrt(E)``.
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    precision: str = "fp32"
+    pooling: str = "sum"
+    init: Init | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"a table's name must be a non-empty string, got {self.name!r}")
+        integer(f"num_embeddings of table {self.name!r}", self.num_embeddings, 1, MAX_ROWS)
+        integer(f"embedding_dim of table {self.name!r}", self.embedding_dim, 1, MAX_DIM)
+        registry.choose(f"precision of table {self.name!r}", self.precision, registry.FORMATS)
+        registry.choose(f"pooling of table {self.name!r}", self.pooling, registry.POOLINGS)
+        self.init_parameters()
+
+    def init_parameters(self) -> tuple[str, float, float]:
+        """Return the kind of initial values and its two parameters (unused ones are 0)."""
+        if self.init is None:
+            bound = 1.0 / math.sqrt(self.num_embeddings)
+            return "uniform", -bound, bound
+        kind, *values = (self.init,) if isinstance(self.init, str) else tuple(self.init)
+        what = f"init of table {self.name!r}"
+        expected = {"zeros": 0, "uniform": 2, "normal": 1}
+        if kind not in expected or len(values) != expected[kind]:
+            raise ValueError(
+                f"{what} must be None, 'zeros', ('uniform', lo, hi) or ('normal', std), "
+                f"got {self.init!r}"
+            )
+        # Every format stores such values; larger ones make no sense as a start.
+        numbers = [finite(what, v, -1e4, 1e4) for v in values] + [0.0, 0.0]
+        if kind == "uniform" and numbers[0] > numbers[1]:
+            raise ValueError(f"{what}: lo {values[0]!r} is larger than hi {values[1]!r}")
+        if kind == "normal" and numbers[0] < 0:
+            raise ValueError(f"{what}: std {values[0]!r} is negative")
+        return kind, numbers[0], numbers[1]
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The FP32 cache; each group of tables with the same dimension gets one.
+
+    Parameters
+    ----------
+    load_factor : float, optional
+        Cache rows / table rows of the group, > 0. The number of sets is rounded up.
+    num_sets : int, optional
+        Sets of each group's cache, instead of `load_factor`.
+    policy : str
+        ``"lru"`` or ``"lfu"``, a key of ``mpembed.registry.POLICIES``.
+    ways : int
+        Slots a set: 8, 16 or 32.
+    """
+
+    load_factor: float | None = None
+    num_sets: int | None = None
+    policy: str = "lru"
+    ways: int = 32
+
+    def __post_init__(self) -> None:
+        if (self.load_factor is None) == (self.num_sets is None):
+            raise ValueError("CacheConfig takes exactly one of load_factor and num_sets")
+        if self.load_factor is not None:
+            finite("load_factor", self.load_factor, 0.0, 1e6)
+            if self.load_factor <= 0:
+                raise ValueError(f"load_factor must be positive, got {self.load_factor!r}")
+        if self.num_sets is not None:
+            integer("num_sets", self.num_sets, 1, 1 << 26)
+        registry.choose("policy", self.policy, registry.POLICIES)
+        if isinstance(self.ways, bool) or self.ways not in (8, 16, 32):
+            raise ValueError(f"ways must be 8, 16 or 32, got {self.ways!r}")
+
+    def sets_for(self, rows: int) -> int:
+        """Return the number of sets for a group with this many table rows."""
+        if self.num_sets is not None:
+            return int(self.num_sets)
+        assert self.load_factor is not None
+        sets = max(1, math.ceil(self.load_factor * rows / self.ways))
+        if sets * self.ways >= 1 << 31:
+            raise ValueError(f"a cache of {sets} x {self.ways} slots exceeds 2^31 - 1 slots")
+        return sets

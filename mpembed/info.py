@@ -1,0 +1,31 @@
+"""What this build and this machine offer."""
+
+from typing import Any
+
+from mpembed import _cpu, registry
+from mpembed._checks import integer
+from mpembed._version import __version__
+
+
+def set_num_threads(n: int) -> None:
+    """Use `n` CPU threads (1 .. 1024) from the next call on; results do not depend on it."""
+    _cpu.set_num_threads(integer("the number of threads", n, 1, 1024))
+
+
+def get_num_threads() -> int:
+    """Return the number of CPU threads in use."""
+    return int(_cpu.get_num_threads())
+
+
+def info() -> dict[str, Any]:
+    """Return the version, the backends, the SIMD level, the threads and the registered names."""
+    return {
+        "version": __version__,
+        "backends": ["cpu"],
+        "simd": _cpu.LEVEL,
+        "threads": get_num_threads(),
+        "cuda": "not in this build",
+        "formats": list(registry.FORMATS),
+        "optimizers": list(registry.OPTIMIZERS),
+        "policies": list(registry.POLICIES),
+    }

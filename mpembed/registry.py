@@ -1,0 +1,42 @@
+"""The one list of formats, optimizers, policies, poolings and statistics.
+
+Every name and number comes from ``include/mpembed/registry.h``, through the compiled kernels, so
+that a format added there exists here. The dictionaries map a name to its number.
+"""
+
+from mpembed import _cpu
+
+FORMATS: dict[str, int] = _cpu.FORMATS
+OPTIMIZERS: dict[str, int] = _cpu.OPTIMIZERS
+POLICIES: dict[str, int] = _cpu.POLICIES
+POOLINGS: dict[str, int] = _cpu.POOLINGS
+WEIGHT_DECAYS: dict[str, int] = _cpu.WEIGHT_DECAYS
+ROUNDINGS: dict[str, int] = _cpu.ROUNDINGS
+INITS: dict[str, int] = _cpu.INITS
+STATS: tuple[str, ...] = tuple(_cpu.STATS)
+
+# What an optimizer keeps (mpe_state_shape).
+STATE_NONE, STATE_ROW, STATE_ELEMENT = 0, 1, 2
+
+
+def choose(what: str, name: object, choices: dict[str, int]) -> int:
+    """Return the number of a registered name.
+
+    Raises
+    ------
+    ValueError
+        If the name is not registered; the message lists the names that are.
+    """
+    if not isinstance(name, str) or name not in choices:
+        raise ValueError(f"{what} must be one of {', '.join(map(repr, choices))}, got {name!r}")
+    return choices[name]
+
+
+def row_bytes(precision: str, embedding_dim: int) -> int:
+    """Return the bytes of a row of `embedding_dim` values in a precision, header included."""
+    return int(_cpu.row_bytes(choose("precision", precision, FORMATS), embedding_dim))
+
+
+def code_bytes(precision: str, embedding_dim: int) -> int:
+    """Return the bytes of a row's codes alone, without scale and bias."""
+    return int(_cpu.code_bytes(choose("precision", precision, FORMATS), embedding_dim))

@@ -1,0 +1,5 @@
+"""Train a DLRM on click logs under several table settings: the job behind ``mpembed train``.
+
+The modules here need the packages of the extra ``mpembed[train]``; importing :mod:`mpembed` alone
+imports none of them.
+"""

@@ -1,0 +1,137 @@
+"""A DLRM: the perceptrons and the dot interaction in PyTorch, the tables in mpembed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+import mpembed as mpe
+
+from .clicks import NUM_CATS, NUM_INTS
+from .settings import Setting, TrainOptions
+
+BOTTOM = (NUM_INTS, 512, 256, 64)
+TOP = (512, 256, 1)
+MLP_ADAM_LR = 1e-3
+
+
+def _mlp(sizes: Sequence[int], relu_last: bool, generator: torch.Generator) -> nn.Sequential:
+    """Linear layers with ReLU between, started at N(0, 2 / (m + n)), biases at N(0, 1 / m)."""
+    layers: list[nn.Module] = []
+    for index, (n, m) in enumerate(pairwise(sizes)):
+        linear = nn.Linear(n, m)
+        with torch.no_grad():
+            linear.weight.normal_(0.0, (2.0 / (m + n)) ** 0.5, generator=generator)
+            linear.bias.normal_(0.0, (1.0 / m) ** 0.5, generator=generator)
+        layers.append(linear)
+        if relu_last or index < len(sizes) - 2:
+            layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+class Perceptrons(nn.Module):
+    """Everything of a DLRM but its tables.
+
+    Parameters
+    ----------
+    dim : int
+        Dimension of the embeddings.
+    seed : int
+        Seed of the starting weights.
+    """
+
+    def __init__(self, dim: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        vectors = NUM_CATS + 1
+        self.dim = dim
+        self.bottom = _mlp((*BOTTOM, dim), True, generator)
+        self.top = _mlp((dim + vectors * (vectors - 1) // 2, *TOP), False, generator)
+        self._below = torch.tril_indices(vectors, vectors, -1)
+
+    def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        """Give the log odds of a click.
+
+        Parameters
+        ----------
+        dense : Tensor, shape (B, 13)
+            Features of the integers.
+        pooled : Tensor, shape (B, 26 * dim)
+            Embeddings.
+
+        Returns
+        -------
+        Tensor, shape (B,)
+            Log odds.
+        """
+        bottom = self.bottom(dense)
+        vectors = torch.cat([bottom, pooled], dim=1).view(len(dense), -1, self.dim)
+        products = torch.bmm(vectors, vectors.transpose(1, 2))
+        pairs = products[:, self._below[0], self._below[1]]
+        logits: torch.Tensor = self.top(torch.cat([bottom, pairs], dim=1)).squeeze(1)
+        return logits
+
+
+def mlp_optimizer(net: Perceptrons, options: TrainOptions) -> torch.optim.Optimizer:
+    """Make the optimizer of the perceptrons.
+
+    Parameters
+    ----------
+    net : Perceptrons
+        The model.
+    options : TrainOptions
+        With the optimizer "sgd" the perceptrons use it too, at the same rate, as the reference
+        script of DLRM does; otherwise they use Adam.
+
+    Returns
+    -------
+    torch.optim.Optimizer
+        The optimizer.
+    """
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(net.parameters(), lr=options.lr)
+    return torch.optim.Adam(net.parameters(), lr=MLP_ADAM_LR, fused=True)
+
+
+def make_tables(
+    rows: Sequence[int], setting: Setting, options: TrainOptions, seed: int
+) -> mpe.EmbeddingBagCollection:
+    """Make the embedding tables of one setting.
+
+    Parameters
+    ----------
+    rows : sequence of int
+        Rows of each table.
+    setting : Setting
+        How the rows are stored.
+    options : TrainOptions
+        Dimension, optimizer and cache policy.
+    seed : int
+        Seed of the starting rows and of the rounding.
+
+    Returns
+    -------
+    EmbeddingBagCollection
+        The tables C1 to C26.
+    """
+    optimizers = {"rowwise-adagrad": mpe.RowwiseAdagrad, "adagrad": mpe.Adagrad, "sgd": mpe.SGD}
+    # The reference script's U(+-1/sqrt(E)), the collection's own default, leaves Adagrad to start
+    # large tables at next to nothing and small ones at far too much.
+    init = {} if options.optimizer == "sgd" else {"init": ("normal", 0.01)}
+    tables = [
+        mpe.TableConfig(f"C{i}", num_rows, options.dim, precision=setting.precision, **init)
+        for i, num_rows in enumerate(rows, 1)
+    ]
+    cache = None
+    if setting.load_factor:
+        cache = mpe.CacheConfig(load_factor=setting.load_factor, policy=options.policy)
+    return mpe.EmbeddingBagCollection(
+        tables,
+        cache=cache,
+        optimizer=optimizers[options.optimizer](lr=options.lr),
+        seed=seed,
+        rounding=setting.rounding,
+    )

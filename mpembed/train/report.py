@@ -1,0 +1,181 @@
+"""Show a run: a table, a progress display, a JSON file, a plot."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .settings import OptionError, TrainOptions
+from .trial import Trial
+
+_COLUMNS = (
+    "log\nloss",
+    "to first\n%",
+    "\nAUC",
+    "accuracy\n%",
+    "\nmemory",
+    "\nratio",
+    "rows\nonly",
+    "hits\n%",
+    "step\nms",
+    "tables\nms",
+)
+_PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def check_writable(option: str, path: Path | None) -> None:
+    """Refuse an output file that could not be written after the training.
+
+    Parameters
+    ----------
+    option : str
+        Name of the option, for the message.
+    path : Path or None
+        The file; it is not touched.
+
+    Raises
+    ------
+    OptionError
+        If it is a directory, its directory does not exist, or writing is not allowed.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise OptionError(f"{option} {path}: is a directory")
+    if not path.parent.is_dir():
+        raise OptionError(f"{option} {path}: there is no directory {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OptionError(f"{option} {path}: cannot be written")
+    if option == "--plot" and path.suffix.lower() not in _PLOT_SUFFIXES:
+        raise OptionError(f"{option} {path}: the name must end in {', '.join(_PLOT_SUFFIXES)}")
+
+
+class ProgressDisplay:
+    """One bar a setting with its loss, hit rate and speed.
+
+    Parameters
+    ----------
+    console : Console
+        Where to draw.
+    options : TrainOptions
+        The run.
+    train_rows : int
+        Clicks of the training part.
+    """
+
+    def __init__(self, console: Console, options: TrainOptions, train_rows: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("loss {task.fields[loss]}  hits {task.fields[hits]}  {task.fields[speed]}"),
+            console=console,
+        )
+        total = train_rows * options.epochs * options.seeds
+        self._tasks = {
+            s.name: self._progress.add_task(s.name, total=total, loss="-", hits="-", speed="-")
+            for s in options.settings
+        }
+
+    def __enter__(self) -> ProgressDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, trial: Trial, rows: int) -> None:
+        """Take note of `rows` more clicks trained on."""
+        hits = trial.hit_rate()
+        self._progress.update(
+            self._tasks[trial.setting.name],
+            advance=rows,
+            loss=f"{trial.recent_loss():.4f}",
+            hits="-" if hits is None else f"{100 * hits:.1f} %",
+            speed=f"{trial.rows_per_second():,.0f} rows/s",
+        )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:{form}}"
+
+
+def _difference(row: dict[str, Any], is_base: bool) -> str:
+    if is_base:
+        return "-"
+    error = row["difference_standard_error"]
+    text = f"{row['difference_percent']:+.2f}"
+    return text if error is None else f"{text} ± {error:.2f}"
+
+
+def results_table(result: dict[str, Any]) -> Table:
+    """Lay out the table of a run.
+
+    Parameters
+    ----------
+    result : dict
+        From :func:`mpembed.train.runner.run`.
+
+    Returns
+    -------
+    rich.table.Table
+        One row a setting.
+    """
+    data, summary = result["data"], result["summary"]
+    title = (
+        f"{data['source']}: {data['rows']:,} clicks, {sum(data['table_rows']):,} table rows of "
+        f"{result['config']['dim']}, {summary[0]['seeds']} seed(s)"
+    )
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("tables", no_wrap=True)
+    for name in _COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for index, row in enumerate(summary):
+        hits = row["hit_rate"]
+        table.add_row(
+            row["setting"],
+            _number(row["log_loss"], ".4f"),
+            _difference(row, index == 0),
+            _number(row["auc"], ".4f"),
+            _number(100 * row["accuracy"], ".2f"),
+            decimal(row["bytes"]),
+            _number(row["ratio"], ".2f"),
+            _number(row["ratio_embeddings"], ".2f"),
+            _number(None if hits is None else 100 * hits, ".1f"),
+            _number(row["step_ms"], ".1f"),
+            _number(row["embedding_ms"], ".2f"),
+        )
+    return table
+
+
+def _plain(value: Any) -> Any:
+    """Replace what JSON has no word for, NaN and infinities, by null."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(result: dict[str, Any], path: Path) -> None:
+    """Write everything known of a run.
+
+    Parameters
+    ----------
+    result : dict
+        From :func:`mpembed.train.runner.run`.
+    path : Path
+        The file.
+    """
+    text = json.dumps(_plain(result), indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,109 @@
+"""Train one model under several table settings, side by side on the same batches."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+import mpembed as mpe
+
+from .criteo import CriteoFile
+from .dataset import TEST, TRAIN, Dataset
+from .settings import TrainOptions
+from .summary import summarize
+from .synthetic import DEFAULT_ROWS, SyntheticSource
+from .trial import Trial
+
+# Settings take turns after this many steps: few enough for one pass over the data to serve them
+# all, enough that a model's weights are warm in the processor's caches for nearly every step.
+_STEPS_PER_TURN = 32
+
+#: Called after each turn with the trial and the number of clicks it just trained on.
+Progress = Callable[[Trial, int], None]
+
+
+def open_dataset(options: TrainOptions) -> Dataset:
+    """Open the data of a run and give its values rows.
+
+    Parameters
+    ----------
+    options : TrainOptions
+        The run; without a file the clicks are synthetic.
+
+    Returns
+    -------
+    Dataset
+        Encoded clicks.
+    """
+    source = (
+        SyntheticSource(options.rows or DEFAULT_ROWS)
+        if options.data is None
+        else CriteoFile(options.data, options.rows)
+    )
+    return Dataset(source, options.min_count, options.max_rows, options.log_shift)
+
+
+def _run_seed(options: TrainOptions, dataset: Dataset, seed: int, report: Progress) -> list[Trial]:
+    trials = [Trial(s, options, dataset.table_rows, seed) for s in options.settings]
+    turn_rows = options.batch_size * _STEPS_PER_TURN
+    for epoch in range(1, options.epochs + 1):
+        last = TEST if epoch == options.epochs else TRAIN
+        for block in dataset.blocks(turn_rows, last):
+            for trial in trials:
+                if block.part == TRAIN:
+                    trial.train(block)
+                    report(trial, len(block))
+                else:
+                    trial.predict(block)
+    return trials
+
+
+def run(options: TrainOptions, dataset: Dataset, report: Progress) -> dict[str, Any]:
+    """Train and evaluate every setting from every seed.
+
+    Parameters
+    ----------
+    options : TrainOptions
+        The run.
+    dataset : Dataset
+        From :func:`open_dataset`.
+    report : callable
+        Called with a trial and a number of rows as training goes on.
+
+    Returns
+    -------
+    dict
+        Everything that the report shows and the JSON file holds.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+        mpe.set_num_threads(options.threads)
+    results: list[dict[str, Any]] = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        # Only the results are kept, so that one seed's tables are gone before the next one's come.
+        results += [trial.result() for trial in _run_seed(options, dataset, seed, report)]
+    config = asdict(options)
+    config["data"] = str(options.data) if options.data else None
+    config["settings"] = [{"name": s.name, **asdict(s)} for s in options.settings]
+    return {
+        "config": config,
+        "versions": {
+            "mpembed": mpe.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "threads": torch.get_num_threads(),
+        "data": {
+            **dataset.source.describe(),
+            "split_ends": dataset.ends,
+            "table_rows": dataset.table_rows,
+        },
+        "summary": summarize(results),
+        "runs": results,
+    }

@@ -1,0 +1,137 @@
+"""What to train: the options of the job and the table settings it compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8_fp16", "int4", "int2")
+ROUNDINGS = ("stochastic", "nearest")
+OPTIMIZERS = ("rowwise-adagrad", "adagrad", "sgd")
+POLICIES = ("lfu", "lru")
+DEFAULT_SETTINGS = ("fp32", "int8:0.05", "int4:0.05", "int4:0.01", "int2:0.05", "int4:0:nearest")
+_SYNTAX = "PRECISION[:CACHE[:ROUNDING]], such as int8:0.05 or int4:0:nearest"
+
+
+class OptionError(ValueError):
+    """An option has a value that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the tables of one of the compared models are stored.
+
+    Attributes
+    ----------
+    precision : str
+        Storage format of the rows.
+    load_factor : float
+        Cache rows as a share of the table rows; 0 for no cache.
+    rounding : str
+        "stochastic" or "nearest".
+    """
+
+    precision: str
+    load_factor: float = 0.0
+    rounding: str = "stochastic"
+
+    @classmethod
+    def parse(cls, text: str) -> Setting:
+        """Read ``PRECISION[:CACHE[:ROUNDING]]``.
+
+        Parameters
+        ----------
+        text : str
+            Such as "fp32", "int8:0.05" or "int4:0:nearest".
+
+        Returns
+        -------
+        Setting
+            The setting.
+
+        Raises
+        ------
+        OptionError
+            If a part is not known or out of range.
+        """
+        parts = text.split(":")
+        if len(parts) > 3:
+            raise OptionError(f"--setting {text!r}: expected {_SYNTAX}")
+        precision, load, rounding = parts + ["0", "stochastic"][len(parts) - 1 :]
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise OptionError(f"--setting {text!r}: no precision {precision!r}; known: {known}")
+        if rounding not in ROUNDINGS:
+            known = " or ".join(ROUNDINGS)
+            raise OptionError(f"--setting {text!r}: rounding {rounding!r} is not {known}")
+        try:
+            load_factor = float(load)
+        except ValueError:
+            load_factor = -1.0
+        if not 0.0 <= load_factor <= 1.0:
+            raise OptionError(f"--setting {text!r}: cache {load!r} is not a number from 0 to 1")
+        return cls(precision, load_factor, rounding)
+
+    @property
+    def name(self) -> str:
+        """Name in the report."""
+        cache = f" + {100 * self.load_factor:g} %" if self.load_factor else ""
+        nearest = " nearest" if self.rounding == "nearest" else ""
+        return f"{self.precision}{cache}{nearest}"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of a run; the first setting is what the others are compared with.
+
+    Attributes are those of ``mpembed train``.
+    """
+
+    settings: tuple[Setting, ...]
+    data: Path | None = None
+    dim: int = 16
+    batch_size: int = 128
+    epochs: int = 1
+    rows: int | None = None
+    optimizer: str = "rowwise-adagrad"
+    lr: float = 0.1
+    policy: str = "lfu"
+    seed: int = 0
+    seeds: int = 1
+    min_count: int = 2
+    max_rows: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, low in (
+            ("dim", self.dim, 1),
+            ("batch-size", self.batch_size, 1),
+            ("epochs", self.epochs, 1),
+            ("rows", self.rows, 1),
+            ("seed", self.seed, 0),
+            ("seeds", self.seeds, 1),
+            ("min-count", self.min_count, 1),
+            ("max-rows", self.max_rows, 3),
+            ("threads", self.threads, 1),
+        ):
+            if value is not None and value < low:
+                raise OptionError(f"--{name} is {value}; it must be at least {low}")
+        if not 0.0 < self.lr < float("inf"):
+            raise OptionError(f"--lr is {self.lr}; it must be a positive number")
+        for name, choice, known in (
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("policy", self.policy, POLICIES),
+        ):
+            if choice not in known:
+                raise OptionError(f"--{name} {choice!r} is not one of {', '.join(known)}")
+        names = [s.name for s in self.settings]
+        for name in names:
+            if names.count(name) > 1:
+                raise OptionError(f"--setting: {name!r} is given twice")
+        if not names:
+            raise OptionError("--setting: at least one is needed")
+
+    @property
+    def log_shift(self) -> int:
+        """Shift of the logarithm of the integers, as the reference script has it for SGD."""
+        return 1 if self.optimizer == "sgd" else 2

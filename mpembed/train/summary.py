@@ -1,0 +1,80 @@
+"""Means over seeds and paired differences to the first setting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def paired_difference(
+    losses: npt.NDArray[np.float64], base: npt.NDArray[np.float64]
+) -> tuple[float, float | None]:
+    """Compare losses of the same seeds and batches.
+
+    Parameters
+    ----------
+    losses, base : ndarray of float64
+        Log losses, one a seed, in the same order.
+
+    Returns
+    -------
+    difference : float
+        Mean over the seeds of ``100 * (loss / base - 1)``, in per cent.
+    standard_error : float or None
+        Of that mean; None for one seed, which cannot tell.
+    """
+    percent = 100.0 * (losses / base - 1.0)
+    if len(percent) == 1:
+        return float(percent[0]), None
+    return float(percent.mean()), float(percent.std(ddof=1) / np.sqrt(len(percent)))
+
+
+def _row(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
+    def mean(*keys: str) -> float:
+        values: list[Any] = runs
+        for key in keys:
+            values = [v[key] for v in values]
+        return float(np.mean(values))
+
+    def losses(of: list[dict[str, Any]]) -> npt.NDArray[np.float64]:
+        return np.array([r["test"]["log_loss"] for r in of])
+
+    difference, error = paired_difference(losses(runs), losses(base))
+    return {
+        "setting": runs[0]["setting"],
+        "seeds": len(runs),
+        "log_loss": mean("test", "log_loss"),
+        "difference_percent": difference,
+        "difference_standard_error": error,
+        "auc": mean("test", "auc"),
+        "accuracy": mean("test", "accuracy"),
+        "validation_log_loss": mean("validation", "log_loss"),
+        "bytes": runs[0]["memory"]["total"],
+        "ratio": runs[0]["memory"]["ratio"],
+        "ratio_embeddings": runs[0]["memory"]["ratio_embeddings"],
+        "hit_rate": None if runs[0]["hit_rate"] is None else mean("hit_rate"),
+        "step_ms": mean("step_ms"),
+        "embedding_ms": mean("embedding_ms"),
+    }
+
+
+def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make one row a setting.
+
+    Parameters
+    ----------
+    runs : list of dict
+        Results of trials; the seeds come in the same order for every setting.
+
+    Returns
+    -------
+    list of dict
+        In the order of the settings; differences are to the first.
+    """
+    by_setting: dict[str, list[dict[str, Any]]] = {}
+    for one in runs:
+        by_setting.setdefault(one["setting"], []).append(one)
+    base = next(iter(by_setting.values()))
+    return [_row(of_setting, base) for of_setting in by_setting.values()]

@@ -1,0 +1,156 @@
+"""One model under one table setting: train on blocks, predict, keep the books."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from .dataset import TEST, VALIDATION, Block
+from .metrics import accuracy, auc, log_loss
+from .model import Perceptrons, make_tables, mlp_optimizer
+from .settings import Setting, TrainOptions
+
+_CURVE_POINTS = 100
+F32 = npt.NDArray[np.float32]
+
+
+class Trial:
+    """A model, its tables and its optimizer.
+
+    Parameters
+    ----------
+    setting : Setting
+        How the tables are stored.
+    options : TrainOptions
+        The run.
+    table_rows : sequence of int
+        Rows of each table.
+    seed : int
+        Seed of the weights, the rows and the rounding.
+    """
+
+    def __init__(
+        self, setting: Setting, options: TrainOptions, table_rows: Sequence[int], seed: int
+    ) -> None:
+        self.setting, self.seed = setting, seed
+        self._batch_size = options.batch_size
+        self._net = Perceptrons(options.dim, seed)
+        self._optimizer = mlp_optimizer(self._net, options)
+        self._tables = make_tables(table_rows, setting, options, seed)
+        self._loss = nn.BCEWithLogitsLoss()
+        self._trained: list[int] = []
+        self.losses: list[float] = []
+        self._step_seconds: list[float] = []
+        self._table_seconds: list[float] = []
+        self._labels: dict[str, list[F32]] = {VALIDATION: [], TEST: []}
+        self._logits: dict[str, list[F32]] = {VALIDATION: [], TEST: []}
+
+    def train(self, block: Block) -> None:
+        """Train on the batches of a block.
+
+        Parameters
+        ----------
+        block : Block
+            Clicks of the training part.
+        """
+        for batch in block.batches(self._batch_size):
+            self._step(batch)
+
+    def _lookup(self, batch: Block, training: bool) -> torch.Tensor:
+        offsets = np.arange(batch.ids.size + 1, dtype=batch.ids.dtype)  # one id a bag
+        pooled = self._tables.forward(batch.ids.reshape(-1), offsets, training=training)
+        return torch.from_numpy(pooled)
+
+    def _step(self, batch: Block) -> None:
+        start = perf_counter()
+        pooled = self._lookup(batch, training=True).requires_grad_()
+        looked_up = perf_counter()
+        logits = self._net(torch.from_numpy(batch.dense), pooled)
+        loss = self._loss(logits, torch.from_numpy(batch.labels))
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        before_tables = perf_counter()
+        self._tables.backward(pooled.grad)
+        end = perf_counter()
+        self._trained.append(len(batch))
+        self.losses.append(loss.item())
+        self._step_seconds.append(end - start)
+        self._table_seconds.append(looked_up - start + end - before_tables)
+
+    @torch.no_grad()
+    def predict(self, block: Block) -> None:
+        """Predict the clicks of a block of the validation or test part, changing nothing.
+
+        Parameters
+        ----------
+        block : Block
+            The clicks; labels and log odds are kept for :meth:`result`.
+        """
+        for batch in block.batches(self._batch_size):
+            pooled = self._lookup(batch, training=False)
+            logits = self._net(torch.from_numpy(batch.dense), pooled)
+            self._labels[block.part].append(batch.labels)
+            self._logits[block.part].append(logits.numpy())
+
+    def hit_rate(self) -> float | None:
+        """Share of the unique rows of the batches so far that the cache held, None without one."""
+        if not self.setting.load_factor:
+            return None
+        stats = self._tables.stats().values()
+        hits = sum(s["hits"] for s in stats)
+        misses = sum(s["misses"] for s in stats)
+        return hits / (hits + misses) if hits + misses else None
+
+    def recent_loss(self) -> float:
+        """Mean training loss of the last hundred steps."""
+        return float(np.mean(self.losses[-100:]))
+
+    def rows_per_second(self) -> float:
+        """Training rows a second of time spent in this model's own steps."""
+        return sum(self._trained) / sum(self._step_seconds)
+
+    def _curve(self) -> list[dict[str, float]]:
+        """Mean training loss of about a hundred stretches of steps."""
+        rows = np.cumsum(self._trained)
+        stretches = np.array_split(np.arange(len(rows)), min(_CURVE_POINTS, len(rows)))
+        losses = np.array(self.losses)
+        return [{"rows": int(rows[s[-1]]), "loss": float(losses[s].mean())} for s in stretches]
+
+    def _scores(self, part: str) -> dict[str, float]:
+        labels = np.concatenate(self._labels[part])
+        logits = np.concatenate(self._logits[part])
+        return {
+            "log_loss": log_loss(labels, logits),
+            "auc": auc(labels, logits),
+            "accuracy": accuracy(labels, logits),
+        }
+
+    def result(self) -> dict[str, Any]:
+        """Sum up the trial.
+
+        Returns
+        -------
+        dict
+            Scores of both parts, memory, cache statistics, times and the loss curve.
+        """
+        memory = self._tables.memory_report()
+        return {
+            "setting": self.setting.name,
+            "seed": self.seed,
+            "validation": self._scores(VALIDATION),
+            "test": self._scores(TEST),
+            "memory": memory,
+            "cache": self._tables.stats(),
+            "hit_rate": self.hit_rate(),
+            "step_ms": 1e3 * float(np.median(self._step_seconds)),
+            "embedding_ms": 1e3 * float(np.median(self._table_seconds)),
+            "rows_per_second": self.rows_per_second(),
+            "curve": self._curve(),
+        }

@@ -1,0 +1,35 @@
+"""Settings of the test suite: the installed package is tested, never the source tree."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The source folder has no compiled modules unless the package is installed in editable mode, which
+# puts it on the path by other means than the current directory.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+settings.register_profile(
+    "default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say at once what is wrong where the package is not installed."""
+    if importlib.util.find_spec("mpembed") is None:
+        pytest.exit("mpembed is not installed: pip install '.[test]'", returncode=4)
+    if importlib.util.find_spec("mpembed._memory") is None:
+        pytest.exit("mpembed was found without its compiled modules: pip install '.[test]'", 4)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run."""
+    if importlib.util.find_spec("torch") is None:
+        for item in items:
+            if item.get_closest_marker("torch"):
+                item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))

@@ -1,0 +1,188 @@
+// Checks parallel_for; run by test_parallel.py with the name of a check. Exits 0 if it holds.
+#include "cpu/parallel.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+namespace {
+
+#define CHECK(condition)                                                         \
+  do {                                                                           \
+    if (!(condition)) {                                                          \
+      std::fprintf(stderr, "line %d: %s does not hold\n", __LINE__, #condition); \
+      std::exit(1);                                                              \
+    }                                                                            \
+  } while (0)
+
+// Every task of a call runs exactly once.
+void run_and_check(std::int64_t tasks) {
+  std::vector<std::atomic<int>> runs(static_cast<std::size_t>(tasks));
+  mpe::parallel(tasks, [&](std::int64_t t) { runs[static_cast<std::size_t>(t)]++; });
+  for (auto& r : runs) CHECK(r == 1);
+}
+
+void once() {
+  for (int threads : {1, 2, 3, 8, 2, 40, 1}) {
+    CHECK(mpe::set_threads(threads));
+    CHECK(mpe::max_threads() == threads);
+    for (std::int64_t tasks : {0, 1, 2, 3, 7, 100, 5000}) {
+      for (int repeat = 0; repeat < 50; ++repeat) run_and_check(tasks);
+    }
+  }
+}
+
+// Plain memory written by the caller is seen by tasks, and what tasks write by the caller.
+void memory() {
+  mpe::set_threads(4);
+  std::vector<int> in(64), out(64);
+  for (int round = 1; round < 5000; ++round) {
+    for (int& x : in) x = round;
+    mpe::parallel(64, [&](std::int64_t t) {
+      const auto i = static_cast<std::size_t>(t);
+      out[i] = in[i] + static_cast<int>(t);
+    });
+    for (int t = 0; t < 64; ++t) CHECK(out[static_cast<std::size_t>(t)] == round + t);
+    if (round % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // all asleep
+  }
+}
+
+// As many threads as asked for take part, although there may be fewer CPUs.
+void threads() {
+  for (int wanted : {2, 8}) {
+    mpe::set_threads(wanted);
+    std::mutex mutex;
+    std::set<std::thread::id> ids;
+    std::atomic<int> arrived{0};
+    mpe::parallel(wanted, [&](std::int64_t) {
+      {
+        std::lock_guard<std::mutex> lock(mutex);
+        ids.insert(std::this_thread::get_id());
+      }
+      ++arrived;
+      while (arrived < wanted) std::this_thread::yield();  // each task keeps its thread
+    });
+    CHECK(static_cast<int>(ids.size()) == wanted);
+  }
+}
+
+void nested() {
+  mpe::set_threads(4);
+  std::atomic<int> count{0};
+  mpe::parallel(10, [&](std::int64_t) {
+    const auto outer = std::this_thread::get_id();
+    mpe::parallel(20, [&](std::int64_t) {
+      CHECK(std::this_thread::get_id() == outer);
+      ++count;
+    });
+  });
+  CHECK(count == 200);
+}
+
+void concurrent() {
+  mpe::set_threads(3);
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 6; ++i) {
+    callers.emplace_back([] {
+      for (int repeat = 0; repeat < 300; ++repeat) run_and_check(37);
+    });
+  }
+  for (int n = 1; n < 100; ++n) mpe::set_threads(1 + n % 5);
+  for (auto& caller : callers) caller.join();
+}
+
+void expect_child(int threads_in_child) {
+  const pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    alarm(20);
+    CHECK(mpe::max_threads() == threads_in_child);
+    run_and_check(1000);
+    std::exit(0);  // runs the destructors: they must not wait for the parent's threads
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+void forked() {
+  mpe::set_threads(4);
+  expect_child(4);  // nothing has run yet: the child starts a pool of its own
+  run_and_check(1000);
+  expect_child(1);
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    while (!stop) run_and_check(50);
+  });
+  for (int i = 0; i < 20; ++i) expect_child(1);
+  stop = true;
+  busy.join();
+  run_and_check(1000);
+}
+
+void limits() {
+  mpe::set_threads(2);
+  for (int bad : {0, -1, mpe::kMaxThreads + 1}) CHECK(!mpe::set_threads(bad));
+  CHECK(mpe::max_threads() == 2);
+  CHECK(mpe::set_threads(mpe::kMaxThreads));
+}
+
+// The end of the process while another thread is in a call.
+void leave() {
+  mpe::set_threads(3);
+  std::thread([] {
+    while (true) mpe::parallel(100, [](std::int64_t) {});
+  }).detach();
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+}
+
+void throwing() {
+  mpe::set_threads(2);
+  mpe::parallel(10, [](std::int64_t) { throw std::runtime_error("thrown by a task"); });
+}
+
+// Prints what the environment gives: threads, and whether the variable is valid.
+void environment() { std::printf("%d %d\n", mpe::max_threads(), mpe::threads_env_valid()); }
+
+void cost() {
+  for (int threads : {1, 2}) {
+    mpe::set_threads(threads);
+    constexpr int kCalls = 200000;
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < kCalls; ++i) mpe::parallel(2, [](std::int64_t) {});
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+    std::printf("%d threads: %.3f us a call\n", threads, time.count() / kCalls * 1e6);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const struct {
+    const char* name;
+    void (*check)();
+  } checks[] = {{"once", once},         {"memory", memory},
+                {"threads", threads},   {"nested", nested},
+                {"forked", forked},     {"concurrent", concurrent},
+                {"limits", limits},     {"leave", leave},
+                {"throwing", throwing}, {"environment", environment},
+                {"cost", cost}};
+  for (const auto& c : checks) {
+    if (argc == 2 && std::strcmp(argv[1], c.name) == 0) {
+      c.check();
+      return 0;
+    }
+  }
+  std::fprintf(stderr, "no such check\n");
+  return 2;
+}

@@ -1,0 +1,145 @@
+"""The command line, called as a user calls it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("typer")
+pytest.importorskip("torch")
+
+from typer.testing import CliRunner
+
+import mpembed
+from mpembed import cli
+
+pytestmark = pytest.mark.torch
+FEW = ["--rows", "1500", "--dim", "4", "--threads", "1"]
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def refused(*arguments: str) -> str:
+    """Give the one line on standard error of a call that must be refused."""
+    code, out, err = call("train", *arguments)
+    assert code == 2
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("mpembed: ")
+    return line
+
+
+def test_info() -> None:
+    code, out, _ = call("info")
+    assert code == 0
+    assert mpembed.__version__ in out
+    for key in mpembed.info():
+        assert key in out
+
+
+def test_train_prints_a_table_and_writes_json_and_plot(tmp_path: Path) -> None:
+    report, plot = tmp_path / "r.json", tmp_path / "r.png"
+    settings = ["--setting", "fp32", "--setting", "int4:0.05", "--seeds", "2"]
+    code, out, _ = call("train", *FEW, *settings, "--json", str(report), "--plot", str(plot))
+    assert code == 0
+    result = json.loads(report.read_text())
+    assert [row["setting"] for row in result["summary"]] == ["fp32", "int4 + 5 %"]
+    for row in result["summary"]:
+        (line,) = (text for text in out.splitlines() if text.strip().startswith(row["setting"]))
+        assert f"{row['log_loss']:.4f}" in line
+        assert f"{row['ratio']:.2f}" in line
+        assert f"{row['ratio_embeddings']:.2f}" in line
+    assert "±" in out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert result["config"]["seeds"] == 2
+    assert result["data"]["rows"] == 1500
+
+
+def test_train_shows_its_six_settings_by_default() -> None:
+    code, out, err = call("train", "--rows", "200", "--dim", "4", "--threads", "1")
+    assert code == 0
+    for name in ("fp32", "int8 + 5 %", "int4 + 5 %", "int4 + 1 %", "int2 + 5 %", "int4 nearest"):
+        assert name in out
+        assert name in err  # its progress bar
+    assert "rows/s" in err
+
+
+def test_train_on_a_file(tmp_path: Path) -> None:
+    lines = []
+    for row in range(60):
+        cells = [str(row % 2), *[str(row + i) for i in range(13)]]
+        lines.append("\t".join(cells + [f"{row % 7 + i:08x}" for i in range(26)]))
+    path = tmp_path / "clicks.txt.gz"
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    code, out, _ = call("train", "--data", str(path), "--dim", "2", "--setting", "int2:0.5")
+    assert code == 0
+    assert "clicks.txt.gz: 60 clicks" in out
+    path.write_bytes(gzip.compress("\n".join([*lines[:30], "1\t2", *lines[30:]]).encode()))
+    assert refused("--data", str(path)).startswith(f"mpembed: {path}: line 31: 2 columns")
+
+
+def test_bad_data_is_one_line(tmp_path: Path) -> None:
+    assert "absent.txt: line 1: no such file" in refused("--data", str(tmp_path / "absent.txt"))
+    cut = tmp_path / "cut.gz"
+    cut.write_bytes(gzip.compress(b"0\t" * 1000)[:20])
+    assert "cut.gz: line 1: the gzip data end too early" in refused("--data", str(cut))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--setting", "int5"], "no precision 'int5'"),
+        (["--setting", "fp32", "--setting", "fp32"], "given twice"),
+        (["--dim", "0"], "--dim is 0"),
+        (["--lr", "-1"], "--lr is -1.0"),
+        (["--optimizer", "adam"], "--optimizer 'adam'"),
+        (["--policy", "fifo"], "--policy 'fifo'"),
+        (["--rows", "2"], "2 rows are too few"),
+    ],
+)
+def test_bad_options_are_one_line(arguments: list[str], message: str) -> None:
+    assert message in refused(*arguments)
+
+
+def test_a_word_for_a_number_is_refused_by_the_parser() -> None:
+    code, _, err = call("train", "--dim", "big")
+    assert code == 2
+    assert "--dim" in err
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_outputs_that_cannot_be_written_are_refused_before_training(
+    tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "is a directory" in refused(option, str(tmp_path))
+    assert "there is no directory" in refused(option, str(tmp_path / "no" / "r.png"))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert "cannot be written" in refused(option, str(tmp_path / "r.png"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plot_must_be_of_a_known_format(tmp_path: Path) -> None:
+    assert "must end in .png" in refused("--plot", str(tmp_path / "r.txt"))
+
+
+def test_train_names_the_packages_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "pyarrow" else True)
+    assert refused() == "mpembed: train needs pyarrow; install mpembed[train]"
+
+
+def test_importing_mpembed_imports_none_of_the_extra() -> None:
+    code = (
+        "import sys, mpembed; "
+        "print([m for m in ('torch','pyarrow','rich','typer','matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,78 @@
+"""The thread pool, checked from C++ (parallel_driver.cpp), plain and under ThreadSanitizer."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = [ROOT / "kernels" / "cpu" / "parallel.cpp", ROOT / "tests" / "parallel_driver.cpp"]
+CHECKS = ["once", "memory", "threads", "nested", "concurrent", "limits", "forked", "leave"]
+
+
+def build(target: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Compile the driver."""
+    compiler = os.environ.get("CXX", "g++").split()
+    base = ["-std=c++17", "-g", "-Wall", "-Wextra", "-pthread", f"-I{ROOT / 'kernels'}"]
+    command = [*compiler, *base, *flags, *map(str, SOURCES), "-o", str(target)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def run(driver: Path, check: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one check."""
+    env = {k: v for k, v in os.environ.items() if k != "MPEMBED_NUM_THREADS"} | environment
+    return subprocess.run([driver, check], capture_output=True, text=True, timeout=120, env=env)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("parallel") / "driver"
+    done = build(target, "-O2", "-Werror")
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def checked_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("parallel_tsan") / "driver"
+    done = build(target, "-O1", "-fsanitize=thread")
+    if done.returncode != 0 and "tsan" in done.stderr:
+        pytest.skip("the compiler has no ThreadSanitizer library")
+    assert done.returncode == 0, done.stderr
+    if "unexpected memory mapping" in run(target, "limits").stderr:
+        pytest.skip("this kernel's address layout does not suit ThreadSanitizer")
+    return target
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_pool(driver: Path, check: str) -> None:
+    done = run(driver, check)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_pool_has_no_races(checked_driver: Path, check: str) -> None:
+    done = run(checked_driver, check, TSAN_OPTIONS="halt_on_error=1 atexit_sleep_ms=0")
+    assert done.returncode == 0, done.stderr
+
+
+def test_throwing_task_terminates(driver: Path) -> None:
+    done = run(driver, "throwing")
+    assert done.returncode == -signal.SIGABRT
+    assert "thrown by a task" in done.stderr
+
+
+@pytest.mark.parametrize("value", ["1", "3", "1024"])
+def test_environment(driver: Path, value: str) -> None:
+    assert run(driver, "environment", MPEMBED_NUM_THREADS=value).stdout == f"{value} 1\n"
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-1", "+2", " 2", "2 ", "two", "2.0", "1025", "99999999999999999999"]
+)
+def test_invalid_environment(driver: Path, value: str) -> None:
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert run(driver, "environment", MPEMBED_NUM_THREADS=value).stdout == f"{threads} 0\n"
+    assert run(driver, "environment", MPEMBED_NUM_THREADS="").stdout == f"{threads} 1\n"

@@ -1,0 +1,95 @@
+"""Scores against brute force, paired differences against hand-made numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpembed.train.metrics import accuracy, auc, log_loss
+from mpembed.train.summary import paired_difference, summarize
+
+SCORED = st.lists(
+    st.tuples(st.booleans(), st.sampled_from([-2.0, -0.5, 0.0, 0.5, 3.0])), min_size=2
+)
+
+
+def brute_auc(labels: Any, scores: Any) -> float:
+    pairs = [
+        (p, n)
+        for p, a in zip(scores, labels, strict=True)
+        if a
+        for n, b in zip(scores, labels, strict=True)
+        if not b
+    ]
+    return sum((p > n) + 0.5 * (p == n) for p, n in pairs) / len(pairs) if pairs else math.nan
+
+
+@given(SCORED)
+def test_auc_counts_pairs_and_half_of_ties(rows: list[tuple[bool, float]]) -> None:
+    labels, scores = (np.array(c) for c in zip(*rows, strict=True))
+    assert auc(labels, scores) == pytest.approx(brute_auc(labels, scores), nan_ok=True)
+
+
+@given(SCORED)
+def test_log_loss_and_accuracy_are_the_textbook_formulas(rows: list[tuple[bool, float]]) -> None:
+    labels = [float(y) for y, _ in rows]
+    p = [1 / (1 + math.exp(-z)) for _, z in rows]
+    want = -sum(
+        math.log(q) if y else math.log(1 - q) for y, q in zip(labels, p, strict=True)
+    ) / len(p)
+    logits = [z for _, z in rows]
+    assert log_loss(labels, logits) == pytest.approx(want)
+    right = sum((z > 0) == (y > 0) for y, z in zip(labels, logits, strict=True))
+    assert accuracy(labels, logits) == pytest.approx(right / len(rows))
+
+
+def test_log_loss_of_certain_and_wrong_logits_is_finite() -> None:
+    assert log_loss([1, 0], [-1000.0, 1000.0]) == pytest.approx(1000.0)
+    assert log_loss([1, 0], [1000.0, -1000.0]) == 0.0
+
+
+def test_paired_difference_is_a_mean_of_ratios_with_its_standard_error() -> None:
+    base, losses = np.array([0.40, 0.50, 0.45]), np.array([0.404, 0.515, 0.4545])
+    difference, error = paired_difference(losses, base)  # +1 %, +3 %, +1 %
+    assert difference == pytest.approx(5 / 3)
+    assert error == pytest.approx(math.sqrt(4 / 3) / math.sqrt(3))
+
+
+def test_pairing_cancels_what_the_seeds_share() -> None:
+    base = np.array([0.40, 0.50, 0.60])
+    difference, error = paired_difference(base * 1.01, base)
+    assert difference == pytest.approx(1.0)
+    assert error == pytest.approx(0.0, abs=1e-12)
+
+
+def test_one_seed_has_no_standard_error() -> None:
+    assert paired_difference(np.array([0.44]), np.array([0.40])) == (pytest.approx(10.0), None)
+
+
+def _run(setting: str, seed: int, loss: float) -> dict[str, Any]:
+    scores = {"log_loss": loss, "auc": 0.7, "accuracy": 0.8}
+    return {
+        "setting": setting,
+        "seed": seed,
+        "validation": scores,
+        "test": scores,
+        "memory": {"total": 10, "ratio": 2.0, "ratio_embeddings": 3.0},
+        "hit_rate": None,
+        "step_ms": 1.0,
+        "embedding_ms": 0.5,
+    }
+
+
+def test_summary_compares_every_setting_with_the_first_seed_by_seed() -> None:
+    runs = [_run("a", 0, 0.4), _run("b", 0, 0.44), _run("a", 1, 0.5), _run("b", 1, 0.51)]
+    first, second = summarize(runs)
+    assert (first["setting"], first["seeds"], first["log_loss"]) == ("a", 2, pytest.approx(0.45))
+    assert first["difference_percent"] == 0.0
+    assert first["hit_rate"] is None
+    assert second["difference_percent"] == pytest.approx((10 + 2) / 2)
+    assert second["difference_standard_error"] == pytest.approx(4.0)

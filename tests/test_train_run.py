@@ -1,0 +1,204 @@
+"""The job from settings to results, on few clicks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from mpembed.train.model import Perceptrons, make_tables
+from mpembed.train.runner import open_dataset, run
+from mpembed.train.settings import DEFAULT_SETTINGS, OptionError, Setting, TrainOptions
+
+pytestmark = pytest.mark.torch
+
+
+def options(*settings: str, **values: Any) -> TrainOptions:
+    values = {"rows": 1200, "dim": 8, "threads": 1, **values}
+    return TrainOptions(tuple(Setting.parse(s) for s in settings), **values)
+
+
+def train(chosen: TrainOptions) -> dict[str, Any]:
+    return run(chosen, open_dataset(chosen), lambda trial, rows: None)
+
+
+def losses(result: dict[str, Any]) -> list[list[float]]:
+    return [
+        [point["loss"] for point in r["curve"]] + [r["test"]["log_loss"]] for r in result["runs"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "setting", "name"),
+    [
+        ("fp32", Setting("fp32"), "fp32"),
+        ("int8:0.05", Setting("int8", 0.05), "int8 + 5 %"),
+        ("int8_fp16:0.125", Setting("int8_fp16", 0.125), "int8_fp16 + 12.5 %"),
+        ("int4:0:nearest", Setting("int4", 0.0, "nearest"), "int4 nearest"),
+        ("int4:.01:stochastic", Setting("int4", 0.01), "int4 + 1 %"),
+        ("fp32:1", Setting("fp32", 1.0), "fp32 + 100 %"),
+    ],
+)
+def test_settings_are_read(text: str, setting: Setting, name: str) -> None:
+    assert Setting.parse(text) == setting
+    assert setting.name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("int5", "no precision 'int5'; known: fp32, "),
+        ("", "no precision ''"),
+        ("int4:2", "cache '2' is not a number from 0 to 1"),
+        ("int4:-0.1", "cache '-0.1'"),
+        ("int4:nan", "cache 'nan'"),
+        ("int4:", "cache ''"),
+        ("int4:5%", "cache '5%'"),
+        ("int4:0:up", "rounding 'up' is not stochastic or nearest"),
+        ("int4:0:nearest:1", "expected PRECISION"),
+    ],
+)
+def test_bad_settings_are_refused(text: str, message: str) -> None:
+    with pytest.raises(OptionError) as error:
+        Setting.parse(text)
+    assert message in str(error.value)
+    assert repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dim": 0}, "--dim is 0; it must be at least 1"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"epochs": 0}, "--epochs"),
+        ({"rows": 0}, "--rows"),
+        ({"seed": -1}, "--seed"),
+        ({"seeds": 0}, "--seeds"),
+        ({"min_count": 0}, "--min-count"),
+        ({"max_rows": 2}, "--max-rows is 2; it must be at least 3"),
+        ({"threads": 0}, "--threads"),
+        ({"lr": 0.0}, "--lr"),
+        ({"lr": float("nan")}, "--lr is nan"),
+        ({"lr": float("inf")}, "--lr is inf"),
+        ({"optimizer": "adam"}, "--optimizer 'adam' is not one of rowwise-adagrad, adagrad, sgd"),
+        ({"policy": "fifo"}, "--policy 'fifo' is not one of lfu, lru"),
+    ],
+)
+def test_bad_options_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as error:
+        options("fp32", **values)
+    assert message in str(error.value)
+
+
+def test_settings_must_differ() -> None:
+    with pytest.raises(OptionError, match="'int4 \\+ 5 %' is given twice"):
+        options("int4:0.05", "int4:0.050")
+    with pytest.raises(OptionError, match="at least one"):
+        options()
+
+
+def test_perceptrons_start_as_the_reference_script_has_it() -> None:
+    net = Perceptrons(16, seed=3)
+    sizes = [tuple(m.weight.shape) for m in net.modules() if isinstance(m, torch.nn.Linear)]
+    assert sizes == [(512, 13), (256, 512), (64, 256), (16, 64), (512, 367), (256, 512), (1, 256)]
+    weight = net.bottom[2].weight.detach()
+    assert weight.std().item() == pytest.approx((2 / (512 + 256)) ** 0.5, rel=0.02)
+    assert net.bottom[2].bias.std().item() == pytest.approx((1 / 256) ** 0.5, rel=0.2)
+    torch.testing.assert_close(Perceptrons(16, seed=3).top[0].weight, net.top[0].weight)
+    assert not torch.equal(Perceptrons(16, seed=4).top[0].weight, net.top[0].weight)
+
+
+def test_interaction_is_every_pair_of_vectors_once() -> None:
+    net = Perceptrons(4, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    dense, pooled = (torch.randn(3, n, generator=generator) for n in (13, 26 * 4))
+    seen: list[torch.Tensor] = []
+    net.top[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net(dense, pooled)
+    bottom = net.bottom(dense)
+    vectors = [bottom, *pooled.split(4, dim=1)]
+    want = [(vectors[i] * vectors[j]).sum(1) for i in range(27) for j in range(i)]
+    torch.testing.assert_close(seen[0], torch.cat([bottom, torch.stack(want, 1)], 1))
+
+
+def test_tables_start_small_for_adagrad_and_by_size_for_sgd() -> None:
+    rows = [4, 4000] + [3] * 24
+    ids = np.arange(4000)
+    small = make_tables(rows, Setting("fp32"), options("fp32"), seed=1)
+    assert np.std(small.rows("C2", ids)) == pytest.approx(0.01, rel=0.05)
+    by_size = make_tables(rows, Setting("fp32"), options("fp32", optimizer="sgd"), seed=1)
+    assert np.abs(by_size.rows("C2", ids)).max() == pytest.approx(4000**-0.5, rel=0.01)
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_does_not() -> None:
+    chosen = options("fp32", "int4:0.05")
+    first = losses(train(chosen))
+    assert losses(train(chosen)) == first
+    other = losses(train(options("fp32", "int4:0.05", seed=1)))
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_a_setting_is_not_touched_by_those_trained_beside_it() -> None:
+    together = losses(train(options("fp32", "int4:0.05", "int2")))
+    assert losses(train(options("int4:0.05")))[0] == together[1]
+
+
+def test_with_fp32_tables_the_cache_changes_nothing() -> None:
+    plain, cached = losses(train(options("fp32", "fp32:0.1")))
+    assert plain == cached
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise-adagrad", "adagrad", "sgd"])
+@pytest.mark.parametrize("policy", ["lru", "lfu"])
+def test_training_learns(optimizer: str, policy: str) -> None:
+    chosen = options("int8_fp16:0.05", optimizer=optimizer, policy=policy, rows=5000, batch_size=64)
+    (one,) = train(chosen)["runs"]
+    curve = [point["loss"] for point in one["curve"]]
+    assert np.mean(curve[-20:]) < np.mean(curve[:5])
+    # 0.569 is the entropy of the labels; some of it is learnt, none of it is lost.
+    assert one["test"]["log_loss"] < 0.58
+
+
+def test_epochs_train_again_on_the_training_part_only() -> None:
+    result = train(options("fp32", epochs=2))
+    assert result["runs"][0]["curve"][-1]["rows"] == 2 * result["data"]["split_ends"]["train"]
+
+
+def test_result_is_complete() -> None:
+    result = train(options("fp32", "int4:0.05", seeds=2, max_rows=50))
+    json.dumps(result, allow_nan=False)
+    assert set(result) == {"config", "versions", "threads", "data", "summary", "runs"}
+    assert [(r["setting"], r["seed"]) for r in result["runs"]] == [
+        ("fp32", 0),
+        ("int4 + 5 %", 0),
+        ("fp32", 1),
+        ("int4 + 5 %", 1),
+    ]
+    assert result["versions"]["torch"] == torch.__version__
+    assert max(result["data"]["table_rows"]) == 50
+    fp32, int4 = result["summary"]
+    per_seed = [r["test"]["log_loss"] for r in result["runs"]]
+    percent = np.array([per_seed[1] / per_seed[0] - 1, per_seed[3] / per_seed[2] - 1]) * 100
+    assert int4["difference_percent"] == pytest.approx(percent.mean())
+    assert int4["difference_standard_error"] == pytest.approx(percent.std(ddof=1) / 2**0.5)
+    assert fp32["hit_rate"] is None
+    assert 0.0 < int4["hit_rate"] < 1.0
+    assert int4["bytes"] < fp32["bytes"]
+    assert 0.0 < int4["embedding_ms"] < int4["step_ms"]
+
+
+def test_default_settings_are_good_and_start_with_the_base() -> None:
+    assert [Setting.parse(s).name for s in DEFAULT_SETTINGS] == [
+        "fp32",
+        "int8 + 5 %",
+        "int4 + 5 %",
+        "int4 + 1 %",
+        "int2 + 5 %",
+        "int4 nearest",
+    ]
