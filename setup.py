@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from Cython.Build import cythonize
-from Cython.Compiler.Version import version as cython_version
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
@@ -207,7 +206,7 @@ def extensions() -> list[Extension]:
     ]
     return cythonize(
         modules,
-        build_dir=str(BUILD / f"cython-{cython_version}"),
+        build_dir=str(BUILD / f"cython-{importlib.metadata.version('cython')}"),
         include_path=["."],
         language_level=3,
         compiler_directives={"freethreading_compatible": True, "embedsignature": True},

@@ -21,7 +21,7 @@ def integer(what: str, value: Any, low: int, high: int) -> int:
 
 
 def finite(what: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
-    """Return `value` as a finite float in [low, high], or raise TypeError or ValueError naming it."""
+    """Return `value` as a finite float in [low, high], or raise an error that names it."""
     if isinstance(value, bool | np.bool_ | str | bytes):
         raise TypeError(f"{what} must be a number, got {type(value).__name__}")
     try:

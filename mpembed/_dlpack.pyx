@@ -106,7 +106,7 @@ cdef object export_capsule(object obj, str name):
     try:
         try:
             return obj.__dlpack__(max_version=(1, 1))
-        except TypeError:  # an exporter older tha DLPack 1.0 knows no max_version
+        except TypeError:  # an exporter older than DLPack 1.0 knows no max_version
             return obj.__dlpack__()
     except Exception as error:
         raise explained(error, obj, name) from error

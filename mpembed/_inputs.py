@@ -13,6 +13,7 @@ from mpembed.config import TableConfig
 
 FLOAT = DTYPES["float32"]
 INDEX = DTYPES["int32"] | DTYPES["int64"]
+BYTE = DTYPES["uint8"]
 Output = Any  # an array, or a dict of table name -> array
 
 
@@ -39,8 +40,7 @@ def _concatenate(
             )
         if len(offsets) > 1 and len(ends) - 1 != len(offsets[1]):
             raise ValueError(
-                f"table {name!r} has {len(ends) - 1} bags, the tables before have "
-                f"{len(offsets[1])}"
+                f"table {name!r} has {len(ends) - 1} bags, the tables before have {len(offsets[1])}"
             )
         indices.append(checked.astype(np.int64, copy=False))
         offsets.append(ends[1:] + start)
@@ -72,7 +72,8 @@ def make_batch(
     if isinstance(indices, Mapping):
         if offsets is not None:
             raise TypeError("offsets must be None where indices is a dict")
-        indices, offsets, weights = _concatenate(configs, indices, weights)
+        named = [config for config in configs if config is not None]
+        indices, offsets, weights = _concatenate(named, indices, weights)
     elif offsets is None:
         raise TypeError("offsets are missing (only a dict of (indices, offsets) goes without)")
     index_view, offset_view = view(indices, "indices"), view(offsets, "offsets")
@@ -107,9 +108,7 @@ def draw_key(seed: int, step: int) -> tuple[int, int]:
     return integer("seed", seed, 0, 2**64 - 1), integer("step", step, 0, 2**40 - 1)
 
 
-def storable(
-    x: View, rows: int, dim: int, precision: str, name: str, unit: str = "row"
-) -> None:
+def storable(x: View, rows: int, dim: int, precision: str, name: str, unit: str = "row") -> None:
     """Raise ValueError if a precision cannot store a row: non-finite, or out of its range."""
     found = _cpu.unstorable(x, rows, dim, registry.FORMATS[precision])
     if found is not None:
@@ -172,3 +171,22 @@ def row_ids(config: TableConfig, ids: Any) -> Any:
             f"{array[bad[0]]} at position {bad[0]} is out of range; {bad.size} such ids"
         )
     return array
+
+
+def result_view(out: Any, shape: tuple[int, ...], dtype: Any, kinds: int) -> tuple[Any, View]:
+    """Return `out` or a new array, and its view."""
+    result = np.empty(shape, dtype) if out is None else out
+    checked = view(result, "out")
+    require(checked, kinds, len(shape), shape, writable=True)
+    return result, checked
+
+
+def packed_rows(rows: Any, precision: str, dim: int) -> View:
+    source = view(rows, "rows")
+    require(source, BYTE, 2)
+    width = registry.row_bytes(precision, dim)
+    if source.shape[1] != width:
+        raise ValueError(
+            f"rows must have {width} bytes a row ({precision}, dim {dim}), got {source.shape[1]}"
+        )
+    return source

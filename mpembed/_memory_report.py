@@ -27,7 +27,7 @@ def memory_report(storage: Storage, workspace: int) -> dict[str, Any]:
                 "policy_state": group.cache.meta.nbytes + group.cache.counters.nbytes,
                 "sketch": 0 if group.cache.sketch is None else group.cache.sketch.nbytes,
             }
-    state = sum(table["optimizer_state"] for table in tables.values())
+    state_bytes = sum(table["optimizer_state"] for table in tables.values())
     held = sum(sum(part.values()) for part in (*tables.values(), *caches.values()))
     total = held + workspace + storage.stats.nbytes
     # What the same collection costs with FP32 rows, the same optimizer and no cache.
@@ -46,5 +46,5 @@ def memory_report(storage: Storage, workspace: int) -> dict[str, Any]:
         "total": total,
         "fp32_total": fp32_total,
         "ratio": fp32_total / total,
-        "ratio_embeddings": fp32_rows / (total - state),
+        "ratio_embeddings": fp32_rows / (total - state_bytes),
     }

@@ -6,11 +6,10 @@ import numpy as np
 
 from mpembed import _cpu, optim, registry
 from mpembed._dlpack import view
-from mpembed._inputs import FLOAT, INDEX, draw_key, make_batch_of_one, no_stream
+from mpembed._inputs import BYTE, FLOAT, INDEX, draw_key, make_batch_of_one, no_stream
 from mpembed._view import DTYPES, View, require
 from mpembed.config import MAX_DIM
 
-_U8 = DTYPES["uint8"]
 _COMMON = """
     Parameters
     ----------
@@ -44,7 +43,7 @@ _COMMON = """
 def _table(weights: Any, precision: str, dim: int | None) -> tuple[View, int]:
     """Return the checked table and its number of columns."""
     table = view(weights, "weights")
-    require(table, FLOAT | _U8 if precision == "fp32" else _U8, 2, writable=True)
+    require(table, FLOAT | BYTE if precision == "fp32" else BYTE, 2, writable=True)
     if table.shape[0] < 1 or table.shape[1] < 1:
         raise ValueError(f"weights must not be empty, got shape {table.shape}")
     if table.dtype == "float32":
@@ -53,7 +52,7 @@ def _table(weights: Any, precision: str, dim: int | None) -> tuple[View, int]:
         return table, dim
     if dim is None or not 1 <= dim <= MAX_DIM:
         raise ValueError(f"dim must be given for packed weights, 1 .. {MAX_DIM}, got {dim}")
-    require(table, _U8, 2, (table.shape[0], registry.row_bytes(precision, dim)))
+    require(table, BYTE, 2, (table.shape[0], registry.row_bytes(precision, dim)))
     return table, dim
 
 
@@ -113,8 +112,11 @@ def sgd_(
     **options: Any,
 ) -> int:
     """Sparse SGD in place: ``w -= lr * g``."""
-    settings = {"weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode}
-    return _apply(optim.SGD(lr, **settings), weights, rows, grads, None, **options)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {
+        "weight_decay": weight_decay,
+        "weight_decay_mode": weight_decay_mode,
+    }
+    return _apply(optim.SGD(lr, **settings), weights, rows, grads, None, **options)
 
 
 def adagrad_(
@@ -130,7 +132,11 @@ def adagrad_(
     **options: Any,
 ) -> int:
     """Sparse Adagrad in place: ``h += g^2; w -= lr * g / (sqrt(h) + eps)``."""
-    settings = {"eps": eps, "weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode}
+    settings: dict[str, Any] = {
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "weight_decay_mode": weight_decay_mode,
+    }
     return _apply(optim.Adagrad(lr, **settings), weights, rows, grads, state, **options)
 
 

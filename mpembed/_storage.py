@@ -1,4 +1,4 @@
-"""The arrays of a collection: tables, optimizer state, caches. Python owns them; kernels get views."""
+"""The arrays of a collection; Python owns them, kernels get views."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

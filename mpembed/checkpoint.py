@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 FORMAT = "mpembed-checkpoint"
 VERSION = 1
 _KEY = "mpembed"
+_SUM_KEY = "mpembed.crc32"  # of the manifest, which no array's checksum covers
 
 
 def _crc32(array: np.ndarray[Any, Any]) -> int:
-    return zlib.crc32(memoryview(array.reshape(-1).view(np.uint8)))
+    return zlib.crc32(array.reshape(-1).view(np.uint8).data)
 
 
 def _saved_arrays(emb: "EmbeddingBagCollection") -> dict[str, np.ndarray[Any, Any]]:
@@ -65,7 +66,9 @@ def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str]) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     arrays = _saved_arrays(emb)
     try:
-        save_file(arrays, temporary, metadata={_KEY: _manifest(emb, arrays)})
+        manifest = _manifest(emb, arrays)
+        metadata = {_KEY: manifest, _SUM_KEY: str(zlib.crc32(manifest.encode()))}
+        save_file(arrays, temporary, metadata=metadata)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -83,7 +86,7 @@ def load(path: str | os.PathLike[str]) -> "EmbeddingBagCollection":
         pass
     try:
         with safe_open(target, framework="numpy") as file:
-            manifest = _read_manifest(target, (file.metadata() or {}).get(_KEY))
+            manifest = _read_manifest(target, file.metadata() or {})
             emb = _empty_collection(target, manifest)
             _fill(emb, target, file, manifest)
             return emb
@@ -91,13 +94,15 @@ def load(path: str | os.PathLike[str]) -> "EmbeddingBagCollection":
         raise ValueError(f"{target}: is damaged or no checkpoint: {error}") from error
 
 
-def _read_manifest(target: Path, text: str | None) -> dict[str, Any]:
-    try:
-        manifest = json.loads(text) if text is not None else None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{target}: its manifest is damaged: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+def _read_manifest(target: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    text = metadata.get(_KEY)
+    if text is None:
         raise ValueError(f"{target}: is no mpembed checkpoint (no manifest)")
+    if metadata.get(_SUM_KEY) != str(zlib.crc32(text.encode())):
+        raise ValueError(f"{target}: its manifest is damaged (checksum)")
+    manifest = json.loads(text)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{target}: is no mpembed checkpoint")
     if manifest.get("version") != VERSION:
         raise ValueError(
             f"{target}: checkpoint version {manifest.get('version')}; this mpembed reads {VERSION}"
@@ -111,7 +116,7 @@ def _table(fields: dict[str, Any]) -> TableConfig:
 
 
 def _empty_collection(target: Path, manifest: dict[str, Any]) -> "EmbeddingBagCollection":
-    from mpembed.collection import EmbeddingBagCollection  # noqa: PLC0415  (it imports this module)
+    from mpembed.collection import EmbeddingBagCollection
 
     try:
         name, settings = manifest["optimizer"]
@@ -127,7 +132,7 @@ def _empty_collection(target: Path, manifest: dict[str, Any]) -> "EmbeddingBagCo
             manifest["bounds"],
             manifest["on_nonfinite"],
         )
-        emb._step = integer("step", manifest["step"], 0, 2**40 - 1)
+        emb._engine.step = integer("step", manifest["step"], 0, 2**40 - 1)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{target}: its manifest is not valid: {error}") from error
     return emb

@@ -22,10 +22,10 @@ app = typer.Typer(
 _TRAIN_PACKAGES = ("torch", "pyarrow", "rich", "matplotlib")
 
 
-def _fail(message: str) -> NoReturn:
-    """Print one line and leave with the exit status of wrong usage."""
+def _fail(message: str, status: int = 2) -> NoReturn:
+    """Print one line and leave, by default with the exit status of wrong usage."""
     print(f"mpembed: {message}", file=sys.stderr)
-    raise typer.Exit(2)
+    raise typer.Exit(status)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -62,9 +62,16 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
     from mpembed.train.clicks import DataError
     from mpembed.train.dataset import TRAIN
     from mpembed.train.plot import write_plot
-    from mpembed.train.report import ProgressDisplay, check_writable, results_table, write_json
+    from mpembed.train.report import (
+        ProgressDisplay,
+        check_writable,
+        print_table,
+        results_table,
+        write_json,
+    )
     from mpembed.train.runner import open_dataset, run
     from mpembed.train.settings import OptionError
+    from mpembed.train.trial import DivergedError
 
     try:
         chosen = options()
@@ -75,9 +82,9 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
             result = run(chosen, dataset, progress)
     except (DataError, OptionError) as error:
         _fail(str(error))
-    # A table that is piped to a file must not be folded to 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(results_table(result))
+    except DivergedError as error:
+        _fail(str(error), status=1)
+    print_table(results_table(result))
     if json:
         write_json(result, json)
     if plot:
@@ -112,7 +119,7 @@ def train(
     seeds: Annotated[int, typer.Option(help="Seeds to average over, from SEED on.")] = 1,
     min_count: Annotated[
         int, typer.Option(help="Rarer values of the training part share one row.")
-    ] = 2,
+    ] = 1,
     max_rows: Annotated[
         int | None, typer.Option(help="Hash tables that would have more rows to this many.")
     ] = None,

@@ -1,8 +1,6 @@
 """The mixed-precision cached embedding: several tables, one fused training step."""
 
 import os
-import threading
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,16 +8,15 @@ import numpy as np
 
 from mpembed import _inputs, _storage, checkpoint, registry
 from mpembed._checks import boolean, integer
-from mpembed._cpu import Batch, Lookups
 from mpembed._dlpack import view
+from mpembed._engine import Engine
 from mpembed._memory_report import memory_report
 from mpembed._view import require
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import Optimizer
-from mpembed.tickets import MAX_OPEN, Ticket
+from mpembed.tickets import Ticket
 
 MAX_TABLES = 1 << 16
-MAX_STEP = 1 << 40
 
 
 class EmbeddingBagCollection:
@@ -101,14 +98,9 @@ class EmbeddingBagCollection:
         self._cache, self._optimizer, self._device = cache, optimizer, device
         self._seed = integer("seed", seed, 0, 2**64 - 1)
         self._rounding, self._bounds, self._on_nonfinite = rounding, bounds, on_nonfinite
-        self._step = 0
-        self._open: weakref.WeakSet[Ticket] = weakref.WeakSet()
-        self._prefetched: list[Ticket] = []
-        self._implicit: Ticket | None = None
-        self._latest: Ticket | None = None
-        self._lock = threading.RLock()
         self._storage = _storage.allocate(self._tables, cache, optimizer, self._seed, rounding)
-        self._groups = [group.kernels for group in self._storage.groups]
+        self._engine = Engine(self._storage, optimizer, drop=bounds == "drop")
+        self._lock = self._engine.lock
 
     # ---- properties ------------------------------------------------------------------------
 
@@ -125,7 +117,7 @@ class EmbeddingBagCollection:
     @property
     def step(self) -> int:
         """The write step: how many calls so far could change state."""
-        return self._step
+        return self._engine.step
 
     # ---- training --------------------------------------------------------------------------
 
@@ -145,12 +137,7 @@ class EmbeddingBagCollection:
         """
         with self._lock:
             batch = _inputs.make_batch(self._tables, indices, offsets, None)
-            self._room_for_ticket()
-            lookups = self._prepare(batch)
-            self._next_step()
-            ticket = self._admit(batch, lookups)
-            self._prefetched.append(ticket)
-            return ticket
+            return self._engine.prefetch(batch)
 
     def forward(
         self,
@@ -203,41 +190,10 @@ class EmbeddingBagCollection:
             result = _inputs.allocate_output(shapes) if out is None else out
             views = _inputs.matrix_views(result, "out", shapes, writable=True)
             if not training:
-                self._evaluate(batch, views)
+                self._engine.evaluate(batch, views)
                 return result
-            opened = self._train_forward(batch, views, ticket)
+            opened = self._engine.train_forward(batch, views, explicit=ticket)
             return (result, opened) if ticket else result
-
-    def _evaluate(self, batch: Batch, views: Any) -> None:
-        for group, lookups in zip(self._groups, self._prepare(batch), strict=True):
-            slots = group.locate(lookups) if group.cached else None
-            group.lookup(lookups, slots, views)
-
-    def _train_forward(self, batch: Batch, views: Any, explicit: bool) -> Ticket:
-        lookups = self._prepare(batch)
-        ready = next((t for t in self._prefetched if t.same_batch(lookups)), None)
-        freed = 0 if self._implicit is None or not self._implicit.open else 1
-        if ready is None:
-            self._room_for_ticket(freed)
-        self._next_step()
-        if self._implicit is not None:
-            self._close(self._implicit)
-            self._implicit = None
-        if ready is None:
-            ready = self._admit(batch, lookups)
-        else:
-            self._prefetched.remove(ready)
-            ready.weighted = batch.weights is not None
-            for mine, new in zip(ready.lookups, lookups, strict=True):
-                mine.take_weights(new)
-        for group, part in zip(self._groups, ready.lookups, strict=True):
-            slots = group.scatter(part, group.refresh(part)) if group.cached else None
-            group.lookup(part, slots, views)
-            if not group.cached:
-                group.count_accesses(part, True, True)
-        self._latest = ready
-        self._implicit = None if explicit else ready
-        return ready
 
     def backward(self, grad: Any, ticket: Ticket | None = None) -> Any:
         """Update the rows of a forward with the fused optimizer.
@@ -263,54 +219,25 @@ class EmbeddingBagCollection:
             With ``on_nonfinite="raise"``, after the other rows have been updated.
         """
         with self._lock:
-            used = self._ticket_for(ticket)
-            counts = [0] * len(self._tables)
-            for stored, part in zip(self._storage.groups, used.lookups, strict=True):
-                for table, segment in zip(stored.table_ids, part.segments, strict=True):
-                    counts[table] = segment[2]
-            shapes = _inputs.output_shapes(self._tables, used.batch_size, counts)
+            used = self._engine.ticket_for_backward(ticket)
+            shapes = self._engine.output_shapes(used)
             views = _inputs.matrix_views(grad, "grad", shapes, writable=False)
-            self._next_step()
-            prepared = [self._slots_for_update(g, p) for g, p in self._parts(used)]
-            weight_grad = None
-            if used.weighted:
-                weight_grad = np.empty(used.num_indices, np.float32)
-                for (group, part), slots in zip(self._parts(used), prepared, strict=True):
-                    each = group.scatter(part, slots) if slots is not None else None
-                    group.weight_grad(part, each, views, weight_grad)
-            skipped = self._update(used, prepared, views)
-            self._close(used)
+            weight_grad, skipped = self._engine.backward(used, views)
             if skipped and self._on_nonfinite == "raise":
                 rows = sum(count for count, _, _ in skipped)
                 raise FloatingPointError(
-                    f"the update of {rows} row(s) would not be finite, first row {skipped[0][2]} of "
-                    f"table {skipped[0][1]!r}; they keep their values, all others are updated"
+                    f"the update of {rows} row(s) would not be finite, first row {skipped[0][2]} "
+                    f"of table {skipped[0][1]!r}; they keep their values, all others are updated"
                 )
             return weight_grad
-
-    def _slots_for_update(self, group: Any, part: Lookups) -> Any:
-        if group.cached:
-            return group.refresh(part)
-        part.dedup(group)
-        group.count_unique(part)
-        return None
-
-    def _update(self, used: Ticket, prepared: list[Any], views: Any) -> list[tuple[int, str, int]]:
-        settings = self._optimizer.kernel_settings()
-        skipped = []
-        for (group, part), slots in zip(self._parts(used), prepared, strict=True):
-            found = group.update(part, slots, views, settings, self._step)
-            if found[0]:
-                skipped.append(found)
-        return skipped
 
     def flush(self) -> None:
         """Write every dirty cache row back to its table; the rows stay cached."""
         with self._lock:
-            self._next_step()
-            for group in self._groups:
+            step = self._engine.next_step()
+            for group in self._engine.groups:
                 if group.cached:
-                    group.flush(self._step)
+                    group.flush(step)
 
     # ---- rows ------------------------------------------------------------------------------
 
@@ -343,8 +270,7 @@ class EmbeddingBagCollection:
             matrix = view(values, "values")
             require(matrix, _inputs.FLOAT, 2, (len(checked), table.embedding_dim))
             _inputs.storable(matrix, len(checked), table.embedding_dim, table.precision, "values")
-            self._next_step()
-            group.write_rows(position, checked, matrix, self._step)
+            group.write_rows(position, checked, matrix, self._engine.next_step())
 
     def _find(self, name: str) -> tuple[TableConfig, Any, int]:
         for group in self._storage.groups:
@@ -377,12 +303,12 @@ class EmbeddingBagCollection:
             ``ratio_embeddings``: the same with the optimizer's state left out on both sides.
         """
         with self._lock:
-            return memory_report(self._storage, sum(t.nbytes for t in self._open))
+            return memory_report(self._storage, self._engine.workspace)
 
     def state_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return all state by name: views of the arrays, and a copy of the step."""
         with self._lock:
-            return {**self._storage.arrays(), "step": np.array([self._step], np.uint64)}
+            return {**self._storage.arrays(), "step": np.array([self.step], np.uint64)}
 
     # ---- checkpoints -----------------------------------------------------------------------
 
@@ -401,59 +327,3 @@ class EmbeddingBagCollection:
             If the file cannot be read, or is no checkpoint of this version.
         """
         return checkpoint.load(path)
-
-    # ---- batches ---------------------------------------------------------------------------
-
-    def _prepare(self, batch: Batch) -> list[Lookups]:
-        return [group.prepare(batch, self._bounds == "drop") for group in self._groups]
-
-    def _admit(self, batch: Batch, lookups: list[Lookups]) -> Ticket:
-        for group, part in zip(self._groups, lookups, strict=True):
-            if group.cached:
-                group.admit(part, self._step)
-                group.count_accesses(part, False, True)
-        ticket = Ticket(
-            self, lookups, batch.batch_size, batch.num_indices, weighted=batch.weights is not None
-        )
-        self._open.add(ticket)
-        return ticket
-
-    def _parts(self, ticket: Ticket) -> list[tuple[Any, Lookups]]:
-        return list(zip(self._groups, ticket.lookups, strict=True))
-
-    def _next_step(self) -> None:
-        if self._step + 1 >= MAX_STEP:
-            raise OverflowError(f"the write step may not exceed {MAX_STEP - 1}")
-        self._step += 1
-
-    def _room_for_ticket(self, freed: int = 0) -> None:
-        if len(self._open) - freed >= MAX_OPEN:
-            raise RuntimeError(f"{MAX_OPEN} batches are open; use or drop their tickets first")
-
-    def _ticket_for(self, ticket: Ticket | None) -> Ticket:
-        used = self._latest if ticket is None else ticket
-        if used is None:
-            raise RuntimeError("backward without a training forward")
-        if not isinstance(used, Ticket):
-            raise TypeError(f"ticket must be a Ticket, got {type(used).__name__}")
-        if not used.belongs_to(self):
-            raise ValueError("the ticket belongs to another collection")
-        if not used.open:
-            raise RuntimeError("the forward of this backward was used already or dropped")
-        if used in self._prefetched:
-            raise RuntimeError("the ticket is a prefetch's: call forward first")
-        return used
-
-    def _close(self, ticket: Ticket) -> None:
-        """Unpin a ticket's rows and forget it."""
-        with self._lock:
-            if not ticket.open:
-                return
-            ticket.open = False
-            for group, part in self._parts(ticket):
-                if group.cached:
-                    group.release(part)
-            ticket.lookups = []
-            self._open.discard(ticket)
-            if ticket in self._prefetched:
-                self._prefetched.remove(ticket)

@@ -1,12 +1,12 @@
 """Open batches: what a forward or prefetch leaves for the backward."""
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpembed import _cpu
 
 if TYPE_CHECKING:
-    from mpembed.collection import EmbeddingBagCollection
+    from mpembed._engine import Engine
 
 MAX_OPEN = 127  # a slot counts its pins in 7 bits
 
@@ -20,14 +20,14 @@ class Ticket:
 
     def __init__(
         self,
-        collection: "EmbeddingBagCollection",
+        engine: "Engine",
         lookups: list[_cpu.Lookups],
         batch_size: int,
         num_indices: int,
         *,
         weighted: bool,
     ) -> None:
-        self._collection = weakref.ref(collection)
+        self._engine = weakref.ref(engine)
         self.lookups = lookups
         self.batch_size = batch_size
         self.num_indices = num_indices
@@ -39,20 +39,30 @@ class Ticket:
         """Bytes of workspace that the ticket holds."""
         return sum(part.nbytes for part in self.lookups)
 
-    def belongs_to(self, collection: "EmbeddingBagCollection") -> bool:
-        """Whether this collection made the ticket."""
-        return self._collection() is collection
+    def belongs_to(self, engine: "Engine") -> bool:
+        """Whether this collection's engine made the ticket."""
+        return self._engine() is engine
+
+    def parts(self, groups: list[Any]) -> list[tuple[Any, _cpu.Lookups]]:
+        """Return each group with its share of the batch."""
+        return list(zip(groups, self.lookups, strict=True))
 
     def same_batch(self, lookups: list[_cpu.Lookups]) -> bool:
         """Whether a batch asks for the same rows in the same bags."""
         pairs = zip(self.lookups, lookups, strict=True)
         return all(mine.same_rows(theirs) for mine, theirs in pairs)
 
+    def take_weights(self, lookups: list[_cpu.Lookups], *, weighted: bool) -> None:
+        """Use the per-sample weights of the forward that takes a prefetch over."""
+        self.weighted = weighted
+        for mine, theirs in zip(self.lookups, lookups, strict=True):
+            mine.take_weights(theirs)
+
     def drop(self) -> None:
         """Unpin the rows without a backward; dropping twice is harmless."""
-        collection = self._collection()
-        if self.open and collection is not None:
-            collection._close(self)
+        engine = self._engine()
+        if self.open and engine is not None:
+            engine.close(self)
 
     def __del__(self) -> None:
         if getattr(self, "open", False):

@@ -148,7 +148,9 @@ void leave() {
 
 void throwing() {
   mpe::set_threads(2);
-  mpe::parallel(10, [](std::int64_t) { throw std::runtime_error("thrown by a task"); });
+  mpe::parallel(10, [](std::int64_t t) {
+    if (t == 5) throw std::runtime_error("thrown by a task");
+  });
 }
 
 // Prints what the environment gives: threads, and whether the variable is valid.

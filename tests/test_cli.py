@@ -116,6 +116,13 @@ def test_a_word_for_a_number_is_refused_by_the_parser() -> None:
     assert "--dim" in err
 
 
+def test_training_that_diverges_is_one_line() -> None:
+    code, out, err = call("train", *FEW, "--optimizer", "sgd", "--lr", "1e30", "--setting", "fp32")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("mpembed: fp32, seed 0, step ")
+    assert "training diverged" in err
+
+
 @pytest.mark.parametrize("option", ["--json", "--plot"])
 def test_outputs_that_cannot_be_written_are_refused_before_training(
     tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch

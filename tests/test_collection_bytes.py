@@ -473,6 +473,24 @@ def test_large_clocks_and_steps(policy: str, start: int) -> None:
     train(pair, Batches(pair.ref, 3), 5)
 
 
+def test_large_counts_saturate() -> None:
+    """Slot counts up to 2^32 - 1 and sketch cells near 255, which short runs do not reach."""
+    pair = one_table("int4", "lfu")
+    batches = Batches(pair.ref, 3)
+    train(pair, batches, 4)
+    arrays, cache = pair.emb.state_arrays(), pair.ref.caches[10]
+    for high in (2**32, 2**32, 260):
+        counts = batches.rng.choice([20, 100, 253, 254, 255, 300, high - 1], len(cache.meta))
+        cells = batches.rng.integers(min(high, 256) - 8, 256, cache.sketch.shape)
+        arrays["cache.10.meta"][...] = counts.reshape(arrays["cache.10.meta"].shape)
+        arrays["cache.10.sketch"][...] = cells
+        cache.meta, cache.sketch[...] = counts.tolist(), cells
+        before = pair.emb.stats()["a"]["evictions"]
+        train(pair, batches, 4)
+        assert pair.emb.stats()["a"]["evictions"] > before
+    assert (cache.sketch == 255).any()
+
+
 def test_the_oldest_of_equal_prefetches_is_consumed_first() -> None:
     pair = one_table("int8", "lru")
     batch = np.array([1, 2, 3]), np.array([0, 3])

@@ -29,6 +29,7 @@ def rows_of(kind: str, rng: np.random.Generator, rows: int, dim: int, limit: flo
     """Rows of one kind of difficulty, all within `limit`."""
     shape = (rows, dim)
     normal = rng.standard_normal(shape)
+    x: npt.NDArray[Any]
     if kind == "scaled":
         x = normal * 10.0 ** rng.uniform(-46, 38, (rows, 1))
     elif kind == "mixed":

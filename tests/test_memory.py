@@ -74,9 +74,9 @@ def test_refused(make: Make) -> None:
             make(3, dtype)
     with pytest.raises(TypeError, match="itself an array"):
         make(3, np.dtype(("f4", (2,))))
-    for shape in (1.5, None, "ab", [[1]]):
+    for odd in (1.5, None, "ab", [[1]]):
         with pytest.raises(TypeError):
-            make(shape, "f4")
+            make(odd, "f4")
     assert _memory.allocated_bytes() == before
 
 

@@ -309,7 +309,7 @@ def test_a_ticket_pins_until_it_is_used_or_dropped(precision: str) -> None:
     emb = RefCollection([table("a", 9, 5, precision)], cache, optimizer("SGD"))
 
     def pins() -> int:
-        return sum((tag >> 56) & 127 for tag in emb.caches[5].tags if tag != 2**64 - 1)
+        return sum((tag >> 56) & 127 for tag in emb.caches[5].tags)
 
     first = emb.prefetch([1, 2, 2], [0, 1, 3])
     assert pins() == 2

@@ -42,12 +42,16 @@ def grid_step(x: F32, precision: str) -> F64:
     if precision == "fp32":
         return np.zeros(x.shape, np.float64)
     if precision == "fp16":
-        return np.exp2(np.floor(np.log2(np.maximum(np.abs(x), 2.0**-14).astype(np.float64))) - 10)
+        return _power_of_two_below(x, 2.0**-14) * 2.0**-10
     if precision == "bf16":
-        return np.exp2(np.floor(np.log2(np.maximum(np.abs(x), 2.0**-126).astype(np.float64))) - 7)
+        return _power_of_two_below(x, 2.0**-126) * 2.0**-7
     scale, _ = header(x[None], precision)
     # Where the scale is below a float's spacing, the neighbours are a spacing apart.
-    return np.maximum(scale[0], np.spacing(np.abs(x))).astype(np.float64)
+    return np.asarray(np.maximum(scale[0], np.spacing(np.abs(x))), np.float64)
+
+
+def _power_of_two_below(x: F32, least: float) -> F64:
+    return np.exp2(np.floor(np.log2(np.maximum(np.abs(x).astype(np.float64), least))))
 
 
 @pytest.mark.parametrize("precision", FORMATS)

@@ -55,20 +55,21 @@ def test_log_loss_of_certain_and_wrong_logits_is_finite() -> None:
 
 def test_paired_difference_is_a_mean_of_ratios_with_its_standard_error() -> None:
     base, losses = np.array([0.40, 0.50, 0.45]), np.array([0.404, 0.515, 0.4545])
-    difference, error = paired_difference(losses, base)  # +1 %, +3 %, +1 %
-    assert difference == pytest.approx(5 / 3)
-    assert error == pytest.approx(math.sqrt(4 / 3) / math.sqrt(3))
+    difference = paired_difference(losses, base)  # +1 %, +3 %, +1 %
+    assert difference["percent"] == pytest.approx(5 / 3)
+    assert difference["standard_error"] == pytest.approx(math.sqrt(4 / 3) / math.sqrt(3))
 
 
 def test_pairing_cancels_what_the_seeds_share() -> None:
     base = np.array([0.40, 0.50, 0.60])
-    difference, error = paired_difference(base * 1.01, base)
-    assert difference == pytest.approx(1.0)
-    assert error == pytest.approx(0.0, abs=1e-12)
+    difference = paired_difference(base * 1.01, base)
+    assert difference["percent"] == pytest.approx(1.0)
+    assert difference["standard_error"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_one_seed_has_no_standard_error() -> None:
-    assert paired_difference(np.array([0.44]), np.array([0.40])) == (pytest.approx(10.0), None)
+    difference = paired_difference(np.array([0.44]), np.array([0.40]))
+    assert difference == {"percent": pytest.approx(10.0), "standard_error": None}
 
 
 def _run(setting: str, seed: int, loss: float) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def _run(setting: str, seed: int, loss: float) -> dict[str, Any]:
     return {
         "setting": setting,
         "seed": seed,
+        "online": {"log_loss": 2 * loss},
         "validation": scores,
         "test": scores,
         "memory": {"total": 10, "ratio": 2.0, "ratio_embeddings": 3.0},
@@ -89,7 +91,9 @@ def test_summary_compares_every_setting_with_the_first_seed_by_seed() -> None:
     runs = [_run("a", 0, 0.4), _run("b", 0, 0.44), _run("a", 1, 0.5), _run("b", 1, 0.51)]
     first, second = summarize(runs)
     assert (first["setting"], first["seeds"], first["log_loss"]) == ("a", 2, pytest.approx(0.45))
-    assert first["difference_percent"] == 0.0
+    assert first["difference"]["percent"] == 0.0
     assert first["hit_rate"] is None
-    assert second["difference_percent"] == pytest.approx((10 + 2) / 2)
-    assert second["difference_standard_error"] == pytest.approx(4.0)
+    want = {"percent": pytest.approx((10 + 2) / 2), "standard_error": pytest.approx(4.0)}
+    assert second["difference"] == want
+    assert second["online_difference"] == want
+    assert second["online_log_loss"] == pytest.approx(0.95)

@@ -103,15 +103,18 @@ def test_settings_must_differ() -> None:
         options()
 
 
+def linears(net: Perceptrons) -> list[torch.nn.Linear]:
+    return [m for m in net.modules() if isinstance(m, torch.nn.Linear)]
+
+
 def test_perceptrons_start_as_the_reference_script_has_it() -> None:
-    net = Perceptrons(16, seed=3)
-    sizes = [tuple(m.weight.shape) for m in net.modules() if isinstance(m, torch.nn.Linear)]
+    layers = linears(Perceptrons(16, seed=3))
+    sizes = [tuple(m.weight.shape) for m in layers]
     assert sizes == [(512, 13), (256, 512), (64, 256), (16, 64), (512, 367), (256, 512), (1, 256)]
-    weight = net.bottom[2].weight.detach()
-    assert weight.std().item() == pytest.approx((2 / (512 + 256)) ** 0.5, rel=0.02)
-    assert net.bottom[2].bias.std().item() == pytest.approx((1 / 256) ** 0.5, rel=0.2)
-    torch.testing.assert_close(Perceptrons(16, seed=3).top[0].weight, net.top[0].weight)
-    assert not torch.equal(Perceptrons(16, seed=4).top[0].weight, net.top[0].weight)
+    assert layers[1].weight.std().item() == pytest.approx((2 / (512 + 256)) ** 0.5, rel=0.02)
+    assert layers[1].bias.std().item() == pytest.approx((1 / 256) ** 0.5, rel=0.2)
+    torch.testing.assert_close(linears(Perceptrons(16, seed=3))[4].weight, layers[4].weight)
+    assert not torch.equal(linears(Perceptrons(16, seed=4))[4].weight, layers[4].weight)
 
 
 def test_interaction_is_every_pair_of_vectors_once() -> None:
@@ -119,10 +122,10 @@ def test_interaction_is_every_pair_of_vectors_once() -> None:
     generator = torch.Generator().manual_seed(1)
     dense, pooled = (torch.randn(3, n, generator=generator) for n in (13, 26 * 4))
     seen: list[torch.Tensor] = []
-    net.top[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    linears(net)[4].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     net(dense, pooled)
     bottom = net.bottom(dense)
-    vectors = [bottom, *pooled.split(4, dim=1)]
+    vectors = [bottom, *pooled.view(3, 26, 4).unbind(1)]
     want = [(vectors[i] * vectors[j]).sum(1) for i in range(27) for j in range(i)]
     torch.testing.assert_close(seen[0], torch.cat([bottom, torch.stack(want, 1)], 1))
 
@@ -170,6 +173,15 @@ def test_epochs_train_again_on_the_training_part_only() -> None:
     assert result["runs"][0]["curve"][-1]["rows"] == 2 * result["data"]["split_ends"]["train"]
 
 
+def test_online_loss_is_that_of_the_second_half_of_the_first_epoch() -> None:
+    # 1,024 training clicks make 8 batches of 128, and as many points of the curve an epoch.
+    once, twice = (train(options("fp32", rows=1195, epochs=n))["runs"][0] for n in (1, 2))
+    curve = [point["loss"] for point in once["curve"]]
+    assert len(curve) == 8
+    assert once["online"]["log_loss"] == pytest.approx(np.mean(curve[4:]))
+    assert twice["online"] == once["online"]
+
+
 def test_result_is_complete() -> None:
     result = train(options("fp32", "int4:0.05", seeds=2, max_rows=50))
     json.dumps(result, allow_nan=False)
@@ -185,8 +197,8 @@ def test_result_is_complete() -> None:
     fp32, int4 = result["summary"]
     per_seed = [r["test"]["log_loss"] for r in result["runs"]]
     percent = np.array([per_seed[1] / per_seed[0] - 1, per_seed[3] / per_seed[2] - 1]) * 100
-    assert int4["difference_percent"] == pytest.approx(percent.mean())
-    assert int4["difference_standard_error"] == pytest.approx(percent.std(ddof=1) / 2**0.5)
+    assert int4["difference"]["percent"] == pytest.approx(percent.mean())
+    assert int4["difference"]["standard_error"] == pytest.approx(percent.std(ddof=1) / 2**0.5)
     assert fp32["hit_rate"] is None
     assert 0.0 < int4["hit_rate"] < 1.0
     assert int4["bytes"] < fp32["bytes"]

@@ -22,11 +22,11 @@
 #else
 #define MPE_NAMESPACE generic
 #endif
-#define MPE_BEGIN    \
+#define MPE_BEGIN     \
   namespace mpembed { \
   inline namespace MPE_NAMESPACE {
 #define MPE_END \
-  }           \
+  }             \
   }
 
 MPE_BEGIN

@@ -61,47 +61,6 @@ MPE_HD uint32_t draw16(const Philox4& block, int64_t c) {
   return (block.w[(c & 7) >> 1] >> ((c & 1) * 16)) & 0xFFFFu;
 }
 
-// 16-bit draws of all columns of a row; r has room for dim rounded up to 8.
-// Eight blocks at a time in structure-of-arrays form, which compilers vectorise.
-MPE_HD void fill_draw16(const RowStream& s, int64_t dim, uint16_t* r) {
-  const int64_t blocks = (dim + 7) / 8;
-  int64_t b = 0;
-#if !defined(__CUDA_ARCH__)
-  constexpr int kLanes = 8;
-  for (; b + 1 < blocks; b += kLanes) {
-    uint32_t c0[kLanes], c1[kLanes], c2[kLanes], c3[kLanes];
-    uint32_t k0 = static_cast<uint32_t>(s.seed), k1 = static_cast<uint32_t>(s.seed >> 32);
-    for (int l = 0; l < kLanes; ++l) {
-      c0[l] = s.c0 | static_cast<uint32_t>(b + l);
-      c1[l] = s.c1;
-      c2[l] = s.c2;
-      c3[l] = s.c3;
-    }
-    for (int i = 0; i < 10; ++i) {
-      for (int l = 0; l < kLanes; ++l) {
-        const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c0[l];
-        const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * c2[l];
-        c0[l] = static_cast<uint32_t>(p1 >> 32) ^ c1[l] ^ k0;
-        c1[l] = static_cast<uint32_t>(p1);
-        c2[l] = static_cast<uint32_t>(p0 >> 32) ^ c3[l] ^ k1;
-        c3[l] = static_cast<uint32_t>(p0);
-      }
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
-    const int64_t lanes = blocks - b < kLanes ? blocks - b : kLanes;
-    for (int64_t l = 0; l < lanes; ++l) {
-      const uint32_t w[4] = {c0[l], c1[l], c2[l], c3[l]};
-      memcpy(r + (b + l) * 8, w, sizeof w);
-    }
-  }
-#endif
-  for (; b < blocks; ++b) {
-    const Philox4 p = s.block(static_cast<uint32_t>(b));
-    for (int j = 0; j < 8; ++j) r[b * 8 + j] = static_cast<uint16_t>(draw16(p, j));
-  }
-}
-
 MPE_END
 
 #endif

@@ -4,55 +4,55 @@
 #define MPEMBED_REGISTRY_H
 
 // X(id, name, type)
-#define MPE_FORMATS(X)         \
-  X(0, fp32, Fp32)             \
-  X(1, fp16, Fp16)             \
-  X(2, bf16, Bf16)             \
-  X(3, int8, Int8)             \
-  X(4, int8_fp16, Int8Fp16)    \
-  X(5, int4, Int4)             \
+#define MPE_FORMATS(X)      \
+  X(0, fp32, Fp32)          \
+  X(1, fp16, Fp16)          \
+  X(2, bf16, Bf16)          \
+  X(3, int8, Int8)          \
+  X(4, int8_fp16, Int8Fp16) \
+  X(5, int4, Int4)          \
   X(6, int2, Int2)
 
-#define MPE_OPTIMIZERS(X)      \
-  X(0, sgd, Sgd)               \
-  X(1, adagrad, Adagrad)       \
+#define MPE_OPTIMIZERS(X) \
+  X(0, sgd, Sgd)          \
+  X(1, adagrad, Adagrad)  \
   X(2, rowwise_adagrad, RowwiseAdagrad)
 
-#define MPE_POLICIES(X)        \
-  X(0, lru, Lru)               \
+#define MPE_POLICIES(X) \
+  X(0, lru, Lru)        \
   X(1, lfu, Lfu)
 
 // X(id, name)
-#define MPE_POOLINGS(X)        \
-  X(0, sum)                    \
-  X(1, mean)                   \
+#define MPE_POOLINGS(X) \
+  X(0, sum)             \
+  X(1, mean)            \
   X(2, none)
 
-#define MPE_WEIGHT_DECAYS(X)   \
-  X(0, none)                   \
-  X(1, l2)                     \
+#define MPE_WEIGHT_DECAYS(X) \
+  X(0, none)                 \
+  X(1, l2)                   \
   X(2, decoupled)
 
-#define MPE_ROUNDINGS(X)       \
-  X(0, nearest)                \
+#define MPE_ROUNDINGS(X) \
+  X(0, nearest)          \
   X(1, stochastic)
 
-#define MPE_INITS(X)           \
-  X(0, zeros)                  \
-  X(1, uniform)                \
+#define MPE_INITS(X) \
+  X(0, zeros)        \
+  X(1, uniform)      \
   X(2, normal)
 
 // Per-table statistics, in this order.
-#define MPE_STATS(X)           \
-  X(0, accesses)               \
-  X(1, unique)                 \
-  X(2, hits)                   \
-  X(3, misses)                 \
-  X(4, conflict_misses)        \
-  X(5, rejected)               \
-  X(6, evictions)              \
-  X(7, write_backs)            \
-  X(8, dropped)                \
+#define MPE_STATS(X)    \
+  X(0, accesses)        \
+  X(1, unique)          \
+  X(2, hits)            \
+  X(3, misses)          \
+  X(4, conflict_misses) \
+  X(5, rejected)        \
+  X(6, evictions)       \
+  X(7, write_backs)     \
+  X(8, dropped)         \
   X(9, nonfinite)
 
 #endif

@@ -24,8 +24,8 @@ void change_cell(uint8_t* cell, Change change) {
   uint8_t seen = __atomic_load_n(cell, __ATOMIC_RELAXED);
   for (;;) {
     const uint8_t next = change(seen);
-    if (next == seen || __atomic_compare_exchange_n(cell, &seen, next, true, __ATOMIC_RELAXED,
-                                                    __ATOMIC_RELAXED)) {
+    if (next == seen ||
+        __atomic_compare_exchange_n(cell, &seen, next, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
       return;
     }
   }
@@ -277,9 +277,8 @@ mpe_status cache_refresh(const mpe_group* g, const mpe_unique* u, const int32_t*
                          int32_t* fresh, void*) {
   const mpe_cache& c = *g->cache;
   over(u->count, [&](int64_t i) {
-    fresh[i] = slots[i] >= 0
-                   ? slots[i]
-                   : static_cast<int32_t>(probe(c.tags, c.num_sets, c.ways, u->rows[i]));
+    fresh[i] = slots[i] >= 0 ? slots[i]
+                             : static_cast<int32_t>(probe(c.tags, c.num_sets, c.ways, u->rows[i]));
   });
   return MPE_OK;
 }

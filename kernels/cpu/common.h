@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/draws.h"
 #include "cpu/parallel.h"
 #include "mpembed/api.h"
 #include "mpembed/cache.h"
@@ -75,13 +76,10 @@ inline uint8_t* row_address(const mpe_table& table, uint64_t key, int64_t row_by
 }
 
 inline int64_t row_bytes_of(const mpe_table& table, int64_t dim) {
-  return with_format(table.precision,
-                     [&](auto f) { return decltype(f)::type::row_bytes(dim); });
+  return with_format(table.precision, [&](auto f) { return decltype(f)::type::row_bytes(dim); });
 }
 
-inline float* cache_row(const mpe_group& g, int64_t slot) {
-  return g.cache->rows + slot * g.dim;
-}
+inline float* cache_row(const mpe_group& g, int64_t slot) { return g.cache->rows + slot * g.dim; }
 
 // Asks for the cache lines of a row ahead of its use.
 inline void prefetch_bytes(const void* p, int64_t bytes, bool write) {
@@ -103,7 +101,8 @@ inline void decode_row(const uint8_t* __restrict row, int64_t dim, float* __rest
 }
 
 inline void decode(const mpe_table& table, const uint8_t* row, int64_t dim, float* out) {
-  with_format(table.precision, [&](auto f) { decode_row<typename decltype(f)::type>(row, dim, out); });
+  with_format(table.precision,
+              [&](auto f) { decode_row<typename decltype(f)::type>(row, dim, out); });
 }
 
 // How many values are not finite or exceed the bound in magnitude (bits of a positive float).

@@ -180,10 +180,9 @@ mpe_status write_rows(const mpe_group* g, const uint64_t* keys, int64_t n, const
   return over_rows(n, g->dim, [&](int64_t i, float*, uint16_t* draws) {
     const mpe_table& table = g->tables[find_table(*g, keys[i])];
     const float* x = values + i * g->dim;
-    const int64_t slot =
-        g->cache == nullptr
-            ? -1
-            : probe(g->cache->tags, g->cache->num_sets, g->cache->ways, keys[i]);
+    const int64_t slot = g->cache == nullptr
+                             ? -1
+                             : probe(g->cache->tags, g->cache->num_sets, g->cache->ways, keys[i]);
     if (slot >= 0) {
       memcpy(cache_row(*g, slot), x, static_cast<size_t>(g->dim) * sizeof(float));
       g->cache->tags[slot] |= kTagDirty;

@@ -12,9 +12,7 @@ template <class E, class Key, class Pos>
 mpe_status segment(const E* sorted, int64_t n, uint64_t limit, Key key, Pos pos, mpe_unique* out) {
   const int64_t valid = first_at_least(
       n, 1, [&](int64_t i) { return static_cast<int64_t>(key(sorted[i]) >= limit ? 1 : 0); });
-  const auto is_head = [&](int64_t i) {
-    return i == 0 || key(sorted[i]) != key(sorted[i - 1]);
-  };
+  const auto is_head = [&](int64_t i) { return i == 0 || key(sorted[i]) != key(sorted[i - 1]); };
   const int64_t tasks = task_count(valid, kGrain);
   Buffer<int64_t> heads(tasks + 1);
   if (!heads.ok()) return MPE_ERR_MEMORY;

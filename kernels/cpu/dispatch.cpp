@@ -68,8 +68,7 @@ MPE_EXPORT const mpe_backend* mpe_cpu_backend(void) {
 
 MPE_EXPORT int64_t mpe_row_bytes(int32_t precision, int64_t dim) {
   if (precision < 0 || precision >= MPE_NUM_FORMATS) return -1;
-  return mpembed::with_format(precision,
-                              [&](auto f) { return decltype(f)::type::row_bytes(dim); });
+  return mpembed::with_format(precision, [&](auto f) { return decltype(f)::type::row_bytes(dim); });
 }
 
 MPE_EXPORT int64_t mpe_code_bytes(int32_t precision, int64_t dim) {

@@ -41,8 +41,7 @@ class TablePrepare {
       : table_(g.tables[t]),
         first_bag_(t * batch.batch_size),
         indices_(static_cast<const Index*>(batch.indices)),
-        offsets_(static_cast<const Offset*>(batch.offsets) +
-                 table_.feature * batch.batch_size),
+        offsets_(static_cast<const Offset*>(batch.offsets) + table_.feature * batch.batch_size),
         weights_(batch.weights),
         out_(out),
         shift_(group_start - static_cast<int64_t>(offsets_[0])) {}

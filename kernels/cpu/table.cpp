@@ -7,11 +7,29 @@
 extern "C" const mpe_backend* MPE_CONCAT(mpe_cpu_backend_, MPE_ISA)(void) {
   using namespace mpembed;
   static const mpe_backend table = {
-      MPE_API_VERSION, "cpu",         MPE_STRING(MPE_ISA), check_offsets, prepare,
-      dedup,           cache_admit,   cache_refresh,       cache_release, cache_flush,
-      cache_locate,    scatter_slots, lookup,              weight_grad,   update,
-      write_rows,      init_rows,     check_values,        quantize,      dequantize,
-      pack_codes,      unpack_codes,  stochastic_round,
+      MPE_API_VERSION,
+      "cpu",
+      MPE_STRING(MPE_ISA),
+      check_offsets,
+      prepare,
+      dedup,
+      cache_admit,
+      cache_refresh,
+      cache_release,
+      cache_flush,
+      cache_locate,
+      scatter_slots,
+      lookup,
+      weight_grad,
+      update,
+      write_rows,
+      init_rows,
+      check_values,
+      quantize,
+      dequantize,
+      pack_codes,
+      unpack_codes,
+      stochastic_round,
   };
   return &table;
 }

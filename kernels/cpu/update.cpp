@@ -32,8 +32,7 @@ class GradRows {
         pooling_(k.g.tables[t].pooling) {}
 
   const float* row(int64_t p) const {
-    const int64_t line =
-        pooling_ == MPE_pooling_none ? p - first_ : k_.l.bags[p] - first_bag_;
+    const int64_t line = pooling_ == MPE_pooling_none ? p - first_ : k_.l.bags[p] - first_bag_;
     return grad_.data + line * grad_.stride;
   }
   float coefficient(int64_t p) const {
@@ -189,74 +188,82 @@ bool update_row(const Update& k, const mpe_table& table, int64_t row, int64_t sl
   return true;
 }
 
-bool update_row_any(const Update& k, const mpe_table& table, int64_t row, int64_t slot,
-                    const Scratch& s) {
-  return with_format(table.precision, [&](auto f) {
-    return with_optimizer(k.o.kind, [&](auto o) {
-      return update_row<typename decltype(f)::type, typename decltype(o)::type>(k, table, row, slot,
-                                                                                s);
-    });
-  });
-}
-
-// The gradient lines of a row's first occurrences, which the input order scatters.
-void prefetch_grads(const Update& k, int64_t unique) {
-  if (unique >= k.u.count) return;
-  const GradRows grads(k, find_table(k.g, k.u.rows[unique]));
-  const int64_t end = min64(k.u.starts[unique] + 4, k.u.starts[unique + 1]);
-  for (int64_t i = k.u.starts[unique]; i < end; ++i) {
-    prefetch_bytes(grads.row(k.u.positions[i]), k.g.dim * 4, false);
-  }
-}
-
-void prefetch_row(const Update& k, int64_t unique, int32_t table_hint) {
-  if (unique >= k.u.count) return;
-  const uint64_t key = k.u.rows[unique];
-  const mpe_table& table = k.g.tables[find_table(k.g, key, table_hint)];
-  const int64_t row = static_cast<int64_t>(key) - table.base, slot = k.slot(unique);
-  if (slot >= 0) {
-    prefetch_bytes(cache_row(k.g, slot), k.g.dim * 4, true);
-  } else {
-    const int64_t bytes = row_bytes_of(table, k.g.dim);
-    prefetch_bytes(table.rows + row * bytes, bytes, true);
-  }
-  if (mpe_state_shape(k.o.kind) == kStateRow) {
-    __builtin_prefetch(static_cast<const float*>(table.state) + row, 1, 3);
-  } else if (mpe_state_shape(k.o.kind) == kStateElement) {
-    prefetch_bytes(element_state(table, row, k.g.dim),
-                   mpe_row_bytes(table.state_format, k.g.dim), true);
-  }
-}
-
+// Where the non-finite rows of an update are reported.
 struct Nonfinite {
   int64_t* count;
   uint64_t* first;
-};
 
-void update_range(const Update& k, const HotRows& hot, int64_t begin, int64_t end,
-                  const Scratch& s, const Nonfinite& report) {
-  int32_t t = 0;
-  for (int64_t i = begin; i < end; ++i) {
-    prefetch_row(k, i + kAhead, t);
-    prefetch_grads(k, i + kAhead / 2);
-    t = find_table(k.g, k.u.rows[i], t);
-    const mpe_table& table = k.g.tables[t];
-    if (k.occurrences(i) > kBlock) {
-      hot.total(k, i, s.g);
-    } else {
-      sum_block(k, GradRows(k, t), k.u.starts[i], k.u.starts[i + 1], s.g);
-    }
-    const int64_t row = static_cast<int64_t>(k.u.rows[i]) - table.base;
-    if (update_row_any(k, table, row, k.slot(i), s)) continue;
-    __atomic_fetch_add(report.count, 1, __ATOMIC_RELAXED);
-    uint64_t first = __atomic_load_n(report.first, __ATOMIC_RELAXED);
-    while (k.u.rows[i] < first &&
-           !__atomic_compare_exchange_n(report.first, &first, k.u.rows[i], true, __ATOMIC_RELAXED,
-                                        __ATOMIC_RELAXED)) {
+  void add(const mpe_table& table, uint64_t key) const {
+    __atomic_fetch_add(count, 1, __ATOMIC_RELAXED);
+    uint64_t seen = __atomic_load_n(first, __ATOMIC_RELAXED);
+    while (key < seen && !__atomic_compare_exchange_n(first, &seen, key, true, __ATOMIC_RELAXED,
+                                                      __ATOMIC_RELAXED)) {
     }
     if (table.stats != nullptr) {
       __atomic_fetch_add(table.stats + MPE_stat_nonfinite, 1, __ATOMIC_RELAXED);
     }
+  }
+};
+
+template <class F, class O>
+inline void prefetch_row(const Update& k, const mpe_table& table, int64_t unique) {
+  const int64_t row = static_cast<int64_t>(k.u.rows[unique]) - table.base, slot = k.slot(unique);
+  if (slot >= 0) {
+    prefetch_bytes(cache_row(k.g, slot), k.g.dim * 4, true);
+  } else {
+    const int64_t bytes = F::row_bytes(k.g.dim);
+    prefetch_bytes(table.rows + row * bytes, bytes, true);
+  }
+  if (O::kState == kStateRow) {
+    __builtin_prefetch(static_cast<const float*>(table.state) + row, 1, 3);
+  } else if (O::kState == kStateElement) {
+    const int64_t bytes = mpe_row_bytes(table.state_format, k.g.dim);
+    prefetch_bytes(static_cast<const uint8_t*>(table.state) + row * bytes, bytes, true);
+  }
+}
+
+// The gradient of a row's first occurrence: the input order scatters them.
+inline void prefetch_grad(const Update& k, const GradRows& grads, int64_t unique) {
+  prefetch_bytes(grads.row(k.u.positions[k.u.starts[unique]]), k.g.dim * 4, false);
+}
+
+// Unique rows [begin, end), all of one table.
+template <class F, class O>
+void update_rows(const Update& k, const HotRows& hot, int32_t t, int64_t begin, int64_t end,
+                 const Scratch& s, const Nonfinite& report) {
+  const mpe_table& table = k.g.tables[t];
+  const GradRows grads(k, t);
+  for (int64_t i = begin; i < min64(begin + kAhead, end); ++i) prefetch_row<F, O>(k, table, i);
+  for (int64_t i = begin; i < end; ++i) {
+    if (i + kAhead < end) {
+      prefetch_row<F, O>(k, table, i + kAhead);
+      prefetch_grad(k, grads, i + kAhead / 2);
+    }
+    if (k.occurrences(i) > kBlock) {
+      hot.total(k, i, s.g);
+    } else {
+      sum_block(k, grads, k.u.starts[i], k.u.starts[i + 1], s.g);
+    }
+    const int64_t row = static_cast<int64_t>(k.u.rows[i]) - table.base;
+    if (!update_row<F, O>(k, table, row, k.slot(i), s)) report.add(table, k.u.rows[i]);
+  }
+}
+
+void update_range(const Update& k, const HotRows& hot, int64_t begin, int64_t end, const Scratch& s,
+                  const Nonfinite& report) {
+  while (begin < end) {
+    const int32_t t = find_table(k.g, k.u.rows[begin]);
+    const int64_t limit = k.g.tables[t].base + k.g.tables[t].num_rows;
+    const int64_t last = begin + first_at_least(end - begin, limit, [&](int64_t i) {
+                           return static_cast<int64_t>(k.u.rows[begin + i]);
+                         });
+    with_format(k.g.tables[t].precision, [&](auto f) {
+      with_optimizer(k.o.kind, [&](auto o) {
+        update_rows<typename decltype(f)::type, typename decltype(o)::type>(k, hot, t, begin, last,
+                                                                            s, report);
+      });
+    });
+    begin = last;
   }
 }
 

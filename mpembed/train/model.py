@@ -120,9 +120,9 @@ def make_tables(
     optimizers = {"rowwise-adagrad": mpe.RowwiseAdagrad, "adagrad": mpe.Adagrad, "sgd": mpe.SGD}
     # The reference script's U(+-1/sqrt(E)), the collection's own default, leaves Adagrad to start
     # large tables at next to nothing and small ones at far too much.
-    init = {} if options.optimizer == "sgd" else {"init": ("normal", 0.01)}
+    init = None if options.optimizer == "sgd" else ("normal", 0.01)
     tables = [
-        mpe.TableConfig(f"C{i}", num_rows, options.dim, precision=setting.precision, **init)
+        mpe.TableConfig(f"C{i}", num_rows, options.dim, precision=setting.precision, init=init)
         for i, num_rows in enumerate(rows, 1)
     ]
     cache = None

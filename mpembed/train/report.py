@@ -20,6 +20,7 @@ from .trial import Trial
 _COLUMNS = (
     "log\nloss",
     "to first\n%",
+    "online\n%",
     "\nAUC",
     "accuracy\n%",
     "\nmemory",
@@ -110,11 +111,11 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
-def _difference(row: dict[str, Any], is_base: bool) -> str:
+def _difference(difference: dict[str, float | None], is_base: bool) -> str:
     if is_base:
         return "-"
-    error = row["difference_standard_error"]
-    text = f"{row['difference_percent']:+.2f}"
+    error = difference["standard_error"]
+    text = f"{difference['percent']:+.2f}"
     return text if error is None else f"{text} ± {error:.2f}"
 
 
@@ -145,7 +146,8 @@ def results_table(result: dict[str, Any]) -> Table:
         table.add_row(
             row["setting"],
             _number(row["log_loss"], ".4f"),
-            _difference(row, index == 0),
+            _difference(row["difference"], index == 0),
+            _difference(row["online_difference"], index == 0),
             _number(row["auc"], ".4f"),
             _number(100 * row["accuracy"], ".2f"),
             decimal(row["bytes"]),
@@ -156,6 +158,19 @@ def results_table(result: dict[str, Any]) -> Table:
             _number(row["embedding_ms"], ".2f"),
         )
     return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table to standard output, never folded to the width of the terminal or of a pipe.
+
+    Parameters
+    ----------
+    table : rich.table.Table
+        The table.
+    """
+    console = Console()
+    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    Console(width=max(needed, console.width)).print(table)
 
 
 def _plain(value: Any) -> Any:

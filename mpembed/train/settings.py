@@ -98,7 +98,7 @@ class TrainOptions:
     policy: str = "lfu"
     seed: int = 0
     seeds: int = 1
-    min_count: int = 2
+    min_count: int = 1
     max_rows: int | None = None
     threads: int | None = None
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 def paired_difference(
     losses: npt.NDArray[np.float64], base: npt.NDArray[np.float64]
-) -> tuple[float, float | None]:
+) -> dict[str, float | None]:
     """Compare losses of the same seeds and batches.
 
     Parameters
@@ -20,15 +20,13 @@ def paired_difference(
 
     Returns
     -------
-    difference : float
-        Mean over the seeds of ``100 * (loss / base - 1)``, in per cent.
-    standard_error : float or None
-        Of that mean; None for one seed, which cannot tell.
+    dict
+        ``percent``, the mean over the seeds of ``100 * (loss / base - 1)``, and ``standard_error``
+        of that mean, None for one seed, which cannot tell.
     """
     percent = 100.0 * (losses / base - 1.0)
-    if len(percent) == 1:
-        return float(percent[0]), None
-    return float(percent.mean()), float(percent.std(ddof=1) / np.sqrt(len(percent)))
+    error = float(percent.std(ddof=1) / np.sqrt(len(percent))) if len(percent) > 1 else None
+    return {"percent": float(percent.mean()), "standard_error": error}
 
 
 def _row(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
@@ -38,16 +36,19 @@ def _row(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, An
             values = [v[key] for v in values]
         return float(np.mean(values))
 
-    def losses(of: list[dict[str, Any]]) -> npt.NDArray[np.float64]:
-        return np.array([r["test"]["log_loss"] for r in of])
+    def difference(part: str) -> dict[str, float | None]:
+        losses, base_losses = (
+            np.array([r[part]["log_loss"] for r in of], np.float64) for of in (runs, base)
+        )
+        return paired_difference(losses, base_losses)
 
-    difference, error = paired_difference(losses(runs), losses(base))
     return {
         "setting": runs[0]["setting"],
         "seeds": len(runs),
         "log_loss": mean("test", "log_loss"),
-        "difference_percent": difference,
-        "difference_standard_error": error,
+        "difference": difference("test"),
+        "online_log_loss": mean("online", "log_loss"),
+        "online_difference": difference("online"),
         "auc": mean("test", "auc"),
         "accuracy": mean("test", "accuracy"),
         "validation_log_loss": mean("validation", "log_loss"),

@@ -20,6 +20,10 @@ _CURVE_POINTS = 100
 F32 = npt.NDArray[np.float32]
 
 
+class DivergedError(ArithmeticError):
+    """Training left the finite numbers; the message says under which setting and when."""
+
+
 class Trial:
     """A model, its tables and its optimizer.
 
@@ -39,7 +43,7 @@ class Trial:
         self, setting: Setting, options: TrainOptions, table_rows: Sequence[int], seed: int
     ) -> None:
         self.setting, self.seed = setting, seed
-        self._batch_size = options.batch_size
+        self._batch_size, self._epochs = options.batch_size, options.epochs
         self._net = Perceptrons(options.dim, seed)
         self._optimizer = mlp_optimizer(self._net, options)
         self._tables = make_tables(table_rows, setting, options, seed)
@@ -58,9 +62,20 @@ class Trial:
         ----------
         block : Block
             Clicks of the training part.
+
+        Raises
+        ------
+        DivergedError
+            If a loss, or the update of a row, is not finite.
         """
         for batch in block.batches(self._batch_size):
-            self._step(batch)
+            try:
+                self._step(batch)
+            except FloatingPointError as error:
+                raise DivergedError(
+                    f"{self.setting.name}, seed {self.seed}, step {len(self.losses) + 1}: "
+                    f"training diverged: {error}; try a smaller --lr"
+                ) from None
 
     def _lookup(self, batch: Block, training: bool) -> torch.Tensor:
         offsets = np.arange(batch.ids.size + 1, dtype=batch.ids.dtype)  # one id a bag
@@ -73,6 +88,8 @@ class Trial:
         looked_up = perf_counter()
         logits = self._net(torch.from_numpy(batch.dense), pooled)
         loss = self._loss(logits, torch.from_numpy(batch.labels))
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()}")
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
@@ -123,6 +140,16 @@ class Trial:
         losses = np.array(self.losses)
         return [{"rows": int(rows[s[-1]]), "loss": float(losses[s].mean())} for s in stretches]
 
+    def _online_loss(self) -> float:
+        """Mean loss of the second half of the first epoch, each batch before it was trained on.
+
+        It rests on many more clicks than the test part holds, and so tells settings apart that the
+        test part cannot.
+        """
+        epoch = len(self.losses) // self._epochs
+        half = slice(epoch // 2, epoch)
+        return float(np.average(self.losses[half], weights=self._trained[half]))
+
     def _scores(self, part: str) -> dict[str, float]:
         labels = np.concatenate(self._labels[part])
         logits = np.concatenate(self._logits[part])
@@ -144,6 +171,7 @@ class Trial:
         return {
             "setting": self.setting.name,
             "seed": self.seed,
+            "online": {"log_loss": self._online_loss()},
             "validation": self._scores(VALIDATION),
             "test": self._scores(TEST),
             "memory": memory,

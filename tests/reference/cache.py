@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from .rounding import F32
 
-EMPTY = 0xFFFFFFFFFFFFFFFF
 ROW_BITS = (1 << 48) - 1
+EMPTY = ROW_BITS
 PIN = 1 << 56
 PIN_MASK = 0x7F << 56
 DIRTY = 1 << 63
-M64 = EMPTY
+M64 = 0xFFFFFFFFFFFFFFFF
 M32 = 0xFFFFFFFF
 
 
