@@ -97,7 +97,8 @@ cdef extern from "mpembed/api.h" nogil:
         mpe_status (*check_offsets)(const mpe_batch *, void *, mpe_error *) noexcept nogil
         mpe_status (*prepare)(const mpe_group *, const mpe_batch *, int32_t, mpe_lookups *,
                               int64_t *, void *, mpe_error *) noexcept nogil
-        mpe_status (*dedup)(const uint64_t *, int64_t, uint64_t, mpe_unique *, void *) noexcept nogil
+        mpe_status (*dedup)(const uint64_t *, int64_t, uint64_t, mpe_unique *,
+                            void *) noexcept nogil
         mpe_status (*cache_admit)(const mpe_group *, const mpe_unique *, int32_t *,
                                   void *) noexcept nogil
         mpe_status (*cache_refresh)(const mpe_group *, const mpe_unique *, const int32_t *,

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 FORMAT = "mpembed-checkpoint"
 VERSION = 1
 _KEY = "mpembed"
-_SUM_KEY = "mpembed.crc32"  # of the manifest, which no array's checksum covers
 
 
 def _crc32(array: np.ndarray[Any, Any]) -> int:
@@ -67,7 +66,8 @@ def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str]) -> None:
     arrays = _saved_arrays(emb)
     try:
         manifest = _manifest(emb, arrays)
-        metadata = {_KEY: manifest, _SUM_KEY: str(zlib.crc32(manifest.encode()))}
+        # One key, its own checksum in front: safetensors orders several keys at random.
+        metadata = {_KEY: f"{zlib.crc32(manifest.encode()):08x} {manifest}"}
         save_file(arrays, temporary, metadata=metadata)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -95,10 +95,10 @@ def load(path: str | os.PathLike[str]) -> "EmbeddingBagCollection":
 
 
 def _read_manifest(target: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    text = metadata.get(_KEY)
-    if text is None:
+    if _KEY not in metadata:
         raise ValueError(f"{target}: is no mpembed checkpoint (no manifest)")
-    if metadata.get(_SUM_KEY) != str(zlib.crc32(text.encode())):
+    checksum, _, text = metadata[_KEY].partition(" ")
+    if checksum != f"{zlib.crc32(text.encode()):08x}":
         raise ValueError(f"{target}: its manifest is damaged (checksum)")
     manifest = json.loads(text)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

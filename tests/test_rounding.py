@@ -110,6 +110,14 @@ def test_stochastic_round_equals_the_reference(precision: str, shape: tuple[int,
     assert np.ascontiguousarray(got).view(np.uint16).tobytes() == expected.tobytes()
 
 
+def test_fp16_subnormal_remainders_round_half_up() -> None:
+    # In units of 2^-16 of a subnormal step these are 65535.5, which section 2 makes 65536: every
+    # draw gives one step. With 65535 one draw in 65,536 would give zero.
+    x = np.full((1024, 1024), 65535.5 * 2.0**-40, np.float32)
+    values = mpe.ops.dequantize(mpe.ops.quantize(x, "fp16", seed=2), "fp16", 1024)
+    assert (values == np.float32(2.0**-24)).all()
+
+
 def nearest(x: F32, precision: str) -> F32:
     data = mpe.ops.quantize(x, precision, rounding="nearest")
     values: F32 = mpe.ops.dequantize(data, precision, x.shape[1])

@@ -32,8 +32,9 @@ def _memory(axes: Axes, result: dict[str, Any]) -> None:
             textcoords="offset points",
             fontsize="small",
         )
-    axes.set(xscale="log", xlabel="tables, all counted (MB)", ylabel="test log loss")
+    axes.set(xlabel="tables, all counted (MB)", ylabel="test log loss")
     axes.margins(x=0.25)
+    axes.set_xlim(left=0.0)
 
 
 def write_plot(result: dict[str, Any], path: Path) -> None:

@@ -3,21 +3,18 @@
 Nothing here is shared with the package: it is what the package is compared with.
 """
 
-from .bags import RefTicket
 from .cache import RefCache, splitmix64
 from .collection import STATS, RefCollection
-from .formats import FORMATS, decode, encode, encode_bits, header, storable
-from .rounding import draws16, draws24, fmaf, lane_dot, philox4x32
+from .formats import FORMATS, decode, encode, encode_bits, header
+from .rounding import draws16, fmaf, lane_dot, philox4x32
 
 __all__ = [
     "FORMATS",
     "STATS",
     "RefCache",
     "RefCollection",
-    "RefTicket",
     "decode",
     "draws16",
-    "draws24",
     "encode",
     "encode_bits",
     "fmaf",
@@ -25,5 +22,4 @@ __all__ = [
     "lane_dot",
     "philox4x32",
     "splitmix64",
-    "storable",
 ]
