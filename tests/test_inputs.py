@@ -1,0 +1,280 @@
+"""Bad input: the right error, a message that names the culprit, and nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array, batch, collection, digest, train
+
+import mpembed as mpe
+
+INDICES, OFFSETS = batch()
+Emb = mpe.EmbeddingBagCollection
+
+
+def changed(array: Array, position: int, value: Any) -> Array:
+    copy = array.copy()
+    copy[position] = value
+    return copy
+
+
+def read_only(array: Array) -> Array:
+    array.setflags(write=False)
+    return array
+
+
+FORWARD: dict[str, tuple[Callable[[Emb], Any], type[Exception], str]] = {
+    "index too large": (
+        lambda e: e.forward(changed(INDICES, 2, 40), OFFSETS),
+        IndexError,
+        r"table 'a'.*index 40 at position 2.*1 such",
+    ),
+    "index negative": (
+        lambda e: e.forward(changed(INDICES, 6, -3), OFFSETS),
+        IndexError,
+        r"table 'b'.*index -3 at position 6",
+    ),
+    "index far out": (
+        lambda e: e.forward(changed(INDICES, 0, 2**62), OFFSETS),
+        IndexError,
+        r"index 4611686018427387904 at position 0",
+    ),
+    "float indices": (lambda e: e.forward(INDICES.astype("f4"), OFFSETS), TypeError, "indices"),
+    "list": (lambda e: e.forward(INDICES.tolist(), OFFSETS), TypeError, "indices"),
+    "uint64": (lambda e: e.forward(INDICES.astype("u8"), OFFSETS), TypeError, "indices"),
+    "big endian": (lambda e: e.forward(INDICES.astype(">i8"), OFFSETS), TypeError, "indices"),
+    "2-D indices": (lambda e: e.forward(INDICES[None], OFFSETS), ValueError, "indices"),
+    "strided": (lambda e: e.forward(np.repeat(INDICES, 2)[::2], OFFSETS), ValueError, "indices"),
+    "no offsets": (lambda e: e.forward(INDICES), TypeError, "offsets"),
+    "offsets length": (lambda e: e.forward(INDICES, OFFSETS[:-1]), ValueError, "offsets"),
+    "no entry": (lambda e: e.forward(INDICES, OFFSETS[:0]), ValueError, "offsets"),
+    "offsets start": (
+        lambda e: e.forward(INDICES, changed(OFFSETS, 0, 1)),
+        ValueError,
+        "start at 0, got 1",
+    ),
+    "offsets end": (
+        lambda e: e.forward(INDICES, changed(OFFSETS, 6, 7)),
+        ValueError,
+        "end at the number of indices, 8, got 7",
+    ),
+    "offsets decrease": (
+        lambda e: e.forward(INDICES, changed(OFFSETS, 2, 6)),
+        ValueError,
+        r"offsets\[3\] is 5",
+    ),
+    "offsets beyond": (
+        lambda e: e.forward(INDICES, changed(OFFSETS, 3, 2**60)),
+        ValueError,
+        "offsets",
+    ),
+    "weights dtype": (
+        lambda e: e.forward(INDICES, OFFSETS, np.ones(8)),
+        TypeError,
+        "per_sample_weights",
+    ),
+    "weights length": (
+        lambda e: e.forward(INDICES, OFFSETS, np.ones(7, "f4")),
+        ValueError,
+        "per_sample_weights",
+    ),
+    "out shape": (
+        lambda e: e.forward(INDICES, OFFSETS, out=np.empty((3, 11), "f4")),
+        ValueError,
+        "out",
+    ),
+    "out dtype": (lambda e: e.forward(INDICES, OFFSETS, out=np.empty((3, 12))), TypeError, "out"),
+    "out read-only": (
+        lambda e: e.forward(INDICES, OFFSETS, out=read_only(np.empty((3, 12), "f4"))),
+        BufferError,
+        "out",
+    ),
+    "out strided": (
+        lambda e: e.forward(INDICES, OFFSETS, out=np.empty((12, 3), "f4").T),
+        ValueError,
+        "out",
+    ),
+    "stream": (lambda e: e.forward(INDICES, OFFSETS, stream=1), ValueError, "stream"),
+    "training": (lambda e: e.forward(INDICES, OFFSETS, training=1), TypeError, "training"),
+    "eval ticket": (
+        lambda e: e.forward(INDICES, OFFSETS, training=False, ticket=True),
+        ValueError,
+        "ticket",
+    ),
+    "dict names": (lambda e: e.forward({"a": (INDICES, OFFSETS)}), ValueError, "tables"),
+    "dict shape": (lambda e: e.forward({"a": 1, "b": 2}), TypeError, "table 'a'"),
+    "dict offsets": (
+        lambda e: e.forward({"a": (INDICES, OFFSETS[:3]), "b": (INDICES, OFFSETS)}),
+        ValueError,
+        "offsets of table 'a'",
+    ),
+    "prefetch index": (
+        lambda e: e.prefetch(changed(INDICES, 2, 40), OFFSETS),
+        IndexError,
+        "position 2",
+    ),
+    "rows name": (lambda e: e.rows("c", INDICES), KeyError, "no table 'c'"),
+    "rows id": (lambda e: e.rows("b", np.array([0, 9])), IndexError, "id 9 at position 1"),
+    "rows dtype": (lambda e: e.rows("b", np.array([0.5])), TypeError, "ids"),
+    "set_rows twice": (
+        lambda e: e.set_rows("b", np.array([1, 1]), np.zeros((2, 6), "f4")),
+        ValueError,
+        "duplicates",
+    ),
+    "set_rows nan": (
+        lambda e: e.set_rows("b", np.array([1, 2]), np.full((2, 6), np.nan, "f4")),
+        ValueError,
+        "row 0 is not finite",
+    ),
+    "set_rows range": (
+        lambda e: e.set_rows("a", np.array([1]), np.full((1, 6), 7e4, "f4")),
+        ValueError,
+        "range of int4",
+    ),
+    "set_rows shape": (
+        lambda e: e.set_rows("a", np.array([1]), np.zeros((1, 5), "f4")),
+        ValueError,
+        "values",
+    ),
+    "lr nan": (lambda e: setattr(e.optimizer, "lr", float("nan")), ValueError, "lr"),
+    "lr negative": (lambda e: setattr(e.optimizer, "lr", -1.0), ValueError, "lr"),
+    "lr text": (lambda e: setattr(e.optimizer, "lr", "0.1"), TypeError, "lr"),
+}
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("name", list(FORWARD))
+def test_bad_call_changes_nothing(name: str, cached: bool) -> None:
+    call, error, message = FORWARD[name]
+    emb = collection() if cached else collection(cache=None)
+    train(emb)
+    emb.forward(INDICES, OFFSETS)  # an open batch that must survive
+    before, lr = digest(emb), emb.optimizer.lr
+    with pytest.raises(error, match=message):
+        call(emb)
+    assert digest(emb) == before
+    assert emb.optimizer.lr == lr
+    emb.backward(np.ones((3, 12), np.float32))
+
+
+BACKWARD: dict[str, tuple[Any, type[Exception]]] = {
+    "shape": (np.ones((3, 11), "f4"), ValueError),
+    "dtype": (np.ones((3, 12)), TypeError),
+    "strided": (np.ones((12, 3), "f4").T, ValueError),
+    "none": (None, TypeError),
+    "dict": ({}, TypeError),
+}
+
+
+@pytest.mark.parametrize("name", list(BACKWARD))
+def test_bad_gradient_changes_nothing(name: str) -> None:
+    value, error = BACKWARD[name]
+    emb = collection()
+    emb.forward(INDICES, OFFSETS)
+    before = digest(emb)
+    with pytest.raises(error, match="grad"):
+        emb.backward(value)
+    assert digest(emb) == before
+    emb.backward(np.ones((3, 12), np.float32))
+
+
+def test_drop_adds_zero_trains_nothing_and_counts() -> None:
+    emb = collection(bounds="drop", cache=None)
+    bad = changed(changed(INDICES, 2, 40), 5, -1)
+    kept = bad.copy()
+    before = emb.rows("a", np.arange(40))
+    out = emb.forward(bad, OFFSETS)
+    values = emb.rows("a", np.array([2, 7]))
+    np.testing.assert_array_equal(out[2, :6], (values[0] + values[1]).astype(np.float32))
+    assert not out[0, 6:].any()  # a mean over one dropped index
+    emb.backward(np.ones_like(out))
+    after = emb.rows("a", np.arange(40))
+    changed_rows = np.flatnonzero((before != after).any(axis=1))
+    assert set(changed_rows) <= {1, 2, 7}
+    assert np.array_equal(bad, kept)
+    stats = emb.stats()
+    assert stats["a"]["dropped"] == 1
+    assert stats["b"]["dropped"] == 1
+    assert stats["a"]["accesses"] == 4
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_nonfinite_update_is_skipped_counted_and_reported(cached: bool) -> None:
+    options: dict[str, Any] = {} if cached else {"cache": None}
+    emb, skipping = collection(**options), collection(on_nonfinite="skip", **options)
+    grad = np.ones((3, 12), np.float32)
+    grad[0, 0] = np.nan  # bag 0 of table a: rows 1 and 2
+    old = emb.rows("a", np.arange(40))
+    for e in (emb, skipping):
+        e.forward(INDICES, OFFSETS)
+    with pytest.raises(FloatingPointError, match=r"2 row\(s\).*row 1 of table 'a'"):
+        emb.backward(grad)
+    skipping.backward(grad)
+    assert digest(emb) == digest(skipping)
+    assert emb.stats()["a"]["nonfinite"] == 2
+    new = emb.rows("a", np.arange(40))
+    np.testing.assert_array_equal(new[[1, 2]], old[[1, 2]])
+    assert (new[[39, 7]] != old[[39, 7]]).any()
+
+
+def test_backward_needs_an_open_forward() -> None:
+    emb, grad = collection(), np.ones((3, 12), np.float32)
+    with pytest.raises(RuntimeError, match="without a training forward"):
+        emb.backward(grad)
+    emb.forward(INDICES, OFFSETS)
+    emb.backward(grad)
+    with pytest.raises(RuntimeError, match="used already"):
+        emb.backward(grad)
+
+
+def test_wrong_device_is_named() -> None:
+    class Device:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self, **_: Any) -> Any:
+            raise AssertionError("must not be called")
+
+    emb = collection()
+    with pytest.raises(BufferError, match=r"indices.*cuda"):
+        emb.forward(Device(), OFFSETS)
+
+
+@pytest.mark.parametrize("index_type", [np.int32, np.int64])
+def test_empty_batches_and_bags(index_type: type) -> None:
+    emb = collection()
+    none = np.empty(0, index_type)
+    assert emb.forward(none, np.zeros(1, index_type)).shape == (0, 12)
+    emb.backward(np.empty((0, 12), np.float32))
+    out = emb.forward(none, np.zeros(7, index_type))
+    assert out.shape == (3, 12)
+    assert not out.any()
+    emb.backward(np.ones((3, 12), np.float32))
+    one = mpe.EmbeddingBagCollection([mpe.TableConfig("t", 1, 1)], optimizer=mpe.SGD(lr=1.0))
+    out = one.forward(np.zeros(1, index_type), np.arange(2, dtype=index_type))
+    np.testing.assert_array_equal(out, one.rows("t", np.zeros(1, index_type)))
+
+
+def test_inputs_are_never_modified() -> None:
+    emb = collection()
+    indices, offsets = read_only(INDICES.copy()), read_only(OFFSETS.copy())
+    weights = read_only(np.linspace(0, 1, 8, dtype=np.float32))
+    out = emb.forward(indices, offsets, weights)
+    assert emb.backward(read_only(np.ones_like(out))).shape == (8,)
+    assert np.array_equal(indices, INDICES)
+    assert np.array_equal(offsets, OFFSETS)
+
+
+def test_the_caller_may_reuse_its_arrays_before_backward() -> None:
+    emb, plain = collection(), collection()
+    indices, offsets = INDICES.copy(), OFFSETS.copy()
+    weights = np.linspace(0, 1, 8, dtype=np.float32)
+    plain.forward(INDICES, OFFSETS, weights.copy())
+    emb.forward(indices, offsets, weights)
+    indices[:], offsets[:], weights[:] = 0, 0, np.nan
+    grad = np.ones((3, 12), np.float32)
+    np.testing.assert_array_equal(emb.backward(grad), plain.backward(grad))
+    assert digest(emb) == digest(plain)

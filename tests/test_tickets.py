@@ -1,0 +1,133 @@
+"""Tickets: several open batches, pins, prefetch."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+from helpers import batch, collection, digest
+
+import mpembed as mpe
+
+GRAD = np.ones((3, 12), np.float32)
+PINS = np.uint64(0x7F << 56)
+
+
+def pinned(emb: mpe.EmbeddingBagCollection) -> int:
+    """Return the number of pinned slots."""
+    return int(np.count_nonzero(emb.state_arrays()["cache.6.tags"] & PINS))
+
+
+def other_rows(first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a batch of eight rows of table a from `first` on."""
+    indices = np.arange(first, first + 8)
+    return indices, np.array([0, 8, 8, 8, 8, 8, 8])
+
+
+def test_backward_unpins() -> None:
+    emb = collection()
+    emb.forward(*batch())
+    assert pinned(emb) > 0
+    emb.backward(GRAD)
+    assert pinned(emb) == 0
+
+
+def test_a_new_forward_drops_the_implicit_ticket() -> None:
+    emb = collection(cache=mpe.CacheConfig(num_sets=4, ways=8))
+    emb.forward(*batch())
+    emb.forward(*other_rows(20))
+    assert pinned(emb) == 8
+    emb.backward(GRAD)
+    assert pinned(emb) == 0
+
+
+def test_open_tickets_are_used_in_any_order() -> None:
+    emb = collection(cache=mpe.CacheConfig(num_sets=4, ways=8))
+    _, first = emb.forward(*batch(), ticket=True)
+    _, second = emb.forward(*other_rows(20), ticket=True)
+    emb.backward(GRAD, first)
+    assert not first.open
+    assert second.open
+    assert pinned(emb) == 8
+    emb.backward(GRAD, second)
+    assert pinned(emb) == 0
+    with pytest.raises(RuntimeError, match="used already"):
+        emb.backward(GRAD, first)
+
+
+def test_dropping_twice_is_harmless_and_a_lost_ticket_unpins() -> None:
+    emb = collection()
+    _, ticket = emb.forward(*batch(), ticket=True)
+    ticket.drop()
+    ticket.drop()
+    assert pinned(emb) == 0
+    _, lost = emb.forward(*batch(), ticket=True)
+    _, last = emb.forward(*batch(), ticket=True)
+    del lost
+    gc.collect()
+    last.drop()
+    assert pinned(emb) == 0
+
+
+def test_foreign_and_wrong_tickets_are_refused() -> None:
+    emb, other = collection(), collection()
+    _, ticket = other.forward(*batch(), ticket=True)
+    with pytest.raises(ValueError, match="another collection"):
+        emb.backward(GRAD, ticket)
+    with pytest.raises(TypeError, match="Ticket"):
+        emb.backward(GRAD, 3)  # type: ignore[arg-type]
+    waiting = emb.prefetch(*batch())
+    with pytest.raises(RuntimeError, match="call forward first"):
+        emb.backward(GRAD, waiting)
+
+
+def test_too_many_open_batches() -> None:
+    emb = collection()
+    tickets = [emb.forward(*batch(), ticket=True)[1] for _ in range(127)]
+    before = digest(emb)
+    for call in (emb.forward, emb.prefetch):
+        with pytest.raises(RuntimeError, match="127 batches are open"):
+            call(*batch())
+    assert digest(emb) == before
+    for ticket in tickets:
+        ticket.drop()
+    assert pinned(emb) == 0
+    emb.forward(*batch())
+
+
+def test_prefetched_rows_are_not_evicted() -> None:
+    emb = collection(cache=mpe.CacheConfig(num_sets=1, ways=8, policy="lru"))
+    ticket = emb.prefetch(*other_rows(0))
+    tags = emb.state_arrays()["cache.6.tags"].copy()
+    for first in (8, 16, 24):
+        emb.forward(*other_rows(first))
+        emb.backward(GRAD)
+    np.testing.assert_array_equal(emb.state_arrays()["cache.6.tags"], tags)
+    assert emb.stats()["a"]["conflict_misses"] == 24
+    ticket.drop()
+    emb.forward(*other_rows(8))
+    assert (emb.state_arrays()["cache.6.tags"] != tags).all()
+
+
+def test_prefetch_is_taken_over_once() -> None:
+    emb = collection(cache=mpe.CacheConfig(num_sets=4, ways=8, policy="lru"))
+    ticket = emb.prefetch(*batch())
+    counted = emb.stats()
+    emb.forward(*batch())
+    assert emb.stats() == counted
+    emb.backward(GRAD)
+    assert not ticket.open
+    assert pinned(emb) == 0
+    emb.forward(*batch())
+    assert emb.stats()["a"]["hits"] > counted["a"]["hits"]
+
+
+def test_evaluation_changes_nothing() -> None:
+    emb = collection()
+    emb.forward(*batch())
+    before = digest(emb)
+    emb.forward(*batch(), training=False)
+    emb.forward(*other_rows(20), training=False)
+    assert digest(emb) == before
+    emb.backward(GRAD)
