@@ -143,10 +143,12 @@ def test_train_names_the_packages_it_lacks(monkeypatch: pytest.MonkeyPatch) -> N
     assert refused() == "mpembed: train needs pyarrow; install mpembed[train]"
 
 
-def test_importing_mpembed_imports_none_of_the_extra() -> None:
+def test_importing_mpembed_imports_none_of_the_extra(tmp_path: Path) -> None:
     code = (
         "import sys, mpembed; "
         "print([m for m in ('torch','pyarrow','rich','typer','matplotlib') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

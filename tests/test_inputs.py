@@ -98,7 +98,11 @@ FORWARD: dict[str, tuple[Callable[[Emb], Any], type[Exception], str]] = {
         "out",
     ),
     "stream": (lambda e: e.forward(INDICES, OFFSETS, stream=1), ValueError, "stream"),
-    "training": (lambda e: e.forward(INDICES, OFFSETS, training=1), TypeError, "training"),
+    "training": (
+        lambda e: e.forward(INDICES, OFFSETS, training=1),  # type: ignore[arg-type]
+        TypeError,
+        "training",
+    ),
     "eval ticket": (
         lambda e: e.forward(INDICES, OFFSETS, training=False, ticket=True),
         ValueError,
@@ -246,7 +250,7 @@ def test_wrong_device_is_named() -> None:
 @pytest.mark.parametrize("index_type", [np.int32, np.int64])
 def test_empty_batches_and_bags(index_type: type) -> None:
     emb = collection()
-    none = np.empty(0, index_type)
+    none: Array = np.empty(0, index_type)
     assert emb.forward(none, np.zeros(1, index_type)).shape == (0, 12)
     emb.backward(np.empty((0, 12), np.float32))
     out = emb.forward(none, np.zeros(7, index_type))
