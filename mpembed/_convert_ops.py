@@ -9,7 +9,7 @@ from mpembed._checks import integer
 from mpembed._dlpack import view
 from mpembed._inputs import BYTE, FLOAT, draw_key, no_stream, packed_rows, result_view, storable
 from mpembed._view import DTYPES, View, require
-from mpembed.config import MAX_DIM
+from mpembed.registry import MAX_DIM
 
 
 def _matrix(values: Any, name: str, kinds: int) -> tuple[View, int, int]:

@@ -23,7 +23,7 @@ def _concatenate(
     """Return the table-major arrays of a dict of table name -> (indices, offsets)."""
     names = [config.name for config in configs]
     if set(named) != set(names):
-        raise ValueError(f"expected a batch for each of the tables {names}, got {sorted(named)}")
+        raise ValueError(f"expected a batch for each of the tables {names}, got {list(named)}")
     if weights is not None and (not isinstance(weights, Mapping) or set(weights) != set(names)):
         raise ValueError("per_sample_weights must be a dict with the same tables as the indices")
     indices, offsets, values, start = [], [np.zeros(1, np.int64)], [], 0

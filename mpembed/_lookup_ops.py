@@ -10,7 +10,7 @@ from mpembed._checks import integer
 from mpembed._dlpack import view
 from mpembed._inputs import FLOAT, INDEX, make_batch_of_one, no_stream, packed_rows, result_view
 from mpembed._view import DTYPES, View, require
-from mpembed.config import MAX_DIM
+from mpembed.registry import MAX_DIM
 
 Array = npt.NDArray[Any]
 

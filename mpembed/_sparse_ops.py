@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 
 from mpembed import _cpu, optim, registry
+from mpembed._checks import integer
 from mpembed._dlpack import view
 from mpembed._inputs import BYTE, FLOAT, INDEX, draw_key, make_batch_of_one, no_stream
 from mpembed._view import DTYPES, View, require
-from mpembed.config import MAX_DIM
+from mpembed.registry import MAX_DIM
 
 _COMMON = """
     Parameters
@@ -46,12 +47,14 @@ def _table(weights: Any, precision: str, dim: int | None) -> tuple[View, int]:
     require(table, FLOAT | BYTE if precision == "fp32" else BYTE, 2, writable=True)
     if table.shape[0] < 1 or table.shape[1] < 1:
         raise ValueError(f"weights must not be empty, got shape {table.shape}")
+    if dim is not None:
+        dim = integer("dim", dim, 1, MAX_DIM)
     if table.dtype == "float32":
-        dim = table.shape[1] if dim is None else dim
+        dim = integer("columns of weights", table.shape[1], 1, MAX_DIM) if dim is None else dim
         require(table, FLOAT, 2, (table.shape[0], dim))
         return table, dim
-    if dim is None or not 1 <= dim <= MAX_DIM:
-        raise ValueError(f"dim must be given for packed weights, 1 .. {MAX_DIM}, got {dim}")
+    if dim is None:
+        raise ValueError("dim must be given where weights are packed bytes")
     require(table, BYTE, 2, (table.shape[0], registry.row_bytes(precision, dim)))
     return table, dim
 

@@ -78,7 +78,7 @@ class EmbeddingBagCollection:
         on_nonfinite: str,
     ) -> None:
         """Check the settings and allocate; the rows are left undefined."""
-        self._tables = tuple(tables)
+        self._tables = tuple(tables) if isinstance(tables, Sequence) else ()
         if not self._tables or not all(isinstance(t, TableConfig) for t in self._tables):
             raise TypeError("tables must be a non-empty sequence of TableConfig")
         if len(self._tables) >= MAX_TABLES:

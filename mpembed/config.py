@@ -5,10 +5,15 @@ from dataclasses import dataclass
 
 from mpembed import registry
 from mpembed._checks import finite, integer
+from mpembed.registry import MAX_DIM
 
-MAX_DIM = 1 << 20
 MAX_ROWS = 1 << 47
+_INIT_VALUES = {"zeros": 0, "uniform": 2, "normal": 1}
 Init = str | tuple[str, float] | tuple[str, float, float]
+
+
+def _encodable(text: str) -> bool:
+    return text.isascii() or text == text.encode("utf-8", "ignore").decode("utf-8")
 
 
 @dataclass(frozen=True)
@@ -39,23 +44,30 @@ class TableConfig:
     init: Init | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"a table's name must be a non-empty string, got {self.name!r}")
-        integer(f"num_embeddings of table {self.name!r}", self.num_embeddings, 1, MAX_ROWS)
-        integer(f"embedding_dim of table {self.name!r}", self.embedding_dim, 1, MAX_DIM)
+        if not isinstance(self.name, str) or not self.name or not _encodable(self.name):
+            raise ValueError(f"a table's name must be a non-empty Unicode string: {self.name!r}")
+        # Plain Python numbers are kept, whatever integer types were given: checkpoints are JSON.
+        rows = integer(f"num_embeddings of table {self.name!r}", self.num_embeddings, 1, MAX_ROWS)
+        dim = integer(f"embedding_dim of table {self.name!r}", self.embedding_dim, 1, MAX_DIM)
+        object.__setattr__(self, "num_embeddings", rows)
+        object.__setattr__(self, "embedding_dim", dim)
         registry.choose(f"precision of table {self.name!r}", self.precision, registry.FORMATS)
         registry.choose(f"pooling of table {self.name!r}", self.pooling, registry.POOLINGS)
-        self.init_parameters()
+        if self.init is not None:
+            kind, *values = self.init_parameters()
+            kept = (kind, *values[: _INIT_VALUES[kind]])
+            object.__setattr__(self, "init", kept if len(kept) > 1 else kind)
 
     def init_parameters(self) -> tuple[str, float, float]:
         """Return the kind of initial values and its two parameters (unused ones are 0)."""
         if self.init is None:
             bound = 1.0 / math.sqrt(self.num_embeddings)
             return "uniform", -bound, bound
-        kind, *values = (self.init,) if isinstance(self.init, str) else tuple(self.init)
         what = f"init of table {self.name!r}"
-        expected = {"zeros": 0, "uniform": 2, "normal": 1}
-        if kind not in expected or len(values) != expected[kind]:
+        given = (self.init,) if isinstance(self.init, str) else self.init
+        valid = isinstance(given, tuple | list) and len(given) > 0 and isinstance(given[0], str)
+        kind, *values = given if valid else ("",)
+        if _INIT_VALUES.get(kind) != len(values):
             raise ValueError(
                 f"{what} must be None, 'zeros', ('uniform', lo, hi) or ('normal', std), "
                 f"got {self.init!r}"
@@ -94,21 +106,20 @@ class CacheConfig:
         if (self.load_factor is None) == (self.num_sets is None):
             raise ValueError("CacheConfig takes exactly one of load_factor and num_sets")
         if self.load_factor is not None:
-            finite("load_factor", self.load_factor, 0.0, 1e6)
-            if self.load_factor <= 0:
-                raise ValueError(f"load_factor must be positive, got {self.load_factor!r}")
+            load = finite("load_factor", self.load_factor, 0.0, 1e6)
+            if load <= 0:
+                raise ValueError(f"load_factor must be positive, got {load!r}")
+            object.__setattr__(self, "load_factor", load)
         if self.num_sets is not None:
-            integer("num_sets", self.num_sets, 1, 1 << 26)
+            object.__setattr__(self, "num_sets", integer("num_sets", self.num_sets, 1, 1 << 26))
         registry.choose("policy", self.policy, registry.POLICIES)
-        if isinstance(self.ways, bool) or self.ways not in (8, 16, 32):
+        object.__setattr__(self, "ways", integer("ways", self.ways, 1, 1 << 10))
+        if self.ways not in (8, 16, 32):
             raise ValueError(f"ways must be 8, 16 or 32, got {self.ways!r}")
 
     def sets_for(self, rows: int) -> int:
         """Return the number of sets for a group with this many table rows."""
-        if self.num_sets is not None:
-            return int(self.num_sets)
-        assert self.load_factor is not None
-        sets = max(1, math.ceil(self.load_factor * rows / self.ways))
+        sets = self.num_sets or max(1, math.ceil((self.load_factor or 0) * rows / self.ways))
         if sets * self.ways >= 1 << 31:
             raise ValueError(f"a cache of {sets} x {self.ways} slots exceeds 2^31 - 1 slots")
         return sets

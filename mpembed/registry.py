@@ -5,6 +5,9 @@ that a format added there exists here. The dictionaries map a name to its number
 """
 
 from mpembed import _cpu
+from mpembed._checks import integer
+
+MAX_DIM = 1 << 20
 
 FORMATS: dict[str, int] = _cpu.FORMATS
 OPTIMIZERS: dict[str, int] = _cpu.OPTIMIZERS
@@ -34,9 +37,13 @@ def choose(what: str, name: object, choices: dict[str, int]) -> int:
 
 def row_bytes(precision: str, embedding_dim: int) -> int:
     """Return the bytes of a row of `embedding_dim` values in a precision, header included."""
-    return int(_cpu.row_bytes(choose("precision", precision, FORMATS), embedding_dim))
+    return int(_cpu.row_bytes(choose("precision", precision, FORMATS), _dim(embedding_dim)))
 
 
 def code_bytes(precision: str, embedding_dim: int) -> int:
     """Return the bytes of a row's codes alone, without scale and bias."""
-    return int(_cpu.code_bytes(choose("precision", precision, FORMATS), embedding_dim))
+    return int(_cpu.code_bytes(choose("precision", precision, FORMATS), _dim(embedding_dim)))
+
+
+def _dim(embedding_dim: int) -> int:
+    return integer("embedding_dim", embedding_dim, 1, MAX_DIM)
