@@ -34,7 +34,8 @@ WARNINGS = ["-Wall", "-Wextra"]
 # One answer on every machine: no contraction the source does not write. The other two change no
 # result; without them the compiler may not vectorise.
 ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+# prefetchw is a hint: processors without it take it as a no-op.
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2", "-mprfchw"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 
 

@@ -83,6 +83,8 @@ inline float* cache_row(const mpe_group& g, int64_t slot) { return g.cache->rows
 
 // Asks for the cache lines of a row ahead of its use.
 inline void prefetch_bytes(const void* p, int64_t bytes, bool write) {
+  // GCC takes a function that only prefetches for one without effects and deletes calls to it.
+  __asm__ volatile("");
   const char* line = static_cast<const char*>(p);
   const char* end = line + (bytes < 1024 ? bytes : 1024);
   for (; line < end; line += 64) {
@@ -92,7 +94,10 @@ inline void prefetch_bytes(const void* p, int64_t bytes, bool write) {
       __builtin_prefetch(line, 0, 3);
     }
   }
-  __builtin_prefetch(end - 1, 0, 3);
+  // Rows have no alignment: the last byte may lie one line further.
+  if (reinterpret_cast<uintptr_t>(end - 1) / 64 != reinterpret_cast<uintptr_t>(line - 64) / 64) {
+    __builtin_prefetch(end - 1, 0, 3);
+  }
 }
 
 template <class F>

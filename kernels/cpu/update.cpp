@@ -53,10 +53,14 @@ inline void add_scaled(float c, const float* __restrict x, int64_t dim, float* _
   for (int64_t i = 0; i < dim; ++i) acc[i] = fmaf(c, x[i], acc[i]);
 }
 
-// Partial sum of the lookups at sorted places [begin, end).
-void sum_block(const Update& k, const GradRows& rows, int64_t begin, int64_t end, float* acc) {
-  memset(acc, 0, static_cast<size_t>(k.g.dim) * sizeof(float));
-  for (int64_t i = begin; i < end; ++i) {
+// Partial sum of the lookups at sorted places [begin, end), of which there is at least one.
+void sum_block(const Update& k, const GradRows& rows, int64_t begin, int64_t end,
+               float* __restrict acc) {
+  const int64_t first = k.u.positions[begin];
+  const float c = rows.coefficient(first);
+  const float* __restrict x = rows.row(first);
+  for (int64_t i = 0; i < k.g.dim; ++i) acc[i] = fmaf(c, x[i], 0.0f);
+  for (int64_t i = begin + 1; i < end; ++i) {
     const int64_t p = k.u.positions[i];
     add_scaled(rows.coefficient(p), rows.row(p), k.g.dim, acc);
   }
