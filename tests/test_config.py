@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,12 @@ import mpembed as mpe
 
 TABLE = mpe.TableConfig("t", 5, 3)
 SGD = mpe.SGD(lr=0.1)
+
+
+def collection_of(cache: mpe.CacheConfig) -> mpe.EmbeddingBagCollection:
+    return mpe.EmbeddingBagCollection([TABLE], cache=cache, optimizer=SGD)
+
+
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "name": (lambda: mpe.TableConfig("", 5, 3), ValueError, "name"),
     "rows": (lambda: mpe.TableConfig("t", 0, 3), ValueError, "num_embeddings of table 't'"),
@@ -25,11 +33,22 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         "lo",
     ),
     "init nan": (lambda: mpe.TableConfig("t", 5, 3, init=("normal", np.nan)), ValueError, "init"),
+    "init number": (lambda: mpe.TableConfig("t", 5, 3, init=5), ValueError, "init of table 't'"),  # type: ignore[arg-type]
+    "init empty": (lambda: mpe.TableConfig("t", 5, 3, init=()), ValueError, "init"),  # type: ignore[arg-type]
+    "init odd": (lambda: mpe.TableConfig("t", 5, 3, init=([], 1.0)), ValueError, "init"),  # type: ignore[arg-type]
+    "name surrogate": (lambda: mpe.TableConfig("\ud800", 5, 3), ValueError, "name"),
     "no size": (lambda: mpe.CacheConfig(), ValueError, "exactly one"),
     "two sizes": (lambda: mpe.CacheConfig(load_factor=0.1, num_sets=2), ValueError, "exactly one"),
     "load": (lambda: mpe.CacheConfig(load_factor=0), ValueError, "load_factor"),
     "sets": (lambda: mpe.CacheConfig(num_sets=0), ValueError, "num_sets"),
     "ways": (lambda: mpe.CacheConfig(num_sets=1, ways=4), ValueError, "ways"),
+    "ways type": (lambda: mpe.CacheConfig(num_sets=1, ways=8.0), TypeError, "ways"),  # type: ignore[arg-type]
+    "slots": (
+        lambda: collection_of(mpe.CacheConfig(num_sets=1 << 26, ways=32)),
+        ValueError,
+        "exceeds 2\\^31 - 1 slots",
+    ),
+    "tables": (lambda: mpe.EmbeddingBagCollection(5, optimizer=SGD), TypeError, "tables"),  # type: ignore[arg-type]
     "policy": (lambda: mpe.CacheConfig(num_sets=1, policy="mru"), ValueError, "'lru', 'lfu'"),
     "lr": (lambda: mpe.SGD(lr=float("inf")), ValueError, "lr"),
     "lr none": (lambda: mpe.SGD(lr=None), TypeError, "lr"),  # type: ignore[arg-type]
@@ -114,3 +133,19 @@ def test_lr_may_change_at_every_step() -> None:
     emb.optimizer.lr = 0.5
     emb.backward(np.ones((1, 3), np.float32))
     np.testing.assert_array_equal(emb.rows("t", np.array([0])), start[:1] - np.float32(0.5))
+
+
+def test_numpy_numbers_are_settings_too(tmp_path: Path) -> None:
+    """What the constructors take, a checkpoint can hold."""
+    init = ("uniform", np.float32(-1), np.float64(1))
+    table = mpe.TableConfig("t", np.int64(50), np.int32(3), "int4", init=init)  # type: ignore[arg-type]
+    for cache in (
+        mpe.CacheConfig(num_sets=np.int64(2), ways=np.uint8(8)),  # type: ignore[arg-type]
+        mpe.CacheConfig(load_factor=np.float32(0.5), ways=8),  # type: ignore[arg-type]
+        mpe.CacheConfig(load_factor=Fraction(1, 3), ways=8),  # type: ignore[arg-type]
+    ):
+        optimizer = mpe.Adagrad(np.float32(0.1), eps=np.float64(1e-6))  # type: ignore[arg-type]
+        seed = np.uint64(2**64 - 1)
+        emb = mpe.EmbeddingBagCollection([table], cache=cache, optimizer=optimizer, seed=seed)  # type: ignore[arg-type]
+        emb.save(tmp_path / "c")
+        assert mpe.EmbeddingBagCollection.load(tmp_path / "c").tables == (table,)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import mpembed as mpe
+from mpembed import _memory
 
 LARGE: dict[str, dict[str, Any]] = {
     "fp32 lru": {"precision": "fp32", "policy": "lru"},
@@ -38,6 +42,60 @@ def test_report_is_what_was_allocated(name: str) -> None:
     assert given > before
     total = emb.memory_report()["total"]
     assert abs(held - total) <= 0.02 * total
+
+
+RESIDENT = """
+import gc, sys
+import numpy as np
+import mpembed as mpe
+
+def resident():
+    gc.collect()
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+precision, policy, optimizer = sys.argv[1:]
+optimizer = {"rowwise": mpe.RowwiseAdagrad(0.1), "bf16": mpe.Adagrad(0.1, state_precision="bf16")}[
+    optimizer
+]
+cache = None if policy == "None" else mpe.CacheConfig(load_factor=0.2, policy=policy)
+tables = [
+    mpe.TableConfig(name, 600_001, 64, precision=precision, init=("uniform", 0, 1)) for name in "ab"
+]
+small = mpe.EmbeddingBagCollection(tables[:1], cache=None, optimizer=mpe.SGD(0.1))
+del small  # code and threads are loaded
+before = resident()
+emb = mpe.EmbeddingBagCollection(tables, cache=cache, optimizer=optimizer)
+for array in emb.state_arrays().values():
+    array.view(np.uint8)[...] |= np.uint8(0)  # touches every page, changes nothing
+print(resident() - before, emb.memory_report()["total"])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("precision", "policy", "optimizer"),
+    [("fp32", "lru", "rowwise"), ("int8", "lfu", "rowwise"), ("int4", "None", "bf16")],
+)
+def test_report_is_what_is_resident(
+    precision: str, policy: str, optimizer: str, tmp_path: Path
+) -> None:
+    """Hundreds of megabytes, every page touched, in a process of their own."""
+    command = [sys.executable, "-c", RESIDENT, precision, policy, optimizer]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+    )
+    resident, total = map(int, done.stdout.split())
+    assert total > 100 << 20
+    assert abs(resident - total) <= 0.02 * total
+
+
+@pytest.mark.parametrize("policy", [None, *mpe.registry.POLICIES])
+@pytest.mark.parametrize("precision", mpe.registry.FORMATS)
+def test_report_is_what_the_allocator_gave(precision: str, policy: str | None) -> None:
+    before = _memory.allocated_bytes()
+    emb = build(200_000, 32, precision, policy, 0.05)
+    taken = _memory.allocated_bytes() - before
+    assert 0 <= taken - emb.memory_report()["total"] + 1024 <= 0.02 * taken
 
 
 def test_report_adds_up() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from reference.bags import parse, pool
 
 import mpembed as mpe
 from mpembed import ops
@@ -131,6 +133,83 @@ def test_embedding_bag(precision: str, pooling: str) -> None:
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(IndexError, match="index 7 at position 0"):
         ops.embedding_bag(rows, precision, 13, np.array([7]), np.array([0, 1]))
+
+
+@pytest.mark.parametrize("pooling", mpe.registry.POOLINGS)
+@pytest.mark.parametrize("precision", mpe.registry.FORMATS)
+def test_embedding_bag_is_the_reference_byte_for_byte(precision: str, pooling: str) -> None:
+    indices = RNG.integers(0, 7, 90)
+    offsets = np.array([0, 0, 70, 71, 85, 85, 90])  # empty bags, and a long one
+    weights = RNG.standard_normal(90).astype(np.float32)
+    rows = ops.quantize(X, precision, seed=9)
+    values = ops.dequantize(rows, precision, 13)[indices]
+    part = parse([7], indices, offsets).tables[0]
+    table = (rows, precision, 13, indices, offsets)
+    for w in (None, weights):
+        out = ops.embedding_bag(*table, pooling=pooling, per_sample_weights=w)
+        expected = pool(part, pooling, values, np.ones(90, np.float32) if w is None else w)
+        assert out.tobytes() == expected.tobytes()
+
+
+CODES = RNG.integers(0, 4, (7, 13)).astype(np.uint8)
+ROWS, IDS = ops.quantize(X, "int4"), RNG.integers(0, 7, 20)
+TAGS = RNG.permutation(64).astype(np.uint64).reshape(8, 8)
+EVERY: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "quantize": (lambda x, **k: ops.quantize(x, "int2", seed=1, **k), (X,)),
+    "dequantize": (lambda x, **k: ops.dequantize(x, "int4", 13, **k), (ROWS,)),
+    "pack_int4": (ops.pack_int4, (CODES,)),
+    "pack_int2": (ops.pack_int2, (CODES,)),
+    "unpack_int4": (lambda x, **k: ops.unpack_int4(x, 22, **k), (ROWS,)),
+    "unpack_int2": (lambda x, **k: ops.unpack_int2(x, 44, **k), (ROWS,)),
+    "stochastic_round": (lambda x, **k: ops.stochastic_round(x, "fp16", **k), (X,)),
+    "cache_lookup": (lambda ids, **k: ops.cache_lookup(TAGS, ids, **k), (IDS,)),
+    "embedding_bag": (
+        lambda x, i, o, **k: ops.embedding_bag(x, "int4", 13, i, o, pooling="mean", **k),
+        (ROWS, IDS, np.array([0, 4, 20])),
+    ),
+}
+
+
+def test_every_function_is_here() -> None:
+    in_place = {"sgd_", "adagrad_", "rowwise_adagrad_"}  # test_sparse_ops.py
+    assert set(ops.__all__) == set(EVERY) | in_place | {"unique_rows"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_any_framework_in_and_out(name: str) -> None:
+    function, arrays = EVERY[name]
+    expected = function(*arrays)
+    for make in FRAMEWORKS.values():
+        np.testing.assert_array_equal(function(*map(make, arrays)), expected)
+    for target in (np.zeros_like(expected), torch.from_numpy(np.zeros_like(expected))):
+        assert function(*arrays, out=target) is target
+        np.testing.assert_array_equal(np.asarray(target), expected)
+    with pytest.raises(BufferError, match="^out: is written to"):  # JAX arrays do not change
+        function(*arrays, out=jnp.zeros(expected.shape, expected.dtype))
+    shape = (*expected.shape[:-1], expected.shape[-1] + 1)
+    with pytest.raises(ValueError, match="^out: expected shape"):
+        function(*arrays, out=np.zeros(shape, expected.dtype))
+    with pytest.raises(TypeError, match="^out: expected dtype"):
+        function(*arrays, out=np.zeros(expected.shape, np.complex64))
+    with pytest.raises(ValueError, match="stream must be None"):
+        function(*arrays, stream=1)
+
+
+def test_nothing_is_copied() -> None:
+    x = np.ones((4096, 512), np.float32)
+    rows = np.zeros((4096, mpe.registry.row_bytes("int8", 512)), np.uint8)
+    codes, half = np.ones((4096, 512), np.uint8), np.zeros((4096, 512), np.float16)
+    packed = ops.pack_int4(codes)
+    tracemalloc.start()
+    try:
+        ops.quantize(x, "int8", out=rows)
+        ops.dequantize(rows, "int8", 512, out=x)
+        ops.pack_int4(codes, out=packed)
+        ops.unpack_int4(packed, 512, out=codes)
+        ops.stochastic_round(x, "fp16", out=half)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_philox_of_quantize_depends_on_seed_and_step_only() -> None:

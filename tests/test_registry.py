@@ -68,6 +68,13 @@ def test_bytes_of_a_row(precision: str) -> None:
         assert registry.code_bytes(precision, dim) == -(-known.bits * dim // 8)
 
 
+@pytest.mark.parametrize("dim", [-3, 0, 2**20 + 1, 2**62, 2.5, "4", None, True])
+def test_bad_dimensions_are_refused(dim: Any) -> None:
+    for call in (registry.row_bytes, registry.code_bytes):
+        with pytest.raises((ValueError, TypeError), match="embedding_dim must be"):
+            call("int4", dim)
+
+
 @pytest.mark.parametrize("name", ["int3", "INT4", "", None, 5, ["int4"], b"int4"])
 def test_unknown_names_are_refused_with_the_known_ones(name: Any) -> None:
     for call in (registry.row_bytes, registry.code_bytes):

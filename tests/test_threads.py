@@ -61,6 +61,82 @@ def test_collections_of_their_own_run_side_by_side() -> None:
     assert {digest(emb) for emb in many} == {digest(alone)}
 
 
+def test_one_collection_is_trained_by_several_threads() -> None:
+    """Each thread has its own rows and tickets: whoever comes first, the rows end the same."""
+    table = mpe.TableConfig("t", 400, 8)
+    embs = [
+        mpe.EmbeddingBagCollection([table], cache=cache, optimizer=mpe.SGD(0.1))
+        for cache in (None, mpe.CacheConfig(num_sets=2, ways=8), None)
+    ]
+
+    def work(emb: mpe.EmbeddingBagCollection, part: int) -> None:
+        rng = np.random.default_rng(part)
+        for step in range(25):
+            ids = rng.integers(100 * part, 100 * (part + 1), 30)
+            if step % 3 == 0:
+                emb.prefetch(ids, np.arange(0, 31, 5))
+            out, ticket = emb.forward(ids, np.arange(0, 31, 5), ticket=True)
+            if step % 7 == 6:
+                ticket.drop()
+            else:
+                emb.backward(np.ones_like(out), ticket)
+
+    for part in range(4):
+        work(embs[2], part)
+    for emb in embs[:2]:
+        threads = [threading.Thread(target=work, args=(emb, part)) for part in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert emb.step == embs[2].step
+        assert emb.stats()["t"]["accesses"] == embs[2].stats()["t"]["accesses"]
+        every = np.arange(400)
+        np.testing.assert_array_equal(emb.rows("t", every), embs[2].rows("t", every))
+
+
+def test_stateless_kernels_run_side_by_side() -> None:
+    x = np.random.default_rng(0).standard_normal((3000, 64)).astype(np.float32)
+    expected = {name: mpe.ops.quantize(x, name, seed=1) for name in mpe.registry.FORMATS}
+    wrong: list[str] = []
+
+    def work(name: str) -> None:
+        for _ in range(10):
+            if not np.array_equal(mpe.ops.quantize(x, name, seed=1), expected[name]):
+                wrong.append(name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_the_thread_count_may_change_while_kernels_run() -> None:
+    before, stop = mpe.get_num_threads(), threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            for n in (1, 3, 2, 5):
+                mpe.set_num_threads(n)
+
+    emb, alone = collection(), collection()
+    train(alone, 60)
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        train(emb, 60)
+        x = np.ones((5000, 64), np.float32)
+        rows = mpe.ops.quantize(x, "int8")
+        assert all(np.array_equal(mpe.ops.quantize(x, "int8"), rows) for _ in range(20))
+    finally:
+        stop.set()
+        thread.join()
+        mpe.set_num_threads(before)
+    assert digest(emb) == digest(alone)
+
+
 def test_kernels_release_the_gil() -> None:
     """A Python thread makes progress while one long kernel runs."""
     table = mpe.TableConfig("t", 1000, 256)

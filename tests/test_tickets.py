@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers import batch, collection, digest
+from helpers import batch, collection, digest, train
 
 import mpembed as mpe
 
@@ -131,3 +133,34 @@ def test_evaluation_changes_nothing() -> None:
     emb.forward(*other_rows(20), training=False)
     assert digest(emb) == before
     emb.backward(GRAD)
+
+
+def test_the_last_write_step_is_the_end() -> None:
+    emb = collection()
+    train(emb)
+    emb.forward(*batch())
+    emb._engine.step = 2**40 - 1
+    before, zero = digest(emb), np.zeros((1, 6), np.float32)
+    calls: list[Callable[[], Any]] = [
+        lambda: emb.forward(*batch()),
+        lambda: emb.prefetch(*batch()),
+        lambda: emb.backward(GRAD),
+        lambda: emb.set_rows("a", np.array([1]), zero),
+        emb.flush,
+    ]
+    for call in calls:
+        with pytest.raises(OverflowError, match="write step"):
+            call()
+        assert digest(emb) == before
+    emb.forward(*batch(), training=False)
+
+
+def test_the_caller_may_reuse_its_arrays_before_backward() -> None:
+    emb, plain = collection(), collection()
+    indices, offsets = batch()
+    weights = np.linspace(0, 1, 8, dtype=np.float32)
+    plain.forward(*batch(), weights.copy())
+    emb.forward(indices, offsets, weights)
+    indices[:], offsets[:], weights[:] = 0, 0, np.nan
+    np.testing.assert_array_equal(emb.backward(GRAD), plain.backward(GRAD))
+    assert digest(emb) == digest(plain)
