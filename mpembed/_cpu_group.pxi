@@ -101,20 +101,33 @@ cdef class Group:
 
     def count_accesses(self, Lookups lookups, bint accesses, bint dropped):
         """Add to the statistics what no kernel counts."""
+        cdef const int64_t* n = <const int64_t*>_data(lookups.dropped)
+        cdef const int64_t* ends = lookups.c.bag_offsets
+        cdef int64_t size = lookups.c.batch_size
+        cdef int64_t* stats
+        cdef int t
         for t in range(self.c.num_tables):
-            n = lookups.dropped[t]
+            stats = self.tables[t].stats
             if accesses:
-                self.tables[t].stats[MPE_stat_accesses] += <int64_t>(lookups.segments[t][2] - n)
+                stats[MPE_stat_accesses] += ends[(t + 1) * size] - ends[t * size] - n[t]
             if dropped:
-                self.tables[t].stats[MPE_stat_dropped] += <int64_t>n
+                stats[MPE_stat_dropped] += n[t]
 
     def count_unique(self, Lookups lookups):
         """Count the unique rows of each table (groups without a cache)."""
-        borders = np.array([self.tables[t].base for t in range(self.c.num_tables)], np.uint64)
-        first = np.searchsorted(lookups.unique_rows[:lookups.u.count], borders)
-        ends = list(first[1:]) + [lookups.u.count]
-        for t in range(self.c.num_tables):
-            self.tables[t].stats[MPE_stat_unique] += <int64_t>(ends[t] - first[t])
+        cdef int64_t low = 0, high, middle, first = 0, end
+        cdef int t
+        for t in range(self.c.num_tables):  # where the next table's rows begin
+            end = self.tables[t].base + self.tables[t].num_rows
+            low, high = first, lookups.u.count
+            while low < high:
+                middle = (low + high) // 2
+                if <int64_t>lookups.u.rows[middle] < end:
+                    low = middle + 1
+                else:
+                    high = middle
+            self.tables[t].stats[MPE_stat_unique] += low - first
+            first = low
 
     def admit(self, Lookups lookups, uint64_t step):
         """Admission: `lookups.slots` holds the pinned slots of the unique rows."""

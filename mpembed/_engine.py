@@ -29,6 +29,7 @@ class Engine:
         self.step = 0
         self.lock = threading.RLock()
         self.groups = [group.kernels for group in storage.groups]
+        self.width = _inputs.pooled_width(storage.configs)
         self._open: weakref.WeakSet[Ticket] = weakref.WeakSet()
         self._prefetched: list[Ticket] = []
         self._implicit: Ticket | None = None
@@ -91,13 +92,17 @@ class Engine:
         return [group.prepare(batch, self.drop) for group in self.groups]
 
     def _admit(self, batch: Batch, lookups: list[Lookups]) -> Ticket:
-        for group, part in zip(self.groups, lookups, strict=True):
-            if group.cached:
-                group.admit(part, self.step)
-                group.count_accesses(part, False, True)
         weighted = batch.weights is not None
         ticket = Ticket(self, lookups, batch.batch_size, batch.num_indices, weighted=weighted)
         self._open.add(ticket)
+        try:
+            for group, part in ticket.parts(self.groups):
+                if group.cached:
+                    group.admit(part, self.step)
+                    group.count_accesses(part, False, True)
+        except BaseException:
+            self.close(ticket)
+            raise
         return ticket
 
     # ---- backward --------------------------------------------------------------------------
@@ -129,13 +134,22 @@ class Engine:
         group.count_unique(part)
         return None
 
-    def output_shapes(self, ticket: Ticket) -> Any:
-        """Return the shapes of a ticket's output."""
+    def batch_shapes(self, batch: Batch) -> Any:
+        """Return the shape of a batch's output, or each table's where one is unpooled."""
+        if self.width is not None:
+            return batch.batch_size, self.width
+        counts = batch.table_counts()
+        return _inputs.unpooled_shapes(self.storage.configs, batch.batch_size, counts)
+
+    def ticket_shapes(self, ticket: Ticket) -> Any:
+        """Return the same for a ticket's batch."""
+        if self.width is not None:
+            return ticket.batch_size, self.width
         counts = [0] * len(self.storage.configs)
         for stored, part in zip(self.storage.groups, ticket.lookups, strict=True):
             for table, segment in zip(stored.table_ids, part.segments, strict=True):
                 counts[table] = segment[2]
-        return _inputs.output_shapes(self.storage.configs, ticket.batch_size, counts)
+        return _inputs.unpooled_shapes(self.storage.configs, ticket.batch_size, counts)
 
     # ---- tickets ---------------------------------------------------------------------------
 

@@ -118,12 +118,17 @@ def storable(x: View, rows: int, dim: int, precision: str, name: str, unit: str 
         )
 
 
-def output_shapes(
+def pooled_width(configs: Sequence[TableConfig]) -> int | None:
+    """Return the columns of the pooled output, or None where some table is unpooled."""
+    if any(config.pooling == "none" for config in configs):
+        return None
+    return sum(config.embedding_dim for config in configs)
+
+
+def unpooled_shapes(
     configs: Sequence[TableConfig], batch_size: int, counts: Sequence[int]
-) -> tuple[int, int] | dict[str, tuple[int, int]]:
-    """Return the shape of the pooled output, or of each table's where one is unpooled."""
-    if all(config.pooling != "none" for config in configs):
-        return batch_size, sum(config.embedding_dim for config in configs)
+) -> dict[str, tuple[int, int]]:
+    """Return the shape of each table's output where some table is unpooled."""
     return {
         config.name: (count if config.pooling == "none" else batch_size, config.embedding_dim)
         for config, count in zip(configs, counts, strict=True)

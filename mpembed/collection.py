@@ -186,7 +186,7 @@ class EmbeddingBagCollection:
             raise ValueError("ticket=True needs training=True")
         with self._lock:
             batch = _inputs.make_batch(self._tables, indices, offsets, per_sample_weights)
-            shapes = _inputs.output_shapes(self._tables, batch.batch_size, batch.table_counts())
+            shapes = self._engine.batch_shapes(batch)
             result = _inputs.allocate_output(shapes) if out is None else out
             views = _inputs.matrix_views(result, "out", shapes, writable=True)
             if not training:
@@ -220,7 +220,7 @@ class EmbeddingBagCollection:
         """
         with self._lock:
             used = self._engine.ticket_for_backward(ticket)
-            shapes = self._engine.output_shapes(used)
+            shapes = self._engine.ticket_shapes(used)
             views = _inputs.matrix_views(grad, "grad", shapes, writable=False)
             weight_grad, skipped = self._engine.backward(used, views)
             if skipped and self._on_nonfinite == "raise":

@@ -1,6 +1,7 @@
 // The set-associative cache: admission with victims and write-back, release, flush, lookup of tags.
 #include "cpu/kernels.h"
 #include "cpu/radix.h"
+#include "cpu/sketch.h"
 
 MPE_BEGIN
 namespace {
@@ -17,60 +18,35 @@ inline void prefetch_set(const mpe_cache& c, uint64_t key) {
   prefetch_bytes(c.tags + first, c.ways * 8, false);
 }
 
-// A saturating or raising change of an 8-bit cell that other tasks may change as well. The result
-// does not depend on their order.
-template <class Change>
-void change_cell(uint8_t* cell, Change change) {
-  uint8_t seen = __atomic_load_n(cell, __ATOMIC_RELAXED);
-  for (;;) {
-    const uint8_t next = change(seen);
-    if (next == seen ||
-        __atomic_compare_exchange_n(cell, &seen, next, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-      return;
-    }
+// Workspace of the tasks that count and write rows back; allocated before anything changes.
+class TaskSpace {
+ public:
+  TaskSpace(const mpe_group& g, int64_t tasks)
+      : g_(g), draws_(tasks * draws_size(g.dim)), counts_(tasks * TaskStats::size(g)) {}
+  bool ok() const { return draws_.ok() && counts_.ok(); }
+  uint16_t* draws(int64_t task) const { return draws_.get() + task * draws_size(g_.dim); }
+  TaskStats stats(int64_t task) const {
+    return TaskStats(g_, counts_.get() + task * TaskStats::size(g_));
   }
-}
 
-template <class Visit>
-void for_cells(const mpe_cache& c, uint64_t key, Visit visit) {
-  const uint64_t hash = splitmix64(key), width = static_cast<uint64_t>(c.sketch_width);
-  for (uint32_t j = 0; j < kSketchRows; ++j) {
-    visit(c.sketch + j * width + sketch_cell(hash, j, width));
-  }
-}
+ private:
+  const mpe_group& g_;
+  Buffer<uint16_t> draws_;
+  Buffer<int64_t> counts_;
+};
 
-void sketch_add(const mpe_cache& c, uint64_t key) {
-  for_cells(c, key, [](uint8_t* cell) {
-    change_cell(cell, [](uint8_t v) { return static_cast<uint8_t>(v < kSketchMax ? v + 1 : v); });
-  });
-}
-
-void sketch_raise(const mpe_cache& c, uint64_t key, uint32_t count) {
-  const uint8_t floor = static_cast<uint8_t>(count < kSketchMax ? count : kSketchMax);
-  for_cells(c, key, [=](uint8_t* cell) {
-    change_cell(cell, [=](uint8_t v) { return v < floor ? floor : v; });
-  });
-}
-
-uint32_t sketch_estimate(const mpe_cache& c, uint64_t key) {
-  uint32_t low = kSketchMax;
-  for_cells(c, key, [&](const uint8_t* cell) { low = *cell < low ? *cell : low; });
-  return low;
-}
-
-// Scratch of one task that writes rows back.
+// Writes rows of the cache back to their tables, for one task.
 struct WriteBack {
   const mpe_group& g;
-  Buffer<uint16_t> draws;
+  uint16_t* draws;
   TaskStats stats;
 
-  explicit WriteBack(const mpe_group& group)
-      : g(group), draws(draws_size(group.dim)), stats(group) {}
-  bool ok() const { return draws.ok() && stats.ok(); }
+  WriteBack(const mpe_group& group, const TaskSpace& space, int64_t task)
+      : g(group), draws(space.draws(task)), stats(space.stats(task)) {}
 
   void run(int64_t slot, uint64_t id, int32_t t) {
     const mpe_table& table = g.tables[t];
-    encode(g, table, static_cast<int64_t>(id) - table.base, cache_row(g, slot), draws.get());
+    encode(g, table, static_cast<int64_t>(id) - table.base, cache_row(g, slot), draws);
     stats.add(t, MPE_stat_write_backs);
   }
 };
@@ -83,27 +59,38 @@ struct Admission {
   uint32_t clock;
 };
 
-// Step 2: hits are pinned and touched. Returns the number of misses among rows [begin, end).
-template <class P>
-int64_t touch_hits(const Admission& a, int64_t begin, int64_t end, TaskStats& stats) {
+// Finds the slots of all rows, changing nothing else. Returns the number of misses.
+int64_t find_slots(const Admission& a) {
+  const int64_t tasks = task_count(a.u.count, kGrain);
   int64_t misses = 0;
+  mpe::parallel(tasks, [&](int64_t t) {
+    int64_t n = 0;
+    const int64_t end = task_begin(a.u.count, tasks, t + 1);
+    for (int64_t i = task_begin(a.u.count, tasks, t); i < end; ++i) {
+      if (i + kAhead < a.u.count) prefetch_set(a.c, a.u.rows[i + kAhead]);
+      const int64_t slot = probe(a.c.tags, a.c.num_sets, a.c.ways, a.u.rows[i]);
+      a.slots[i] = static_cast<int32_t>(slot);
+      n += slot < 0 ? 1 : 0;
+    }
+    __atomic_fetch_add(&misses, n, __ATOMIC_RELAXED);
+  });
+  return misses;
+}
+
+// Step 2: hits are pinned and touched.
+template <class P>
+void touch_hits(const Admission& a, int64_t begin, int64_t end, TaskStats& stats) {
   int32_t t = 0;
   for (int64_t i = begin; i < end; ++i) {
-    if (i + kAhead < a.u.count) prefetch_set(a.c, a.u.rows[i + kAhead]);
     t = find_table(a.g, a.u.rows[i], t);
-    const int64_t slot = probe(a.c.tags, a.c.num_sets, a.c.ways, a.u.rows[i]);
-    a.slots[i] = static_cast<int32_t>(slot);
+    const int64_t slot = a.slots[i];
     stats.add(t, MPE_stat_unique);
     stats.add(t, MPE_stat_accesses, a.u.starts[i + 1] - a.u.starts[i]);
     stats.add(t, slot < 0 ? MPE_stat_misses : MPE_stat_hits);
-    if (slot < 0) {
-      ++misses;
-    } else {
-      a.c.tags[slot] += kTagPin;
-      a.c.meta[slot] = P::on_hit(a.c.meta[slot], a.clock);
-    }
+    if (slot < 0) continue;
+    a.c.tags[slot] += kTagPin;
+    a.c.meta[slot] = P::on_hit(a.c.meta[slot], a.clock);
   }
-  return misses;
 }
 
 // Way to fill for a miss, or -1: the lowest empty way, else the victim with the smallest rank.
@@ -175,13 +162,10 @@ void prefetch_miss(const Admission& a, uint64_t miss) {
   prefetch_bytes(row_address(table, key, bytes), bytes, false);
 }
 
+// Steps 3 and 4. sorted: the misses; estimates: room for as many where the policy has a sketch.
 template <class P>
-mpe_status admit_misses(const Admission& a, int64_t misses) {
-  Buffer<uint64_t> list(misses), tmp(misses);
-  Buffer<uint32_t> estimates(P::kSketch ? misses : 0);
-  if (!list.ok() || !tmp.ok() || !estimates.ok()) return MPE_ERR_MEMORY;
-  const uint64_t* sorted = sorted_misses(a, misses, list.get(), tmp.get());
-  if (sorted == nullptr) return MPE_ERR_MEMORY;
+void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, uint32_t* estimates,
+                  const TaskSpace& space) {
   const int64_t tasks = task_count(misses, kGrain);
   const auto each = [&](auto visit) {
     mpe::parallel(tasks, [&](int64_t t) {
@@ -199,13 +183,8 @@ mpe_status admit_misses(const Admission& a, int64_t misses) {
     while (i > 0 && i < misses && (sorted[i] >> 32) == (sorted[i - 1] >> 32)) ++i;
     return i;
   };
-  int32_t failed = 0;
   mpe::parallel(tasks, [&](int64_t t) {
-    WriteBack write_back(a.g);
-    if (!write_back.ok()) {
-      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-      return;
-    }
+    WriteBack write_back(a.g, space, t);
     const int64_t end = border(t + 1);
     for (int64_t i = border(t); i < end; ++i) {
       if (i + kAhead < misses) prefetch_miss(a, sorted[i + kAhead]);
@@ -213,7 +192,6 @@ mpe_status admit_misses(const Admission& a, int64_t misses) {
     }
     write_back.stats.commit();
   });
-  return failed != 0 ? MPE_ERR_MEMORY : MPE_OK;
 }
 
 // Step 5: recent use counts more than old use.
@@ -225,29 +203,29 @@ void halve(const mpe_cache& c) {
 
 template <class P>
 mpe_status admit(const Admission& a) {
+  const int64_t misses = find_slots(a);
   const int64_t tasks = task_count(a.u.count, kGrain);
-  int64_t misses = 0;
-  int32_t failed = 0;
+  const TaskSpace space(a.g, tasks);
+  Buffer<uint64_t> list(misses), tmp(misses);
+  Buffer<uint32_t> estimates(P::kSketch ? misses : 0);
+  if (!space.ok() || !list.ok() || !tmp.ok() || !estimates.ok()) return MPE_ERR_MEMORY;
+  const uint64_t* sorted = sorted_misses(a, misses, list.get(), tmp.get());
+  if (sorted == nullptr) return MPE_ERR_MEMORY;
+
+  ++a.c.counters[0];
   mpe::parallel(tasks, [&](int64_t t) {
-    TaskStats stats(a.g);
-    if (!stats.ok()) {
-      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-      return;
-    }
-    const int64_t n = touch_hits<P>(a, task_begin(a.u.count, tasks, t),
-                                    task_begin(a.u.count, tasks, t + 1), stats);
-    __atomic_fetch_add(&misses, n, __ATOMIC_RELAXED);
+    TaskStats stats = space.stats(t);
+    touch_hits<P>(a, task_begin(a.u.count, tasks, t), task_begin(a.u.count, tasks, t + 1), stats);
     stats.commit();
   });
-  if (failed != 0) return MPE_ERR_MEMORY;
-  if (misses > 0) {
-    const mpe_status status = admit_misses<P>(a, misses);
-    if (status != MPE_OK) return status;
-  }
-  uint64_t& samples = a.c.counters[1];
-  if (P::kSketch && samples >= kHalvingPeriod * static_cast<uint64_t>(a.c.num_sets * a.c.ways)) {
-    halve(a.c);
-    samples = 0;
+  admit_misses<P>(a, sorted, misses, estimates.get(), space);
+  if (P::kSketch) {
+    uint64_t& samples = a.c.counters[1];
+    samples += static_cast<uint64_t>(a.u.count);
+    if (samples >= kHalvingPeriod * static_cast<uint64_t>(a.c.num_sets * a.c.ways)) {
+      halve(a.c);
+      samples = 0;
+    }
   }
   return MPE_OK;
 }
@@ -265,11 +243,9 @@ void over(int64_t n, Visit visit) {
 
 mpe_status cache_admit(const mpe_group* g, const mpe_unique* u, int32_t* slots, void*) {
   const mpe_cache& c = *g->cache;
-  const uint64_t clock = ++c.counters[0];
+  const uint32_t clock = static_cast<uint32_t>(c.counters[0] + 1);
   return with_policy(c.policy, [&](auto policy) {
-    using P = typename decltype(policy)::type;
-    if (P::kSketch) c.counters[1] += static_cast<uint64_t>(u->count);
-    return admit<P>(Admission{*g, c, *u, slots, static_cast<uint32_t>(clock)});
+    return admit<typename decltype(policy)::type>(Admission{*g, c, *u, slots, clock});
   });
 }
 
@@ -293,13 +269,10 @@ mpe_status cache_flush(const mpe_group* g, void*) {
   const mpe_cache& c = *g->cache;
   const int64_t slots = c.num_sets * c.ways;
   const int64_t tasks = task_count(slots, kGrain);
-  int32_t failed = 0;
+  const TaskSpace space(*g, tasks);
+  if (!space.ok()) return MPE_ERR_MEMORY;
   mpe::parallel(tasks, [&](int64_t t) {
-    WriteBack write_back(*g);
-    if (!write_back.ok()) {
-      __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-      return;
-    }
+    WriteBack write_back(*g, space, t);
     const int64_t end = task_begin(slots, tasks, t + 1);
     for (int64_t slot = task_begin(slots, tasks, t); slot < end; ++slot) {
       const uint64_t tag = c.tags[slot];
@@ -309,7 +282,7 @@ mpe_status cache_flush(const mpe_group* g, void*) {
     }
     write_back.stats.commit();
   });
-  return failed != 0 ? MPE_ERR_MEMORY : MPE_OK;
+  return MPE_OK;
 }
 
 void cache_locate(const mpe_cache* c, const uint64_t* keys, int64_t n, int32_t* slots, void*) {

@@ -147,10 +147,12 @@ inline int64_t draws_size(int64_t dim) { return ceil_div(dim, 8) * 8; }
 // Per-table counts of one task, added to the tables' statistics at its end.
 class TaskStats {
  public:
-  explicit TaskStats(const mpe_group& g) : g_(g), n_(g.num_tables * MPE_NUM_STATS), counts_(n_) {
-    if (counts_.ok()) memset(counts_.get(), 0, static_cast<size_t>(n_) * sizeof(int64_t));
+  static int64_t size(const mpe_group& g) { return g.num_tables * MPE_NUM_STATS; }
+
+  // counts: room for size(g).
+  TaskStats(const mpe_group& g, int64_t* counts) : g_(g), counts_(counts) {
+    memset(counts_, 0, static_cast<size_t>(size(g)) * sizeof(int64_t));
   }
-  bool ok() const { return counts_.ok(); }
   void add(int32_t table, int stat, int64_t n = 1) { counts_[table * MPE_NUM_STATS + stat] += n; }
   void commit() {
     for (int32_t t = 0; t < g_.num_tables; ++t) {
@@ -164,8 +166,7 @@ class TaskStats {
 
  private:
   const mpe_group& g_;
-  int64_t n_;
-  Buffer<int64_t> counts_;
+  int64_t* counts_;
 };
 
 MPE_END
