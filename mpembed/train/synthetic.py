@@ -24,7 +24,7 @@ from .synthetic_columns import (
     MISSING_TOGETHER,
 )
 
-DEFAULT_ROWS = 350_000
+DEFAULT_ROWS = 250_000
 #: Pairs of columns (from 0) whose latent vectors are multiplied: one with many ids, one with few.
 PAIRS: tuple[tuple[int, int], ...] = (
     (1, 13),
