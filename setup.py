@@ -137,7 +137,7 @@ class BuildExt(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Compile what changed, and link."""
         jobs = [self.binding_job(Path(source)) for source in ext.sources]
-        if ext.name == "mpembed._cpu":
+        if ext.name == "mpembed._core":
             jobs += self.kernel_jobs()
         objects = self.cache.compile_all(jobs)
         target = Path(self.get_ext_fullpath(ext.name))

@@ -2,7 +2,7 @@
 
 import os as _os
 
-from mpembed import _cpu, ops, registry
+from mpembed import _core, ops, registry
 from mpembed._version import __version__
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.config import CacheConfig, TableConfig
@@ -12,7 +12,7 @@ from mpembed.tickets import Ticket
 
 STATS = registry.STATS
 
-if not _cpu.threads_variable_valid():
+if not _core.threads_variable_valid():
     raise ValueError(
         f"MPEMBED_NUM_THREADS must be an integer in 1 .. 1024, got "
         f"{_os.environ.get('MPEMBED_NUM_THREADS')!r}"

@@ -9,15 +9,15 @@ cdef extern from "mpembed/api.h" nogil:
         MPE_ERR_OFFSETS
         MPE_ERR_VALUE
         MPE_ERR_MEMORY
+        MPE_ERR_NONFINITE
+        MPE_ERR_DEVICE
 
     const uint64_t MPE_DROPPED
     const int MPE_NUM_STATS
     const int MPE_pooling_none
-    const int MPE_stat_unique
-    const int MPE_stat_accesses
-    const int MPE_stat_dropped
 
     ctypedef struct mpe_error:
+        int32_t status
         int32_t table
         int64_t position
         int64_t value
@@ -34,6 +34,7 @@ cdef extern from "mpembed/api.h" nogil:
         int32_t pooling
         int32_t feature
         int32_t state_format
+        int64_t column
 
     ctypedef struct mpe_cache:
         uint64_t *tags
@@ -48,9 +49,10 @@ cdef extern from "mpembed/api.h" nogil:
 
     ctypedef struct mpe_group:
         const mpe_table *tables
+        const mpe_table *device_tables
         const mpe_cache *cache
+        const uint64_t *step
         uint64_t seed
-        uint64_t step
         int32_t num_tables
         int32_t dim
         int32_t rounding
@@ -71,10 +73,12 @@ cdef extern from "mpembed/api.h" nogil:
         uint64_t *keys
         int32_t *bags
         int64_t *bag_offsets
+        int64_t *origins
+        int64_t *dropped
         float *weights
 
     ctypedef struct mpe_unique:
-        int64_t count
+        int64_t *count
         uint64_t *rows
         int64_t *starts
         int32_t *positions
@@ -82,6 +86,10 @@ cdef extern from "mpembed/api.h" nogil:
     ctypedef struct mpe_matrix:
         float *data
         int64_t stride
+
+    ctypedef struct mpe_outputs:
+        mpe_matrix shared
+        const mpe_matrix *tables
 
     ctypedef struct mpe_optimizer:
         int32_t kind
@@ -94,28 +102,46 @@ cdef extern from "mpembed/api.h" nogil:
         int32_t api_version
         const char *name
         const char *level
+        mpe_status (*device_count)(int32_t *) noexcept nogil
+        mpe_status (*use_device)(int32_t) noexcept nogil
+        mpe_status (*allocate)(int64_t, int32_t, void **) noexcept nogil
+        void (*release)(void *, int32_t) noexcept nogil
+        mpe_status (*borrow)(int64_t, void *, void **) noexcept nogil
+        void (*give_back)(void *, void *) noexcept nogil
+        mpe_status (*copy)(void *, const void *, int64_t, void *) noexcept nogil
+        mpe_status (*fill)(void *, int32_t, int64_t, void *) noexcept nogil
+        mpe_status (*synchronize)(void *) noexcept nogil
+        const char *(*last_error)() noexcept nogil
         mpe_status (*check_offsets)(const mpe_batch *, void *, mpe_error *) noexcept nogil
-        mpe_status (*prepare)(const mpe_group *, const mpe_batch *, int32_t, mpe_lookups *,
-                              int64_t *, void *, mpe_error *) noexcept nogil
+        mpe_status (*prepare)(const mpe_group *, const mpe_batch *, int32_t, const mpe_error *,
+                              mpe_lookups *, void *, mpe_error *) noexcept nogil
+        mpe_status (*discard)(const mpe_group *, mpe_lookups *, const mpe_error *, int32_t,
+                              mpe_error *, void *) noexcept nogil
         mpe_status (*dedup)(const uint64_t *, int64_t, uint64_t, mpe_unique *,
                             void *) noexcept nogil
-        mpe_status (*cache_admit)(const mpe_group *, const mpe_unique *, int32_t *,
+        mpe_status (*count)(const mpe_group *, const mpe_lookups *, const mpe_unique *, int32_t,
+                            int32_t, void *) noexcept nogil
+        mpe_status (*advance)(uint64_t *, void *) noexcept nogil
+        mpe_status (*cache_admit)(const mpe_group *, const mpe_unique *, int64_t, int32_t *,
                                   void *) noexcept nogil
-        mpe_status (*cache_refresh)(const mpe_group *, const mpe_unique *, const int32_t *,
-                                    int32_t *, void *) noexcept nogil
-        void (*cache_release)(const mpe_cache *, const int32_t *, int64_t, void *) noexcept nogil
+        mpe_status (*cache_refresh)(const mpe_group *, const mpe_unique *, int64_t,
+                                    const int32_t *, int32_t *, void *) noexcept nogil
+        mpe_status (*cache_release)(const mpe_cache *, const mpe_unique *, int64_t,
+                                    const int32_t *, void *) noexcept nogil
         mpe_status (*cache_flush)(const mpe_group *, void *) noexcept nogil
-        void (*cache_locate)(const mpe_cache *, const uint64_t *, int64_t, int32_t *,
-                             void *) noexcept nogil
-        void (*scatter_slots)(const mpe_unique *, const int32_t *, int64_t, int32_t *,
-                              void *) noexcept nogil
+        mpe_status (*cache_locate)(const mpe_cache *, const uint64_t *, int64_t, int32_t *,
+                                   void *) noexcept nogil
+        mpe_status (*scatter_slots)(const mpe_unique *, const int32_t *, int64_t, int32_t *,
+                                    void *) noexcept nogil
         mpe_status (*lookup)(const mpe_group *, const mpe_lookups *, const int32_t *,
-                             const mpe_matrix *, void *) noexcept nogil
+                             const mpe_outputs *, void *) noexcept nogil
         mpe_status (*weight_grad)(const mpe_group *, const mpe_lookups *, const int32_t *,
-                                  const mpe_matrix *, float *, void *) noexcept nogil
+                                  const mpe_outputs *, float *, void *) noexcept nogil
         mpe_status (*update)(const mpe_group *, const mpe_optimizer *, const mpe_lookups *,
-                             const mpe_unique *, const int32_t *, const mpe_matrix *, int64_t *,
-                             uint64_t *, void *) noexcept nogil
+                             const mpe_unique *, const int32_t *, const mpe_outputs *,
+                             mpe_error *, void *) noexcept nogil
+        mpe_status (*read_rows)(const mpe_group *, const uint64_t *, int64_t, float *,
+                                void *) noexcept nogil
         mpe_status (*write_rows)(const mpe_group *, const uint64_t *, int64_t, const float *,
                                  void *) noexcept nogil
         mpe_status (*init_rows)(const mpe_group *, int32_t, int32_t, float, float,

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from mpembed import _cpu, registry
+from mpembed import _core, registry
 from mpembed._checks import integer
 from mpembed._dlpack import view
 from mpembed._inputs import BYTE, FLOAT, draw_key, no_stream, packed_rows, result_view, storable
@@ -60,7 +60,7 @@ def quantize(
     source, rows, dim = _matrix(x, "x", FLOAT)
     result, target = result_view(out, (rows, registry.row_bytes(precision, dim)), np.uint8, BYTE)
     storable(source, rows, dim, precision, "x")
-    _cpu.quantize(source, rows, dim, fmt, mode, seed, step, target)
+    _core.quantize(source, rows, dim, fmt, mode, seed, step, target)
     return result
 
 
@@ -86,7 +86,7 @@ def dequantize(rows: Any, precision: str, dim: int, *, out: Any = None, stream: 
     source = packed_rows(rows, precision, dim)
     n = source.shape[0]
     result, target = result_view(out, (n, dim), np.float32, FLOAT)
-    _cpu.dequantize(source, n, dim, fmt, target)
+    _core.dequantize(source, n, dim, fmt, target)
     return result
 
 
@@ -129,7 +129,7 @@ def _pack(codes: Any, bits: int, out: Any, stream: Any) -> Any:
     if largest >= 1 << bits:
         raise ValueError(f"codes must be below {1 << bits}, got {largest}")
     result, target = result_view(out, (rows, -(-dim * bits // 8)), np.uint8, BYTE)
-    _cpu.pack_codes(source, rows, dim, bits, target)
+    _core.pack_codes(source, rows, dim, bits, target)
     return result
 
 
@@ -142,7 +142,7 @@ def _unpack(packed: Any, dim: int, bits: int, out: Any, stream: Any) -> Any:
     if width != -(-dim * bits // 8):
         raise ValueError(f"packed must have {-(-dim * bits // 8)} bytes a row, got {width}")
     result, target = result_view(out, (rows, dim), np.uint8, BYTE)
-    _cpu.unpack_codes(source, rows, dim, bits, target)
+    _core.unpack_codes(source, rows, dim, bits, target)
     return result
 
 
@@ -177,5 +177,5 @@ def stochastic_round(
     result, target = result_view(out, source.shape, dtype, kinds[precision])
     storable(source, source.size, 1, precision, "x", "element")
     fmt = registry.FORMATS[precision]
-    _cpu.stochastic_round(source, source.size, fmt, seed, step, target)
+    _core.stochastic_round(source, source.size, fmt, seed, step, target)
     return result

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpembed import _inputs
-from mpembed._cpu import Batch, Lookups
+from mpembed._core import Batch, Lookups
 from mpembed._storage import Storage
 from mpembed.optim import Optimizer
 from mpembed.tickets import MAX_OPEN, Ticket
@@ -83,7 +83,7 @@ class Engine:
             slots = group.scatter(part, group.refresh(part)) if group.cached else None
             group.lookup(part, slots, views)
             if not group.cached:
-                group.count_accesses(part, True, True)
+                group.count(part, unique=False, accesses=True, dropped=True)
         self._latest = ready
         self._implicit = None if explicit else ready
         return ready
@@ -99,7 +99,7 @@ class Engine:
             for group, part in ticket.parts(self.groups):
                 if group.cached:
                     group.admit(part, self.step)
-                    group.count_accesses(part, False, True)
+                    group.count(part, unique=False, accesses=False, dropped=True)
         except BaseException:
             self.close(ticket)
             raise
@@ -131,7 +131,7 @@ class Engine:
         if group.cached:
             return group.refresh(part)
         part.dedup(group)
-        group.count_unique(part)
+        group.count(part, unique=True, accesses=False, dropped=False)
         return None
 
     def batch_shapes(self, batch: Batch) -> Any:

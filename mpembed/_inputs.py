@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mpembed import _cpu, registry
+from mpembed import _core, registry
 from mpembed._checks import integer
 from mpembed._dlpack import view
 from mpembed._view import DTYPES, View, require
@@ -61,7 +61,7 @@ def _index_array(values: Any, name: str) -> Any:
 
 def make_batch(
     configs: Sequence[TableConfig | None], indices: Any, offsets: Any, weights: Any
-) -> _cpu.Batch:
+) -> _core.Batch:
     """Check a batch and return it.
 
     Raises
@@ -89,10 +89,10 @@ def make_batch(
     if weights is not None:
         weight_view = view(weights, "per_sample_weights")
         require(weight_view, FLOAT, 1, (index_view.size,))
-    return _cpu.Batch(index_view, offset_view, weight_view, tables)
+    return _core.Batch(index_view, offset_view, weight_view, tables)
 
 
-def make_batch_of_one(indices: Any, offsets: Any, weights: Any) -> _cpu.Batch:
+def make_batch_of_one(indices: Any, offsets: Any, weights: Any) -> _core.Batch:
     """Check the batch of a single table and return it; raises as `make_batch`."""
     return make_batch((None,), indices, offsets, weights)
 
@@ -110,7 +110,7 @@ def draw_key(seed: int, step: int) -> tuple[int, int]:
 
 def storable(x: View, rows: int, dim: int, precision: str, name: str, unit: str = "row") -> None:
     """Raise ValueError if a precision cannot store a row: non-finite, or out of its range."""
-    found = _cpu.unstorable(x, rows, dim, registry.FORMATS[precision])
+    found = _core.unstorable(x, rows, dim, registry.FORMATS[precision])
     if found is not None:
         raise ValueError(
             f"{name}: {unit} {found[0]} is not finite or exceeds the range of {precision}; "

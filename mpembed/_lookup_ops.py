@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpembed import _cpu, registry
+from mpembed import _core, registry
 from mpembed._checks import integer
 from mpembed._dlpack import view
 from mpembed._inputs import FLOAT, INDEX, make_batch_of_one, no_stream, packed_rows, result_view
@@ -37,7 +37,7 @@ def unique_rows(indices: Any, *, stream: Any = None) -> tuple[Array, Array, Arra
     require(source, INDEX, 1)
     keys = _row_keys(source, "indices")
     integer("the number of indices", len(keys), 0, 2**31 - 1)
-    rows, starts, positions = _cpu.unique_keys(keys)
+    rows, starts, positions = _core.unique_keys(keys)
     return rows.view(np.int64), starts, positions
 
 
@@ -78,7 +78,7 @@ def cache_lookup(tags: Any, rows: Any, *, out: Any = None, stream: Any = None) -
     if keys.size and keys.max() >= 2**48 - 1:
         raise IndexError(f"rows must be below 2^48 - 1, got {keys.max()}")
     result, target = result_view(out, (len(keys),), np.int32, DTYPES["int32"])
-    _cpu.cache_lookup(table, keys, target)
+    _core.cache_lookup(table, keys, target)
     return result
 
 
@@ -125,7 +125,7 @@ def embedding_bag(
     batch = make_batch_of_one(indices, offsets, per_sample_weights)
     count = batch.num_indices if pooling == "none" else batch.batch_size
     result, target = result_view(out, (count, dim), np.float32, FLOAT)
-    group = _cpu.Group(1, dim, 0, 0)
+    group = _core.Group(1, dim, 0, 0)
     group.add_table("rows", table, None, None, fmt, 0, mode, 0, 0)
     group.lookup(group.prepare(batch, False), None, target)
     return result

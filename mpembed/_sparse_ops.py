@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from mpembed import _cpu, optim, registry
+from mpembed import _core, optim, registry
 from mpembed._checks import integer
 from mpembed._dlpack import view
 from mpembed._inputs import BYTE, FLOAT, INDEX, draw_key, make_batch_of_one, no_stream
@@ -96,7 +96,7 @@ def _apply(
     require(gradient, FLOAT, 2, (ids.size, columns))
     stored, state_format = _state(state, optimizer, table.shape[0], columns)
     batch = make_batch_of_one(rows, np.array([0, ids.size], np.int64), None)
-    group = _cpu.Group(1, columns, mode, seed)
+    group = _core.Group(1, columns, mode, seed)
     pooling = registry.POOLINGS["none"]
     group.add_table("weights", table, stored, None, fmt, 0, pooling, state_format, 0)
     lookups = group.prepare(batch, False)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpembed import _cpu, registry
+from mpembed import _core, registry
 from mpembed._memory import empty, zeros
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import Optimizer
@@ -36,7 +36,7 @@ class CacheArrays:
         tags = empty((sets, ways), np.uint64)
         tags[...] = EMPTY_TAG
         sketch = None
-        if _cpu.policy_has_sketch(registry.POLICIES[config.policy]):
+        if _core.policy_has_sketch(registry.POLICIES[config.policy]):
             width = 1 << (sets * ways - 1).bit_length()
             sketch = zeros((SKETCH_ROWS, width), np.uint8)
         return cls(
@@ -59,7 +59,7 @@ class GroupStorage:
 
     dim: int
     table_ids: list[int]
-    kernels: _cpu.Group
+    kernels: _core.Group
     cache: CacheArrays | None
 
 
@@ -126,7 +126,7 @@ def allocate(
     columns = np.cumsum([0] + [config.embedding_dim for config in configs])
     for dim in sorted({config.embedding_dim for config in configs}):
         ids = [i for i, config in enumerate(configs) if config.embedding_dim == dim]
-        kernels = _cpu.Group(len(ids), dim, registry.ROUNDINGS[rounding], seed)
+        kernels = _core.Group(len(ids), dim, registry.ROUNDINGS[rounding], seed)
         for i in ids:
             kernels.add_table(
                 configs[i].name,

@@ -2,19 +2,19 @@
 
 from typing import Any
 
-from mpembed import _cpu, registry
+from mpembed import _core, registry
 from mpembed._checks import integer
 from mpembed._version import __version__
 
 
 def set_num_threads(n: int) -> None:
     """Use `n` CPU threads (1 .. 1024) from the next call on; results do not depend on it."""
-    _cpu.set_num_threads(integer("the number of threads", n, 1, 1024))
+    _core.set_num_threads(integer("the number of threads", n, 1, 1024))
 
 
 def get_num_threads() -> int:
     """Return the number of CPU threads in use."""
-    return int(_cpu.get_num_threads())
+    return int(_core.get_num_threads())
 
 
 def info() -> dict[str, Any]:
@@ -22,7 +22,7 @@ def info() -> dict[str, Any]:
     return {
         "version": __version__,
         "backends": ["cpu"],
-        "simd": _cpu.LEVEL,
+        "simd": _core.LEVEL,
         "threads": get_num_threads(),
         "cuda": "not in this build",
         "formats": list(registry.FORMATS),

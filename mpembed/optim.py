@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mpembed import _cpu, registry
+from mpembed import _core, registry
 from mpembed._checks import finite
 
 _FLOAT_MAX = float(np.finfo(np.float32).max)
@@ -63,7 +63,7 @@ class Optimizer:
     @property
     def state_shape(self) -> int:
         """What is kept: ``registry.STATE_NONE``, ``STATE_ROW`` or ``STATE_ELEMENT``."""
-        return int(_cpu.state_shape(registry.OPTIMIZERS[self.name]))
+        return int(_core.state_shape(registry.OPTIMIZERS[self.name]))
 
     @property
     def state_precision(self) -> str:

@@ -4,19 +4,19 @@ Every name and number comes from ``include/mpembed/registry.h``, through the com
 that a format added there exists here. The dictionaries map a name to its number.
 """
 
-from mpembed import _cpu
+from mpembed import _core
 from mpembed._checks import integer
 
 MAX_DIM = 1 << 20
 
-FORMATS: dict[str, int] = _cpu.FORMATS
-OPTIMIZERS: dict[str, int] = _cpu.OPTIMIZERS
-POLICIES: dict[str, int] = _cpu.POLICIES
-POOLINGS: dict[str, int] = _cpu.POOLINGS
-WEIGHT_DECAYS: dict[str, int] = _cpu.WEIGHT_DECAYS
-ROUNDINGS: dict[str, int] = _cpu.ROUNDINGS
-INITS: dict[str, int] = _cpu.INITS
-STATS: tuple[str, ...] = tuple(_cpu.STATS)
+FORMATS: dict[str, int] = _core.FORMATS
+OPTIMIZERS: dict[str, int] = _core.OPTIMIZERS
+POLICIES: dict[str, int] = _core.POLICIES
+POOLINGS: dict[str, int] = _core.POOLINGS
+WEIGHT_DECAYS: dict[str, int] = _core.WEIGHT_DECAYS
+ROUNDINGS: dict[str, int] = _core.ROUNDINGS
+INITS: dict[str, int] = _core.INITS
+STATS: tuple[str, ...] = tuple(_core.STATS)
 
 # What an optimizer keeps (mpe_state_shape).
 STATE_NONE, STATE_ROW, STATE_ELEMENT = 0, 1, 2
@@ -37,12 +37,12 @@ def choose(what: str, name: object, choices: dict[str, int]) -> int:
 
 def row_bytes(precision: str, embedding_dim: int) -> int:
     """Return the bytes of a row of `embedding_dim` values in a precision, header included."""
-    return int(_cpu.row_bytes(choose("precision", precision, FORMATS), _dim(embedding_dim)))
+    return int(_core.row_bytes(choose("precision", precision, FORMATS), _dim(embedding_dim)))
 
 
 def code_bytes(precision: str, embedding_dim: int) -> int:
     """Return the bytes of a row's codes alone, without scale and bias."""
-    return int(_cpu.code_bytes(choose("precision", precision, FORMATS), _dim(embedding_dim)))
+    return int(_core.code_bytes(choose("precision", precision, FORMATS), _dim(embedding_dim)))
 
 
 def _dim(embedding_dim: int) -> int:

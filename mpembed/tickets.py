@@ -3,7 +3,7 @@
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from mpembed import _cpu
+from mpembed import _core
 
 if TYPE_CHECKING:
     from mpembed._engine import Engine
@@ -21,7 +21,7 @@ class Ticket:
     def __init__(
         self,
         engine: "Engine",
-        lookups: list[_cpu.Lookups],
+        lookups: list[_core.Lookups],
         batch_size: int,
         num_indices: int,
         *,
@@ -43,16 +43,16 @@ class Ticket:
         """Whether this collection's engine made the ticket."""
         return self._engine() is engine
 
-    def parts(self, groups: list[Any]) -> list[tuple[Any, _cpu.Lookups]]:
+    def parts(self, groups: list[Any]) -> list[tuple[Any, _core.Lookups]]:
         """Return each group with its share of the batch."""
         return list(zip(groups, self.lookups, strict=True))
 
-    def same_batch(self, lookups: list[_cpu.Lookups]) -> bool:
+    def same_batch(self, lookups: list[_core.Lookups]) -> bool:
         """Whether a batch asks for the same rows in the same bags."""
         pairs = zip(self.lookups, lookups, strict=True)
         return all(mine.same_rows(theirs) for mine, theirs in pairs)
 
-    def take_weights(self, lookups: list[_cpu.Lookups], *, weighted: bool) -> None:
+    def take_weights(self, lookups: list[_core.Lookups], *, weighted: bool) -> None:
         """Use the per-sample weights of the forward that takes a prefetch over."""
         self.weighted = weighted
         for mine, theirs in zip(self.lookups, lookups, strict=True):

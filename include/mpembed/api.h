@@ -1,10 +1,18 @@
 /* The one door to whole kernels: plain C, one function table a backend.
  *
- * Kernels keep no state. Every array is the caller's; pointers are valid for the call only. Sizes
- * are in elements unless a name says bytes. Functions return a status and, on failure, fill the
- * error (if not null) before anything has been changed, except where a comment says otherwise.
- * They may be called from any thread; two calls that touch the same arrays must not overlap.
- * `stream` is the device stream, ignored by the CPU backend.
+ * Kernels keep no state. Every array is the caller's and lies where the backend's kernels run; the
+ * structs themselves, and what a comment calls the host's, lie in host memory. Sizes are in
+ * elements unless a name says bytes. They may be called from any thread; two calls that touch the
+ * same arrays must not overlap.
+ *
+ * The CPU backend returns when the work is done: arrays must live for the call, the status says
+ * what is wrong with the input, and nothing has been changed then, except where a comment says
+ * otherwise. `stream` is ignored.
+ *
+ * A device backend returns at once: arrays must live until the work on `stream` is done, the status
+ * speaks of the launch only, and what is wrong with the input is written to the error, in device
+ * memory, for the caller to read later; a batch with such an error changes nothing (see discard).
+ *
  * The arithmetic and every order of summation: docs/numerics.md.
  */
 #ifndef MPEMBED_API_H
@@ -43,18 +51,23 @@ enum { MPE_STATS(MPE_ENUM_STAT) MPE_NUM_STATS };
 
 typedef enum mpe_status {
   MPE_OK = 0,
-  MPE_ERR_INDEX = 1,   /* an index out of range: table, position, value, count are set */
-  MPE_ERR_OFFSETS = 2, /* offsets not monotone or not covering the indices: position, value */
-  MPE_ERR_VALUE = 3,   /* a value that the format cannot store: position (row), count */
-  MPE_ERR_MEMORY = 4   /* out of workspace */
+  MPE_ERR_INDEX = 1,     /* an index out of range: table, position, value, count are set */
+  MPE_ERR_OFFSETS = 2,   /* offsets not monotone or not covering the indices: position, value */
+  MPE_ERR_VALUE = 3,     /* a value that the format cannot store: position (row), count */
+  MPE_ERR_MEMORY = 4,    /* out of memory */
+  MPE_ERR_NONFINITE = 5, /* updates left out: value (smallest linear row id), count */
+  MPE_ERR_DEVICE = 6     /* the device's runtime refused: last_error says why */
 } mpe_status;
 
+/* Starts as MPE_NO_ERROR; kernels lower position and value and add to count. */
 typedef struct mpe_error {
+  int32_t status;   /* MPE_OK, or what is wrong */
   int32_t table;    /* position within the group */
   int64_t position; /* first offending position */
   int64_t value;
   int64_t count; /* how many positions offend */
 } mpe_error;
+#define MPE_NO_ERROR {MPE_OK, 0, INT64_MAX, INT64_MAX, 0}
 
 #define MPE_DROPPED UINT64_MAX /* the key of an index that was dropped */
 
@@ -69,6 +82,7 @@ typedef struct mpe_table {
   int32_t pooling;
   int32_t feature;      /* this table's place in the batch's offsets */
   int32_t state_format; /* format of element-wise state */
+  int64_t column;       /* where its columns begin in a shared output */
 } mpe_table;
 
 typedef struct mpe_cache {
@@ -85,10 +99,11 @@ typedef struct mpe_cache {
 
 /* Tables of one dimension; bases ascend in the order of the tables and start at 0. */
 typedef struct mpe_group {
-  const mpe_table* tables;
-  const mpe_cache* cache; /* or NULL */
+  const mpe_table* tables;        /* the host's */
+  const mpe_table* device_tables; /* a copy where the kernels run; NULL for the CPU */
+  const mpe_cache* cache;         /* the host's, or NULL */
+  const uint64_t* step;           /* the write step, one value where the kernels run */
   uint64_t seed;
-  uint64_t step;
   int32_t num_tables;
   int32_t dim;
   int32_t rounding;
@@ -106,31 +121,40 @@ typedef struct mpe_batch {
   int32_t offset_bits;
 } mpe_batch;
 
-/* A group's share of a batch, in the order of its tables: n lookups in num_tables * batch_size
- * bags. */
+/* A group's share of a batch, in the order of its tables, in num_tables * batch_size bags. There
+ * are bag_offsets[num_tables * batch_size] lookups; n is the room for them, on the CPU the same
+ * number.
+ */
 typedef struct mpe_lookups {
   int64_t n;
   int64_t batch_size;
-  uint64_t* keys;       /* n: linear row id, or MPE_DROPPED */
+  uint64_t* keys;       /* n: linear row id, or MPE_DROPPED (also beyond the last lookup) */
   int32_t* bags;        /* n: table * batch_size + bag */
   int64_t* bag_offsets; /* num_tables * batch_size + 1, starting at 0 */
+  int64_t* origins;     /* num_tables: the batch's position of the table's first lookup */
+  int64_t* dropped;     /* num_tables: lookups out of range */
   float* weights;       /* n, or NULL */
 } mpe_lookups;
 
 /* The unique rows of n lookups, ascending; row u's lookups are positions[starts[u] .. starts[u+1]).
  */
 typedef struct mpe_unique {
-  int64_t count;
+  int64_t* count;     /* one value */
   uint64_t* rows;     /* room for n */
   int64_t* starts;    /* room for n + 1 */
   int32_t* positions; /* room for n */
 } mpe_unique;
 
-/* One matrix a table: pooled tables have batch_size rows, unpooled ones a row a lookup. */
 typedef struct mpe_matrix {
   float* data;
   int64_t stride; /* elements between rows */
 } mpe_matrix;
+
+/* Outputs or their gradients: pooled tables have batch_size rows, unpooled ones a row a lookup. */
+typedef struct mpe_outputs {
+  mpe_matrix shared;        /* each table at its column; used where `tables` is NULL */
+  const mpe_matrix* tables; /* one matrix a table, where the kernels run */
+} mpe_outputs;
 
 typedef struct mpe_optimizer {
   int32_t kind;
@@ -138,48 +162,87 @@ typedef struct mpe_optimizer {
   float lr, eps, weight_decay;
 } mpe_optimizer;
 
+typedef enum mpe_placement {
+  MPE_PLACEMENT_DEVICE = 0,
+  MPE_PLACEMENT_HOST =
+      1 /* pinned host memory that the device's kernels reach at the same address */
+} mpe_placement;
+
 typedef struct mpe_backend {
   int32_t api_version;
   const char* name;  /* "cpu", "cuda" */
-  const char* level; /* instruction set or architecture */
+  const char* level; /* instruction set or architectures */
+
+  /* memory: what kernels of this backend can reach. */
+  mpe_status (*device_count)(int32_t* count);
+  /* The device of this thread's calls from now on. */
+  mpe_status (*use_device)(int32_t device);
+  mpe_status (*allocate)(int64_t bytes, int32_t placement, void** out);
+  void (*release)(void* p, int32_t placement);
+  /* The same in the order of a stream, for what lives between two calls. */
+  mpe_status (*borrow)(int64_t bytes, void* stream, void** out);
+  void (*give_back)(void* p, void* stream);
+  /* Between the host's memory and the kernels', in any direction; the host's may be used again at
+   * return when it is the source, and after synchronize when it is the target. */
+  mpe_status (*copy)(void* to, const void* from, int64_t bytes, void* stream);
+  mpe_status (*fill)(void* p, int32_t byte, int64_t bytes, void* stream);
+  mpe_status (*synchronize)(void* stream);
+  /* What the device's runtime said last in this thread; never NULL. */
+  const char* (*last_error)(void);
 
   /* batch: offsets are monotone, start at 0 and end at num_indices. */
   mpe_status (*check_offsets)(const mpe_batch*, void* stream, mpe_error*);
-  /* Fills keys, bags, bag_offsets (and weights if both have them). drop: an index out of range gets
-   * MPE_DROPPED and is counted in dropped[table]; otherwise MPE_ERR_INDEX. Offsets must be checked.
+  /* Fills all of the lookups but n and batch_size (weights where the batch has them). drop: an
+   * index out of range gets MPE_DROPPED and is counted in `dropped`; otherwise it is MPE_ERR_INDEX.
+   * offsets: the error of check_offsets; a device that finds one there sees a batch of empty bags.
    */
-  mpe_status (*prepare)(const mpe_group*, const mpe_batch*, int32_t drop, mpe_lookups*,
-                        int64_t* dropped, void* stream, mpe_error*);
+  mpe_status (*prepare)(const mpe_group*, const mpe_batch*, int32_t drop, const mpe_error* offsets,
+                        mpe_lookups*, void* stream, mpe_error*);
+  /* If one of the n errors of a batch is set, every key becomes MPE_DROPPED and `dropped` zero; the
+   * first error set, if any, goes to `sink` unless that holds one already. */
+  mpe_status (*discard)(const mpe_group*, mpe_lookups*, const mpe_error* errors, int32_t n,
+                        mpe_error* sink, void* stream);
   /* Unique keys below `limit`; dropped lookups have no position. */
   mpe_status (*dedup)(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique*, void* stream);
+  /* Adds to the tables' statistics: accesses and dropped lookups where asked for, and unique rows
+   * where `unique` is not NULL. */
+  mpe_status (*count)(const mpe_group*, const mpe_lookups*, const mpe_unique* unique,
+                      int32_t accesses, int32_t dropped, void* stream);
+  /* step += 1. */
+  mpe_status (*advance)(uint64_t* step, void* stream);
 
   /* Admission: slots[u] (int32, -1 = not cached), pins every cached row once. */
-  mpe_status (*cache_admit)(const mpe_group*, const mpe_unique*, int32_t* slots, void* stream);
+  mpe_status (*cache_admit)(const mpe_group*, const mpe_unique*, int64_t n, int32_t* slots,
+                            void* stream);
   /* slots[u] of rows that had none are looked up again, without a pin. */
-  mpe_status (*cache_refresh)(const mpe_group*, const mpe_unique*, const int32_t* slots,
+  mpe_status (*cache_refresh)(const mpe_group*, const mpe_unique*, int64_t n, const int32_t* slots,
                               int32_t* fresh, void* stream);
-  void (*cache_release)(const mpe_cache*, const int32_t* slots, int64_t n, void* stream);
+  mpe_status (*cache_release)(const mpe_cache*, const mpe_unique*, int64_t n, const int32_t* slots,
+                              void* stream);
   mpe_status (*cache_flush)(const mpe_group*, void* stream);
   /* slots[i] of keys[i] (-1 = not cached). */
-  void (*cache_locate)(const mpe_cache*, const uint64_t* keys, int64_t n, int32_t* slots,
-                       void* stream);
+  mpe_status (*cache_locate)(const mpe_cache*, const uint64_t* keys, int64_t n, int32_t* slots,
+                             void* stream);
   /* slots[i] of lookup i out of the slots of the unique rows. */
-  void (*scatter_slots)(const mpe_unique*, const int32_t* unique_slots, int64_t n, int32_t* slots,
-                        void* stream);
+  mpe_status (*scatter_slots)(const mpe_unique*, const int32_t* unique_slots, int64_t n,
+                              int32_t* slots, void* stream);
 
-  /* slots: one a lookup, or NULL without a cache. out: one matrix a table. */
+  /* slots: one a lookup, or NULL without a cache. */
   mpe_status (*lookup)(const mpe_group*, const mpe_lookups*, const int32_t* slots,
-                       const mpe_matrix* out, void* stream);
-  /* Gradient of the per-sample weights, one a lookup. */
+                       const mpe_outputs* out, void* stream);
+  /* Gradient of the per-sample weights, one an index of the batch. */
   mpe_status (*weight_grad)(const mpe_group*, const mpe_lookups*, const int32_t* slots,
-                            const mpe_matrix* grad, float* out, void* stream);
-  /* slots: one a unique row (fresh), or NULL. nonfinite: rows left as they were; first_nonfinite:
-   * the smallest linear row id of them. */
+                            const mpe_outputs* grad, float* out, void* stream);
+  /* slots: one a unique row (fresh), or NULL. A row whose update would not be finite stays as it
+   * was and is added to `nonfinite`: status, smallest value, count. */
   mpe_status (*update)(const mpe_group*, const mpe_optimizer*, const mpe_lookups*,
-                       const mpe_unique*, const int32_t* slots, const mpe_matrix* grad,
-                       int64_t* nonfinite, uint64_t* first_nonfinite, void* stream);
+                       const mpe_unique*, const int32_t* slots, const mpe_outputs* grad,
+                       mpe_error* nonfinite, void* stream);
 
-  /* Values of whole rows, keys checked by the caller and (for write) without duplicates. */
+  /* Values of whole rows as they are now, keys checked by the caller. */
+  mpe_status (*read_rows)(const mpe_group*, const uint64_t* keys, int64_t n, float* values,
+                          void* stream);
+  /* The same the other way, keys without duplicates. */
   mpe_status (*write_rows)(const mpe_group*, const uint64_t* keys, int64_t n, const float* values,
                            void* stream);
   mpe_status (*init_rows)(const mpe_group*, int32_t table, int32_t kind, float a, float b,

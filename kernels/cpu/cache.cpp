@@ -55,19 +55,20 @@ struct Admission {
   const mpe_group& g;
   const mpe_cache& c;
   const mpe_unique& u;
+  int64_t count;
   int32_t* slots;
   uint32_t clock;
 };
 
 // Finds the slots of all rows, changing nothing else. Returns the number of misses.
 int64_t find_slots(const Admission& a) {
-  const int64_t tasks = task_count(a.u.count, kGrain);
+  const int64_t tasks = task_count(a.count, kGrain);
   int64_t misses = 0;
   mpe::parallel(tasks, [&](int64_t t) {
     int64_t n = 0;
-    const int64_t end = task_begin(a.u.count, tasks, t + 1);
-    for (int64_t i = task_begin(a.u.count, tasks, t); i < end; ++i) {
-      if (i + kAhead < a.u.count) prefetch_set(a.c, a.u.rows[i + kAhead]);
+    const int64_t end = task_begin(a.count, tasks, t + 1);
+    for (int64_t i = task_begin(a.count, tasks, t); i < end; ++i) {
+      if (i + kAhead < a.count) prefetch_set(a.c, a.u.rows[i + kAhead]);
       const int64_t slot = probe(a.c.tags, a.c.num_sets, a.c.ways, a.u.rows[i]);
       a.slots[i] = static_cast<int32_t>(slot);
       n += slot < 0 ? 1 : 0;
@@ -146,7 +147,7 @@ void admit_row(const Admission& a, int64_t unique, uint32_t estimate, WriteBack&
 // Misses as (set << 32 | unique row), ascending: within a set in the order of the row ids.
 uint64_t* sorted_misses(const Admission& a, int64_t misses, uint64_t* list, uint64_t* tmp) {
   int64_t n = 0;
-  for (int64_t i = 0; i < a.u.count; ++i) {
+  for (int64_t i = 0; i < a.count; ++i) {
     if (a.slots[i] >= 0) continue;
     list[n++] = (static_cast<uint64_t>(set_of(a.c, a.u.rows[i])) << 32) | static_cast<uint64_t>(i);
   }
@@ -204,7 +205,7 @@ void halve(const mpe_cache& c) {
 template <class P>
 mpe_status admit(const Admission& a) {
   const int64_t misses = find_slots(a);
-  const int64_t tasks = task_count(a.u.count, kGrain);
+  const int64_t tasks = task_count(a.count, kGrain);
   const TaskSpace space(a.g, tasks);
   Buffer<uint64_t> list(misses), tmp(misses);
   Buffer<uint32_t> estimates(P::kSketch ? misses : 0);
@@ -215,13 +216,13 @@ mpe_status admit(const Admission& a) {
   ++a.c.counters[0];
   mpe::parallel(tasks, [&](int64_t t) {
     TaskStats stats = space.stats(t);
-    touch_hits<P>(a, task_begin(a.u.count, tasks, t), task_begin(a.u.count, tasks, t + 1), stats);
+    touch_hits<P>(a, task_begin(a.count, tasks, t), task_begin(a.count, tasks, t + 1), stats);
     stats.commit();
   });
   admit_misses<P>(a, sorted, misses, estimates.get(), space);
   if (P::kSketch) {
     uint64_t& samples = a.c.counters[1];
-    samples += static_cast<uint64_t>(a.u.count);
+    samples += static_cast<uint64_t>(a.count);
     if (samples >= kHalvingPeriod * static_cast<uint64_t>(a.c.num_sets * a.c.ways)) {
       halve(a.c);
       samples = 0;
@@ -241,28 +242,31 @@ void over(int64_t n, Visit visit) {
 
 }  // namespace
 
-mpe_status cache_admit(const mpe_group* g, const mpe_unique* u, int32_t* slots, void*) {
+mpe_status cache_admit(const mpe_group* g, const mpe_unique* u, int64_t, int32_t* slots, void*) {
   const mpe_cache& c = *g->cache;
   const uint32_t clock = static_cast<uint32_t>(c.counters[0] + 1);
   return with_policy(c.policy, [&](auto policy) {
-    return admit<typename decltype(policy)::type>(Admission{*g, c, *u, slots, clock});
+    return admit<typename decltype(policy)::type>(
+        Admission{*g, c, *u, unique_count(*u), slots, clock});
   });
 }
 
-mpe_status cache_refresh(const mpe_group* g, const mpe_unique* u, const int32_t* slots,
+mpe_status cache_refresh(const mpe_group* g, const mpe_unique* u, int64_t, const int32_t* slots,
                          int32_t* fresh, void*) {
   const mpe_cache& c = *g->cache;
-  over(u->count, [&](int64_t i) {
+  over(unique_count(*u), [&](int64_t i) {
     fresh[i] = slots[i] >= 0 ? slots[i]
                              : static_cast<int32_t>(probe(c.tags, c.num_sets, c.ways, u->rows[i]));
   });
   return MPE_OK;
 }
 
-void cache_release(const mpe_cache* c, const int32_t* slots, int64_t n, void*) {
-  over(n, [&](int64_t i) {
+mpe_status cache_release(const mpe_cache* c, const mpe_unique* u, int64_t, const int32_t* slots,
+                         void*) {
+  over(unique_count(*u), [&](int64_t i) {
     if (slots[i] >= 0) c->tags[slots[i]] -= kTagPin;
   });
+  return MPE_OK;
 }
 
 mpe_status cache_flush(const mpe_group* g, void*) {
@@ -285,23 +289,26 @@ mpe_status cache_flush(const mpe_group* g, void*) {
   return MPE_OK;
 }
 
-void cache_locate(const mpe_cache* c, const uint64_t* keys, int64_t n, int32_t* slots, void*) {
+mpe_status cache_locate(const mpe_cache* c, const uint64_t* keys, int64_t n, int32_t* slots,
+                        void*) {
   over(n, [&](int64_t i) {
     if (i + kAhead < n && keys[i + kAhead] != MPE_DROPPED) prefetch_set(*c, keys[i + kAhead]);
     slots[i] = keys[i] == MPE_DROPPED
                    ? -1
                    : static_cast<int32_t>(probe(c->tags, c->num_sets, c->ways, keys[i]));
   });
+  return MPE_OK;
 }
 
-void scatter_slots(const mpe_unique* u, const int32_t* unique_slots, int64_t n, int32_t* slots,
-                   void*) {
+mpe_status scatter_slots(const mpe_unique* u, const int32_t* unique_slots, int64_t n,
+                         int32_t* slots, void*) {
   memset(slots, 0xFF, static_cast<size_t>(n) * sizeof(int32_t));  // dropped lookups: -1
-  over(u->count, [&](int64_t i) {
+  over(unique_count(*u), [&](int64_t i) {
     for (int64_t j = u->starts[i]; j < u->starts[i + 1]; ++j) {
       slots[u->positions[j]] = unique_slots[i];
     }
   });
+  return MPE_OK;
 }
 
 MPE_END

@@ -61,6 +61,14 @@ inline int64_t first_at_least(int64_t n, int64_t target, Measure measure) {
   return lo;
 }
 
+inline int64_t unique_count(const mpe_unique& u) { return *u.count; }
+
+// The rows of table t's output or gradient.
+inline mpe_matrix matrix_of(const mpe_group& g, const mpe_outputs& o, int64_t t) {
+  if (o.tables != nullptr) return o.tables[t];
+  return mpe_matrix{o.shared.data + g.tables[t].column, o.shared.stride};
+}
+
 // The table that holds a linear row id; `hint` is the table of a nearby id.
 inline int32_t find_table(const mpe_group& g, uint64_t key, int32_t hint = 0) {
   const int64_t id = static_cast<int64_t>(key);
@@ -127,7 +135,7 @@ inline void encode_row(const mpe_group& g, int32_t table_id, int64_t row, RngDom
   const bool stochastic = !F::kExact && g.rounding == MPE_rounding_stochastic;
   if (stochastic) {
     const RowStream stream(g.seed, domain, static_cast<uint32_t>(table_id),
-                           static_cast<uint64_t>(row), g.step);
+                           static_cast<uint64_t>(row), *g.step);
     fill_draw16(stream, g.dim, draws);
   }
   F::encode(x, g.dim, out, stochastic ? draws : nullptr);

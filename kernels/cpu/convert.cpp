@@ -74,7 +74,7 @@ void init_values(const mpe_group& g, int32_t table_id, int64_t row, int32_t kind
     return;
   }
   const RowStream stream(g.seed, kDomainInit, static_cast<uint32_t>(table_id),
-                         static_cast<uint64_t>(row), g.step);
+                         static_cast<uint64_t>(row), *g.step);
   for (int64_t block = 0; block * 4 < g.dim; ++block) {
     const Philox4 p = stream.block(static_cast<uint32_t>(block));
     for (int64_t c = block * 4; c < min64(g.dim, block * 4 + 4); ++c) {
@@ -102,7 +102,7 @@ mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precisio
     bad[2 * t] = count;
     bad[2 * t + 1] = first;
   });
-  mpe_error found{0, 0, 0, 0};
+  mpe_error found{MPE_ERR_VALUE, 0, 0, 0, 0};
   for (int64_t t = 0; t < tasks; ++t) {
     if (bad[2 * t] != 0 && found.count == 0) found.position = bad[2 * t + 1];
     found.count += bad[2 * t];
@@ -117,7 +117,7 @@ mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, i
   OneTable one(rows, n, dim, precision);
   one.group.rounding = rounding;
   one.group.seed = seed;
-  one.group.step = step;
+  one.group.step = &step;
   return over_rows(n, dim, [&](int64_t i, float*, uint16_t* draws) {
     encode(one.group, one.table, i, x + i * dim, draws);
   });

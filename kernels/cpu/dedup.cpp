@@ -39,7 +39,7 @@ mpe_status segment(const E* sorted, int64_t n, uint64_t limit, Key key, Pos pos,
       out->positions[i] = static_cast<int32_t>(pos(sorted[i]));
     }
   });
-  out->count = sum;
+  *out->count = sum;
   out->starts[sum] = valid;
   return MPE_OK;
 }
@@ -73,7 +73,7 @@ mpe_status sort_and_segment(const uint64_t* keys, int64_t n, uint64_t limit, int
 }  // namespace
 
 mpe_status dedup(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique* out, void*) {
-  out->count = 0;
+  *out->count = 0;
   out->starts[0] = 0;
   if (n == 0) return MPE_OK;
   const int pos_bits = bits_for(static_cast<uint64_t>(n));

@@ -106,16 +106,17 @@ void over_bags(const mpe_group& g, const mpe_lookups& l, Task task) {
 }  // namespace
 
 mpe_status lookup(const mpe_group* g, const mpe_lookups* l, const int32_t* slots,
-                  const mpe_matrix* out, void*) {
+                  const mpe_outputs* out, void*) {
   const Lookup k{*g, *l, slots};
   over_bags(*g, *l, [&](int64_t bag, int64_t end) {
     while (bag < end) {
       const int64_t t = bag / l->batch_size;
       const mpe_table& table = g->tables[t];
+      const mpe_matrix matrix = matrix_of(*g, *out, t);
       const int64_t last = min64(end, (t + 1) * l->batch_size);
       with_format(table.precision, [&](auto f) {
         for (; bag < last; ++bag) {
-          lookup_bag<typename decltype(f)::type>(k, table, bag, out[t]);
+          lookup_bag<typename decltype(f)::type>(k, table, bag, matrix);
         }
       });
     }
@@ -124,7 +125,7 @@ mpe_status lookup(const mpe_group* g, const mpe_lookups* l, const int32_t* slots
 }
 
 mpe_status weight_grad(const mpe_group* g, const mpe_lookups* l, const int32_t* slots,
-                       const mpe_matrix* grad, float* out, void*) {
+                       const mpe_outputs* grad, float* out, void*) {
   const int64_t tasks = task_count(l->n, kGrain);
   const int64_t dim = g->dim;
   Buffer<float> rows(tasks * dim);
@@ -133,11 +134,13 @@ mpe_status weight_grad(const mpe_group* g, const mpe_lookups* l, const int32_t* 
     float* row = rows.get() + task * dim;
     const int64_t end = task_begin(l->n, tasks, task + 1);
     for (int64_t p = task_begin(l->n, tasks, task); p < end; ++p) {
+      const int64_t t = l->bags[p] / l->batch_size, b = l->bags[p] % l->batch_size;
+      const int64_t first = l->bag_offsets[t * l->batch_size];
+      float* target = out + l->origins[t] + (p - first);
       if (l->keys[p] == MPE_DROPPED) {
-        out[p] = 0.0f;
+        *target = 0.0f;
         continue;
       }
-      const int64_t t = l->bags[p] / l->batch_size, b = l->bags[p] % l->batch_size;
       const mpe_table& table = g->tables[t];
       const float* x = row;
       if (slots != nullptr && slots[p] >= 0) {
@@ -145,11 +148,30 @@ mpe_status weight_grad(const mpe_group* g, const mpe_lookups* l, const int32_t* 
       } else {
         decode(table, row_address(table, l->keys[p], row_bytes_of(table, dim)), dim, row);
       }
-      const int64_t first = l->bag_offsets[t * l->batch_size];
+      const mpe_matrix matrix = matrix_of(*g, *grad, t);
       const int64_t line = table.pooling == MPE_pooling_none ? p - first : b;
-      const float dot = tree_dot(grad[t].data + line * grad[t].stride, x, dim);
+      const float dot = tree_dot(matrix.data + line * matrix.stride, x, dim);
       const int64_t n = l->bag_offsets[l->bags[p] + 1] - l->bag_offsets[l->bags[p]];
-      out[p] = table.pooling == MPE_pooling_mean ? dot / static_cast<float>(n) : dot;
+      *target = table.pooling == MPE_pooling_mean ? dot / static_cast<float>(n) : dot;
+    }
+  });
+  return MPE_OK;
+}
+
+mpe_status read_rows(const mpe_group* g, const uint64_t* keys, int64_t n, float* values, void*) {
+  const int64_t tasks = task_count(n, kGrain);
+  const mpe_cache* c = g->cache;
+  mpe::parallel(tasks, [&](int64_t task) {
+    const int64_t end = task_begin(n, tasks, task + 1);
+    for (int64_t i = task_begin(n, tasks, task); i < end; ++i) {
+      const mpe_table& table = g->tables[find_table(*g, keys[i])];
+      float* out = values + i * g->dim;
+      const int64_t slot = c == nullptr ? -1 : probe(c->tags, c->num_sets, c->ways, keys[i]);
+      if (slot >= 0) {
+        memcpy(out, cache_row(*g, slot), static_cast<size_t>(g->dim) * sizeof(float));
+      } else {
+        decode(table, row_address(table, keys[i], row_bytes_of(table, g->dim)), g->dim, out);
+      }
     }
   });
   return MPE_OK;

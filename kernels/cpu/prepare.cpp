@@ -22,7 +22,8 @@ template <class Offset>
 mpe_status check(const Offset* offsets, const mpe_batch& b, mpe_error* error) {
   const int64_t n = b.num_features * b.batch_size;
   const auto fail = [&](int64_t i) {
-    if (error != nullptr) *error = mpe_error{0, i, static_cast<int64_t>(offsets[i]), 1};
+    if (error != nullptr)
+      *error = mpe_error{MPE_ERR_OFFSETS, 0, i, static_cast<int64_t>(offsets[i]), 1};
     return MPE_ERR_OFFSETS;
   };
   if (offsets[0] != 0) return fail(0);
@@ -83,15 +84,16 @@ mpe_status check_offsets(const mpe_batch* batch, void*, mpe_error* error) {
                   [&](auto offsets) { return check(offsets, *batch, error); });
 }
 
-mpe_status prepare(const mpe_group* g, const mpe_batch* batch, int32_t drop, mpe_lookups* out,
-                   int64_t* dropped, void*, mpe_error* error) {
-  mpe_error found{0, 0, 0, 0};
+mpe_status prepare(const mpe_group* g, const mpe_batch* batch, int32_t drop, const mpe_error*,
+                   mpe_lookups* out, void*, mpe_error* error) {
+  mpe_error found = MPE_NO_ERROR;
   const int64_t size = batch->batch_size;
   out->bag_offsets[0] = 0;
   int64_t start = 0;
   for (int32_t t = 0; t < g->num_tables; ++t) {
     const int64_t n = with_int(batch->offset_bits, batch->offsets, [&](auto offsets) {
       const int64_t first = g->tables[t].feature * size;
+      out->origins[t] = static_cast<int64_t>(offsets[first]);
       return static_cast<int64_t>(offsets[first + size]) - static_cast<int64_t>(offsets[first]);
     });
     const int64_t tasks = task_count(n + size, kGrain);
@@ -110,18 +112,54 @@ mpe_status prepare(const mpe_group* g, const mpe_batch* batch, int32_t drop, mpe
     int64_t count = 0;
     for (int64_t task = 0; task < tasks; ++task) {
       if (bad[task].count != 0 && found.count == 0) {
-        found = mpe_error{t, bad[task].position, bad[task].value, 0};
+        found = mpe_error{MPE_ERR_INDEX, t, bad[task].position, bad[task].value, 0};
       }
       count += bad[task].count;
       found.count += bad[task].count;
     }
-    if (dropped != nullptr) dropped[t] = count;
+    out->dropped[t] = count;
     start += n;
   }
   if (found.count != 0 && !drop) {
     if (error != nullptr) *error = found;
     return MPE_ERR_INDEX;
   }
+  return MPE_OK;
+}
+
+mpe_status discard(const mpe_group* g, mpe_lookups* l, const mpe_error* errors, int32_t n,
+                   mpe_error* sink, void*) {
+  const mpe_error* set = errors;
+  while (set < errors + n && set->status == MPE_OK) ++set;
+  if (set == errors + n) return MPE_OK;
+  if (sink->status == MPE_OK) *sink = *set;
+  memset(l->keys, 0xFF, static_cast<size_t>(l->n) * sizeof(uint64_t));
+  memset(l->dropped, 0, static_cast<size_t>(g->num_tables) * sizeof(int64_t));
+  return MPE_OK;
+}
+
+mpe_status count(const mpe_group* g, const mpe_lookups* l, const mpe_unique* unique,
+                 int32_t accesses, int32_t dropped, void*) {
+  int64_t first = 0;
+  for (int32_t t = 0; t < g->num_tables; ++t) {
+    const mpe_table& table = g->tables[t];
+    const int64_t* ends = l->bag_offsets + t * l->batch_size;
+    int64_t* stats = table.stats;
+    if (stats == nullptr) continue;
+    if (accesses) stats[MPE_stat_accesses] += ends[l->batch_size] - ends[0] - l->dropped[t];
+    if (dropped) stats[MPE_stat_dropped] += l->dropped[t];
+    if (unique == nullptr) continue;
+    const int64_t last =
+        first_at_least(unique_count(*unique), table.base + table.num_rows,
+                       [&](int64_t i) { return static_cast<int64_t>(unique->rows[i]); });
+    stats[MPE_stat_unique] += last - first;
+    first = last;
+  }
+  return MPE_OK;
+}
+
+mpe_status advance(uint64_t* step, void*) {
+  ++*step;
   return MPE_OK;
 }
 

@@ -14,8 +14,9 @@ struct Update {
   const mpe_optimizer& o;
   const mpe_lookups& l;
   const mpe_unique& u;
+  int64_t unique;
   const int32_t* slots;
-  const mpe_matrix* grad;
+  const mpe_outputs& grad;
 
   int64_t occurrences(int64_t row) const { return u.starts[row + 1] - u.starts[row]; }
   int64_t slot(int64_t row) const { return slots == nullptr ? -1 : slots[row]; }
@@ -26,7 +27,7 @@ class GradRows {
  public:
   GradRows(const Update& k, int32_t t)
       : k_(k),
-        grad_(k.grad[t]),
+        grad_(matrix_of(k.g, k.grad, t)),
         first_bag_(t * k.l.batch_size),
         first_(k.l.bag_offsets[first_bag_]),
         pooling_(k.g.tables[t].pooling) {}
@@ -44,7 +45,7 @@ class GradRows {
 
  private:
   const Update& k_;
-  const mpe_matrix& grad_;
+  mpe_matrix grad_;
   int64_t first_bag_, first_;
   int32_t pooling_;
 };
@@ -73,7 +74,7 @@ class HotRows {
   explicit HotRows(const Update& k) : rows_(count_rows(k)), sums_(blocks_ * k.g.dim) {
     int64_t n = 0, block = 0;
     if (!ok()) return;
-    for (int64_t row = 0; num_rows_ > 0 && row < k.u.count; ++row) {
+    for (int64_t row = 0; num_rows_ > 0 && row < k.unique; ++row) {
       if (k.occurrences(row) <= kBlock) continue;
       rows_[n++] = Hot{row, block};
       block += ceil_div(k.occurrences(row), kBlock);
@@ -113,7 +114,7 @@ class HotRows {
     return first_at_least(num_rows_, x + 1, measure) - 1;
   }
   int64_t count_rows(const Update& k) {
-    for (int64_t row = 0; row < k.u.count; ++row) {
+    for (int64_t row = 0; row < k.unique; ++row) {
       if (k.occurrences(row) <= kBlock) continue;
       ++num_rows_;
       blocks_ += ceil_div(k.occurrences(row), kBlock);
@@ -194,14 +195,15 @@ bool update_row(const Update& k, const mpe_table& table, int64_t row, int64_t sl
 
 // Where the non-finite rows of an update are reported.
 struct Nonfinite {
-  int64_t* count;
-  uint64_t* first;
+  mpe_error* error;
 
   void add(const mpe_table& table, uint64_t key) const {
-    __atomic_fetch_add(count, 1, __ATOMIC_RELAXED);
-    uint64_t seen = __atomic_load_n(first, __ATOMIC_RELAXED);
-    while (key < seen && !__atomic_compare_exchange_n(first, &seen, key, true, __ATOMIC_RELAXED,
-                                                      __ATOMIC_RELAXED)) {
+    const int64_t id = static_cast<int64_t>(key);
+    __atomic_store_n(&error->status, MPE_ERR_NONFINITE, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&error->count, 1, __ATOMIC_RELAXED);
+    int64_t seen = __atomic_load_n(&error->value, __ATOMIC_RELAXED);
+    while (id < seen && !__atomic_compare_exchange_n(&error->value, &seen, id, true,
+                                                     __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
     }
     if (table.stats != nullptr) {
       __atomic_fetch_add(table.stats + MPE_stat_nonfinite, 1, __ATOMIC_RELAXED);
@@ -274,13 +276,12 @@ void update_range(const Update& k, const HotRows& hot, int64_t begin, int64_t en
 }  // namespace
 
 mpe_status update(const mpe_group* g, const mpe_optimizer* o, const mpe_lookups* l,
-                  const mpe_unique* u, const int32_t* slots, const mpe_matrix* grad,
-                  int64_t* nonfinite, uint64_t* first_nonfinite, void*) {
-  *nonfinite = 0;
-  *first_nonfinite = UINT64_MAX;
-  if (u->count == 0) return MPE_OK;
-  const Update k{*g, *o, *l, *u, slots, grad};
-  const int64_t n = u->starts[u->count];
+                  const mpe_unique* u, const int32_t* slots, const mpe_outputs* grad,
+                  mpe_error* nonfinite, void*) {
+  const int64_t count = unique_count(*u);
+  if (count == 0) return MPE_OK;
+  const Update k{*g, *o, *l, *u, count, slots, *grad};
+  const int64_t n = u->starts[count];
   const int64_t tasks = task_count(n, kGrain);
   const int64_t room = ceil_div(g->dim, 64) * 64;
   HotRows hot(k);
@@ -289,13 +290,12 @@ mpe_status update(const mpe_group* g, const mpe_optimizer* o, const mpe_lookups*
   if (!hot.ok() || !floats.ok() || !draws.ok()) return MPE_ERR_MEMORY;
   hot.compute(k);
   const auto border = [&](int64_t t) {
-    return first_at_least(u->count, task_begin(n, tasks, t),
-                          [&](int64_t i) { return u->starts[i]; });
+    return first_at_least(count, task_begin(n, tasks, t), [&](int64_t i) { return u->starts[i]; });
   };
   mpe::parallel(tasks, [&](int64_t t) {
     float* f = floats.get() + t * 3 * room;
     const Scratch s{f, f + room, f + 2 * room, draws.get() + t * room};
-    update_range(k, hot, border(t), border(t + 1), s, Nonfinite{nonfinite, first_nonfinite});
+    update_range(k, hot, border(t), border(t + 1), s, Nonfinite{nonfinite});
   });
   return MPE_OK;
 }

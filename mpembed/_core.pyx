@@ -5,7 +5,7 @@ made. The GIL is released around every kernel.
 """
 
 cimport numpy as cnp
-from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 import numpy as np
@@ -115,6 +115,6 @@ cdef int _check(mpe_status status, str what) except -1:
     return 0
 
 
-include "_cpu_batch.pxi"
-include "_cpu_group.pxi"
-include "_cpu_ops.pxi"
+include "_core_batch.pxi"
+include "_core_group.pxi"
+include "_core_ops.pxi"

@@ -1,4 +1,4 @@
-# Stateless kernels; part of _cpu.pyx.
+# Stateless kernels; part of _core.pyx.
 
 def unstorable(View x, int64_t n, int64_t dim, int precision):
     """Return (first row, number of rows) that a precision cannot store, or None."""
@@ -57,17 +57,18 @@ def unique_keys(keys):
     """Return (unique ascending, starts, positions) of a uint64 array below 2^64 - 1."""
     cdef mpe_unique u
     cdef mpe_status status
-    cdef int64_t n = len(keys)
+    cdef int64_t n = len(keys), count = 0
     rows, starts = np.empty(n, np.uint64), np.empty(n + 1, np.int64)
     positions = np.empty(n, np.int32)
     cdef const uint64_t* p = <const uint64_t*>_data(keys)
+    u.count = &count
     u.rows, u.starts = <uint64_t*>_data(rows), <int64_t*>_data(starts)
     u.positions = <int32_t*>_data(positions)
     cdef uint64_t limit = int(keys.max()) + 1 if n else 1
     with nogil:
         status = KERNELS.dedup(p, n, limit, &u, NULL)
     _check(status, "unique_rows")
-    return rows[:u.count].copy(), starts[:u.count + 1].copy(), positions
+    return rows[:count].copy(), starts[:count + 1].copy(), positions
 
 
 def cache_lookup(View tags, keys, View out):

@@ -1,4 +1,4 @@
-# Batches and a group's share of them; part of _cpu.pyx.
+# Batches and a group's share of them; part of _core.pyx.
 
 
 cdef class Batch:
@@ -56,7 +56,8 @@ cdef class Lookups:
 
     cdef mpe_lookups c
     cdef mpe_unique u
-    cdef readonly object keys, bags, bag_offsets, weights, dropped
+    cdef int64_t unique_count
+    cdef readonly object keys, bags, bag_offsets, origins, weights, dropped
     cdef readonly object unique_rows, starts, positions
     cdef public object slots  # one an unique row, pinned; None before admission
     cdef readonly list segments  # (first lookup, first index of the caller, count) a table
@@ -76,13 +77,16 @@ cdef class Lookups:
         self.keys = np.empty(n, np.uint64)
         self.bags = np.empty(n, np.int32)
         self.bag_offsets = np.empty(group.c.num_tables * size + 1, np.int64)
-        self.dropped = np.zeros(group.c.num_tables, np.int64)
+        self.origins = np.empty(group.c.num_tables, np.int64)
+        self.dropped = np.empty(group.c.num_tables, np.int64)
         self.weights = np.empty(n, np.float32) if batch.weights is not None else None
         self.c.n = n
         self.c.batch_size = size
         self.c.keys = <uint64_t*>_data(self.keys)
         self.c.bags = <int32_t*>_data(self.bags)
         self.c.bag_offsets = <int64_t*>_data(self.bag_offsets)
+        self.c.origins = <int64_t*>_data(self.origins)
+        self.c.dropped = <int64_t*>_data(self.dropped)
         self.c.weights = <float*>_data(self.weights) if self.weights is not None else NULL
 
     def dedup(self, Group group):
@@ -94,6 +98,7 @@ cdef class Lookups:
         rows = np.empty(self.c.n, np.uint64)
         self.starts = np.empty(self.c.n + 1, np.int64)
         self.positions = np.empty(self.c.n, np.int32)
+        self.u.count = &self.unique_count
         self.u.rows = <uint64_t*>_data(rows)
         self.u.starts = <int64_t*>_data(self.starts)
         self.u.positions = <int32_t*>_data(self.positions)
@@ -114,10 +119,10 @@ cdef class Lookups:
 
     @property
     def count(self):
-        return self.u.count
+        return self.unique_count
 
     @property
     def nbytes(self):
-        arrays = (self.keys, self.bags, self.bag_offsets, self.weights, self.unique_rows,
-                  self.starts, self.positions, self.slots)
+        arrays = (self.keys, self.bags, self.bag_offsets, self.origins, self.dropped, self.weights,
+                  self.unique_rows, self.starts, self.positions, self.slots)
         return sum(a.nbytes for a in arrays if a is not None)

@@ -1,0 +1,39 @@
+// The host's own memory behind the functions that other backends need.
+#include "cpu/common.h"
+#include "cpu/kernels.h"
+
+MPE_BEGIN
+
+mpe_status device_count(int32_t* count) {
+  *count = 1;
+  return MPE_OK;
+}
+
+mpe_status use_device(int32_t device) { return device == 0 ? MPE_OK : MPE_ERR_DEVICE; }
+
+mpe_status allocate(int64_t bytes, int32_t, void** out) {
+  *out = std::malloc(static_cast<size_t>(bytes > 0 ? bytes : 1));
+  return *out == nullptr ? MPE_ERR_MEMORY : MPE_OK;
+}
+
+void release(void* p, int32_t) { std::free(p); }
+
+mpe_status borrow(int64_t bytes, void*, void** out) { return allocate(bytes, 0, out); }
+
+void give_back(void* p, void*) { std::free(p); }
+
+mpe_status copy(void* to, const void* from, int64_t bytes, void*) {
+  if (bytes > 0) memcpy(to, from, static_cast<size_t>(bytes));
+  return MPE_OK;
+}
+
+mpe_status fill(void* p, int32_t byte, int64_t bytes, void*) {
+  if (bytes > 0) memset(p, byte, static_cast<size_t>(bytes));
+  return MPE_OK;
+}
+
+mpe_status synchronize(void*) { return MPE_OK; }
+
+const char* last_error(void) { return "the CPU has one device, number 0"; }
+
+MPE_END
