@@ -204,6 +204,7 @@ def extensions() -> list[Extension]:
     modules = [
         Extension(".".join(path.with_suffix("").parts), [str(path)], language="c++")
         for path in sorted(Path("mpembed").glob("*.pyx"))
+        if path.name != "_cuda.pyx"  # needs nvcc
     ]
     return cythonize(
         modules,

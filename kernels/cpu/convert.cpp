@@ -102,14 +102,15 @@ mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precisio
     bad[2 * t] = count;
     bad[2 * t + 1] = first;
   });
-  mpe_error found{MPE_ERR_VALUE, 0, 0, 0, 0};
+  mpe_error found = MPE_NO_ERROR;
   for (int64_t t = 0; t < tasks; ++t) {
-    if (bad[2 * t] != 0 && found.count == 0) found.position = bad[2 * t + 1];
+    if (bad[2 * t] == 0) continue;
+    if (found.count == 0) found.position = bad[2 * t + 1];
+    found.status = MPE_ERR_VALUE;
     found.count += bad[2 * t];
   }
-  if (found.count == 0) return MPE_OK;
-  if (error != nullptr) *error = found;
-  return MPE_ERR_VALUE;
+  *error = found;
+  return static_cast<mpe_status>(found.status);
 }
 
 mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, int32_t rounding,

@@ -1,0 +1,97 @@
+"""Finding devices: names to devices, and why there is none."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from mpembed import _core
+from mpembed._device import Device, count_devices, describe
+
+CPU = Device(_core.BACKEND, 0)
+_lock = threading.Lock()
+_known: dict[str, Device] = {"cpu": CPU}
+
+
+def get(name: str) -> Device:
+    """Return a device by its name.
+
+    Parameters
+    ----------
+    name : str
+        ``"cpu"``, ``"cuda"`` (the same as ``"cuda:0"``) or ``"cuda:N"``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the name is none, or there is no such device.
+    RuntimeError
+        If the build has no CUDA, or the machine has no driver or device for it.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"device must be a string like 'cpu' or 'cuda:0', got {name!r}")
+    known = _known.get("cuda:0" if name == "cuda" else name)
+    if known is not None:
+        return known
+    kind, colon, number = name.partition(":")
+    if kind != "cuda" or (colon and not (number.isascii() and number.isdecimal())):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {name!r}")
+    return _cuda_device(int(number) if colon else 0)
+
+
+def _cuda_device(index: int) -> Device:
+    backend, count = cuda_backend(), cuda_count()
+    if index >= count:
+        raise ValueError(f"there is no device 'cuda:{index}': this machine has {count}")
+    with _lock:
+        name = f"cuda:{index}"
+        if name not in _known:
+            _known[name] = Device(backend, index)
+        return _known[name]
+
+
+def of_dlpack(device_type: int, device_id: int) -> Device:
+    """Return the device whose kernels work on an array's memory: the CPU for host memory."""
+    return get(f"cuda:{device_id}") if device_type in (2, 13) else CPU
+
+
+def cuda_backend() -> Any:
+    """Return the CUDA kernels' function table; RuntimeError says why there is none."""
+    try:
+        return importlib.import_module("mpembed._cuda").BACKEND
+    except ModuleNotFoundError as error:
+        if error.name != "mpembed._cuda":
+            raise
+        raise RuntimeError(f"this build of mpembed has no CUDA: {_reason()}") from None
+    except ImportError as error:
+        raise RuntimeError(f"mpembed's CUDA kernels cannot be loaded: {error}") from error
+
+
+def cuda_count() -> int:
+    """Return the number of CUDA devices; RuntimeError if the driver is missing or fails."""
+    try:
+        count = count_devices(cuda_backend())
+    except RuntimeError as error:
+        raise RuntimeError(f"no CUDA device can be used: {error}") from None
+    if count == 0:
+        raise RuntimeError("no CUDA device can be used: the driver reports none")
+    return count
+
+
+def cuda_devices() -> list[dict[str, Any]]:
+    """Return name, memory and compute capability of each CUDA device; RuntimeError says why not."""
+    found = []
+    for index in range(cuda_count()):
+        name, memory, (major, minor) = describe(cuda_backend(), index)
+        found.append({"name": name, "memory": memory, "capability": f"{major}.{minor}"})
+    return found
+
+
+def _reason() -> str:
+    facts = Path(__file__).with_name("_build_facts.json")
+    if not facts.is_file():
+        return "it was built without"
+    return str(json.loads(facts.read_text("utf-8"))["cuda"].get("reason", "it was built without"))
