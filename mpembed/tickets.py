@@ -20,6 +20,16 @@ class Ticket:
     ``EmbeddingBagCollection.drop_prefetched``, or by nothing.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_batch_size",
+        "_engine",
+        "_lookups",
+        "_num_indices",
+        "_open",
+        "_weighted",
+    )
+
     def __init__(
         self,
         engine: "Engine",

@@ -18,7 +18,8 @@ MEMORY = np.zeros(4096, np.uint8)
 def at(start: int, shape: tuple[int, ...], dtype: Any) -> Array:
     """Return an array at a byte of one memory."""
     count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return MEMORY[start : start + count].view(dtype).reshape(shape)
+    array: Array = MEMORY[start : start + count].view(dtype).reshape(shape)
+    return array
 
 
 F4, U1, I4, I8 = np.float32, np.uint8, np.int32, np.int64
@@ -55,7 +56,9 @@ CALLS: dict[str, tuple[int, Callable[[int], Any]]] = {
     ),
     "cache_lookup rows": (
         32,
-        lambda s: ops.cache_lookup(np.ones((1, 8), np.uint64), at(0, (4,), I8), out=at(s, (4,), I4)),
+        lambda s: ops.cache_lookup(
+            np.ones((1, 8), np.uint64), at(0, (4,), I8), out=at(s, (4,), I4)
+        ),
     ),
     "embedding_bag": (
         48,
@@ -69,8 +72,14 @@ CALLS: dict[str, tuple[int, Callable[[int], Any]]] = {
             np.zeros((3, 16), U1), "int8", 8, at(0, (3,), I8), np.arange(4), out=at(s, (3, 8), F4)
         ),
     ),
-    "sgd_ grads": (96, lambda s: ops.sgd_(at(0, (3, 8), F4), np.arange(3), at(s, (3, 8), F4), lr=1)),
-    "sgd_ rows": (96, lambda s: ops.sgd_(at(0, (3, 8), F4), at(s, (1,), I8), np.ones((1, 8), F4), lr=1)),
+    "sgd_ grads": (
+        96,
+        lambda s: ops.sgd_(at(0, (3, 8), F4), np.arange(3), at(s, (3, 8), F4), lr=1),
+    ),
+    "sgd_ rows": (
+        96,
+        lambda s: ops.sgd_(at(0, (3, 8), F4), at(s, (1,), I8), np.ones((1, 8), F4), lr=1),
+    ),
     "adagrad_ grads": (
         96,
         lambda s: ops.adagrad_(
@@ -122,7 +131,8 @@ def test_an_output_may_not_lie_in_its_batch() -> None:
     weights = np.ones(8, np.float32)
     before = digest(emb)
     for name in ("indices", "offsets", "per_sample_weights"):
-        arguments = {"indices": indices, "offsets": offsets, "per_sample_weights": weights}
+        arguments: dict[str, Any] = {"indices": indices, "offsets": offsets}
+        arguments["per_sample_weights"] = weights
         memory = np.zeros(36, np.float32)
         taken = arguments[name].nbytes // 4
         part = memory[36 - taken :].view(arguments[name].dtype)
