@@ -6,6 +6,7 @@ MPEMBED_FUZZ_EXAMPLES sets how many examples all fuzz tests run together (1,500 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import zlib
 from pathlib import Path
@@ -189,12 +190,65 @@ class Session:
     def rate(self) -> None:
         self.emb.optimizer.lr = self.draw(ODD)
 
-    def report(self) -> None:
+    def drop_prefetched(self) -> None:
+        waiting = sum(ticket.open for ticket in self.prefetched)
+        assert self.emb.drop_prefetched() <= waiting  # some wait for a backward
+
+    def memory_report(self) -> None:
         assert self.emb.memory_report()["total"] > 0
+
+    def stats(self) -> None:
+        assert list(self.emb.stats()) == [table.name for table in self.emb.tables]
+
+    def save(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            self.emb.save(Path(folder) / "c")
+            assert mpe.EmbeddingBagCollection.load(Path(folder) / "c").stats() == self.emb.stats()
+
+    def state_arrays(self) -> None:
+        """Whatever is written to the state is refused."""
+        name, array = self.draw(st.sampled_from(sorted(self.emb.state_arrays().items())))
+        value = self.draw(st.one_of(ODD, odd_arrays()))
+        with pytest.raises((ValueError, TypeError)):
+            array[...] = value
+        assert array.tobytes() == self.emb.state_arrays()[name].tobytes()
+        if array.dtype == np.float32 and self.open:  # nor may a gradient lie in it
+            self.emb.backward(array.reshape(-1, array.shape[-1]), self.open[-1][1])
+            raise AssertionError(f"{name} was taken as a gradient")
+
+    def poke(self) -> None:
+        """What is set on a ticket is refused, or changes nothing that counts."""
+        tickets = [ticket for _, ticket in self.open if ticket is not None]
+        if not tickets:
+            return
+        ticket = self.draw(st.sampled_from(tickets))
+        public = [name for name in dir(ticket) if not name.startswith("_")]
+        before = [repr(ticket), *(getattr(ticket, name) for name in public if name != "drop")]
+        for name in public:
+            with pytest.raises(AttributeError):
+                setattr(ticket, name, self.draw(ODD))
+        after = [repr(ticket), *(getattr(ticket, name) for name in public if name != "drop")]
+        assert before == after
 
 
 OPERATIONS = ["forward", "forward", "forward", "backward", "backward", "backward", "prefetch"]
-OPERATIONS += ["drop", "evaluate", "set_rows", "rows", "flush", "rate", "report"]
+OPERATIONS += ["drop", "evaluate", "set_rows", "rows", "flush", "rate", "drop_prefetched", "poke"]
+OPERATIONS += ["memory_report", "stats", "save", "state_arrays"]
+
+
+def test_every_method_is_fuzzed() -> None:
+    members = vars(mpe.EmbeddingBagCollection).items()
+    methods = {name for name, value in members if callable(value) and name[0] != "_"}
+    assert methods <= set(OPERATIONS)
+
+
+def test_the_parts_of_the_fuzz_add_up() -> None:
+    parts = []
+    for name in ("test_fuzz.py", "test_fuzz_ops.py"):
+        text = (Path(__file__).parent / name).read_text()
+        parts += [float(part) for part in re.findall(r"^@fuzz\(([0-9.]+)\)$", text, re.MULTILINE)]
+    assert len(parts) > 5
+    assert sum(parts) == pytest.approx(1)
 
 
 @fuzz(0.2)
