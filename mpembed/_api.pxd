@@ -169,6 +169,8 @@ cdef extern from "mpembed/api.h" nogil:
                                uint64_t, uint8_t *, void *) noexcept nogil
         mpe_status (*dequantize)(const uint8_t *, int64_t, int64_t, int32_t, float *,
                                  void *) noexcept nogil
+        mpe_status (*check_codes)(const uint8_t *, int64_t, int32_t, void *,
+                                  mpe_error *) noexcept nogil
         mpe_status (*pack_codes)(const uint8_t *, int64_t, int64_t, int32_t, uint8_t *,
                                  void *) noexcept nogil
         mpe_status (*unpack_codes)(const uint8_t *, int64_t, int64_t, int32_t, uint8_t *,

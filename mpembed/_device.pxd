@@ -48,6 +48,32 @@ cdef class Memory:
     cdef int moved_to(self, Stream on) except -1
 
 
+@cython.final
+cdef class Calls:
+    """The calls of one collection, in order."""
+
+    cdef readonly Device device
+    cdef readonly Stream last  # the stream of the last call
+    cdef object lock
+    cdef Call one  # the CPU's, whose contexts are all the same
+    cdef void* event  # behind the last call
+    cdef int depth
+    cdef int32_t previous
+
+    cpdef Call on(self, object stream)
+    cpdef Call again(self)
+    cdef int begin(self, Stream on) except -1
+    cdef int end(self) except -1
+
+
+@cython.final
+cdef class Call:
+    """The context of one call; entering gives its stream."""
+
+    cdef Calls calls
+    cdef Stream stream  # None: that of the last call
+
+
 cdef Stream stream_at(Device device, void* handle)
 cdef Memory borrow(Stream on, int64_t nbytes)
 cdef Memory allocate(Device device, int64_t nbytes, int32_t placement)

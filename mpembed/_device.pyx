@@ -4,6 +4,7 @@ Calls to a device's runtime are made with that device set for the thread, and th
 again at the end: other libraries in the process have theirs.
 """
 
+cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t, uintptr_t
@@ -233,11 +234,29 @@ cdef class Memory:
         self.device.leave(previous, MPE_OK, "")
 
 
+cdef int64_t failing = 0
+
+
+def fail_borrow(int64_t n):
+    """Let the n-th borrowing of workspace from now on find no memory; return what was left.
+
+    For tests; 0 for none.
+    """
+    global failing
+    left, failing = failing, n
+    return left
+
+
 cdef Memory borrow(Stream on, int64_t nbytes):
     """Return memory in the order of a stream; what tracemalloc counts on the CPU."""
+    global failing
     cdef Memory made = Memory.__new__(Memory)
     cdef mpe_status status
     cdef int32_t previous
+    if failing > 0:
+        failing -= 1
+        if failing == 0:
+            raise MemoryError("fail_borrow")
     made.device, made.nbytes, made.placement, made.stream = on.device, nbytes, -1, on.handle
     if on.device.immediate:
         made.data = PyMem_RawMalloc(nbytes)
@@ -280,3 +299,89 @@ cdef int download(Stream on, void* to, const void* source, int64_t nbytes) excep
         if status == MPE_OK:
             status = on.device.kernels.synchronize(on.handle)
     return on.device.leave(previous, status, "copying from the device")
+
+
+cdef class Calls:
+    """The calls of one collection: one after the other, from whatever threads and on whatever
+    streams they come.
+
+    A stream waits for the collection's calls on the stream before it, not for other work there.
+    """
+
+    def __init__(self, Device device, lock):
+        self.device = device
+        self.lock = lock
+        self.last = device.ordinary
+        if device.immediate:
+            self.one = new_call(self, device.ordinary)
+
+    def __dealloc__(self):
+        cdef int32_t previous
+        if self.event != NULL:
+            previous = self.device.enter()
+            self.device.kernels.destroy_event(self.event)
+            self.device.leave(previous, MPE_OK, "")
+
+    cpdef Call on(self, object stream):
+        """Return the context of a call on a caller's stream."""
+        cdef Stream chosen = self.device.stream(stream)
+        return new_call(self, chosen) if self.one is None else self.one
+
+    cpdef Call again(self):
+        """Return the context of a call on the stream of the one before."""
+        return new_call(self, None) if self.one is None else self.one
+
+    cdef int begin(self, Stream on) except -1:
+        cdef mpe_status status = MPE_OK
+        self.depth += 1
+        if self.depth > 1:
+            return 0
+        self.previous = self.device.enter()
+        if on is None or on.handle == self.last.handle:
+            return 0
+        if self.event != NULL:
+            status = self.device.kernels.wait(self.event, on.handle)
+        if status != MPE_OK:
+            self.depth -= 1
+            self.device.leave(self.previous, status, "ordering streams")
+        self.last = on
+        return 0
+
+    cdef int end(self) except -1:
+        cdef mpe_status status = MPE_OK
+        self.depth -= 1
+        if self.depth > 0:
+            return 0
+        if self.event == NULL:
+            status = self.device.kernels.create_event(&self.event)
+        if status == MPE_OK:
+            status = self.device.kernels.record(self.event, self.last.handle)
+        return self.device.leave(self.previous, status, "ordering streams")
+
+
+@cython.freelist(8)
+cdef class Call:
+
+    def __enter__(self):
+        self.calls.lock.__enter__()
+        if self.calls.device.immediate:
+            return self.stream
+        try:
+            self.calls.begin(self.stream)
+        except BaseException:
+            self.calls.lock.__exit__(None, None, None)
+            raise
+        return self.calls.last
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if not self.calls.device.immediate:
+                self.calls.end()
+        finally:
+            self.calls.lock.__exit__(None, None, None)
+
+
+cdef Call new_call(Calls calls, Stream stream):
+    cdef Call made = Call.__new__(Call)
+    made.calls, made.stream = calls, stream
+    return made

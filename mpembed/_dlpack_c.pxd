@@ -8,11 +8,12 @@ cdef extern from "dlpack/dlpack.h" nogil:
     uint64_t DLPACK_FLAG_BITMASK_IS_COPIED
     uint64_t DLPACK_FLAG_BITMASK_IS_SUBBYTE_TYPE_PADDED
 
-    int kDLCPU
-    int kDLCUDA
-    int kDLCUDAHost
-    int kDLROCMHost
-    int kDLCUDAManaged
+    ctypedef enum DLDeviceType:
+        kDLCPU
+        kDLCUDA
+        kDLCUDAHost
+        kDLROCMHost
+        kDLCUDAManaged
 
     int kDLInt
     int kDLUInt
@@ -26,7 +27,7 @@ cdef extern from "dlpack/dlpack.h" nogil:
         uint32_t minor
 
     ctypedef struct DLDevice:
-        int device_type
+        DLDeviceType device_type
         int32_t device_id
 
     ctypedef struct DLDataType:

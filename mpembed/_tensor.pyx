@@ -59,6 +59,11 @@ cdef class Tensor:
         return self.size * (self.type.bits // 8)
 
     @property
+    def address(self):
+        """Address of the first element."""
+        return <uintptr_t>self.data
+
+    @property
     def device(self):
         """The device's name: ``"cuda:0"``."""
         return self.memory.device.name
@@ -254,12 +259,28 @@ def fill(Tensor t, values, Stream on):
             raise ValueError(f"{array.nbytes} bytes do not fill {nbytes}")
         if nbytes:
             upload(on, t.data, cnp.PyArray_DATA(array), nbytes)
+    elif values == 0:
+        zero(t, on)
     else:
         array = np.full(min(nbytes, CHUNK) // itemsize, values, t.dtype)
         while done < nbytes:
             upload(on, t.data + done, cnp.PyArray_DATA(array), min(CHUNK, nbytes - done))
             done += CHUNK
     on.synchronize("filling")
+
+
+cdef int zero(Tensor t, Stream on) except -1:
+    cdef Device device = on.device
+    cdef int64_t nbytes = t.nbytes
+    cdef mpe_status status
+    cdef int32_t previous
+    if t.memory.placement == MPE_PLACEMENT_HOST:
+        on.synchronize("filling")
+        memset(t.data, 0, nbytes)
+        return 0
+    previous = device.enter()
+    status = device.kernels.fill(t.data, 0, nbytes, on.handle)
+    return device.leave(previous, status, "filling")
 
 
 def read_only(Tensor t, Stream written):

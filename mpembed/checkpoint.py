@@ -12,8 +12,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mpembed import _storage
+from mpembed import _arrays, _storage, devices
 from mpembed._checks import integer
+from mpembed._device import Stream
+from mpembed._settings import Settings
 from mpembed._version import __version__
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import OPTIMIZERS
@@ -30,9 +32,12 @@ def _crc32(array: np.ndarray[Any, Any]) -> int:
     return zlib.crc32(array.reshape(-1).view(np.uint8).data)
 
 
-def _saved_arrays(emb: "EmbeddingBagCollection") -> dict[str, np.ndarray[Any, Any]]:
+def _saved_arrays(emb: "EmbeddingBagCollection", on: Stream) -> dict[str, np.ndarray[Any, Any]]:
     """Return the arrays to write; pins belong to open batches, which are not saved."""
-    arrays = emb._storage.arrays()
+    arrays = {
+        name: _arrays.host(_arrays.read_only(array, on))
+        for name, array in emb._storage.arrays().items()
+    }
     for name in list(arrays):
         if name.endswith(".tags") and name.startswith("cache."):
             arrays[name] = arrays[name] & np.uint64(~_storage.PIN_MASK & (2**64 - 1))
@@ -40,30 +45,31 @@ def _saved_arrays(emb: "EmbeddingBagCollection") -> dict[str, np.ndarray[Any, An
 
 
 def _manifest(emb: "EmbeddingBagCollection", arrays: dict[str, np.ndarray[Any, Any]]) -> str:
+    settings = emb._settings
     return json.dumps(
         {
             "format": FORMAT,
             "version": VERSION,
             "written_by": __version__,
             "tables": [dataclasses.asdict(table) for table in emb.tables],
-            "cache": None if emb._cache is None else dataclasses.asdict(emb._cache),
+            "cache": None if settings.cache is None else dataclasses.asdict(settings.cache),
             "optimizer": [emb.optimizer.name, emb.optimizer.settings()],
-            "device": emb._device,
-            "seed": emb._seed,
-            "rounding": emb._rounding,
-            "bounds": emb._bounds,
-            "on_nonfinite": emb._on_nonfinite,
+            "device": emb.device,
+            "seed": settings.seed,
+            "rounding": settings.rounding,
+            "bounds": settings.bounds,
+            "on_nonfinite": settings.on_nonfinite,
             "step": emb.step,
             "crc32": {name: _crc32(array) for name, array in arrays.items()},
         }
     )
 
 
-def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str]) -> None:
+def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str], on: Stream) -> None:
     """Write a collection to `path`; an existing file stays whole until the new one is complete."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    arrays = _saved_arrays(emb)
+    arrays = _saved_arrays(emb, on)
     try:
         manifest = _manifest(emb, arrays)
         # One key, its own checksum in front: safetensors orders several keys at random.
@@ -79,15 +85,15 @@ def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str]) -> None:
             temporary.unlink()
 
 
-def load(path: str | os.PathLike[str]) -> "EmbeddingBagCollection":
-    """Return the collection that `path` holds."""
+def load(path: str | os.PathLike[str], device: str | None) -> "EmbeddingBagCollection":
+    """Return the collection that `path` holds, on a device or where it was."""
     target = Path(path)
     with target.open("rb"):  # a missing file or a folder is an OSError that names it
         pass
     try:
         with safe_open(target, framework="numpy") as file:
             manifest = _read_manifest(target, file.metadata() or {})
-            emb = _empty_collection(target, manifest)
+            emb = _empty_collection(target, manifest, device)
             _fill(emb, target, file, manifest)
             return emb
     except SafetensorError as error:
@@ -110,29 +116,38 @@ def _read_manifest(target: Path, metadata: dict[str, str]) -> dict[str, Any]:
     return manifest
 
 
-def _table(fields: dict[str, Any]) -> TableConfig:
+def _table(fields: dict[str, Any], device: str) -> TableConfig:
     init = fields.pop("init")
+    if device == "cpu":
+        fields["placement"] = "device"
     return TableConfig(**fields, init=tuple(init) if isinstance(init, list) else init)
 
 
-def _empty_collection(target: Path, manifest: dict[str, Any]) -> "EmbeddingBagCollection":
+def _empty_collection(
+    target: Path, manifest: dict[str, Any], device: str | None
+) -> "EmbeddingBagCollection":
     from mpembed.collection import EmbeddingBagCollection
 
+    if device is not None:
+        devices.get(device)  # a wrong one is the caller's fault, not the file's
     try:
-        name, settings = manifest["optimizer"]
+        name, optimizer = manifest["optimizer"]
         cache = manifest["cache"]
-        emb = EmbeddingBagCollection.__new__(EmbeddingBagCollection)
-        emb._configure(
-            [_table(dict(fields)) for fields in manifest["tables"]],
+        where = manifest["device"] if device is None else device
+        settings = Settings.checked(
+            [_table(dict(fields), where) for fields in manifest["tables"]],
             None if cache is None else CacheConfig(**cache),
-            OPTIMIZERS[name](**settings),
-            manifest["device"],
+            OPTIMIZERS[name](**optimizer),
+            where,
             manifest["seed"],
             manifest["rounding"],
             manifest["bounds"],
             manifest["on_nonfinite"],
         )
-        emb._engine.step = integer("step", manifest["step"], 0, 2**40 - 1)
+        step = integer("step", manifest["step"], 0, 2**40 - 1)
+        emb = EmbeddingBagCollection.__new__(EmbeddingBagCollection)
+        emb._configure(settings)
+        emb._engine.clock.set(step, settings.device.stream(None))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{target}: its manifest is not valid: {error}") from error
     return emb
@@ -152,18 +167,19 @@ def _fill(emb: "EmbeddingBagCollection", target: Path, file: Any, manifest: dict
             )
         if not isinstance(sums, dict) or _crc32(np.ascontiguousarray(stored)) != sums.get(name):
             raise ValueError(f"{target}: {name} is damaged (checksum)")
-        array[...] = stored
-    _check_tags(emb, target)
+        if name.endswith(".tags") and name.startswith("cache."):
+            _check_tags(emb, target, name, stored)
+        _arrays.assign(array, stored, emb._calls.last)
 
 
-def _check_tags(emb: "EmbeddingBagCollection", target: Path) -> None:
+def _check_tags(
+    emb: "EmbeddingBagCollection", target: Path, name: str, tags: np.ndarray[Any, Any]
+) -> None:
     """Refuse tags that point outside the tables: kernels trust them."""
-    for group in emb._storage.groups:
-        if group.cache is None:
-            continue
-        ids = group.cache.tags & np.uint64(_storage.EMPTY_TAG)
-        pins = group.cache.tags & np.uint64(_storage.PIN_MASK)
-        used = ids != _storage.EMPTY_TAG
-        dirty_empty = group.cache.tags[~used] != _storage.EMPTY_TAG
-        if (ids[used] >= group.kernels.total_rows).any() or pins.any() or dirty_empty.any():
-            raise ValueError(f"{target}: its cache tags are damaged")
+    group = next(g for g in emb._storage.groups if name == f"cache.{g.dim}.tags")
+    ids = tags & np.uint64(_storage.EMPTY_TAG)
+    used = ids != _storage.EMPTY_TAG
+    pins = tags & np.uint64(_storage.PIN_MASK)
+    dirty_empty = tags[~used] != _storage.EMPTY_TAG
+    if (ids[used] >= group.kernels.total_rows).any() or pins.any() or dirty_empty.any():
+        raise ValueError(f"{target}: its cache tags are damaged")

@@ -8,8 +8,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpembed import _core
 from mpembed._device import Device, count_devices, describe
+from mpembed._dlpack import device_pair, view
+from mpembed._tensor import from_view
+from mpembed._view import DTYPES, require
 
 CPU = Device(_core.BACKEND, 0)
 _lock = threading.Lock()
@@ -51,6 +56,32 @@ def _cuda_device(index: int) -> Device:
         if name not in _known:
             _known[name] = Device(backend, index)
         return _known[name]
+
+
+def to_device(array: Any, device: str) -> Any:
+    """Copy an array to a device, or to the CPU.
+
+    Parameters
+    ----------
+    array : array
+        Any DLPack tensor, C-contiguous; a NumPy array may have any strides.
+    device : str
+        As `EmbeddingBagCollection` takes it.
+
+    Returns
+    -------
+    Tensor or numpy.ndarray
+        The latter for the CPU, where BF16 becomes its bits, uint16. The copy is complete.
+    """
+    target = get(device)
+    if isinstance(array, np.ndarray):
+        array = np.ascontiguousarray(array)
+    source = of_dlpack(*device_pair(array, "array"))
+    values = view(array, "array", source.stream(None))
+    require(values, sum(DTYPES.values()))
+    if not target.immediate:
+        return from_view(values, target.stream(None))
+    return _core.host_copy(values, source.stream(None), True)
 
 
 def of_dlpack(device_type: int, device_id: int) -> Device:

@@ -273,6 +273,9 @@ typedef struct mpe_backend {
                          void* stream);
   mpe_status (*dequantize)(const uint8_t* rows, int64_t n, int64_t dim, int32_t precision, float* x,
                            void* stream);
+  /* MPE_ERR_VALUE if some of n codes takes more bits: its position and value, and how many. */
+  mpe_status (*check_codes)(const uint8_t* codes, int64_t n, int32_t bits, void* stream,
+                            mpe_error*);
   /* bits: 4 or 2. n rows of dim codes, one a byte, to and from rows of ceil(dim * bits / 8) bytes.
    */
   mpe_status (*pack_codes)(const uint8_t* codes, int64_t n, int64_t dim, int32_t bits,

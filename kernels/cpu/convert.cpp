@@ -139,6 +139,19 @@ mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t preci
   return MPE_OK;
 }
 
+mpe_status check_codes(const uint8_t* codes, int64_t n, int32_t bits, void*, mpe_error* error) {
+  *error = mpe_error MPE_NO_ERROR;
+  for (int64_t i = 0; i < n; ++i) {
+    if (codes[i] >> bits == 0) continue;
+    if (error->count++ == 0) {
+      error->status = MPE_ERR_VALUE;
+      error->position = i;
+      error->value = codes[i];
+    }
+  }
+  return static_cast<mpe_status>(error->status);
+}
+
 mpe_status pack_codes(const uint8_t* codes, int64_t n, int64_t dim, int32_t bits, uint8_t* packed,
                       void*) {
   const int64_t tasks = row_tasks(n, dim), bytes = ceil_div(dim * bits, 8);

@@ -47,6 +47,7 @@ extern "C" const mpe_backend* MPE_CONCAT(mpe_cpu_backend_, MPE_ISA)(void) {
       check_values,
       quantize,
       dequantize,
+      check_codes,
       pack_codes,
       unpack_codes,
       stochastic_round,

@@ -49,6 +49,7 @@ mpe_status check_values(const float*, int64_t, int64_t, int32_t, void*, mpe_erro
 mpe_status quantize(const float*, int64_t, int64_t, int32_t, int32_t, uint64_t, uint64_t, uint8_t*,
                     void*);
 mpe_status dequantize(const uint8_t*, int64_t, int64_t, int32_t, float*, void*);
+mpe_status check_codes(const uint8_t*, int64_t, int32_t, void*, mpe_error*);
 mpe_status pack_codes(const uint8_t*, int64_t, int64_t, int32_t, uint8_t*, void*);
 mpe_status unpack_codes(const uint8_t*, int64_t, int64_t, int32_t, uint8_t*, void*);
 mpe_status stochastic_round(const float*, int64_t, int32_t, uint64_t, uint64_t, uint16_t*, void*);

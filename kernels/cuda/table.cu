@@ -48,6 +48,7 @@ extern "C" MPE_EXPORT const mpe_backend* mpe_cuda_backend(void) {
       check_values,
       quantize,
       dequantize,
+      check_codes,
       pack_codes,
       unpack_codes,
       stochastic_round,
