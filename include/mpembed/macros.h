@@ -43,9 +43,12 @@ MPE_HD float bits_float(uint32_t u) {
   return x;
 }
 
-// Rows have no alignment: multi-byte headers are read and written bytewise.
+// Rows need no alignment. A device has no unaligned access, and copies byte by byte where it must.
 template <class T>
 MPE_HD T load_unaligned(const void* p) {
+#if defined(__CUDA_ARCH__)
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0) return *static_cast<const T*>(p);
+#endif
   T v;
   memcpy(&v, p, sizeof v);
   return v;
@@ -53,6 +56,12 @@ MPE_HD T load_unaligned(const void* p) {
 
 template <class T>
 MPE_HD void store_unaligned(void* p, T v) {
+#if defined(__CUDA_ARCH__)
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(T) == 0) {
+    *static_cast<T*>(p) = v;
+    return;
+  }
+#endif
   memcpy(p, &v, sizeof v);
 }
 

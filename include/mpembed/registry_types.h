@@ -23,11 +23,19 @@ struct TypeTag {
   using type = T;
 };
 
+// f may be for the host or for the device alone, which these functions cannot say.
+#if defined(__CUDACC__)
+#define MPE_ANY_SIDE _Pragma("nv_exec_check_disable")
+#else
+#define MPE_ANY_SIDE
+#endif
+
 // Calls f(TypeTag<Format>{}) for the format with this id; the id must be valid.
 #define MPE_CASE(id, name, type) \
   case id:                       \
     return f(TypeTag<type>{});
 
+MPE_ANY_SIDE
 template <class F>
 MPE_HD auto with_format(int32_t id, F f) {
   switch (id) {
@@ -37,6 +45,7 @@ MPE_HD auto with_format(int32_t id, F f) {
   }
 }
 
+MPE_ANY_SIDE
 template <class F>
 MPE_HD auto with_optimizer(int32_t id, F f) {
   switch (id) {
@@ -46,6 +55,7 @@ MPE_HD auto with_optimizer(int32_t id, F f) {
   }
 }
 
+MPE_ANY_SIDE
 template <class F>
 MPE_HD auto with_policy(int32_t id, F f) {
   switch (id) {
@@ -56,6 +66,7 @@ MPE_HD auto with_policy(int32_t id, F f) {
 }
 
 #undef MPE_CASE
+#undef MPE_ANY_SIDE
 
 MPE_END
 

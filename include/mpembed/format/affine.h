@@ -32,7 +32,9 @@ struct HeaderFp32 {
     store_unaligned(p + 4, h.bias);
   }
   static MPE_HD AffineHeader load(const uint8_t* p) {
-    return AffineHeader{load_unaligned<float>(p), load_unaligned<float>(p + 4)};
+    const uint64_t both = load_unaligned<uint64_t>(p);
+    return AffineHeader{bits_float(static_cast<uint32_t>(both)),
+                        bits_float(static_cast<uint32_t>(both >> 32))};
   }
 };
 
@@ -54,8 +56,9 @@ struct HeaderFp16 {
     store_unaligned(p + 2, half_nearest(h.bias));
   }
   static MPE_HD AffineHeader load(const uint8_t* p) {
-    return AffineHeader{half_to_float(load_unaligned<uint16_t>(p)),
-                        half_to_float(load_unaligned<uint16_t>(p + 2))};
+    const uint32_t both = load_unaligned<uint32_t>(p);
+    return AffineHeader{half_to_float(static_cast<uint16_t>(both)),
+                        half_to_float(static_cast<uint16_t>(both >> 16))};
   }
 };
 
@@ -122,12 +125,12 @@ MPE_HD RowRange row_range(const float* x, int64_t dim) {
     out.mn = x[c] < out.mn ? x[c] : out.mn;
     out.mx = x[c] > out.mx ? x[c] : out.mx;
   }
-  out.mn += 0.0f;  // a negative zero becomes positive: the order of equal zeros must not matter
   return out;
 }
 
 template <int kBits, class Header>
 struct Affine {
+  using RowHeader = AffineHeader;
   static constexpr int32_t kLevels = (1 << kBits) - 1;
   static constexpr int kPerByte = 8 / kBits;
   static constexpr bool kExact = false;
@@ -140,6 +143,14 @@ struct Affine {
 
   static MPE_HD AffineHeader header(const uint8_t* row, int64_t dim) {
     return Header::load(row + code_bytes(dim));
+  }
+  static MPE_HD void store_header(uint8_t* row, int64_t dim, AffineHeader h) {
+    Header::store(row + code_bytes(dim), h);
+  }
+  // The header for a row's smallest and largest value. A negative zero becomes positive: the order
+  // of equal zeros must not matter.
+  static MPE_HD AffineHeader fit(float mn, float mx) {
+    return Header::fit(mn + 0.0f, mx, static_cast<float>(kLevels));
   }
   static MPE_HD float value(const uint8_t* row, AffineHeader h, int64_t c) {
     const uint32_t byte = row[c / kPerByte];
@@ -164,8 +175,8 @@ struct Affine {
   // r: 16-bit draws of the row, or null for nearest. x storable (kMaxAbsBits).
   static MPE_HD void encode(const float* x, int64_t dim, uint8_t* row, const uint16_t* r) {
     const RowRange range = row_range(x, dim);
-    const AffineHeader h = Header::fit(range.mn, range.mx, static_cast<float>(kLevels));
-    Header::store(row + code_bytes(dim), h);
+    const AffineHeader h = fit(range.mn, range.mx);
+    store_header(row, dim, h);
     if (h.scale == 0.0f) {
       memset(row, 0, static_cast<size_t>(code_bytes(dim)));
     } else if (r != nullptr) {

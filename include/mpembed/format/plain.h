@@ -8,8 +8,13 @@
 
 MPE_BEGIN
 
-template <class Stored, class Convert>
+struct NoHeader {};
+
+template <class StoredType, class ConvertType>
 struct Plain {
+  using Stored = StoredType;
+  using Convert = ConvertType;
+  using RowHeader = NoHeader;
   static constexpr int kBitsPerCode = 8 * static_cast<int>(sizeof(Stored));
   static constexpr int64_t kHeaderBytes = 0;
   static constexpr bool kExact = Convert::kExact;
@@ -22,6 +27,11 @@ struct Plain {
 
   static MPE_HD Stored stored(const uint8_t* row, int64_t c) {
     return load_unaligned<Stored>(row + c * static_cast<int64_t>(sizeof(Stored)));
+  }
+
+  static MPE_HD NoHeader header(const uint8_t*, int64_t) { return NoHeader{}; }
+  static MPE_HD float value(const uint8_t* row, NoHeader, int64_t c) {
+    return Convert::widen(stored(row, c));
   }
 
   template <class Visit>

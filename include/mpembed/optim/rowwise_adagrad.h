@@ -17,10 +17,13 @@ struct RowwiseAdagrad {
     return o.lr / (sqrtf(h[0]) + o.eps);
   }
 
+  static MPE_HD void apply(float t, float* __restrict w, const float* __restrict g, int64_t dim) {
+    for (int64_t c = 0; c < dim; ++c) w[c] = fmaf(-t, g[c], w[c]);
+  }
+
   static MPE_HD void step(const OptimizerSettings& o, float* __restrict w,
                           const float* __restrict g, float* __restrict h, int64_t dim) {
-    const float t = scale(o, tree_dot(g, g, dim), h, dim);
-    for (int64_t c = 0; c < dim; ++c) w[c] = fmaf(-t, g[c], w[c]);
+    apply(scale(o, tree_dot(g, g, dim), h, dim), w, g, dim);
   }
 };
 

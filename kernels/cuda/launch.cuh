@@ -1,0 +1,118 @@
+// What every launcher shares: errors by name, stream-ordered workspace, one way to launch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "mpembed/api.h"
+#include "mpembed/macros.h"
+
+#ifndef MPE_SHARED
+#define MPE_SHARED(type, name, count) __shared__ type name[count]
+#endif
+
+namespace mpembed {
+namespace cuda {
+
+constexpr int kWarp = 32;
+constexpr int kThreads = 256;
+constexpr unsigned kFullMask = 0xFFFFFFFFu;
+
+// Keeps "operation: reason" for last_error; MPE_ERR_MEMORY for want of memory.
+mpe_status failed(cudaError_t error, const char* operation);
+const char* last_message();
+
+inline mpe_status check(cudaError_t error, const char* operation) {
+  return error == cudaSuccess ? MPE_OK : failed(error, operation);
+}
+
+#define MPE_TRY(expression)                    \
+  do {                                         \
+    const mpe_status mpe_tried = (expression); \
+    if (mpe_tried != MPE_OK) return mpe_tried; \
+  } while (false)
+
+inline cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline int bits_for(uint64_t below) {  // bits that hold 0 .. below - 1
+  int bits = 0;
+  while (bits < 64 && below > (uint64_t{1} << bits)) ++bits;
+  return bits;
+}
+
+// Runs kernel(args...) on enough blocks of kThreads for `threads` threads; none for no threads.
+template <class... Parameters, class... Arguments>
+mpe_status launch(const char* operation, void* stream, int64_t threads,
+                  void (*kernel)(Parameters...), Arguments&&... arguments) {
+  if (threads <= 0) return MPE_OK;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(ceil_div(threads, kThreads)), 1, 1);
+  config.blockDim = dim3(kThreads, 1, 1);
+  config.stream = stream_of(stream);
+  return check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
+               operation);
+}
+
+// Memory in the order of the stream, given back at the end of the scope, when the work that uses it
+// has been queued.
+template <class T>
+class Workspace {
+ public:
+  explicit Workspace(void* stream) : stream_(stream_of(stream)) {}
+  ~Workspace() {
+    if (data_ != nullptr) cudaFreeAsync(data_, stream_);
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  mpe_status take(int64_t n, const char* operation) {
+    const size_t bytes = static_cast<size_t>(n > 0 ? n : 1) * sizeof(T);
+    void* p = nullptr;
+    MPE_TRY(check(cudaMallocAsync(&p, bytes, stream_), operation));
+    data_ = static_cast<T*>(p);
+    return MPE_OK;
+  }
+  T* get() const { return data_; }
+
+ private:
+  cudaStream_t stream_;
+  T* data_ = nullptr;
+};
+
+// ---- in kernels ---------------------------------------------------------------------------------
+
+__device__ inline int64_t thread_index() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+__device__ inline int lane_index() { return static_cast<int>(threadIdx.x) & (kWarp - 1); }
+
+// First i in [0, n] with measure(i) >= target, measure ascending.
+template <class Measure>
+__device__ inline int64_t first_at_least(int64_t n, int64_t target, Measure measure) {
+  int64_t lo = 0, hi = n;
+  while (lo < hi) {
+    const int64_t mid = lo + (hi - lo) / 2;
+    if (measure(mid) < target) {
+      lo = mid + 1;
+    } else {
+      hi = mid;
+    }
+  }
+  return lo;
+}
+
+__device__ inline void atomic_add64(int64_t* p, int64_t n) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(n));
+}
+
+__device__ inline void atomic_min64(int64_t* p, int64_t v) {
+  atomicMin(reinterpret_cast<long long*>(p), static_cast<long long>(v));
+}
+
+}  // namespace cuda
+}  // namespace mpembed

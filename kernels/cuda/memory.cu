@@ -1,0 +1,74 @@
+// Device memory, streams, devices and what the runtime said last.
+#include <string>
+
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+
+namespace mpembed {
+namespace cuda {
+namespace {
+
+thread_local std::string g_message = "no call has failed";
+
+}  // namespace
+
+mpe_status failed(cudaError_t error, const char* operation) {
+  g_message = std::string(operation) + ": " + cudaGetErrorString(error) + " (" +
+              cudaGetErrorName(error) + ")";
+  cudaGetLastError();  // what is not sticky must not come up again in another call
+  return error == cudaErrorMemoryAllocation ? MPE_ERR_MEMORY : MPE_ERR_DEVICE;
+}
+
+const char* last_error() { return g_message.c_str(); }
+
+mpe_status device_count(int32_t* count) {
+  int n = 0;
+  const mpe_status status = check(cudaGetDeviceCount(&n), "counting devices");
+  *count = status == MPE_OK ? n : 0;
+  return status;
+}
+
+mpe_status use_device(int32_t device) { return check(cudaSetDevice(device), "choosing a device"); }
+
+mpe_status allocate(int64_t bytes, int32_t placement, void** out) {
+  const size_t size = static_cast<size_t>(bytes > 0 ? bytes : 1);
+  if (placement == MPE_PLACEMENT_HOST) {
+    return check(cudaHostAlloc(out, size, cudaHostAllocMapped | cudaHostAllocPortable),
+                 "allocating pinned host memory");
+  }
+  return check(cudaMalloc(out, size), "allocating device memory");
+}
+
+void release(void* p, int32_t placement) {
+  if (placement == MPE_PLACEMENT_HOST) {
+    cudaFreeHost(p);
+  } else {
+    cudaFree(p);
+  }
+}
+
+mpe_status borrow(int64_t bytes, void* stream, void** out) {
+  const size_t size = static_cast<size_t>(bytes > 0 ? bytes : 1);
+  return check(cudaMallocAsync(out, size, stream_of(stream)), "allocating workspace");
+}
+
+void give_back(void* p, void* stream) { cudaFreeAsync(p, stream_of(stream)); }
+
+mpe_status copy(void* to, const void* from, int64_t bytes, void* stream) {
+  if (bytes <= 0) return MPE_OK;
+  return check(
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_of(stream)),
+      "copying");
+}
+
+mpe_status fill(void* p, int32_t byte, int64_t bytes, void* stream) {
+  if (bytes <= 0) return MPE_OK;
+  return check(cudaMemsetAsync(p, byte, static_cast<size_t>(bytes), stream_of(stream)), "filling");
+}
+
+mpe_status synchronize(void* stream) {
+  return check(cudaStreamSynchronize(stream_of(stream)), "waiting for the stream");
+}
+
+}  // namespace cuda
+}  // namespace mpembed

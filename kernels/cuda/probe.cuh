@@ -1,0 +1,41 @@
+// A warp looks rows up in the cache: a lane a way.
+#pragma once
+
+#include "cuda/group.cuh"
+
+namespace mpembed {
+namespace cuda {
+
+__device__ inline int64_t set_of(const mpe_cache& c, uint64_t key) {
+  return static_cast<int64_t>(cache_set(splitmix64(key), static_cast<uint64_t>(c.num_sets)));
+}
+
+// The slot of a key that all lanes have, or -1.
+__device__ inline int64_t warp_probe(const mpe_cache& c, uint64_t key) {
+  const int64_t first = set_of(c, key) * c.ways;
+  const int lane = lane_index();
+  const uint64_t tag = lane < c.ways ? c.tags[first + lane] : kTagEmpty;
+  const unsigned found = __ballot_sync(kFullMask, lane < c.ways && (tag & kTagIdMask) == key);
+  return found == 0 ? -1 : first + __ffs(static_cast<int>(found)) - 1;
+}
+
+// Each lane's own key, where `wanted`: its slot or -1. All lanes of the warp call it.
+__device__ inline int64_t warp_probe_each(const mpe_cache& c, uint64_t key, bool wanted) {
+  int64_t slot = -1;
+  for (unsigned left = __ballot_sync(kFullMask, wanted); left != 0; left &= left - 1) {
+    const int lane = __ffs(static_cast<int>(left)) - 1;
+    const uint64_t one = __shfl_sync(kFullMask, static_cast<unsigned long long>(key), lane);
+    const int64_t found = warp_probe(c, one);
+    if (lane == lane_index()) slot = found;
+  }
+  return slot;
+}
+
+// Sets bits of a tag that other kernels' pins may change at the same time.
+__device__ inline void mark_dirty(const mpe_cache& c, int64_t slot) {
+  atomicOr(reinterpret_cast<unsigned long long*>(c.tags + slot),
+           static_cast<unsigned long long>(kTagDirty));
+}
+
+}  // namespace cuda
+}  // namespace mpembed
