@@ -72,6 +72,8 @@ uint64_t common_result(const Warp& w, Op op, unsigned mask) {
   const unsigned first = static_cast<unsigned>(__builtin_ctz(mask));
   if (op == Op::kSyncWarp) return 0;
   if (op == Op::kBallot) return ballot(w, mask);
+  if (op == Op::kAny) return ballot(w, mask) != 0;
+  if (op == Op::kAll) return ballot(w, mask) == mask;
   if (op == Op::kMatchAll) return matches(w, mask, first) == mask ? mask : 0;
   uint64_t sum = w.lanes[first].request.value;
   for_each_lane(mask & (mask - 1),

@@ -49,7 +49,7 @@ cudaError_t fill(void* p, int value, size_t bytes) {
 }
 
 template <class F>
-cudaError_t call(cudaStream_t stream, F f) {
+cudaError_t on_stream(cudaStream_t stream, F f) {
   const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
   const DeviceAccess access;
   cudaError_t error = set_error(cudaSuccess);
@@ -64,7 +64,7 @@ extern "C" {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
-  return simt::call(stream, [&] { return simt::copy(to, from, bytes, kind); });
+  return simt::on_stream(stream, [&] { return simt::copy(to, from, bytes, kind); });
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
@@ -72,7 +72,7 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind 
 }
 
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
-  return simt::call(stream, [&] { return simt::fill(p, value, bytes); });
+  return simt::on_stream(stream, [&] { return simt::fill(p, value, bytes); });
 }
 
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {

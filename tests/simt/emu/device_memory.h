@@ -17,6 +17,14 @@ cudaError_t set_error(cudaError_t error);  // for cudaGetLastError; returns it, 
 void set_sticky_error(cudaError_t error);
 cudaError_t check_stream(cudaStream_t stream);
 
+// Locks, and gives the sticky error precedence.
+template <class F>
+cudaError_t call(F f) {
+  const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
+  if (const cudaError_t sticky = set_error(cudaSuccess); sticky != cudaSuccess) return sticky;
+  return set_error(f());
+}
+
 int current_device();
 void release_all_memory();
 

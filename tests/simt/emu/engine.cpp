@@ -14,6 +14,7 @@
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
+const int warpSize = 32;
 
 namespace simt {
 
@@ -233,7 +234,8 @@ void* shared_array(const void* key, size_t bytes, size_t align, const char* name
 cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*),
                        void* argument) {
   const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
-  const cudaError_t before = check_stream(config.stream);
+  cudaError_t before = set_error(cudaSuccess);
+  if (before == cudaSuccess) before = check_stream(config.stream);
   if (before != cudaSuccess) return set_error(before);
   if (!is_valid(config)) return set_error(cudaErrorInvalidConfiguration);
   install_signal_handler();

@@ -21,6 +21,8 @@ enum class Op : uint8_t {
   kShuffleDown,
   kShuffleXor,
   kBallot,
+  kAny,
+  kAll,
   kMatchAny,
   kMatchAll,
   kReduceAdd,
@@ -60,7 +62,7 @@ extern uint3 threadIdx;
 extern uint3 blockIdx;
 extern dim3 blockDim;
 extern dim3 gridDim;
-constexpr int warpSize = 32;
+extern const int warpSize;  // no constant expression, as with nvcc
 
 // One array a block and declaration, a template's instantiations apart, as with __shared__.
 #define MPE_SHARED(type, name, count)                                                             \

@@ -49,11 +49,12 @@ std::string ask_addr2line(const char* module, uintptr_t offset) {
 
 const char* op_name(Op op) {
   static const char* const names[] = {
-      "__syncwarp",        "__shfl_sync",         "__shfl_up_sync",    "__shfl_down_sync",
-      "__shfl_xor_sync",   "__ballot_sync",       "__match_any_sync",  "__match_all_sync",
-      "__reduce_add_sync", "__reduce_min_sync",   "__reduce_max_sync", "__reduce_min_sync",
-      "__reduce_max_sync", "__reduce_and_sync",   "__reduce_or_sync",  "__reduce_xor_sync",
-      "__syncthreads",     "__syncthreads_count", "__syncthreads_and", "__syncthreads_or"};
+      "__syncwarp",        "__shfl_sync",       "__shfl_up_sync",    "__shfl_down_sync",
+      "__shfl_xor_sync",   "__ballot_sync",     "__any_sync",        "__all_sync",
+      "__match_any_sync",  "__match_all_sync",  "__reduce_add_sync", "__reduce_min_sync",
+      "__reduce_max_sync", "__reduce_min_sync", "__reduce_max_sync", "__reduce_and_sync",
+      "__reduce_or_sync",  "__reduce_xor_sync", "__syncthreads",     "__syncthreads_count",
+      "__syncthreads_and", "__syncthreads_or"};
   return names[static_cast<int>(op)];
 }
 
@@ -153,8 +154,9 @@ void assert_failed(const char* condition, const char* file, int line, const char
     abort();
   }
   const Site site{file, line, function};
-  const std::string message = std::string("assertion `") + condition + "` failed";
-  report(&current(), &site, message.c_str());
+  char message[512];  // no object that has to be destroyed: the fiber never runs on
+  snprintf(message, sizeof message, "assertion `%s` failed", condition);
+  report(&current(), &site, message);
   launch->error = cudaErrorAssert;
   leave_for_good();
 }

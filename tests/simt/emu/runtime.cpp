@@ -1,26 +1,11 @@
-// Errors, devices, streams and events. Everything is done when a call returns.
+// Errors, devices and kernels' attributes.
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
-#include <chrono>
-#include <set>
-
 #include "emu/api.h"
 #include "emu/device_memory.h"
 #include "emu/options.h"
-
-struct CUstream_st {
-  unsigned flags;
-  int priority;
-  int device;
-};
-
-struct CUevent_st {
-  unsigned flags;
-  bool recorded;
-  std::chrono::steady_clock::time_point time;
-};
 
 struct CUmemPoolHandle_st {
   uint64_t release_threshold;
@@ -32,23 +17,9 @@ namespace {
 cudaError_t sticky_error = cudaSuccess;
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local int device = 0;
-std::set<cudaStream_t> streams;
-std::set<cudaEvent_t> events;
 CUmemPoolHandle_st pools[16];
 
-// Locks, and gives the sticky error precedence.
-template <class F>
-cudaError_t call(F f) {
-  const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
-  if (sticky_error != cudaSuccess) return sticky_error;
-  return set_error(f());
-}
-
 bool is_device_number(int d) { return d >= 0 && d < options().devices; }
-
-cudaError_t check_event(cudaEvent_t event) {
-  return events.count(event) != 0 ? cudaSuccess : cudaErrorInvalidResourceHandle;
-}
 
 cudaError_t attribute(int* value, cudaDeviceAttr which) {
   switch (static_cast<int>(which)) {
@@ -129,12 +100,6 @@ cudaError_t set_error(cudaError_t error) {
 void set_sticky_error(cudaError_t error) { sticky_error = error; }
 
 int current_device() { return device; }
-
-cudaError_t check_stream(cudaStream_t stream) {
-  const bool builtin =
-      stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
-  return builtin || streams.count(stream) != 0 ? cudaSuccess : cudaErrorInvalidResourceHandle;
-}
 
 }  // namespace simt
 
@@ -256,86 +221,6 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr a, void*
 }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
   return call([] { return cudaSuccess; });
-}
-
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
-  return call([&] {
-    if (flags > cudaStreamNonBlocking) return cudaErrorInvalidValue;
-    *stream = new CUstream_st{flags, priority, simt::device};
-    simt::streams.insert(*stream);
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
-  return cudaStreamCreateWithPriority(stream, flags, 0);
-}
-cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-  return cudaStreamCreateWithPriority(stream, cudaStreamDefault, 0);
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  return call([&] {
-    if (simt::streams.erase(stream) == 0) return cudaErrorInvalidResourceHandle;
-    delete stream;
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  return call([&] { return simt::check_stream(stream); });
-}
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  return call([&] {
-    const cudaError_t error = simt::check_stream(stream);
-    return error != cudaSuccess ? error : simt::check_event(event);
-  });
-}
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
-  return cudaStreamSynchronize(stream);
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
-  return call([&] {
-    *event = new CUevent_st{flags, false, {}};
-    simt::events.insert(*event);
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaEventCreate(cudaEvent_t* event) {
-  return cudaEventCreateWithFlags(event, cudaEventDefault);
-}
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  return call([&] {
-    const cudaError_t bad_stream = simt::check_stream(stream);
-    const cudaError_t error = bad_stream != cudaSuccess ? bad_stream : simt::check_event(event);
-    if (error != cudaSuccess) return error;
-    event->recorded = true;
-    event->time = std::chrono::steady_clock::now();
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  return call([&] { return simt::check_event(event); });
-}
-cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
-cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t end) {
-  return call([&] {
-    for (const cudaEvent_t e : {start, end}) {
-      if (simt::check_event(e) != cudaSuccess || !e->recorded ||
-          (e->flags & cudaEventDisableTiming) != 0) {
-        return cudaErrorInvalidResourceHandle;
-      }
-    }
-    *ms = std::chrono::duration<float, std::milli>(end->time - start->time).count();
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  return call([&] {
-    if (simt::events.erase(event) == 0) return cudaErrorInvalidResourceHandle;
-    delete event;
-    return cudaSuccess;
-  });
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {

@@ -82,10 +82,10 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, simt::Site site = si
       simt::collective(simt::Op::kBallot, mask, predicate != 0, 0, 32, site));
 }
 inline int __any_sync(unsigned mask, int predicate, simt::Site site = simt::Site::here()) {
-  return __ballot_sync(mask, predicate, site) != 0;
+  return simt::collective(simt::Op::kAny, mask, predicate != 0, 0, 32, site) != 0;
 }
 inline int __all_sync(unsigned mask, int predicate, simt::Site site = simt::Site::here()) {
-  return __ballot_sync(mask, predicate, site) == mask;
+  return simt::collective(simt::Op::kAll, mask, predicate != 0, 0, 32, site) != 0;
 }
 
 // Lanes are never converged here, so a lane may count on nothing but itself.
