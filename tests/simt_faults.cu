@@ -1,5 +1,5 @@
 // Seeded mistakes, each of which the SIMT emulation must notice. Checks named fault_* end the
-// process; simt test_simt.py knows the words.
+// process; test_simt.py knows the words.
 #include <assert.h>
 
 #include "simt_checks.h"
@@ -171,6 +171,30 @@ __global__ void recursion(int* out) { *out = deep(out, 1 << 20); }
 CHECK(fault_stack) {
   Array<int> out(1);
   start(recursion, 1, 1, out.data());
+}
+
+// Both want an instrumented build: without one the first thread waits forever, and every sum is
+// right by luck.
+__global__ void volatile_relay(volatile int* flag) {
+  const int i = static_cast<int>(threadIdx.x);
+  while (*flag != i) {
+  }
+  *flag = i + 1;
+}
+__global__ void count_without_atomics(int* count, int* seen) {
+  const int before = *count;
+  seen[threadIdx.x] = before;
+  *count = before + 1;
+}
+CHECK(fault_plain_accesses) {
+  Array<int> flag(1), seen(64);
+  EXPECT(start(volatile_relay, 1, 64, flag.data()) == cudaSuccess && flag.get()[0] == 64);
+  for (int round = 0; round < 10; ++round) {
+    Array<int> count(1);
+    EXPECT(start(count_without_atomics, 1, 64, count.data(), seen.data()) == cudaSuccess);
+    if (count.get()[0] < 64) return;
+  }
+  EXPECT(!"no update was lost");
 }
 
 CHECK(fault_host_access) {

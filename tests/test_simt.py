@@ -14,9 +14,7 @@ from types import ModuleType
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-SOURCES = [
-    TESTS / name for name in ("simt_kernels.cu", "simt_cub.cu", "simt_faults.cu", "simt_runtime.cu")
-]
+SOURCES = [TESTS / f"simt_{n}.cu" for n in ("kernels", "intrinsics", "cub", "faults", "runtime")]
 # Named fault_*: they end the process. little_memory wants an environment.
 CHECKS = sorted(
     set(re.findall(r"^CHECK\((?!fault_)(\w+)\)", "".join(s.read_text() for s in SOURCES), re.M))
@@ -86,10 +84,23 @@ def test_checks_with_other_settings(plain: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_ucontext(tmp_path: Path) -> None:
+def test_instrumented(tmp_path: Path) -> None:
+    """Every access to memory may let another thread run, and atomics are still atomic."""
+    out = load_build().build(SOURCES, tmp_path / "checks", instrument=True)
+    for seed in "123":
+        done = run(out, *CHECKS, "fault_plain_accesses", SIMT_SEED=seed)
+        assert done.returncode == 0, done.stderr
+
+
+def test_ucontext(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way to switch where no assembly is written for the processor."""
-    out = load_build().build(SOURCES[:1], tmp_path / "checks", extra=["-DSIMT_UCONTEXT"])
-    done = run(out, "shuffle", "vote", "atomic", "syncthreads")
+    module = load_build()
+    fiber = tmp_path / "fiber.cpp"
+    fiber.write_text('#define SIMT_UCONTEXT 1\n#include "emu/fiber.cpp"\n')
+    monkeypatch.setattr(
+        module, "ENGINE", [*(e for e in module.ENGINE if e.name != "fiber.cpp"), fiber]
+    )
+    done = run(module.build(SOURCES, tmp_path / "checks"), *CHECKS)
     assert done.returncode == 0, done.stderr
 
 

@@ -25,6 +25,8 @@ FLAGS = [
     *("-Wall", "-Wextra", "-Werror", "-DMPE_SIMT=1"),
     *(f"-I{SIMT}", f"-I{ROOT / 'include'}", f"-I{ROOT / 'kernels'}"),
 ]
+# The compiler's half of ThreadSanitizer; emu/instrument.cpp is the other.
+INSTRUMENT = ["-fsanitize=thread", "--param=tsan-distinguish-volatile=1", "-DSIMT_INSTRUMENT"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
@@ -89,19 +91,26 @@ def build(
     out: Path | str,
     sanitize: bool = False,
     extra: Sequence[str] = (),
+    instrument: bool = False,
 ) -> Path:
     """Compile .cu and .cpp files and the engine into `out`.
 
     `out` is a shared object if its name ends in .so, else a program. `sanitize` turns on
     AddressSanitizer and UndefinedBehaviorSanitizer; to load such a shared object into Python,
-    LD_PRELOAD must name libasan. Raises RuntimeError with the compiler's words.
+    LD_PRELOAD must name libasan. `instrument` makes each access to memory a point where another
+    thread may run (not together with `sanitize`, and with GCC only). Raises
+    RuntimeError with the compiler's words.
     """
     out = Path(out)
+    if sanitize and instrument:
+        raise ValueError("sanitize and instrument exclude each other")
     flags = [*FLAGS, *(SANITIZERS if sanitize else []), *extra]
     command = [*shlex.split(os.environ.get("CXX", "g++")), *flags]
-    files = [*(Path(source).resolve() for source in sources), *ENGINE]
+    kernels = [*command, *(INSTRUMENT if instrument else [])]
+    jobs = [(Path(source).resolve(), kernels) for source in sources]
+    jobs += [(source, command) for source in ENGINE]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
-        objects = [str(done) for done in pool.map(lambda f: compile_source(f, command), files)]
+        objects = [str(done) for done in pool.map(lambda job: compile_source(*job), jobs)]
     # -rdynamic and the dynamic symbols give messages the kernels' names. -Bsymbolic keeps a CUDA
     # runtime that is loaded into the same process from taking the emulation's place.
     kind = ["-shared", "-Wl,-Bsymbolic"] if out.suffix == ".so" else ["-rdynamic"]
@@ -117,11 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
     parser.add_argument("-o", "--out", required=True, type=Path)
     parser.add_argument("--sanitize", action="store_true")
+    parser.add_argument("--instrument", action="store_true")
     words = list(sys.argv[1:] if arguments is None else arguments)
     cut = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:cut])
     try:
-        build(options.sources, options.out, options.sanitize, words[cut + 1 :])
+        extra = words[cut + 1 :]
+        build(options.sources, options.out, options.sanitize, extra, options.instrument)
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1

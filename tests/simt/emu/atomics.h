@@ -11,8 +11,14 @@ template <class T, class F>
 inline T atomic(T* p, Site site, F next) {
   preempt();
   check_access(p, sizeof(T), sizeof(T), site);
-  const T old = *p;
-  *p = next(old);
+  T old;
+  {
+#if defined(SIMT_INSTRUMENT)  // else nothing in here is a point of preemption
+    const Uninterrupted rest;
+#endif
+    old = *p;
+    *p = next(old);
+  }
   preempt();
   return old;
 }

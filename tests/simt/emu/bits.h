@@ -125,6 +125,16 @@ SIMT_MIN_MAX(unsigned long)
 SIMT_MIN_MAX(long long)
 SIMT_MIN_MAX(unsigned long long)
 #undef SIMT_MIN_MAX
+// CUDA's mixed forms compare as unsigned.
+#define SIMT_MIXED(S, U)                                          \
+  constexpr U min(S a, U b) { return min(static_cast<U>(a), b); } \
+  constexpr U min(U a, S b) { return min(a, static_cast<U>(b)); } \
+  constexpr U max(S a, U b) { return max(static_cast<U>(a), b); } \
+  constexpr U max(U a, S b) { return max(a, static_cast<U>(b)); }
+SIMT_MIXED(int, unsigned)
+SIMT_MIXED(long, unsigned long)
+SIMT_MIXED(long long, unsigned long long)
+#undef SIMT_MIXED
 // A NaN loses against a number.
 inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }

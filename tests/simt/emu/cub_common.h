@@ -40,7 +40,7 @@ cudaError_t cub_call(void* storage, size_t& storage_bytes, size_t needed, int64_
   if (!is_device_range(storage, needed)) return cub_refuse("temporary storage is no device memory");
   memset(storage, 0xA5, needed);
   f();
-  check_guards("a cub function");
+  check_guards();
   return set_error(cudaSuccess);
 }
 

@@ -11,6 +11,7 @@
 #include "emu/engine.h"
 #include "emu/fiber.h"
 #include "emu/options.h"
+#include "emu/state.h"
 
 #if defined(SIMT_ASAN)
 #include <sanitizer/asan_interface.h>
@@ -98,11 +99,13 @@ const char* damage(const Allocation& a) {
   return nullptr;
 }
 
-void check_guard(const Allocation& a, const char* who) {
+void check_guard(const Allocation& a) {
   const char* p = damage(a);
   if (p == nullptr) return;
-  fprintf(stderr, "SIMT fault: %s: byte %td of an allocation of %zu bytes was written\n", who,
-          p - a.data, a.bytes);
+  char message[128];
+  snprintf(message, sizeof message, "byte %td of an allocation of %zu bytes was written",
+           p - a.data, a.bytes);
+  report(nullptr, nullptr, message);
   abort();
 }
 
@@ -141,7 +144,7 @@ cudaError_t allocate(void** p, size_t bytes, bool pinned) {
 
 void release(const Allocation& a) {
   ASAN_UNPOISON_MEMORY_REGION(a.begin, static_cast<size_t>(a.end - a.begin));
-  check_guard(a, "found at free");
+  check_guard(a);
   const Allocation gone = a;
   live.erase(gone.data);
   if (gone.pinned) {
@@ -192,11 +195,9 @@ void check_access(const volatile void* p, size_t bytes, size_t align, Site site)
   }
 }
 
-void check_guards(const char* who) {
-#if defined(SIMT_ASAN)
-  static_cast<void>(who);  // the guards are poisoned
-#else
-  for (const auto& [data, a] : live) check_guard(a, who);
+void check_guards() {
+#if !defined(SIMT_ASAN)  // there the guards are poisoned
+  for (const auto& [data, a] : live) check_guard(a);
 #endif
 }
 

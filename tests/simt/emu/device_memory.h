@@ -33,7 +33,7 @@ bool in_device_memory(const volatile void* p);
 // [p, p + bytes) lies in one allocation that the device may use.
 bool is_device_range(const void* p, size_t bytes);
 // Aborts if something has written into a guard.
-void check_guards(const char* who);
+void check_guards();
 
 // While one lives, SIMT_PROTECT lets the process touch device memory.
 class DeviceAccess {

@@ -26,6 +26,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 int64_t launches = 0;
+int uninterrupted = 0;
 int64_t threads = 0;
 
 uint64_t splitmix(uint64_t z) {
@@ -216,12 +217,20 @@ void yield() {
   fiber_leave(lane.fiber);
 }
 
+Uninterrupted::Uninterrupted() { ++uninterrupted; }
+Uninterrupted::~Uninterrupted() { --uninterrupted; }
+
 void preempt() {
-  if (self == nullptr) return;
+  if (self == nullptr || uninterrupted != 0) return;
   // Under lockstep a loop that waits for another thread must still let that run.
   const bool now = options().random ? (next_random() & 0xFFu) < options().preempt
                                     : (++launch->points & 0x3Fu) == 0;
   if (now) yield();
+}
+
+void plain_access() {
+  if (self == nullptr || uninterrupted != 0 || !options().random) return;
+  if ((next_random() & 31u) == 0 && options().preempt != 0) yield();
 }
 
 unsigned lane_id() { return self == nullptr ? 0 : current().id; }
@@ -243,6 +252,7 @@ cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel, voi
   const auto start = Clock::now();
   Launch l;
   l.kernel = kernel;
+  l.thread = pthread_self();
   l.body = body;
   l.argument = argument;
   l.grid = config.gridDim;
@@ -254,7 +264,7 @@ cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel, voi
   const int64_t threads_before = threads;
   Scheduler().run();
   self = nullptr;
-  check_guards("a kernel");
+  check_guards();
   if (options().log) {
     const double ms = std::chrono::duration<double>(Clock::now() - start).count() * 1e3;
     fprintf(stderr, "SIMT: %s<<<(%u,%u,%u), (%u,%u,%u)>>> %lld threads, %.3f ms\n",

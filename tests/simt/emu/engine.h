@@ -48,6 +48,15 @@ int barrier(Op op, int predicate, Site site);
 // A point where another thread may run.
 void preempt();
 
+// While one lives, nobody else runs: what happens is one atomic operation.
+class Uninterrupted {
+ public:
+  Uninterrupted();
+  ~Uninterrupted();
+  Uninterrupted(const Uninterrupted&) = delete;
+  Uninterrupted& operator=(const Uninterrupted&) = delete;
+};
+
 // This block's memory of one MPE_SHARED declaration.
 void* shared_array(const void* key, size_t bytes, size_t align, const char* name, Site site);
 

@@ -149,7 +149,7 @@ void trap(Site site) {
 }
 
 void assert_failed(const char* condition, const char* file, int line, const char* function) {
-  if (self == nullptr) {
+  if (!in_kernel()) {
     fprintf(stderr, "%s:%d: %s: Assertion `%s' failed.\n", file, line, function, condition);
     abort();
   }
@@ -171,7 +171,7 @@ struct sigaction previous_action;
 // Says what it can, then hands on to whoever was there before.
 void on_segv(int, siginfo_t* info, void*) {
   const void* p = info->si_addr;
-  if (self != nullptr) {
+  if (in_kernel()) {
     report(&current(), nullptr,
            in_stack_guard(p) ? "stack overflow (SIMT_STACK)" : "invalid memory access");
   } else if (in_device_memory(p)) {

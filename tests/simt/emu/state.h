@@ -2,6 +2,7 @@
 #ifndef SIMT_EMU_STATE_H
 #define SIMT_EMU_STATE_H
 
+#include <pthread.h>
 #include <stdint.h>
 
 #include <memory>
@@ -82,6 +83,7 @@ struct Block {
 
 struct Launch {
   const void* kernel = nullptr;
+  pthread_t thread{};
   void (*body)(void*) = nullptr;
   void* argument = nullptr;
   dim3 grid, block;
@@ -95,8 +97,14 @@ extern Launch* launch;
 // The running thread, null in host code. One launch runs at a time in a process.
 extern Lane* self;
 inline Lane& current() { return *self; }
+// Another host thread may ask, too.
+inline bool in_kernel() {
+  return self != nullptr && pthread_equal(launch->thread, pthread_self()) != 0;
+}
 
 uint32_t next_random();
+// A point of preemption for instrumented code.
+void plain_access();
 void make_ready(Lane& lane);
 // Lets others run; returns when the lane runs again.
 void yield();
