@@ -8,7 +8,7 @@ namespace {
 uint32_t mix(uint32_t x) { return (x ^ (x >> 7)) * 2654435761u; }
 
 template <class T>
-T value_of(unsigned lane) {
+__host__ __device__ T value_of(unsigned lane) {
   return static_cast<T>(1.25 + 3.0 * lane) - static_cast<T>(20);
 }
 
