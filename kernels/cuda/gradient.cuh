@@ -49,7 +49,7 @@ class Columns {
   // visit(i, c) for this lane's columns: element i holds column c.
   template <class Visit>
   __device__ void each(const Tile<W>& tile, int64_t dim, Visit visit) const {
-#pragma unroll
+    MPE_UNROLL
     for (int i = 0; i < K; ++i) {
       const int64_t c = tile.lane + W * i;
       if (c < dim) visit(i, c);

@@ -13,6 +13,12 @@
 #define MPE_SHARED(type, name, count) __shared__ type name[count]
 #endif
 
+#if defined(__CUDACC__)
+#define MPE_UNROLL _Pragma("unroll")
+#else
+#define MPE_UNROLL
+#endif
+
 namespace mpembed {
 namespace cuda {
 

@@ -84,7 +84,7 @@ class Draws {
  private:
   const Tile<W>& tile_;
   RowStream stream_;
-  Philox4 block_;
+  Philox4 block_{};
 };
 
 // Calls visit(k, c) for every lane, also where column c = lane + W * k lies beyond the row, as the
@@ -92,7 +92,7 @@ class Draws {
 template <int W, int K, class Visit>
 __device__ __forceinline__ void each_column(const Tile<W>& tile, int64_t dim, Visit visit) {
   if constexpr (K > 0) {
-#pragma unroll
+    MPE_UNROLL
     for (int k = 0; k < K; ++k) {
       if (W * k < dim) visit(k, tile.lane + W * k);
     }
