@@ -6,6 +6,7 @@ from mpembed import _core, ops, registry
 from mpembed._version import __version__
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.config import CacheConfig, TableConfig
+from mpembed.errors import NonFiniteUpdateError
 from mpembed.info import get_num_threads, info, set_num_threads
 from mpembed.optim import SGD, Adagrad, RowwiseAdagrad
 from mpembed.tickets import Ticket
@@ -28,6 +29,7 @@ __all__ = [
     "Adagrad",
     "CacheConfig",
     "EmbeddingBagCollection",
+    "NonFiniteUpdateError",
     "RowwiseAdagrad",
     "TableConfig",
     "Ticket",

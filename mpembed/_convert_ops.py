@@ -58,7 +58,8 @@ def quantize(
     mode = registry.choose("rounding", rounding, registry.ROUNDINGS)
     seed, step = draw_key(seed, step)
     source, rows, dim = _matrix(x, "x", FLOAT)
-    result, target = result_view(out, (rows, registry.row_bytes(precision, dim)), np.uint8, BYTE)
+    shape = rows, registry.row_bytes(precision, dim)
+    result, target = result_view(out, shape, np.uint8, BYTE, source)
     storable(source, rows, dim, precision, "x")
     _core.quantize(source, rows, dim, fmt, mode, seed, step, target)
     return result
@@ -85,7 +86,7 @@ def dequantize(rows: Any, precision: str, dim: int, *, out: Any = None, stream: 
     dim = integer("dim", dim, 1, MAX_DIM)
     source = packed_rows(rows, precision, dim)
     n = source.shape[0]
-    result, target = result_view(out, (n, dim), np.float32, FLOAT)
+    result, target = result_view(out, (n, dim), np.float32, FLOAT, source)
     _core.dequantize(source, n, dim, fmt, target)
     return result
 
@@ -128,7 +129,7 @@ def _pack(codes: Any, bits: int, out: Any, stream: Any) -> Any:
     largest = int(np.asarray(source).max(initial=0))
     if largest >= 1 << bits:
         raise ValueError(f"codes must be below {1 << bits}, got {largest}")
-    result, target = result_view(out, (rows, -(-dim * bits // 8)), np.uint8, BYTE)
+    result, target = result_view(out, (rows, -(-dim * bits // 8)), np.uint8, BYTE, source)
     _core.pack_codes(source, rows, dim, bits, target)
     return result
 
@@ -141,7 +142,7 @@ def _unpack(packed: Any, dim: int, bits: int, out: Any, stream: Any) -> Any:
     rows, width = source.shape
     if width != -(-dim * bits // 8):
         raise ValueError(f"packed must have {-(-dim * bits // 8)} bytes a row, got {width}")
-    result, target = result_view(out, (rows, dim), np.uint8, BYTE)
+    result, target = result_view(out, (rows, dim), np.uint8, BYTE, source)
     _core.unpack_codes(source, rows, dim, bits, target)
     return result
 
@@ -174,7 +175,7 @@ def stochastic_round(
     source = view(x, "x")
     require(source, FLOAT)
     dtype = np.float16 if precision == "fp16" else np.uint16
-    result, target = result_view(out, source.shape, dtype, kinds[precision])
+    result, target = result_view(out, source.shape, dtype, kinds[precision], source)
     storable(source, source.size, 1, precision, "x", "element")
     fmt = registry.FORMATS[precision]
     _core.stochastic_round(source, source.size, fmt, seed, step, target)

@@ -6,7 +6,7 @@ made. The GIL is released around every kernel.
 
 cimport numpy as cnp
 from libc.stdint cimport (
-    INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t)
+    INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t)
 from libc.stdlib cimport calloc, free
 
 import numpy as np

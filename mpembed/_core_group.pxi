@@ -85,18 +85,17 @@ cdef class Group:
         _check(status, "init_rows")
 
     def prepare(self, Batch batch, bint drop):
-        """Return the group's lookups; IndexError for an index out of range unless `drop`."""
+        """Return the group's lookups; unless `drop`, `bad` tells of indices out of range."""
         cdef mpe_error error
         cdef mpe_status status
         cdef Lookups lookups = Lookups(self, batch)
         with nogil:
             status = KERNELS.prepare(&self.c, &batch.c, drop, NULL, &lookups.c, NULL, &error)
         if status == MPE_ERR_INDEX:
-            size = self.tables[error.table].num_rows
-            raise IndexError(
-                f"table {self.names[error.table]!r} (num_embeddings={size}): index {error.value} "
-                f"at position {error.position} of indices is out of range; {error.count} such "
-                f"indices in the tables of this dimension")
+            t = error.table
+            lookups.bad = (error.position, error.value, error.count, self.names[t],
+                           self.tables[t].num_rows, lookups.c.origins[t])
+            return lookups
         _check(status, "prepare")
         return lookups
 
@@ -107,52 +106,44 @@ cdef class Group:
             KERNELS.count(&self.c, &lookups.c, u, accesses, dropped, NULL)
 
     def admit(self, Lookups lookups, uint64_t step):
-        """Admission: `lookups.slots` holds the pinned slots of the unique rows."""
+        """Admission of reserved lookups: their unique rows are pinned."""
         cdef mpe_status status
-        lookups.dedup(self)
-        slots = np.empty(lookups.count, np.int32)
-        cdef int32_t* p = <int32_t*>_data(slots)
+        cdef int32_t* p = <int32_t*>_data(lookups.slots)
         self.step = step
         with nogil:
             status = KERNELS.cache_admit(&self.c, &lookups.u, lookups.c.n, p, NULL)
         _check(status, "cache admission")
-        lookups.slots = slots
+        lookups.admitted = True
 
-    def refresh(self, Lookups lookups):
-        """Return the slots as they are now, rows that were not cached looked up again."""
-        fresh = np.empty(lookups.count, np.int32)
-        cdef int32_t* p = <int32_t*>_data(fresh)
+    def refresh(self, Lookups lookups, Work work):
+        """Find the slots of admitted rows as they are now; rows not cached are looked up again."""
+        cdef int32_t* p = work.unique_at()
         cdef const int32_t* old = <const int32_t*>_data(lookups.slots)
         with nogil:
             KERNELS.cache_refresh(&self.c, &lookups.u, lookups.c.n, old, p, NULL)
-        return fresh
 
-    def scatter(self, Lookups lookups, unique_slots):
-        """Return one slot a lookup out of one slot a unique row."""
-        slots = np.empty(lookups.c.n, np.int32)
-        cdef int32_t* p = <int32_t*>_data(slots)
-        cdef const int32_t* q = <const int32_t*>_data(unique_slots)
+    def scatter(self, Lookups lookups, Work work):
+        """Spread the unique rows' slots over their lookups."""
+        cdef const int32_t* q = work.unique_at()
+        cdef int32_t* p = work.each_at()
         with nogil:
             KERNELS.scatter_slots(&lookups.u, q, lookups.c.n, p, NULL)
-        return slots
 
-    def locate(self, Lookups lookups):
-        """Return one slot a lookup by probing the cache; no state changes."""
-        slots = np.empty(lookups.c.n, np.int32)
-        cdef int32_t* p = <int32_t*>_data(slots)
+    def locate(self, Lookups lookups, Work work):
+        """Find each lookup's slot by probing the cache; no state changes."""
+        cdef int32_t* p = work.each_at()
         with nogil:
             KERNELS.cache_locate(&self.cache, lookups.c.keys, lookups.c.n, p, NULL)
-        return slots
 
     def release(self, Lookups lookups):
         """Take the pins back."""
         cdef const int32_t* p
-        if lookups.slots is None:
+        if not lookups.admitted:
             return
         p = <const int32_t*>_data(lookups.slots)
         with nogil:
             KERNELS.cache_release(&self.cache, &lookups.u, lookups.c.n, p, NULL)
-        lookups.slots = None
+        lookups.admitted = False
 
     def flush(self, uint64_t step):
         """Write dirty slots back."""
@@ -162,63 +153,36 @@ cdef class Group:
             status = KERNELS.cache_flush(&self.c, NULL)
         _check(status, "flush")
 
-    cdef int outputs(self, object views, mpe_outputs* o) except -1:
-        """Describe a shared pooled view, or a dict of views by name: then free `tables`."""
-        cdef View view
-        cdef mpe_matrix* m
-        o.tables = NULL
-        if not isinstance(views, dict):
-            view = views
-            o.shared.data, o.shared.stride = <float*>view.data, view.extent[1]
-            return 0
-        m = <mpe_matrix*>calloc(self.c.num_tables, sizeof(mpe_matrix))
-        if m == NULL:
-            raise MemoryError()
-        for t in range(self.c.num_tables):
-            view = views[self.names[t]]
-            m[t].data, m[t].stride = <float*>view.data, self.c.dim
-        o.tables = m
-        return 0
-
-    def lookup(self, Lookups lookups, slots, out):
-        """Run the forward of these lookups into `out` (a View, or a dict of them)."""
+    def lookup(self, Lookups lookups, Work work):
+        """Run the forward of these lookups."""
         cdef mpe_status status
-        cdef mpe_outputs o
-        cdef const int32_t* p = <const int32_t*>_data(slots) if slots is not None else NULL
-        self.outputs(out, &o)
+        cdef const int32_t* p = work.each_at()
         with nogil:
-            status = KERNELS.lookup(&self.c, &lookups.c, p, &o, NULL)
-            free(<void*>o.tables)
+            status = KERNELS.lookup(&self.c, &lookups.c, p, &work.outputs, NULL)
         _check(status, "lookup")
 
-    def weight_grad(self, Lookups lookups, slots, grad, out):
+    def weight_grad(self, Lookups lookups, Work work, out):
         """Write the gradient of the per-sample weights of this group's tables into `out`."""
         cdef mpe_status status
-        cdef mpe_outputs o
-        cdef const int32_t* p = <const int32_t*>_data(slots) if slots is not None else NULL
+        cdef const int32_t* p = work.each_at()
         cdef float* q = <float*>_data(out)
-        self.outputs(grad, &o)
         with nogil:
-            status = KERNELS.weight_grad(&self.c, &lookups.c, p, &o, q, NULL)
-            free(<void*>o.tables)
+            status = KERNELS.weight_grad(&self.c, &lookups.c, p, &work.outputs, q, NULL)
         _check(status, "weight gradient")
 
-    def update(self, Lookups lookups, slots, grad, tuple optimizer, uint64_t step):
+    def update(self, Lookups lookups, Work work, tuple optimizer, uint64_t step):
         """Fused update. Return (non-finite rows, name of the first one's table, its row)."""
         cdef mpe_status status
-        cdef mpe_outputs outputs
         cdef mpe_optimizer o
         cdef mpe_error nonfinite
-        cdef const int32_t* p = <const int32_t*>_data(slots) if slots is not None else NULL
+        cdef const int32_t* p = work.unique_at()
         o.kind, o.decay_mode, o.lr, o.eps, o.weight_decay = optimizer
         nonfinite.status, nonfinite.table, nonfinite.count = MPE_OK, 0, 0
         nonfinite.position = nonfinite.value = INT64_MAX
-        self.outputs(grad, &outputs)
         self.step = step
         with nogil:
-            status = KERNELS.update(&self.c, &o, &lookups.c, &lookups.u, p, &outputs, &nonfinite,
-                                    NULL)
-            free(<void*>outputs.tables)
+            status = KERNELS.update(&self.c, &o, &lookups.c, &lookups.u, p, &work.outputs,
+                                    &nonfinite, NULL)
         _check(status, "update")
         if nonfinite.status == MPE_OK:
             return 0, None, None
@@ -231,20 +195,22 @@ cdef class Group:
             t += 1
         return t
 
-    def read_rows(self, int table, ids, View out):
-        """Current values of rows (int64 ids in range) as FP32."""
+    def keys(self, int table, ids):
+        """Linear row ids of a table's rows (int64 ids in range)."""
+        return ids.astype(np.uint64) + np.uint64(self.tables[table].base)
+
+    def read_rows(self, keys, View out):
+        """Current values of rows as FP32."""
         cdef mpe_status status
-        keys = ids.astype(np.uint64) + np.uint64(self.tables[table].base)
         cdef uint64_t* p = <uint64_t*>_data(keys)
         cdef int64_t n = len(keys)
         with nogil:
             status = KERNELS.read_rows(&self.c, p, n, <float*>out.data, NULL)
         _check(status, "rows")
 
-    def write_rows(self, int table, ids, View values, uint64_t step):
-        """Set rows (int64 ids in range, no duplicates) to storable values."""
+    def write_rows(self, keys, View values, uint64_t step):
+        """Set rows (no duplicates) to storable values."""
         cdef mpe_status status
-        keys = ids.astype(np.uint64) + np.uint64(self.tables[table].base)
         cdef uint64_t* p = <uint64_t*>_data(keys)
         cdef int64_t n = len(keys)
         self.step = step

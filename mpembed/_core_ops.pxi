@@ -53,22 +53,20 @@ def stochastic_round(View x, int64_t n, int precision, uint64_t seed, uint64_t s
     _check(status, "stochastic_round")
 
 
-def unique_keys(keys):
-    """Return (unique ascending, starts, positions) of a uint64 array below 2^64 - 1."""
+def unique_keys(keys, View rows, View starts, View positions):
+    """Fill `rows` (ascending), `starts` and `positions` from uint64 keys; return how many rows."""
     cdef mpe_unique u
     cdef mpe_status status
     cdef int64_t n = len(keys), count = 0
-    rows, starts = np.empty(n, np.uint64), np.empty(n + 1, np.int64)
-    positions = np.empty(n, np.int32)
     cdef const uint64_t* p = <const uint64_t*>_data(keys)
-    u.count = &count
-    u.rows, u.starts = <uint64_t*>_data(rows), <int64_t*>_data(starts)
-    u.positions = <int32_t*>_data(positions)
     cdef uint64_t limit = int(keys.max()) + 1 if n else 1
+    u.count = &count
+    u.rows, u.starts = <uint64_t*>rows.data, <int64_t*>starts.data
+    u.positions = <int32_t*>positions.data
     with nogil:
         status = KERNELS.dedup(p, n, limit, &u, NULL)
     _check(status, "unique_rows")
-    return rows[:count].copy(), starts[:count + 1].copy(), positions
+    return count
 
 
 def cache_lookup(View tags, keys, View out):
@@ -80,3 +78,29 @@ def cache_lookup(View tags, keys, View out):
     cdef int64_t n = len(keys)
     with nogil:
         KERNELS.cache_locate(&cache, p, n, <int32_t*>out.data, NULL)
+
+
+def refuse_overlap(list written, list read):
+    """Raise ValueError where the memory of a written view meets that of any other.
+
+    All are C-contiguous; `read` may hold None.
+    """
+    cdef View v
+    cdef uintptr_t first
+    spans = []
+    for changes, views in ((True, written), (False, read)):
+        for v in views:
+            if v is not None and v.size > 0:
+                first = <uintptr_t>v.data
+                spans.append(
+                    (first, first + v.size * (v.type.bits * v.type.lanes // 8), changes, v.name))
+    spans.sort()
+    furthest = furthest_written = (0, "")  # the ends so far
+    for begin, end, changes, name in spans:
+        other = furthest if changes else furthest_written
+        if begin < other[0]:
+            one, two = (name, other[1]) if changes else (other[1], name)
+            raise ValueError(f"{one}: is written to and shares memory with {two}; copy one first")
+        furthest = max(furthest, (end, name))
+        if changes:
+            furthest_written = max(furthest_written, (end, name))

@@ -19,25 +19,24 @@ Output = Any  # an array, or a dict of table name -> array
 
 def _concatenate(
     configs: Sequence[TableConfig], named: Mapping[str, Any], weights: Any
-) -> tuple[Any, Any, Any]:
-    """Return the table-major arrays of a dict of table name -> (indices, offsets)."""
+) -> tuple[Any, Any, Any, list[View]]:
+    """Return the table-major arrays of a dict of table name -> (indices, offsets), and views."""
     names = [config.name for config in configs]
     if set(named) != set(names):
         raise ValueError(f"expected a batch for each of the tables {names}, got {list(named)}")
     if weights is not None and (not isinstance(weights, Mapping) or set(weights) != set(names)):
         raise ValueError("per_sample_weights must be a dict with the same tables as the indices")
     indices, offsets, values, start = [], [np.zeros(1, np.int64)], [], 0
+    sources: list[View] = []
     for name in names:
         try:
             table_indices, table_offsets = named[name]
         except (TypeError, ValueError):
             raise TypeError(f"the batch of table {name!r} must be (indices, offsets)") from None
-        checked = _index_array(table_indices, f"indices of table {name!r}")
-        ends = _index_array(table_offsets, f"offsets of table {name!r}").astype(np.int64)
-        if len(ends) < 1 or ends[0] != 0 or ends[-1] != len(checked):
-            raise ValueError(
-                f"offsets of table {name!r} must start at 0 and end at {len(checked)}, its indices"
-            )
+        checked = _vector(table_indices, f"indices of table {name!r}", INDEX, sources)
+        what = f"offsets of table {name!r}"
+        ends = _vector(table_offsets, what, INDEX, sources).astype(np.int64)
+        _check_table_offsets(ends, len(checked), what)
         if len(offsets) > 1 and len(ends) - 1 != len(offsets[1]):
             raise ValueError(
                 f"table {name!r} has {len(ends) - 1} bags, the tables before have {len(offsets[1])}"
@@ -46,21 +45,32 @@ def _concatenate(
         offsets.append(ends[1:] + start)
         start += len(checked)
         if weights is not None:
-            table_weights = view(weights[name], f"per_sample_weights of table {name!r}")
-            require(table_weights, FLOAT, 1, (len(checked),))
-            values.append(np.asarray(table_weights))
+            what = f"per_sample_weights of table {name!r}"
+            values.append(_vector(weights[name], what, FLOAT, sources, len(checked)))
     joined = np.concatenate(values) if weights is not None else None
-    return np.concatenate(indices), np.concatenate(offsets), joined
+    return np.concatenate(indices), np.concatenate(offsets), joined, sources
 
 
-def _index_array(values: Any, name: str) -> Any:
+def _vector(values: Any, name: str, kinds: int, sources: list[View], length: int = -1) -> Any:
     checked = view(values, name)
-    require(checked, INDEX, 1)
+    require(checked, kinds, 1, (length,))
+    sources.append(checked)
     return np.asarray(checked)
 
 
+def _check_table_offsets(ends: Any, count: int, what: str) -> None:
+    if len(ends) < 1 or ends[0] != 0 or ends[-1] != count:
+        raise ValueError(f"{what} must start at 0 and end at {count}, its indices")
+    falls = np.flatnonzero(ends[1:] < ends[:-1])
+    if len(falls):
+        at = falls[0] + 1
+        raise ValueError(
+            f"{what} must not decrease: offsets[{at}] is {ends[at]}, less than the one before"
+        )
+
+
 def make_batch(
-    configs: Sequence[TableConfig | None], indices: Any, offsets: Any, weights: Any
+    configs: Sequence[TableConfig], indices: Any, offsets: Any, weights: Any
 ) -> _core.Batch:
     """Check a batch and return it.
 
@@ -69,17 +79,28 @@ def make_batch(
     TypeError, ValueError, BufferError
         If an array has the wrong dtype, shape or device, or the offsets are not monotone.
     """
-    if isinstance(indices, Mapping):
-        if offsets is not None:
-            raise TypeError("offsets must be None where indices is a dict")
-        named = [config for config in configs if config is not None]
-        indices, offsets, weights = _concatenate(named, indices, weights)
-    elif offsets is None:
-        raise TypeError("offsets are missing (only a dict of (indices, offsets) goes without)")
-    index_view, offset_view = view(indices, "indices"), view(offsets, "offsets")
+    if not isinstance(indices, Mapping):
+        return _make_batch(indices, offsets, weights, len(configs))
+    if offsets is not None:
+        raise TypeError("offsets must be None where indices is a dict")
+    indices, offsets, weights, sources = _concatenate(configs, indices, weights)
+    return _make_batch(indices, offsets, weights, len(configs), sources)
+
+
+def make_batch_of_one(indices: Any, offsets: Any, weights: Any) -> _core.Batch:
+    """Check the batch of a single table, which may not be a dict; raises as `make_batch`."""
+    return _make_batch(indices, offsets, weights, 1)
+
+
+def _make_batch(
+    indices: Any, offsets: Any, weights: Any, tables: int, sources: list[View] | None = None
+) -> _core.Batch:
+    index_view = view(indices, "indices")
+    if offsets is None:
+        raise TypeError("offsets are missing (only a collection's dict batch goes without)")
+    offset_view = view(offsets, "offsets")
     require(index_view, INDEX, 1)
     require(offset_view, INDEX, 1)
-    tables = len(configs)
     if offset_view.size < 1 or (offset_view.size - 1) % tables != 0:
         raise ValueError(
             f"offsets must have {tables} x batch size + 1 entries (table-major), got "
@@ -89,12 +110,32 @@ def make_batch(
     if weights is not None:
         weight_view = view(weights, "per_sample_weights")
         require(weight_view, FLOAT, 1, (index_view.size,))
-    return _core.Batch(index_view, offset_view, weight_view, tables)
+    return _core.Batch(index_view, offset_view, weight_view, tables, sources)
 
 
-def make_batch_of_one(indices: Any, offsets: Any, weights: Any) -> _core.Batch:
-    """Check the batch of a single table and return it; raises as `make_batch`."""
-    return make_batch((None,), indices, offsets, weights)
+def group_lookups(
+    groups: Sequence[_core.Group], batch: _core.Batch, *, drop: bool, argument: str = "indices"
+) -> list[_core.Lookups]:
+    """Return each group's share of a batch; `argument` is what the caller calls the indices.
+
+    Raises
+    ------
+    IndexError
+        If an index is out of range and `drop` is False.
+    """
+    lookups = [group.prepare(batch, drop) for group in groups]
+    bad = [part.bad for part in lookups if part.bad is not None]
+    if bad:
+        position, value, _, table, rows, first = min(bad)
+        count = sum(one[2] for one in bad)
+        owner = argument
+        if batch.sources is not None:
+            position, owner = position - first, f"its {argument}"
+        raise IndexError(
+            f"table {table!r} (num_embeddings={rows}): index {value} at position {position} of "
+            f"{owner} is out of range; {count} such in the batch"
+        )
+    return lookups
 
 
 def no_stream(stream: Any) -> None:
@@ -178,12 +219,29 @@ def row_ids(config: TableConfig, ids: Any) -> Any:
     return array
 
 
-def result_view(out: Any, shape: tuple[int, ...], dtype: Any, kinds: int) -> tuple[Any, View]:
-    """Return `out` or a new array, and its view."""
+def result_view(
+    out: Any, shape: tuple[int, ...], dtype: Any, kinds: int, *read: View | None, name: str = "out"
+) -> tuple[Any, View]:
+    """Return `out` or a new array, and its view, which may not overlap what is read."""
     result = np.empty(shape, dtype) if out is None else out
-    checked = view(result, "out")
+    checked = view(result, name)
     require(checked, kinds, len(shape), shape, writable=True)
+    if out is not None:
+        _core.refuse_overlap([checked], list(read))
     return result, checked
+
+
+def output_views(
+    out: Any, shapes: tuple[int, int] | dict[str, tuple[int, int]], batch: _core.Batch
+) -> tuple[Output, View | dict[str, View]]:
+    """Return a forward's `out` or new arrays, and their views, which may not overlap the batch."""
+    if out is None:
+        out = allocate_output(shapes)
+        return out, matrix_views(out, "out", shapes, writable=True)
+    views = matrix_views(out, "out", shapes, writable=True)
+    written = list(views.values()) if isinstance(views, dict) else [views]
+    _core.refuse_overlap(written, batch.arguments())
+    return out, views
 
 
 def packed_rows(rows: Any, precision: str, dim: int) -> View:

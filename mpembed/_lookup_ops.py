@@ -8,20 +8,31 @@ import numpy.typing as npt
 from mpembed import _core, registry
 from mpembed._checks import integer
 from mpembed._dlpack import view
-from mpembed._inputs import FLOAT, INDEX, make_batch_of_one, no_stream, packed_rows, result_view
+from mpembed._inputs import (
+    FLOAT,
+    INDEX,
+    group_lookups,
+    make_batch_of_one,
+    no_stream,
+    packed_rows,
+    result_view,
+)
 from mpembed._view import DTYPES, View, require
 from mpembed.registry import MAX_DIM
 
 Array = npt.NDArray[Any]
 
 
-def unique_rows(indices: Any, *, stream: Any = None) -> tuple[Array, Array, Array]:
+def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[Any, Any, Any]:
     """Find the unique values of row indices.
 
     Parameters
     ----------
     indices : int32 or int64 tensor (N,)
         All >= 0.
+    out : tuple of three tensors, optional
+        int64 of at least N, int64 of at least N + 1 and int32 of at least N elements; what is
+        returned are their beginnings, and the rest is undefined.
 
     Returns
     -------
@@ -36,9 +47,36 @@ def unique_rows(indices: Any, *, stream: Any = None) -> tuple[Array, Array, Arra
     source = view(indices, "indices")
     require(source, INDEX, 1)
     keys = _row_keys(source, "indices")
-    integer("the number of indices", len(keys), 0, 2**31 - 1)
-    rows, starts, positions = _core.unique_keys(keys)
-    return rows.view(np.int64), starts, positions
+    n = integer("the number of indices", len(keys), 0, 2**31 - 1)
+    arrays = (np.empty(n, np.int64), np.empty(n + 1, np.int64), np.empty(n, np.int32))
+    if out is not None:
+        if not isinstance(out, tuple) or len(out) != 3:
+            raise TypeError(f"out must be a tuple of three arrays, got {type(out).__name__}")
+        arrays = out
+    views = [
+        _room(array, name, DTYPES[dtype], least)
+        for array, name, dtype, least in zip(
+            arrays,
+            ("rows of out", "starts of out", "positions of out"),
+            ("int64", "int64", "int32"),
+            (n, n + 1, n),
+            strict=True,
+        )
+    ]
+    if out is not None:
+        _core.refuse_overlap(views, [source])
+    count = _core.unique_keys(keys, *views)
+    rows, starts, positions = arrays[0][:count], arrays[1][: count + 1], arrays[2][:n]
+    # A result of its own gives back what the duplicates took.
+    return (rows.copy(), starts.copy(), positions) if out is None else (rows, starts, positions)
+
+
+def _room(array: Any, name: str, kind: int, least: int) -> View:
+    checked = view(array, name)
+    require(checked, kind, 1, writable=True)
+    if checked.size < least:
+        raise ValueError(f"{name}: at least {least} elements are needed, got {checked.size}")
+    return checked
 
 
 def _row_keys(source: View, name: str) -> Array:
@@ -77,7 +115,7 @@ def cache_lookup(tags: Any, rows: Any, *, out: Any = None, stream: Any = None) -
     keys = _row_keys(source, "rows")
     if keys.size and keys.max() >= 2**48 - 1:
         raise IndexError(f"rows must be below 2^48 - 1, got {keys.max()}")
-    result, target = result_view(out, (len(keys),), np.int32, DTYPES["int32"])
+    result, target = result_view(out, (len(keys),), np.int32, DTYPES["int32"], table, source)
     _core.cache_lookup(table, keys, target)
     return result
 
@@ -124,8 +162,10 @@ def embedding_bag(
     table = packed_rows(rows, precision, dim)
     batch = make_batch_of_one(indices, offsets, per_sample_weights)
     count = batch.num_indices if pooling == "none" else batch.batch_size
-    result, target = result_view(out, (count, dim), np.float32, FLOAT)
+    read = [table, *batch.arguments()]
+    result, target = result_view(out, (count, dim), np.float32, FLOAT, *read)
     group = _core.Group(1, dim, 0, 0)
     group.add_table("rows", table, None, None, fmt, 0, mode, 0, 0)
-    group.lookup(group.prepare(batch, False), None, target)
+    lookups = group_lookups([group], batch, drop=False)[0]
+    group.lookup(lookups, _core.Work(group, lookups, target, False))
     return result

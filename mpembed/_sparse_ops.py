@@ -7,7 +7,15 @@ import numpy as np
 from mpembed import _core, optim, registry
 from mpembed._checks import integer
 from mpembed._dlpack import view
-from mpembed._inputs import BYTE, FLOAT, INDEX, draw_key, make_batch_of_one, no_stream
+from mpembed._inputs import (
+    BYTE,
+    FLOAT,
+    INDEX,
+    draw_key,
+    group_lookups,
+    make_batch_of_one,
+    no_stream,
+)
 from mpembed._view import DTYPES, View, require
 from mpembed.registry import MAX_DIM
 
@@ -19,6 +27,7 @@ _COMMON = """
     rows : int32 or int64 tensor (N,)
         Row numbers; duplicates are summed before the update, in input order.
     grads : float32 tensor (N, D)
+        As `rows`, it shares no memory with what is changed.
     {state}precision : str
         Format of `weights`.
     dim : int, optional
@@ -78,12 +87,12 @@ def _apply(
     grads: Any,
     state: Any,
     *,
-    precision: str = "fp32",
-    dim: int | None = None,
-    rounding: str = "stochastic",
-    seed: int = 0,
-    step: int = 0,
-    stream: Any = None,
+    precision: str,
+    dim: int | None,
+    rounding: str,
+    seed: int,
+    step: int,
+    stream: Any,
 ) -> int:
     no_stream(stream)
     fmt = registry.choose("precision", precision, registry.FORMATS)
@@ -95,13 +104,16 @@ def _apply(
     gradient = view(grads, "grads")
     require(gradient, FLOAT, 2, (ids.size, columns))
     stored, state_format = _state(state, optimizer, table.shape[0], columns)
+    written = [table] if stored is None else [table, stored]
+    _core.refuse_overlap(written, [ids, gradient])
     batch = make_batch_of_one(rows, np.array([0, ids.size], np.int64), None)
     group = _core.Group(1, columns, mode, seed)
     pooling = registry.POOLINGS["none"]
     group.add_table("weights", table, stored, None, fmt, 0, pooling, state_format, 0)
-    lookups = group.prepare(batch, False)
+    lookups = group_lookups([group], batch, drop=False, argument="rows")[0]
     lookups.dedup(group)
-    return int(group.update(lookups, None, gradient, optimizer.kernel_settings(), step)[0])
+    work = _core.Work(group, lookups, gradient, False)
+    return int(group.update(lookups, work, optimizer.kernel_settings(), step)[0])
 
 
 def sgd_(
@@ -112,14 +124,28 @@ def sgd_(
     lr: float,
     weight_decay: float = 0.0,
     weight_decay_mode: str = "none",
-    **options: Any,
+    precision: str = "fp32",
+    dim: int | None = None,
+    rounding: str = "stochastic",
+    seed: int = 0,
+    step: int = 0,
+    stream: Any = None,
 ) -> int:
     """Sparse SGD in place: ``w -= lr * g``."""
-    settings: dict[str, Any] = {
-        "weight_decay": weight_decay,
-        "weight_decay_mode": weight_decay_mode,
-    }
-    return _apply(optim.SGD(lr, **settings), weights, rows, grads, None, **options)
+    optimizer = optim.SGD(lr, weight_decay=weight_decay, weight_decay_mode=weight_decay_mode)
+    return _apply(
+        optimizer,
+        weights,
+        rows,
+        grads,
+        None,
+        precision=precision,
+        dim=dim,
+        rounding=rounding,
+        seed=seed,
+        step=step,
+        stream=stream,
+    )
 
 
 def adagrad_(
@@ -132,15 +158,30 @@ def adagrad_(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     weight_decay_mode: str = "none",
-    **options: Any,
+    precision: str = "fp32",
+    dim: int | None = None,
+    rounding: str = "stochastic",
+    seed: int = 0,
+    step: int = 0,
+    stream: Any = None,
 ) -> int:
     """Sparse Adagrad in place: ``h += g^2; w -= lr * g / (sqrt(h) + eps)``."""
-    settings: dict[str, Any] = {
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "weight_decay_mode": weight_decay_mode,
-    }
-    return _apply(optim.Adagrad(lr, **settings), weights, rows, grads, state, **options)
+    optimizer = optim.Adagrad(
+        lr, eps=eps, weight_decay=weight_decay, weight_decay_mode=weight_decay_mode
+    )
+    return _apply(
+        optimizer,
+        weights,
+        rows,
+        grads,
+        state,
+        precision=precision,
+        dim=dim,
+        rounding=rounding,
+        seed=seed,
+        step=step,
+        stream=stream,
+    )
 
 
 def rowwise_adagrad_(
@@ -153,15 +194,30 @@ def rowwise_adagrad_(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     weight_decay_mode: str = "none",
-    **options: Any,
+    precision: str = "fp32",
+    dim: int | None = None,
+    rounding: str = "stochastic",
+    seed: int = 0,
+    step: int = 0,
+    stream: Any = None,
 ) -> int:
     """Sparse rowwise Adagrad in place: ``h += mean(g^2); w -= lr / (sqrt(h) + eps) * g``."""
-    settings: dict[str, Any] = {
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "weight_decay_mode": weight_decay_mode,
-    }
-    return _apply(optim.RowwiseAdagrad(lr, **settings), weights, rows, grads, state, **options)
+    optimizer = optim.RowwiseAdagrad(
+        lr, eps=eps, weight_decay=weight_decay, weight_decay_mode=weight_decay_mode
+    )
+    return _apply(
+        optimizer,
+        weights,
+        rows,
+        grads,
+        state,
+        precision=precision,
+        dim=dim,
+        rounding=rounding,
+        seed=seed,
+        step=step,
+        stream=stream,
+    )
 
 
 sgd_.__doc__ = f"{sgd_.__doc__}\n{_COMMON.format(state='', eps='')}"

@@ -1,5 +1,6 @@
 """The arrays of a collection; Python owns them, kernels get views."""
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ import numpy.typing as npt
 
 from mpembed import _core, registry
 from mpembed._memory import empty, zeros
+from mpembed._view import View
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import Optimizer
 
@@ -72,9 +74,10 @@ class Storage:
     states: list[Array | None]
     stats: Array
     groups: list[GroupStorage] = field(default_factory=list)
+    _spans: list[tuple[int, int, str]] | None = None
 
     def arrays(self) -> dict[str, Array]:
-        """Return every array that is state, by name; no copies."""
+        """Return every array that is state, by name: no copies, and writable."""
         named: dict[str, Array] = {}
         for config, rows, state in zip(self.configs, self.rows, self.states, strict=True):
             named[f"table.{config.name}.rows"] = rows
@@ -86,6 +89,26 @@ class Storage:
                     named[f"cache.{group.dim}.{key}"] = array
         named["stats"] = self.stats
         return named
+
+    def refuse_own_memory(self, values: View | dict[str, View]) -> None:
+        """Raise ValueError if a float32 argument lies in these arrays, which its call changes."""
+        if self._spans is None:  # they are never moved
+            spans = ((a.ctypes.data, a.nbytes, name) for name, a in self.arrays().items())
+            self._spans = sorted(spans)
+        for one in values.values() if isinstance(values, dict) else (values,):
+            # The last array that begins before the argument ends.
+            at = bisect.bisect_left(self._spans, (one.address + 4 * one.size,)) - 1
+            if one.size and at >= 0:
+                begin, nbytes, name = self._spans[at]
+                if one.address < begin + nbytes:
+                    raise ValueError(
+                        f"{one.name}: shares memory with the collection's {name!r}; copy it first"
+                    )
+
+
+def read_only(array: Array) -> Array:
+    """Return a view of an array that cannot be made writable."""
+    return np.asarray(array.data.toreadonly())
 
 
 def _allocate_state(config: TableConfig, optimizer: Optimizer) -> Array | None:

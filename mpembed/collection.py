@@ -13,6 +13,7 @@ from mpembed._engine import Engine
 from mpembed._memory_report import memory_report
 from mpembed._view import require
 from mpembed.config import CacheConfig, TableConfig
+from mpembed.errors import NonFiniteUpdateError
 from mpembed.optim import Optimizer
 from mpembed.tickets import Ticket
 
@@ -133,11 +134,16 @@ class EmbeddingBagCollection:
         -------
         Ticket
             Taken over by the next training forward with the same indices and offsets. The
-            collection keeps it until then or until ``ticket.drop()``.
+            collection keeps it until then, or until ``ticket.drop()`` or `drop_prefetched`.
         """
         with self._lock:
             batch = _inputs.make_batch(self._tables, indices, offsets, None)
             return self._engine.prefetch(batch)
+
+    def drop_prefetched(self) -> int:
+        """Drop every prefetch that no forward has taken over; return how many there were."""
+        with self._lock:
+            return self._engine.drop_prefetched()
 
     def forward(
         self,
@@ -145,9 +151,10 @@ class EmbeddingBagCollection:
         offsets: Any = None,
         per_sample_weights: Any = None,
         out: Any = None,
+        stream: Any = None,
+        *,
         training: bool = True,
         ticket: bool = False,
-        stream: Any = None,
     ) -> Any:
         """Look up and pool a batch.
 
@@ -161,13 +168,14 @@ class EmbeddingBagCollection:
             One factor an index; with mean pooling the weighted sum is divided by the number of
             indices.
         out : float32 array (B, sum of D), optional
-            Where to write the output. A dict of arrays where some table has pooling "none".
+            Where to write the output; it shares no memory with the batch. A dict of arrays where
+            some table has pooling "none".
+        stream
+            For devices; must be None on the CPU.
         training : bool
             False changes no state at all.
         ticket : bool
             True returns ``(output, Ticket)``, to have several forwards open at once.
-        stream
-            For devices; must be None on the CPU.
 
         Returns
         -------
@@ -187,8 +195,7 @@ class EmbeddingBagCollection:
         with self._lock:
             batch = _inputs.make_batch(self._tables, indices, offsets, per_sample_weights)
             shapes = self._engine.batch_shapes(batch)
-            result = _inputs.allocate_output(shapes) if out is None else out
-            views = _inputs.matrix_views(result, "out", shapes, writable=True)
+            result, views = _inputs.output_views(out, shapes, batch)
             if not training:
                 self._engine.evaluate(batch, views)
                 return result
@@ -215,29 +222,30 @@ class EmbeddingBagCollection:
         ------
         RuntimeError
             If the forward was used already, was dropped, or there was none.
-        FloatingPointError
-            With ``on_nonfinite="raise"``, after the other rows have been updated.
+        NonFiniteUpdateError
+            With ``on_nonfinite="raise"``, after the other rows have been updated; a
+            FloatingPointError, whose `weight_grad` is what would have been returned.
         """
         with self._lock:
             used = self._engine.ticket_for_backward(ticket)
             shapes = self._engine.ticket_shapes(used)
             views = _inputs.matrix_views(grad, "grad", shapes, writable=False)
+            self._storage.refuse_own_memory(views)
             weight_grad, skipped = self._engine.backward(used, views)
             if skipped and self._on_nonfinite == "raise":
                 rows = sum(count for count, _, _ in skipped)
-                raise FloatingPointError(
+                raise NonFiniteUpdateError(
                     f"the update of {rows} row(s) would not be finite, first row {skipped[0][2]} "
-                    f"of table {skipped[0][1]!r}; they keep their values, all others are updated"
+                    f"of table {skipped[0][1]!r}; they keep their values, all others are updated",
+                    rows,
+                    weight_grad,
                 )
             return weight_grad
 
     def flush(self) -> None:
         """Write every dirty cache row back to its table; the rows stay cached."""
         with self._lock:
-            step = self._engine.next_step()
-            for group in self._engine.groups:
-                if group.cached:
-                    group.flush(step)
+            self._engine.flush()
 
     # ---- rows ------------------------------------------------------------------------------
 
@@ -247,7 +255,7 @@ class EmbeddingBagCollection:
             table, group, position = self._find(name)
             checked = _inputs.row_ids(table, ids)
             out = np.empty((len(checked), table.embedding_dim), np.float32)
-            group.read_rows(position, checked, view(out, "out"))
+            group.read_rows(group.keys(position, checked), view(out, "out"))
             return out
 
     def set_rows(self, name: str, ids: Any, values: Any) -> None:
@@ -270,7 +278,8 @@ class EmbeddingBagCollection:
             matrix = view(values, "values")
             require(matrix, _inputs.FLOAT, 2, (len(checked), table.embedding_dim))
             _inputs.storable(matrix, len(checked), table.embedding_dim, table.precision, "values")
-            group.write_rows(position, checked, matrix, self._engine.next_step())
+            self._storage.refuse_own_memory(matrix)
+            self._engine.write_rows(group, group.keys(position, checked), matrix)
 
     def _find(self, name: str) -> tuple[TableConfig, Any, int]:
         for group in self._storage.groups:
@@ -306,9 +315,10 @@ class EmbeddingBagCollection:
             return memory_report(self._storage, self._engine.workspace)
 
     def state_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return all state by name: views of the arrays, and a copy of the step."""
+        """Return all state by name: read-only views of the arrays, and a copy of the step."""
         with self._lock:
-            return {**self._storage.arrays(), "step": np.array([self.step], np.uint64)}
+            arrays = {**self._storage.arrays(), "step": np.array([self.step], np.uint64)}
+            return {name: _storage.read_only(array) for name, array in arrays.items()}
 
     # ---- checkpoints -----------------------------------------------------------------------
 

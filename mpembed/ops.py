@@ -1,7 +1,8 @@
 """Stateless kernels on any DLPack tensor in CPU memory.
 
 Inputs are read in place and must be C-contiguous; results are NumPy arrays, or `out`, which may be
-any writable DLPack tensor and is returned. `stream` is for devices and must be None on the CPU.
+any writable DLPack tensor and is returned. What is written shares no memory with what is read.
+`stream` is for devices and must be None on the CPU.
 Rounding and layouts: ``docs/numerics.md``.
 """
 

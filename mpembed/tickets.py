@@ -1,5 +1,6 @@
 """Open batches: what a forward or prefetch leaves for the backward."""
 
+import contextlib
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,20 @@ MAX_OPEN = 127  # a slot counts its pins in 7 bits
 class Ticket:
     """A batch whose rows are pinned in the cache until ``backward`` uses it or it is dropped.
 
-    Made by ``forward(..., ticket=True)`` and ``prefetch``. A ticket that is garbage collected is
-    dropped.
+    Made by ``forward(..., ticket=True)`` and ``prefetch``. A forward's ticket that is garbage
+    collected is dropped. A prefetch's is kept by the collection: it is dropped by ``drop``, by
+    ``EmbeddingBagCollection.drop_prefetched``, or by nothing.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_batch_size",
+        "_engine",
+        "_lookups",
+        "_num_indices",
+        "_open",
+        "_weighted",
+    )
 
     def __init__(
         self,
@@ -28,46 +40,72 @@ class Ticket:
         weighted: bool,
     ) -> None:
         self._engine = weakref.ref(engine)
-        self.lookups = lookups
-        self.batch_size = batch_size
-        self.num_indices = num_indices
-        self.weighted = weighted
-        self.open = True
+        self._lookups = lookups
+        self._batch_size = batch_size
+        self._num_indices = num_indices
+        self._weighted = weighted
+        self._open = True
+
+    @property
+    def open(self) -> bool:
+        """Whether the batch still waits for its backward."""
+        return self._open
+
+    @property
+    def batch_size(self) -> int:
+        """Bags a table."""
+        return self._batch_size
+
+    @property
+    def num_indices(self) -> int:
+        """Indices of all tables."""
+        return self._num_indices
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the forward had per-sample weights."""
+        return self._weighted
 
     @property
     def nbytes(self) -> int:
         """Bytes of workspace that the ticket holds."""
-        return sum(part.nbytes for part in self.lookups)
+        return sum(part.nbytes for part in self._lookups)
 
-    def belongs_to(self, engine: "Engine") -> bool:
+    def _belongs_to(self, engine: "Engine") -> bool:
         """Whether this collection's engine made the ticket."""
         return self._engine() is engine
 
-    def parts(self, groups: list[Any]) -> list[tuple[Any, _core.Lookups]]:
+    def _parts(self, groups: list[Any]) -> list[tuple[Any, _core.Lookups]]:
         """Return each group with its share of the batch."""
-        return list(zip(groups, self.lookups, strict=True))
+        return list(zip(groups, self._lookups, strict=True))
 
-    def same_batch(self, lookups: list[_core.Lookups]) -> bool:
+    def _same_batch(self, lookups: list[_core.Lookups]) -> bool:
         """Whether a batch asks for the same rows in the same bags."""
-        pairs = zip(self.lookups, lookups, strict=True)
+        pairs = zip(self._lookups, lookups, strict=True)
         return all(mine.same_rows(theirs) for mine, theirs in pairs)
 
-    def take_weights(self, lookups: list[_core.Lookups], *, weighted: bool) -> None:
+    def _take_weights(self, lookups: list[_core.Lookups], *, weighted: bool) -> None:
         """Use the per-sample weights of the forward that takes a prefetch over."""
-        self.weighted = weighted
-        for mine, theirs in zip(self.lookups, lookups, strict=True):
+        self._weighted = weighted
+        for mine, theirs in zip(self._lookups, lookups, strict=True):
             mine.take_weights(theirs)
+
+    def _close(self) -> list[_core.Lookups]:
+        """Give the lookups up, whose pins the engine takes back."""
+        lookups, self._lookups, self._open = self._lookups, [], False
+        return lookups
 
     def drop(self) -> None:
         """Unpin the rows without a backward; dropping twice is harmless."""
         engine = self._engine()
-        if self.open and engine is not None:
+        if self._open and engine is not None:
             engine.close(self)
 
     def __del__(self) -> None:
-        if getattr(self, "open", False):
-            self.drop()
+        if getattr(self, "_open", False):
+            with contextlib.suppress(RuntimeError):  # a child forked at a bad moment
+                self.drop()
 
     def __repr__(self) -> str:
-        state = "open" if self.open else "closed"
-        return f"<{state} Ticket: {self.batch_size} bags a table, {self.num_indices} indices>"
+        state = "open" if self._open else "closed"
+        return f"<{state} Ticket: {self._batch_size} bags a table, {self._num_indices} indices>"

@@ -365,7 +365,7 @@ def test_evaluation_and_reading_change_nothing(policy: str) -> None:
 def test_large_clocks_and_steps(policy: str, start: int) -> None:
     """Stamps wrap at 2^32; the random counter takes all 40 bits of the step."""
     pair = one_table("int4", policy)
-    pair.emb.state_arrays()["cache.10.counters"][0] = pair.ref.caches[10].clock = start
+    pair.emb._storage.arrays()["cache.10.counters"][0] = pair.ref.caches[10].clock = start
     pair.emb._engine.step = pair.ref.step = start
     train(pair, Batches(pair.ref, 3), 5)
 
@@ -375,7 +375,7 @@ def test_large_counts_saturate() -> None:
     pair = one_table("int4", "lfu")
     batches = Batches(pair.ref, 3)
     train(pair, batches, 4)
-    arrays, cache = pair.emb.state_arrays(), pair.ref.caches[10]
+    arrays, cache = pair.emb._storage.arrays(), pair.ref.caches[10]
     for high in (2**32, 2**32, 260):
         counts = batches.rng.choice([20, 100, 253, 254, 255, 300, high - 1], len(cache.meta))
         cells = batches.rng.integers(min(high, 256) - 8, 256, cache.sketch.shape)
@@ -398,6 +398,23 @@ def test_the_oldest_of_equal_prefetches_is_consumed_first() -> None:
     assert pair.emb.stats()["a"]["accesses"] == 6
     with pytest.raises(RuntimeError, match="used"):
         pair.emb.backward(np.ones_like(out), first[0])
+
+
+@each_policy
+def test_a_prefetch_knows_its_batch_whatever_was_dropped(policy: str) -> None:
+    """Two indices out of range are one to `bounds="drop"`; another row or bag is not."""
+    tables = [mpe.TableConfig("a", 9, 6, "int8"), mpe.TableConfig("b", 9, 4)]
+    pair = make_pair(tables, make_cache(policy), make_optimizer("sgd"), bounds="drop")
+    offsets = np.array([0, 2, 3])
+    pair.prefetch(np.array([0, 99, 5]), offsets)
+    for other in ([99, 0, 5], [0, 8, 5], [0, 99, 99]):
+        pair.forward(np.array(other), offsets)
+        assert len(pair.emb._engine._prefetched) == 1
+    pair.forward(np.array([0, 99, 5]), np.array([0, 3, 3]))
+    assert len(pair.emb._engine._prefetched) == 1
+    out = pair.forward(np.array([0, -5, 5], np.int32), offsets)
+    assert not pair.emb._engine._prefetched
+    pair.backward(np.ones_like(out))
 
 
 def test_initial_rows_of_large_tables() -> None:

@@ -12,6 +12,7 @@ from helpers import Array, batch, collection, digest, train
 import mpembed as mpe
 
 INDICES, OFFSETS = batch()
+BACKWARDS = np.array([0, 2, 1, 3])
 Emb = mpe.EmbeddingBagCollection
 
 
@@ -55,6 +56,11 @@ FORWARD: dict[str, tuple[Callable[[Emb], Any], type[Exception], str]] = {
         lambda e: e.forward(INDICES, changed(OFFSETS, 0, 1)),
         ValueError,
         "start at 0, got 1",
+    ),
+    "offsets of no bag": (
+        lambda e: e.forward(INDICES, OFFSETS[:1]),
+        ValueError,
+        "end at the number of indices, 8, got 0",
     ),
     "offsets end": (
         lambda e: e.forward(INDICES, changed(OFFSETS, 6, 7)),
@@ -114,6 +120,28 @@ FORWARD: dict[str, tuple[Callable[[Emb], Any], type[Exception], str]] = {
         lambda e: e.forward({"a": (INDICES, OFFSETS[:3]), "b": (INDICES, OFFSETS)}),
         ValueError,
         "offsets of table 'a'",
+    ),
+    "dict offsets decrease": (
+        lambda e: e.forward({"a": (INDICES[:5], OFFSETS[:4]), "b": (INDICES[5:], BACKWARDS)}),
+        ValueError,
+        r"offsets of table 'b' must not decrease: offsets\[2\] is 1",
+    ),
+    "dict index": (
+        lambda e: e.forward(
+            {"a": (INDICES[:5], OFFSETS[:4]), "b": (changed(INDICES[5:], 1, 9), OFFSETS[3:] - 5)}
+        ),
+        IndexError,
+        r"table 'b'.*index 9 at position 1 of its indices is out of range; 1 such",
+    ),
+    "positional training": (
+        lambda e: e.forward(INDICES, OFFSETS, None, None, None, True),  # type: ignore[call-arg]
+        TypeError,
+        "positional",
+    ),
+    "positional stream": (
+        lambda e: e.forward(INDICES, OFFSETS, None, None, 1),
+        ValueError,
+        "stream",
     ),
     "prefetch index": (
         lambda e: e.prefetch(changed(INDICES, 2, 40), OFFSETS),
@@ -205,23 +233,12 @@ def test_drop_adds_zero_trains_nothing_and_counts() -> None:
     assert stats["a"]["accesses"] == 4
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_nonfinite_update_is_skipped_counted_and_reported(cached: bool) -> None:
-    options: dict[str, Any] = {} if cached else {"cache": None}
-    emb, skipping = collection(**options), collection(on_nonfinite="skip", **options)
-    grad = np.ones((3, 12), np.float32)
-    grad[0, 0] = np.nan  # bag 0 of table a: rows 1 and 2
-    old = emb.rows("a", np.arange(40))
-    for e in (emb, skipping):
-        e.forward(INDICES, OFFSETS)
-    with pytest.raises(FloatingPointError, match=r"2 row\(s\).*row 1 of table 'a'"):
-        emb.backward(grad)
-    skipping.backward(grad)
-    assert digest(emb) == digest(skipping)
-    assert emb.stats()["a"]["nonfinite"] == 2
-    new = emb.rows("a", np.arange(40))
-    np.testing.assert_array_equal(new[[1, 2]], old[[1, 2]])
-    assert (new[[39, 7]] != old[[39, 7]]).any()
+def test_an_index_error_is_about_the_whole_batch() -> None:
+    """Tables of different dimension are separate groups, in the order of their dimensions."""
+    tables = [mpe.TableConfig("wide", 9, 8), mpe.TableConfig("narrow", 5, 2)]
+    emb = mpe.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.1))
+    with pytest.raises(IndexError, match=r"'wide' .*index 9 at position 1 of indices.*; 3 such"):
+        emb.forward(np.array([0, 9, 5, -1]), np.array([0, 2, 4]))
 
 
 def test_backward_needs_an_open_forward() -> None:

@@ -21,10 +21,17 @@ LARGE: dict[str, dict[str, Any]] = {
 }
 
 
-def build(rows: int, dim: int, precision: str, policy: str | None, share: float) -> Any:
+def build(
+    rows: int,
+    dim: int,
+    precision: str,
+    policy: str | None,
+    share: float,
+    optimizer: Any = mpe.RowwiseAdagrad,
+) -> Any:
     cache = None if policy is None else mpe.CacheConfig(load_factor=share, policy=policy)
     table = mpe.TableConfig("t", rows, dim, precision=precision, init="zeros")
-    return mpe.EmbeddingBagCollection([table], cache=cache, optimizer=mpe.RowwiseAdagrad(lr=0.1))
+    return mpe.EmbeddingBagCollection([table], cache=cache, optimizer=optimizer(lr=0.1))
 
 
 @pytest.mark.parametrize("name", list(LARGE))
@@ -65,7 +72,7 @@ small = mpe.EmbeddingBagCollection(tables[:1], cache=None, optimizer=mpe.SGD(0.1
 del small  # code and threads are loaded
 before = resident()
 emb = mpe.EmbeddingBagCollection(tables, cache=cache, optimizer=optimizer)
-for array in emb.state_arrays().values():
+for array in emb._storage.arrays().values():
     array.view(np.uint8)[...] |= np.uint8(0)  # touches every page, changes nothing
 print(resident() - before, emb.memory_report()["total"])
 """
@@ -126,15 +133,35 @@ def test_report_adds_up() -> None:
     assert emb.memory_report()["workspace"] == 0
 
 
+# Precision, load factor, and what FP32 takes at least times as much: of rows and cache alone, and
+# with rowwise Adagrad's FP32 state on both sides.
+RATIOS = [
+    ("int8", 0.05, 2.95, 2.899),
+    ("int8_fp16", 0.05, 3.1, 3.03),
+    ("int4", 0.05, 4.9, 4.84),
+    ("int4", 0.01, 6.5, 6.08),
+]
+
+
 @pytest.mark.parametrize("policy", mpe.registry.POLICIES)
-@pytest.mark.parametrize(
-    ("precision", "share", "least"),
-    [("int8", 0.05, 2.95), ("int8_fp16", 0.05, 3.1), ("int4", 0.05, 4.9), ("int4", 0.01, 6.5)],
-)
-def test_ratios_of_a_large_table(precision: str, share: float, least: float, policy: str) -> None:
-    rows = 300_000
+@pytest.mark.parametrize(("precision", "share", "rows_alone", "with_state"), RATIOS)
+def test_both_ratios_of_a_million_rows(
+    precision: str, share: float, rows_alone: float, with_state: float, policy: str
+) -> None:
+    rows = 1_000_000
     report = build(rows, 64, precision, policy, share).memory_report()
-    assert report["ratio_embeddings"] >= least
+    assert report["ratio_embeddings"] >= rows_alone
+    assert report["ratio"] >= with_state
     state = 4 * rows
     assert report["ratio"] == report["fp32_total"] / report["total"]
+    assert report["fp32_total"] == 256 * rows + state
     assert report["ratio_embeddings"] == 256 * rows / (report["total"] - state)
+
+
+@pytest.mark.parametrize("policy", mpe.registry.POLICIES)
+@pytest.mark.parametrize(("precision", "share", "rows_alone", "with_state"), RATIOS)
+def test_without_state_everything_counted_reaches_the_ratio(
+    precision: str, share: float, rows_alone: float, with_state: float, policy: str
+) -> None:
+    report = build(1_000_000, 64, precision, policy, share, mpe.SGD).memory_report()
+    assert report["ratio"] == report["ratio_embeddings"] >= rows_alone > with_state

@@ -259,3 +259,50 @@ def test_errors(name: str) -> None:
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_embedding_bag_takes_no_dict() -> None:
+    rows = np.zeros((3, 16), np.uint8)
+    with pytest.raises(TypeError, match=r"^indices: expected an array.*got dict"):
+        ops.embedding_bag(rows, "int8", 8, {}, None)
+    with pytest.raises(TypeError, match=r"^offsets are missing"):
+        ops.embedding_bag(rows, "int8", 8, np.arange(3), None)
+
+
+@pytest.mark.parametrize("spare", [0, 3])
+def test_unique_rows_into_given_arrays(spare: int) -> None:
+    indices = np.array([5, 3, 5, 0, 3, 5], np.int32)
+    out = tuple(np.full(6 + n + spare, -7, t) for n, t in ((0, "i8"), (1, "i8"), (0, "i4")))
+    results = ops.unique_rows(indices, out=out)
+    for result, expected, array in zip(results, ops.unique_rows(indices), out, strict=True):
+        np.testing.assert_array_equal(result, expected)
+        assert result.dtype == expected.dtype
+        assert np.shares_memory(result, array)
+    for place, dtype in ((0, "i4"), (1, "u8"), (2, "i8")):
+        wrong = list(out)
+        wrong[place] = out[place].astype(dtype)
+        with pytest.raises(TypeError, match="of out"):
+            ops.unique_rows(indices, out=tuple(wrong))
+        wrong[place] = out[place][: 5 + (place == 1)]
+        with pytest.raises(ValueError, match=rf"at least {6 + (place == 1)} elements"):
+            ops.unique_rows(indices, out=tuple(wrong))
+    for odd in (out[0], out[:2], list(out)):
+        with pytest.raises(TypeError, match="tuple of three arrays"):
+            ops.unique_rows(indices, out=odd)
+    for array in ops.unique_rows(indices[:0], out=out):
+        assert len(array) <= 1
+
+
+@pytest.mark.torch
+def test_unique_rows_into_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    out = (
+        torch.empty(3, dtype=torch.int64),
+        torch.empty(4, dtype=torch.int64),
+        torch.empty(3, dtype=torch.int32),
+    )
+    rows, starts, positions = ops.unique_rows(torch.tensor([4, 1, 4]), out=out)
+    assert rows.tolist() == [1, 4]
+    assert starts.tolist() == [0, 1, 3]
+    assert positions.tolist() == [1, 0, 2]
+    assert rows.data_ptr() == out[0].data_ptr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -164,3 +165,19 @@ def test_errors_change_nothing(name: str) -> None:
     with pytest.raises(error, match=message):
         ops.rowwise_adagrad_(**arguments)
     np.testing.assert_array_equal(arguments["weights"], before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_keyword_is_spelled_out(kind: str) -> None:
+    update = KINDS[kind][0]
+    names = set(inspect.signature(update).parameters)
+    assert names >= {"precision", "dim", "rounding", "seed", "step", "stream", "lr"}
+    assert names >= {"weight_decay", "weight_decay_mode"}
+    assert ("eps" in names) == (kind != "sgd")
+    with pytest.raises(TypeError, match=rf"{kind}_\(\) got an unexpected keyword argument 'sed'"):
+        update(np.ones((10, 6), np.float32), ROWS, GRADS, lr=0.1, sed=3)
+
+
+def test_an_index_error_speaks_of_rows() -> None:
+    with pytest.raises(IndexError, match=r"index 10 at position 1 of rows is out of range; 2 such"):
+        ops.sgd_(np.ones((10, 6), np.float32), np.array([1, 10, -1, 2, 3]), GRADS, lr=0.1)

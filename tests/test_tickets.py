@@ -98,6 +98,67 @@ def test_too_many_open_batches() -> None:
     emb.forward(*batch())
 
 
+def test_forgotten_prefetches_can_be_dropped() -> None:
+    emb = collection()
+    emb.prefetch(*other_rows(20))
+    for _ in range(126):
+        emb.prefetch(*batch())
+    gc.collect()
+    with pytest.raises(RuntimeError, match=r"127 of them prefetched.*drop_prefetched\(\)"):
+        emb.forward(*other_rows(10))
+    assert emb.drop_prefetched() == 127
+    assert emb.drop_prefetched() == 0
+    assert pinned(emb) == 0
+    _, ticket = emb.forward(*batch(), ticket=True)
+    emb.prefetch(*batch())
+    assert emb.drop_prefetched() == 1  # and no forward's ticket
+    emb.backward(GRAD, ticket)
+
+
+@pytest.mark.parametrize(
+    "name", ["open", "batch_size", "num_indices", "weighted", "nbytes", "lookups", "drop"]
+)
+def test_what_a_ticket_says_cannot_be_changed(name: str) -> None:
+    emb = collection()
+    _, ticket = emb.forward(*batch(), ticket=True)
+    with pytest.raises(AttributeError):
+        setattr(ticket, name, 1)
+    assert [ticket.open, ticket.batch_size, ticket.num_indices, ticket.weighted] == [
+        True,
+        3,
+        8,
+        False,
+    ]
+    public = {attribute for attribute in dir(ticket) if not attribute.startswith("_")}
+    assert public == {"open", "batch_size", "num_indices", "weighted", "nbytes", "drop"}
+
+
+def test_python_reaches_no_array_that_kernels_trust() -> None:
+    emb = collection()
+    _, ticket = emb.forward(*batch(), ticket=True)
+    for part in ticket._lookups:
+        for name in ("slots", "keys", "bags", "positions", "starts", "weights"):
+            assert not hasattr(part, name)
+            with pytest.raises(AttributeError):
+                setattr(part, name, np.zeros(1))
+
+
+def test_state_arrays_are_read_only() -> None:
+    emb = collection()
+    train(emb)
+    before = digest(emb)
+    for name, array in emb.state_arrays().items():
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 1
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.setflags(write=True)
+        assert array.dtype == emb.state_arrays()[name].dtype
+    assert digest(emb) == before
+    tags = emb.state_arrays()["cache.6.tags"]
+    emb.forward(*other_rows(20))
+    assert tags.tobytes() == emb.state_arrays()["cache.6.tags"].tobytes()  # views, no copies
+
+
 def test_prefetched_rows_are_not_evicted() -> None:
     emb = collection(cache=mpe.CacheConfig(num_sets=1, ways=8, policy="lru"))
     ticket = emb.prefetch(*other_rows(0))

@@ -33,7 +33,7 @@ class TableBatch:
 class RefTicket:
     """A batch between its admission and its backward."""
 
-    key: tuple[list[int], list[int]]
+    key: tuple[list[int], list[int]]  # rows (-1: dropped) and offsets
     tables: list[TableBatch]
     pinned: dict[int, list[int]] = field(default_factory=dict)
     weights: F32 | None = None
@@ -56,7 +56,8 @@ def parse(num_rows: list[int], indices: I64, offsets: I64) -> RefTicket:
         lengths = np.diff(border)
         bags = np.repeat(np.arange(batch_size), lengths)
         parts.append(TableBatch(rows, bags, lengths, slice(int(border[0]), int(border[-1]))))
-    return RefTicket((indices.tolist(), offsets.tolist()), parts)
+    kept = [row for part in parts for row in part.rows.tolist()]
+    return RefTicket((kept, offsets.tolist()), parts)
 
 
 def pool(part: TableBatch, pooling: str, x: F32, w: F32) -> F32:

@@ -67,22 +67,30 @@ class Play:
     def do_prefetch(self) -> None:
         inputs = self.inputs()
         # Equal batches would be consumed oldest first; keep the play's own books simple.
-        if all(key != self.key(inputs) for key, _ in self.prefetched):
-            self.prefetched.append((self.key(inputs), self.pair.prefetch(*inputs)))
+        key = self.key(inputs)
+        if all(key != self.key(other) for other, _ in self.prefetched):
+            self.prefetched.append((inputs, self.pair.prefetch(*inputs)))
 
-    @staticmethod
-    def key(inputs: tuple[Any, Any]) -> tuple[list[int], list[int]]:
-        return inputs[0].tolist(), inputs[1].tolist()
+    def key(self, inputs: tuple[Any, Any]) -> Any:
+        """What makes two batches one to a prefetch: rows after dropping, and offsets."""
+        return self.pair.ref._parse(*inputs).key
 
     def do_consume(self) -> None:
         if not self.prefetched:
             return
-        key, _ = self.prefetched.pop(int(self.rng.integers(len(self.prefetched))))
-        inputs = tuple(np.array(part, self.batches.index_type) for part in key)
+        inputs, _ = self.prefetched.pop(int(self.rng.integers(len(self.prefetched))))
         if self.rng.random() < 0.5:
-            self.open.append(self.forward((inputs[0], inputs[1]), ticket=True))
+            self.open.append(self.forward(self.respelled(inputs), ticket=True))
         else:
-            self.implicit = self.forward((inputs[0], inputs[1]), ticket=False)
+            self.implicit = self.forward(self.respelled(inputs), ticket=False)
+
+    def respelled(self, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
+        """The same batch in other words: another integer type, other indices out of range."""
+        indices = inputs[0].copy()
+        parts = self.pair.ref._parse(*inputs).tables
+        dropped = np.concatenate([part.rows for part in parts]) < 0
+        indices[dropped] = self.rng.choice([-7, 2**31 - 2], int(dropped.sum()))
+        return indices.astype(np.int32 if self.rng.random() < 0.5 else np.int64), inputs[1]
 
     def do_evaluate(self) -> None:
         self.pair.forward(*self.inputs(), training=False)
