@@ -48,4 +48,6 @@ def lines_of_a_step(tables: int) -> tuple[int, int]:
 
 
 def test_a_pooled_step_runs_no_python_for_each_table() -> None:
-    assert lines_of_a_step(2) == lines_of_a_step(60)
+    few, many = lines_of_a_step(2), lines_of_a_step(60)
+    # A finalizer more or less may run meanwhile; one line a table would be 58 lines.
+    assert all(abs(more - less) < 20 for more, less in zip(many, few, strict=True))
