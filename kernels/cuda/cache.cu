@@ -247,7 +247,7 @@ mpe_status admit(const Admission& a, void* stream) {
   MPE_TRY(sets.take(2 * a.n, kName));
   MPE_TRY(order.take(2 * a.n, kName));
   if (P::kSketch) MPE_TRY(estimates.take(a.n, kName));
-  MPE_TRY(launch(kName, stream, 1, tick_kernel, a.cache, a.unique.count, P::kSketch ? 1 : 0));
+  MPE_TRY(launch_one(kName, stream, tick_kernel, a.cache, a.unique.count, P::kSketch ? 1 : 0));
   MPE_TRY(launch(kName, stream, a.n, find_kernel<P>, a, sets.get(), order.get()));
   cub::DoubleBuffer<uint32_t> by_set(sets.get(), sets.get() + a.n);
   cub::DoubleBuffer<int32_t> rows(order.get(), order.get() + a.n);
@@ -267,7 +267,7 @@ mpe_status admit(const Admission& a, void* stream) {
   const int64_t cells = a.cache.sketch_width * static_cast<int64_t>(kSketchRows);
   const int64_t threads = cells < 1 << 18 ? cells : 1 << 18;
   MPE_TRY(launch(kName, stream, threads, halve_kernel, a.cache, slots, cells));
-  return launch(kName, stream, 1, halved_kernel, a.cache);
+  return launch_one(kName, stream, halved_kernel, a.cache);
 }
 
 __global__ void refresh_kernel(mpe_cache c, mpe_unique u, const int32_t* slots, int32_t* fresh) {

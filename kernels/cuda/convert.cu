@@ -155,7 +155,7 @@ mpe_status with_width_and_format(int64_t dim, int32_t precision, F f) {
 
 mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precision, void* stream,
                         mpe_error* error) {
-  MPE_TRY(launch("check_values", stream, 1, clear_kernel, error));
+  MPE_TRY(launch_one("check_values", stream, clear_kernel, error));
   const uint32_t bound =
       with_format(precision, [](auto f) { return decltype(f)::type::kMaxAbsBits; });
   return with_width(static_cast<int32_t>(dim), [&](auto width) {

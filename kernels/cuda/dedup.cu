@@ -78,7 +78,7 @@ mpe_status dedup_as(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique*
 }  // namespace
 
 mpe_status dedup(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique* out, void* stream) {
-  if (n == 0) return launch("dedup", stream, 1, empty_kernel, *out);
+  if (n == 0) return launch_one("dedup", stream, empty_kernel, *out);
   if (limit < UINT32_MAX) return dedup_as<uint32_t>(keys, n, limit, out, stream);
   return dedup_as<uint64_t>(keys, n, limit, out, stream);
 }
