@@ -1,5 +1,7 @@
 """What this build and this machine offer."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from mpembed import _core, registry
@@ -18,14 +20,27 @@ def get_num_threads() -> int:
 
 
 def info() -> dict[str, Any]:
-    """Return the version, the backends, the SIMD level, the threads and the registered names."""
+    """Return the version, the backends, the SIMD level, the threads and the registered names.
+
+    Under ``"cuda"`` lies whether the build has the CUDA extension, for which architectures and with
+    which toolkit, or why it has not.
+    """
     return {
         "version": __version__,
         "backends": ["cpu"],
         "simd": _core.LEVEL,
         "threads": get_num_threads(),
-        "cuda": "not in this build",
+        "cuda": _cuda(),
         "formats": list(registry.FORMATS),
         "optimizers": list(registry.OPTIMIZERS),
         "policies": list(registry.POLICIES),
     }
+
+
+def _cuda() -> dict[str, Any]:
+    """Return what the build wrote down about the CUDA extension; devices are asked elsewhere."""
+    try:
+        facts = json.loads(Path(__file__).with_name("_build_facts.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return {"built": False, "reason": "not known: the build left no _build_facts.json"}
+    return dict(facts["cuda"])

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cfenv>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -146,6 +147,44 @@ void leave() {
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
 }
 
+// Whether this thread rounds to nearest and keeps subnormals.
+bool default_floats() {
+  volatile float one = 1.0f, little = 0x1p-30f, smallest = 0x1p-126f;
+  return one + little == one && -one - little == -one && smallest * 0.5f != 0.0f;
+}
+
+void set_odd_floats() {
+  std::fesetround(FE_UPWARD);
+#if defined(__x86_64__)
+  __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | 0x8040);  // flush to zero, denormals are zero
+#elif defined(__aarch64__)
+  std::uint64_t control;
+  asm volatile("mrs %0, fpcr" : "=r"(control));
+  asm volatile("msr fpcr, %0" : : "r"(control | std::uint64_t{1} << 24));
+#endif
+}
+
+// Tasks compute in the default floating-point environment; the caller's own is left as it was.
+void floats() {
+  std::fenv_t ordinary;
+  std::fegetenv(&ordinary);
+  for (int threads : {1, 4}) {
+    mpe::set_threads(threads);
+    for (std::int64_t tasks : {1, 50}) {
+      for (bool odd : {true, false}) {
+        odd ? set_odd_floats() : static_cast<void>(std::fesetenv(&ordinary));
+        std::atomic<int> wrong{0};
+        mpe::parallel(tasks, [&](std::int64_t) {
+          if (!default_floats()) ++wrong;
+          if (threads > 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        });
+        CHECK(wrong == 0);
+        CHECK(default_floats() == !odd);
+      }
+    }
+  }
+}
+
 void throwing() {
   mpe::set_threads(2);
   mpe::parallel(10, [](std::int64_t t) {
@@ -173,11 +212,17 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*check)();
-  } checks[] = {{"once", once},         {"memory", memory},
-                {"threads", threads},   {"nested", nested},
-                {"forked", forked},     {"concurrent", concurrent},
-                {"limits", limits},     {"leave", leave},
-                {"throwing", throwing}, {"environment", environment},
+  } checks[] = {{"once", once},
+                {"memory", memory},
+                {"threads", threads},
+                {"nested", nested},
+                {"forked", forked},
+                {"concurrent", concurrent},
+                {"limits", limits},
+                {"leave", leave},
+                {"floats", floats},
+                {"throwing", throwing},
+                {"environment", environment},
                 {"cost", cost}};
   for (const auto& c : checks) {
     if (argc == 2 && std::strcmp(argv[1], c.name) == 0) {

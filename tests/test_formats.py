@@ -85,7 +85,7 @@ def test_bytes_equal_the_reference(
     precision: str, rounding: str, kind: str, rows: int, dim: int, draw: int, seed: int, step: int
 ) -> None:
     rng = np.random.default_rng(draw)
-    x = rows_of(kind, rng, rows, dim, FORMATS[precision].max_abs)
+    x = rows_of(kind, rng, rows, dim, FORMATS[precision].limit)
     compare(x, precision, rounding, seed, step)
 
 
@@ -96,7 +96,7 @@ def test_bytes_equal_the_reference(
 def test_bytes_equal_the_reference_for_chosen_floats(
     precision: str, rounding: str, data: st.DataObject
 ) -> None:
-    limit = FORMATS[precision].max_abs
+    limit = FORMATS[precision].limit
     number = st.floats(-limit, limit, width=32)
     row = data.draw(st.lists(number, min_size=1, max_size=9))
     compare(np.array([row], np.float32), precision, rounding, 1, 2)
@@ -110,7 +110,7 @@ def test_bytes_equal_the_reference_at_every_dimension(
 ) -> None:
     rng = np.random.default_rng(7)
     for dim in [*range(1, 36), 63, 64, 65, 127, 128, 129, 255, 256, 257, 300]:
-        x = rows_of(kind, rng, 3, dim, FORMATS[precision].max_abs)
+        x = rows_of(kind, rng, 3, dim, FORMATS[precision].limit)
         compare(x, precision, rounding, 11, dim)
 
 
@@ -247,7 +247,7 @@ def test_constants_between_two_fp16_numbers_stay_between_them(precision: str) ->
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, "large"])
 def test_a_row_that_cannot_be_stored_is_refused(precision: str, rounding: str, bad: Any) -> None:
     if bad == "large":
-        limit = np.float32(FORMATS[precision].max_abs)
+        limit = np.float32(FORMATS[precision].limit)
         bad = (limit.view(np.int32) + 1).view(np.float32)
     x = np.ones((5, 40), np.float32)
     for row, column in ((0, 0), (4, 39), (2, 20)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -235,50 +233,12 @@ def test_drop_adds_zero_trains_nothing_and_counts() -> None:
     assert stats["a"]["accesses"] == 4
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_nonfinite_update_is_skipped_counted_and_reported(cached: bool) -> None:
-    options: dict[str, Any] = {} if cached else {"cache": None}
-    emb, skipping = collection(**options), collection(on_nonfinite="skip", **options)
-    grad = np.ones((3, 12), np.float32)
-    grad[0, 0] = np.nan  # bag 0 of table a: rows 1 and 2
-    old = emb.rows("a", np.arange(40))
-    for e in (emb, skipping):
-        e.forward(INDICES, OFFSETS)
-    with pytest.raises(FloatingPointError, match=r"2 row\(s\).*row 1 of table 'a'"):
-        emb.backward(grad)
-    skipping.backward(grad)
-    assert digest(emb) == digest(skipping)
-    assert emb.stats()["a"]["nonfinite"] == 2
-    new = emb.rows("a", np.arange(40))
-    np.testing.assert_array_equal(new[[1, 2]], old[[1, 2]])
-    assert (new[[39, 7]] != old[[39, 7]]).any()
-
-
 def test_an_index_error_is_about_the_whole_batch() -> None:
     """Tables of different dimension are separate groups, in the order of their dimensions."""
     tables = [mpe.TableConfig("wide", 9, 8), mpe.TableConfig("narrow", 5, 2)]
     emb = mpe.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.1))
     with pytest.raises(IndexError, match=r"'wide' .*index 9 at position 1 of indices.*; 3 such"):
         emb.forward(np.array([0, 9, 5, -1]), np.array([0, 2, 4]))
-
-
-def test_the_weight_gradient_outlives_a_nonfinite_update() -> None:
-    emb, skipping = collection(), collection(on_nonfinite="skip")
-    weights, grad = np.linspace(0, 1, 8, dtype=np.float32), np.ones((3, 12), np.float32)
-    grad[0, 0] = np.nan
-    for e in (emb, skipping):
-        e.forward(INDICES, OFFSETS, weights)
-    with pytest.raises(mpe.NonFiniteUpdateError) as caught:
-        emb.backward(grad)
-    expected = skipping.backward(grad)
-    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
-        assert error.rows == 2
-        assert "2 row(s)" in str(error)
-        np.testing.assert_array_equal(error.weight_grad, expected)
-    emb.forward(INDICES, OFFSETS)
-    with pytest.raises(mpe.NonFiniteUpdateError) as caught:
-        emb.backward(grad)
-    assert caught.value.weight_grad is None
 
 
 def test_backward_needs_an_open_forward() -> None:
@@ -358,40 +318,3 @@ def test_inputs_are_never_modified() -> None:
     assert emb.backward(read_only(np.ones_like(out))).shape == (8,)
     assert np.array_equal(indices, INDICES)
     assert np.array_equal(offsets, OFFSETS)
-
-
-def lines_run(call: Callable[[], Any]) -> int:
-    """Return the number of lines of Python that a call runs."""
-    count = 0
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal count
-        count += event == "line"
-        return trace
-
-    old = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(old)
-    return count
-
-
-def lines_of_a_step(tables: int) -> tuple[int, int]:
-    """Return the lines that a pooled forward and its backward run."""
-    emb = mpe.EmbeddingBagCollection(
-        [mpe.TableConfig(f"t{i}", 9, 4) for i in range(tables)],
-        cache=mpe.CacheConfig(num_sets=1),
-        optimizer=mpe.SGD(0.1),
-    )
-    indices, offsets = np.arange(tables) % 9, np.arange(tables + 1)
-    grad, out = np.ones((1, 4 * tables), np.float32), np.empty((1, 4 * tables), np.float32)
-    emb.forward(indices, offsets)
-    emb.backward(grad)  # what is done once is done
-    forward = lines_run(lambda: emb.forward(indices, offsets, out=out))
-    return forward, lines_run(lambda: emb.backward(grad))
-
-
-def test_a_pooled_step_runs_no_python_for_each_table() -> None:
-    assert lines_of_a_step(2) == lines_of_a_step(60)

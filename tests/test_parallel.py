@@ -1,23 +1,50 @@
-"""The thread pool, checked from C++ (parallel_driver.cpp), plain and under ThreadSanitizer."""
+"""The thread pool and the kernels on it, from C++, plain and under ThreadSanitizer.
+
+`parallel_driver.cpp` checks the pool, `kernels_driver.cpp` trains with every kernel of a step.
+"""
 
 import os
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [ROOT / "kernels" / "cpu" / "parallel.cpp", ROOT / "tests" / "parallel_driver.cpp"]
-CHECKS = ["once", "memory", "threads", "nested", "concurrent", "limits", "forked", "leave"]
+KERNELS = sorted((ROOT / "kernels" / "cpu").glob("*.cpp"))
+POOL = [ROOT / "kernels" / "cpu" / "parallel.cpp", ROOT / "tests" / "parallel_driver.cpp"]
+TRAINING = [*KERNELS, ROOT / "tests" / "kernels_driver.cpp"]
+CHECKS = [
+    "once",
+    "memory",
+    "threads",
+    "nested",
+    "concurrent",
+    "limits",
+    "forked",
+    "leave",
+    "floats",
+]
 
 
-def build(target: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Compile the driver."""
+def build(target: Path, sources: list[Path], *flags: str) -> subprocess.CompletedProcess[str]:
+    """Compile a driver."""
     compiler = os.environ.get("CXX", "g++").split()
-    base = ["-std=c++17", "-g", "-Wall", "-Wextra", "-pthread", f"-I{ROOT / 'kernels'}"]
-    command = [*compiler, *base, *flags, *map(str, SOURCES), "-o", str(target)]
-    return subprocess.run(command, capture_output=True, text=True)
+    base = ["-std=c++17", "-g1", "-Wall", "-Wextra", "-pthread", "-ffp-contract=off"]
+    base += ["-DMPE_ISA=base", f"-I{ROOT / 'kernels'}", f"-I{ROOT / 'include'}", *flags]
+
+    def compile_one(source: Path) -> subprocess.CompletedProcess[str]:
+        made = ["-c", str(source), "-o", str(target.with_name(f"{source.stem}.o"))]
+        return subprocess.run([*compiler, *base, *made], capture_output=True, text=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(compile_one, sources):
+            if done.returncode != 0:
+                return done
+    objects = [str(target.with_name(f"{source.stem}.o")) for source in sources]
+    link = [*compiler, *base, *objects, "-o", str(target)]
+    return subprocess.run(link, capture_output=True, text=True)
 
 
 def run(driver: Path, check: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -29,21 +56,25 @@ def run(driver: Path, check: str, **environment: str) -> subprocess.CompletedPro
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("parallel") / "driver"
-    done = build(target, "-O2", "-Werror")
+    done = build(target, POOL, "-O2", "-Werror")
     assert done.returncode == 0, done.stderr
+    return target
+
+
+def build_checked(target: Path, sources: list[Path], argument: str) -> Path:
+    """Compile a driver with ThreadSanitizer."""
+    done = build(target, sources, "-O1", "-fsanitize=thread")
+    if done.returncode != 0 and "tsan" in done.stderr:
+        pytest.skip("the compiler has no ThreadSanitizer library")
+    assert done.returncode == 0, done.stderr
+    if "unexpected memory mapping" in run(target, argument).stderr:
+        pytest.skip("this kernel's address layout does not suit ThreadSanitizer")
     return target
 
 
 @pytest.fixture(scope="module")
 def checked_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("parallel_tsan") / "driver"
-    done = build(target, "-O1", "-fsanitize=thread")
-    if done.returncode != 0 and "tsan" in done.stderr:
-        pytest.skip("the compiler has no ThreadSanitizer library")
-    assert done.returncode == 0, done.stderr
-    if "unexpected memory mapping" in run(target, "limits").stderr:
-        pytest.skip("this kernel's address layout does not suit ThreadSanitizer")
-    return target
+    return build_checked(tmp_path_factory.mktemp("parallel_tsan") / "driver", POOL, "limits")
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -56,6 +87,16 @@ def test_pool(driver: Path, check: str) -> None:
 def test_pool_has_no_races(checked_driver: Path, check: str) -> None:
     done = run(checked_driver, check, TSAN_OPTIONS="halt_on_error=1 atexit_sleep_ms=0")
     assert done.returncode == 0, done.stderr
+
+
+def test_kernels_have_no_races_and_one_answer(tmp_path: Path) -> None:
+    driver = build_checked(tmp_path / "kernels", TRAINING, "1")
+    serial = run(driver, "1")
+    assert serial.returncode == 0, serial.stderr
+    for threads in ("2", "5"):
+        done = run(driver, threads, TSAN_OPTIONS="halt_on_error=1 atexit_sleep_ms=0")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == serial.stdout
 
 
 def test_throwing_task_terminates(driver: Path) -> None:

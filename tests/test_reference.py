@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -168,16 +167,14 @@ def test_initial_values_follow_their_law() -> None:
     assert not initial_values("zeros", 0, 0, 3, 2).any()
 
 
-def make_cache(
-    sets: int, ways: int, policy: str, log: list[Any], table: Callable[[int], Any] | None = None
-) -> RefCache:
+def make_cache(sets: int, ways: int, policy: str, log: list[Any]) -> RefCache:
     return RefCache(
         sets,
         ways,
         1,
         policy,
-        table or (lambda row: np.array([row], np.float32)),
-        lambda row, values: log.append((row, float(values[0]))),
+        lambda rows: np.array(rows, np.float32)[:, None],
+        lambda rows, values: log.extend(zip(rows, values[:, 0].tolist(), strict=True)),
         lambda row, name: log.append(name),
     )
 
@@ -231,6 +228,13 @@ def test_lfu_halves_its_counts() -> None:
     assert (cache.meta, cache.samples) == ([15], 15)
     cache.unpin(cache.admit([1]))
     assert (cache.meta, cache.samples) == ([8], 0)
+
+
+def test_lfu_counts_saturate() -> None:
+    cache = make_cache(4, 32, "lfu", [])
+    for _ in range(300):
+        cache.unpin(cache.admit([1]))
+    assert max(cache.meta) == 255
 
 
 def table(name: str, rows: int, dim: int, precision: str = "fp32", pooling: str = "sum") -> Any:

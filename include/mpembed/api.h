@@ -170,7 +170,7 @@ typedef enum mpe_placement {
 
 typedef struct mpe_device {
   char name[256];
-  int64_t memory; /* bytes; 0 if not known */
+  int64_t memory;       /* bytes; 0 if not known */
   int32_t major, minor; /* compute capability; 0 where there is none */
 } mpe_device;
 

@@ -18,31 +18,15 @@ inline void prefetch_set(const mpe_cache& c, uint64_t key) {
   prefetch_bytes(c.tags + first, c.ways * 8, false);
 }
 
-// Workspace of the tasks that count and write rows back; allocated before anything changes.
-class TaskSpace {
- public:
-  TaskSpace(const mpe_group& g, int64_t tasks)
-      : g_(g), draws_(tasks * draws_size(g.dim)), counts_(tasks * TaskStats::size(g)) {}
-  bool ok() const { return draws_.ok() && counts_.ok(); }
-  uint16_t* draws(int64_t task) const { return draws_.get() + task * draws_size(g_.dim); }
-  TaskStats stats(int64_t task) const {
-    return TaskStats(g_, counts_.get() + task * TaskStats::size(g_));
-  }
-
- private:
-  const mpe_group& g_;
-  Buffer<uint16_t> draws_;
-  Buffer<int64_t> counts_;
-};
-
 // Writes rows of the cache back to their tables, for one task.
 struct WriteBack {
   const mpe_group& g;
   uint16_t* draws;
   TaskStats stats;
 
-  WriteBack(const mpe_group& group, const TaskSpace& space, int64_t task)
-      : g(group), draws(space.draws(task)), stats(space.stats(task)) {}
+  // draws: room for those of every task, allocated before anything changes.
+  WriteBack(const mpe_group& group, const Buffer<uint16_t>& all_draws, int64_t task)
+      : g(group), draws(all_draws.get() + task * draws_size(group.dim)), stats(group) {}
 
   void run(int64_t slot, uint64_t id, int32_t t) {
     const mpe_table& table = g.tables[t];
@@ -166,7 +150,7 @@ void prefetch_miss(const Admission& a, uint64_t miss) {
 // Steps 3 and 4. sorted: the misses; estimates: room for as many where the policy has a sketch.
 template <class P>
 void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, uint32_t* estimates,
-                  const TaskSpace& space) {
+                  const Buffer<uint16_t>& draws) {
   const int64_t tasks = task_count(misses, kGrain);
   const auto each = [&](auto visit) {
     mpe::parallel(tasks, [&](int64_t t) {
@@ -185,13 +169,12 @@ void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, ui
     return i;
   };
   mpe::parallel(tasks, [&](int64_t t) {
-    WriteBack write_back(a.g, space, t);
+    WriteBack write_back(a.g, draws, t);
     const int64_t end = border(t + 1);
     for (int64_t i = border(t); i < end; ++i) {
       if (i + kAhead < misses) prefetch_miss(a, sorted[i + kAhead]);
       admit_row<P>(a, miss_row(sorted[i]), P::kSketch ? estimates[i] : 0, write_back);
     }
-    write_back.stats.commit();
   });
 }
 
@@ -206,20 +189,19 @@ template <class P>
 mpe_status admit(const Admission& a) {
   const int64_t misses = find_slots(a);
   const int64_t tasks = task_count(a.count, kGrain);
-  const TaskSpace space(a.g, tasks);
+  Buffer<uint16_t> draws(task_count(misses, kGrain) * draws_size(a.g.dim));
   Buffer<uint64_t> list(misses), tmp(misses);
   Buffer<uint32_t> estimates(P::kSketch ? misses : 0);
-  if (!space.ok() || !list.ok() || !tmp.ok() || !estimates.ok()) return MPE_ERR_MEMORY;
+  if (!draws.ok() || !list.ok() || !tmp.ok() || !estimates.ok()) return MPE_ERR_MEMORY;
   const uint64_t* sorted = sorted_misses(a, misses, list.get(), tmp.get());
   if (sorted == nullptr) return MPE_ERR_MEMORY;
 
   ++a.c.counters[0];
   mpe::parallel(tasks, [&](int64_t t) {
-    TaskStats stats = space.stats(t);
+    TaskStats stats(a.g);
     touch_hits<P>(a, task_begin(a.count, tasks, t), task_begin(a.count, tasks, t + 1), stats);
-    stats.commit();
   });
-  admit_misses<P>(a, sorted, misses, estimates.get(), space);
+  admit_misses<P>(a, sorted, misses, estimates.get(), draws);
   if (P::kSketch) {
     uint64_t& samples = a.c.counters[1];
     samples += static_cast<uint64_t>(a.count);
@@ -273,10 +255,10 @@ mpe_status cache_flush(const mpe_group* g, void*) {
   const mpe_cache& c = *g->cache;
   const int64_t slots = c.num_sets * c.ways;
   const int64_t tasks = task_count(slots, kGrain);
-  const TaskSpace space(*g, tasks);
-  if (!space.ok()) return MPE_ERR_MEMORY;
+  Buffer<uint16_t> draws(tasks * draws_size(g->dim));
+  if (!draws.ok()) return MPE_ERR_MEMORY;
   mpe::parallel(tasks, [&](int64_t t) {
-    WriteBack write_back(*g, space, t);
+    WriteBack write_back(*g, draws, t);
     const int64_t end = task_begin(slots, tasks, t + 1);
     for (int64_t slot = task_begin(slots, tasks, t); slot < end; ++slot) {
       const uint64_t tag = c.tags[slot];
@@ -284,7 +266,6 @@ mpe_status cache_flush(const mpe_group* g, void*) {
       write_back.run(slot, tag & kTagIdMask, find_table(*g, tag & kTagIdMask));
       c.tags[slot] = tag & ~kTagDirty;
     }
-    write_back.stats.commit();
   });
   return MPE_OK;
 }

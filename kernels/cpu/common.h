@@ -152,29 +152,45 @@ inline void encode(const mpe_group& g, const mpe_table& table, int64_t row, cons
 
 inline int64_t draws_size(int64_t dim) { return ceil_div(dim, 8) * 8; }
 
-// Per-table counts of one task, added to the tables' statistics at its end.
+// Counts of one task, on their way to the tables' statistics. A task meets some tables of possibly
+// many thousand: what it costs must not grow with all of them.
 class TaskStats {
  public:
-  static int64_t size(const mpe_group& g) { return g.num_tables * MPE_NUM_STATS; }
-
-  // counts: room for size(g).
-  TaskStats(const mpe_group& g, int64_t* counts) : g_(g), counts_(counts) {
-    memset(counts_, 0, static_cast<size_t>(size(g)) * sizeof(int64_t));
+  explicit TaskStats(const mpe_group& g) : g_(g) {}
+  ~TaskStats() {
+    for (Line& line : lines_) commit(line);
   }
-  void add(int32_t table, int stat, int64_t n = 1) { counts_[table * MPE_NUM_STATS + stat] += n; }
-  void commit() {
-    for (int32_t t = 0; t < g_.num_tables; ++t) {
-      if (g_.tables[t].stats == nullptr) continue;
-      for (int s = 0; s < MPE_NUM_STATS; ++s) {
-        const int64_t n = counts_[t * MPE_NUM_STATS + s];
-        if (n != 0) __atomic_fetch_add(g_.tables[t].stats + s, n, __ATOMIC_RELAXED);
-      }
+  TaskStats(const TaskStats&) = delete;
+  TaskStats& operator=(const TaskStats&) = delete;
+
+  void add(int32_t table, int stat, int64_t n = 1) {
+    Line& line = lines_[table % kLines];
+    if (line.table != table) {
+      commit(line);
+      line.table = table;
     }
+    line.counts[stat] += n;
   }
 
  private:
+  static constexpr int kLines = 16;  // a table has one place; the last of a place is kept
+  struct Line {
+    int32_t table = -1;
+    int64_t counts[MPE_NUM_STATS] = {};
+  };
+
+  void commit(Line& line) {
+    if (line.table < 0) return;
+    int64_t* stats = g_.tables[line.table].stats;
+    for (int s = 0; s < MPE_NUM_STATS; ++s) {
+      const int64_t n = line.counts[s];
+      line.counts[s] = 0;
+      if (n != 0 && stats != nullptr) __atomic_fetch_add(stats + s, n, __ATOMIC_RELAXED);
+    }
+  }
+
   const mpe_group& g_;
-  int64_t* counts_;
+  Line lines_[kLines];
 };
 
 MPE_END

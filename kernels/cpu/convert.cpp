@@ -191,12 +191,14 @@ mpe_status stochastic_round(const float* x, int64_t n, int32_t precision, uint64
 
 mpe_status write_rows(const mpe_group* g, const uint64_t* keys, int64_t n, const float* values,
                       void*) {
+  // All rows are probed before the first is written: a write changes a tag of its set.
+  Buffer<int32_t> slots(g->cache != nullptr ? n : 0);
+  if (!slots.ok()) return MPE_ERR_MEMORY;
+  if (g->cache != nullptr) cache_locate(g->cache, keys, n, slots.get(), nullptr);
   return over_rows(n, g->dim, [&](int64_t i, float*, uint16_t* draws) {
     const mpe_table& table = g->tables[find_table(*g, keys[i])];
     const float* x = values + i * g->dim;
-    const int64_t slot = g->cache == nullptr
-                             ? -1
-                             : probe(g->cache->tags, g->cache->num_sets, g->cache->ways, keys[i]);
+    const int64_t slot = g->cache != nullptr ? slots[i] : -1;
     if (slot >= 0) {
       memcpy(cache_row(*g, slot), x, static_cast<size_t>(g->dim) * sizeof(float));
       g->cache->tags[slot] |= kTagDirty;

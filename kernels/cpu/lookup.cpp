@@ -90,6 +90,34 @@ void lookup_bag(const Lookup& k, const mpe_table& table, int64_t bag, const mpe_
   }
 }
 
+// Weight gradients of lookups [begin, end), all of table t; row: scratch for one row.
+template <class F>
+void table_weight_grad(const Lookup& k, int64_t t, int64_t begin, int64_t end,
+                       const mpe_matrix& grad, float* out, float* row) {
+  const mpe_table& table = k.g.tables[t];
+  const int64_t dim = k.g.dim, bytes = F::row_bytes(dim), first_bag = t * k.l.batch_size;
+  const int64_t first = k.l.bag_offsets[first_bag];
+  float* target = out + k.l.origins[t] - first;
+  for (int64_t p = begin; p < end; ++p) {
+    k.prefetch(p + kAhead, &table, bytes);
+    if (k.l.keys[p] == MPE_DROPPED) {
+      target[p] = 0.0f;
+      continue;
+    }
+    const float* x = row;
+    if (k.slots != nullptr && k.slots[p] >= 0) {
+      x = cache_row(k.g, k.slots[p]);
+    } else {
+      decode_row<F>(row_address(table, k.l.keys[p], bytes), dim, row);
+    }
+    const int64_t bag = k.l.bags[p];
+    const int64_t line = table.pooling == MPE_pooling_none ? p - first : bag - first_bag;
+    const float dot = tree_dot(grad.data + line * grad.stride, x, dim);
+    const float n = static_cast<float>(k.l.bag_offsets[bag + 1] - k.l.bag_offsets[bag]);
+    target[p] = table.pooling == MPE_pooling_mean ? dot / n : dot;
+  }
+}
+
 // Runs task(first bag, last bag) over all bags, cut by lookups plus bags.
 template <class Task>
 void over_bags(const mpe_group& g, const mpe_lookups& l, Task task) {
@@ -127,32 +155,20 @@ mpe_status lookup(const mpe_group* g, const mpe_lookups* l, const int32_t* slots
 mpe_status weight_grad(const mpe_group* g, const mpe_lookups* l, const int32_t* slots,
                        const mpe_outputs* grad, float* out, void*) {
   const int64_t tasks = task_count(l->n, kGrain);
-  const int64_t dim = g->dim;
-  Buffer<float> rows(tasks * dim);
-  if (!rows.ok()) return MPE_ERR_MEMORY;
+  Buffer<float> scratch(tasks * g->dim);
+  if (!scratch.ok()) return MPE_ERR_MEMORY;
+  const Lookup k{*g, *l, slots};
   mpe::parallel(tasks, [&](int64_t task) {
-    float* row = rows.get() + task * dim;
+    float* row = scratch.get() + task * g->dim;
     const int64_t end = task_begin(l->n, tasks, task + 1);
-    for (int64_t p = task_begin(l->n, tasks, task); p < end; ++p) {
-      const int64_t t = l->bags[p] / l->batch_size, b = l->bags[p] % l->batch_size;
-      const int64_t first = l->bag_offsets[t * l->batch_size];
-      float* target = out + l->origins[t] + (p - first);
-      if (l->keys[p] == MPE_DROPPED) {
-        *target = 0.0f;
-        continue;
-      }
-      const mpe_table& table = g->tables[t];
-      const float* x = row;
-      if (slots != nullptr && slots[p] >= 0) {
-        x = cache_row(*g, slots[p]);
-      } else {
-        decode(table, row_address(table, l->keys[p], row_bytes_of(table, dim)), dim, row);
-      }
+    for (int64_t p = task_begin(l->n, tasks, task); p < end;) {
+      const int64_t t = l->bags[p] / l->batch_size;
+      const int64_t last = min64(end, l->bag_offsets[(t + 1) * l->batch_size]);
       const mpe_matrix matrix = matrix_of(*g, *grad, t);
-      const int64_t line = table.pooling == MPE_pooling_none ? p - first : b;
-      const float dot = tree_dot(matrix.data + line * matrix.stride, x, dim);
-      const int64_t n = l->bag_offsets[l->bags[p] + 1] - l->bag_offsets[l->bags[p]];
-      *target = table.pooling == MPE_pooling_mean ? dot / static_cast<float>(n) : dot;
+      with_format(g->tables[t].precision, [&](auto f) {
+        table_weight_grad<typename decltype(f)::type>(k, t, p, last, matrix, out, row);
+      });
+      p = last;
     }
   });
   return MPE_OK;

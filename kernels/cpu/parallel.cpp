@@ -76,6 +76,40 @@ int default_threads() noexcept {
   return env > 0 ? env : std::min(available_cpus(), kMaxThreads);
 }
 
+// Tasks compute in the default floating-point environment (to nearest, subnormals kept, no traps),
+// whatever the caller has set and whatever a worker inherited when it was created.
+class DefaultFloats {
+ public:
+  DefaultFloats() noexcept : saved_(get()) { set(kDefault); }
+  ~DefaultFloats() { set(saved_); }
+  DefaultFloats(const DefaultFloats&) = delete;
+  DefaultFloats& operator=(const DefaultFloats&) = delete;
+
+ private:
+#if defined(__x86_64__) || defined(__i386__)
+  using Control = unsigned int;
+  static constexpr Control kDefault = 0x1F80;
+  static Control get() noexcept { return _mm_getcsr(); }
+  static void set(Control control) noexcept { _mm_setcsr(control); }
+#elif defined(__aarch64__)
+  using Control = std::uint64_t;
+  static constexpr Control kDefault = 0;
+  static Control get() noexcept {
+    Control control;
+    asm volatile("mrs %0, fpcr" : "=r"(control));
+    return control;
+  }
+  static void set(Control control) noexcept { asm volatile("msr fpcr, %0" : : "r"(control)); }
+#else
+  using Control = int;
+  static constexpr Control kDefault = 0;
+  static Control get() noexcept { return 0; }
+  static void set(Control) noexcept {}
+#endif
+
+  const Control saved_;
+};
+
 inline void cpu_relax() noexcept {
 #if defined(__x86_64__) || defined(__i386__)
   _mm_pause();
@@ -205,6 +239,7 @@ class Pool {
   }
 
   void work() noexcept {
+    const DefaultFloats floats;
     for (std::int64_t t = next_.fetch_add(1, std::memory_order_relaxed); t < tasks_;
          t = next_.fetch_add(1, std::memory_order_relaxed)) {
       fn_(ctx_, t);
@@ -279,6 +314,7 @@ void parallel_for(std::int64_t tasks, TaskFn fn, void* ctx) noexcept {
       if (parallel) return;
     }
   }
+  const DefaultFloats floats;
   for (std::int64_t t = 0; t < tasks; ++t) fn(ctx, t);
 }
 

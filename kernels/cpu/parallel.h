@@ -25,8 +25,10 @@ bool set_threads(int threads) noexcept;
 bool threads_env_valid() noexcept;
 
 // Runs fn(ctx, t) once for each t in [0, tasks), on the caller and the pool's threads, and returns
-// when all are done. fn must not throw (the process is terminated if it does). Calls made from
-// within a task, or while another thread is in a call, run serially in the calling thread.
+// when all are done. Tasks see the default floating-point environment, whatever the caller's is:
+// kernels do all their arithmetic in tasks. fn must not throw (the process is terminated if it
+// does). Calls made from within a task, or while another thread is in a call, run serially in the
+// calling thread.
 void parallel_for(std::int64_t tasks, void (*fn)(void* ctx, std::int64_t task), void* ctx) noexcept;
 
 // parallel_for over a callable. Internal linkage: this header is compiled once per SIMD level, and

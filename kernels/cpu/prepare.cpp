@@ -17,6 +17,7 @@ auto with_int(int32_t bits, const void* p, F f) {
 // What one task found wrong; tasks are merged in order, so that the first position wins.
 struct Bad {
   int64_t count, position, value;
+  int32_t table;
 };
 
 template <class Offset>
@@ -34,49 +35,116 @@ mpe_status check(const Offset* offsets, const mpe_batch& b, mpe_error* error) {
   return offsets[n] == b.num_indices ? MPE_OK : fail(n);
 }
 
-// The bags of one table: offsets relative to the group, keys, bag numbers, weights.
+// A group's share of a batch. Bags and lookups are cut independently, across all tables at once:
+// one bag may hold most of the lookups, and there may be thousands of tables with a few each.
 template <class Index, class Offset>
-class TablePrepare {
+class Prepare {
  public:
-  TablePrepare(const mpe_group& g, int32_t t, const mpe_batch& batch, mpe_lookups* out,
-               int64_t group_start)
-      : table_(g.tables[t]),
-        first_bag_(t * batch.batch_size),
+  Prepare(const mpe_group& g, const mpe_batch& batch, mpe_lookups* out)
+      : g_(g),
+        size_(batch.batch_size),
         indices_(static_cast<const Index*>(batch.indices)),
-        offsets_(static_cast<const Offset*>(batch.offsets) + table_.feature * batch.batch_size),
+        offsets_(static_cast<const Offset*>(batch.offsets)),
         weights_(batch.weights),
-        out_(out),
-        shift_(group_start - static_cast<int64_t>(offsets_[0])) {}
+        out_(out) {}
 
-  Bad bags(int64_t begin, int64_t end) const {
-    Bad bad{0, 0, 0};
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t last = static_cast<int64_t>(offsets_[b + 1]);
-      for (int64_t i = static_cast<int64_t>(offsets_[b]); i < last; ++i) {
-        const int64_t index = static_cast<int64_t>(indices_[i]);
-        const bool valid = index >= 0 && index < table_.num_rows;
-        if (!valid && bad.count++ == 0) {
-          bad.position = i;
-          bad.value = index;
-        }
-        out_->keys[i + shift_] = valid ? static_cast<uint64_t>(table_.base + index) : MPE_DROPPED;
-        out_->bags[i + shift_] = static_cast<int32_t>(first_bag_ + b);
-        if (out_->weights != nullptr) out_->weights[i + shift_] = weights_[i];
+  // Where each table begins, in the batch and in the group. Returns the number of lookups.
+  int64_t tables() const {
+    int64_t start = 0;
+    for (int64_t t = 0; t < g_.num_tables; ++t) {
+      const Offset* ends = table_offsets(t);
+      out_->bag_offsets[t * size_] = start;
+      out_->origins[t] = static_cast<int64_t>(ends[0]);
+      out_->dropped[t] = 0;
+      start += static_cast<int64_t>(ends[size_]) - static_cast<int64_t>(ends[0]);
+    }
+    out_->bag_offsets[g_.num_tables * size_] = start;
+    return start;
+  }
+
+  // Where bags [begin, end) begin; the first of each table is there already.
+  void bags(int64_t begin, int64_t end) const {
+    for (int64_t bag = begin; bag < end;) {
+      const int64_t t = bag / size_, first = t * size_, last = min64(end, first + size_);
+      const Offset* ends = table_offsets(t);
+      const int64_t shift = out_->bag_offsets[first] - out_->origins[t];
+      for (bag += bag == first ? 1 : 0; bag < last; ++bag) {
+        out_->bag_offsets[bag] = static_cast<int64_t>(ends[bag - first]) + shift;
       }
-      out_->bag_offsets[first_bag_ + b + 1] = last + shift_;
+    }
+  }
+
+  // Keys, bag numbers and weights of lookups [begin, end).
+  Bad lookups(int64_t begin, int64_t end) const {
+    Bad bad{0, 0, 0, 0};
+    if (begin == end) return bad;
+    const int64_t* starts = out_->bag_offsets;
+    int64_t bag =
+        first_at_least(g_.num_tables * size_, begin + 1, [&](int64_t b) { return starts[b + 1]; });
+    for (int64_t t = bag / size_; begin < end; ++bag) {
+      const int64_t stop = min64(end, starts[bag + 1]);
+      if (stop == begin) continue;  // an empty bag
+      while (bag >= (t + 1) * size_) ++t;
+      part_of_bag(t, bag, begin, stop, &bad);
+      begin = stop;
     }
     return bad;
   }
 
  private:
-  const mpe_table& table_;
-  int64_t first_bag_;
+  void part_of_bag(int64_t t, int64_t bag, int64_t begin, int64_t end, Bad* bad) const {
+    const mpe_table& table = g_.tables[t];
+    const int64_t shift = out_->origins[t] - out_->bag_offsets[t * size_];
+    int64_t dropped = 0;
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t index = static_cast<int64_t>(indices_[p + shift]);
+      const bool valid = index >= 0 && index < table.num_rows;
+      if (!valid && dropped++ == 0 && bad->count == 0) {
+        *bad = Bad{0, p + shift, index, table.table_id};
+      }
+      out_->keys[p] = valid ? static_cast<uint64_t>(table.base + index) : MPE_DROPPED;
+      out_->bags[p] = static_cast<int32_t>(bag);
+      if (out_->weights != nullptr) out_->weights[p] = weights_[p + shift];
+    }
+    if (dropped == 0) return;
+    bad->count += dropped;
+    __atomic_fetch_add(out_->dropped + t, dropped, __ATOMIC_RELAXED);
+  }
+
+  const Offset* table_offsets(int64_t t) const { return offsets_ + g_.tables[t].feature * size_; }
+
+  const mpe_group& g_;
+  const int64_t size_;
   const Index* indices_;
   const Offset* offsets_;
   const float* weights_;
   mpe_lookups* out_;
-  int64_t shift_;
 };
+
+template <class P>
+mpe_status run(const P& work, int64_t bags, int32_t drop, mpe_error* error) {
+  const int64_t n = work.tables();
+  const int64_t bag_tasks = task_count(bags, kGrain), tasks = task_count(n, kGrain);
+  Buffer<Bad> bad(tasks);
+  if (!bad.ok()) return MPE_ERR_MEMORY;
+  mpe::parallel(bag_tasks, [&](int64_t task) {
+    work.bags(task_begin(bags, bag_tasks, task), task_begin(bags, bag_tasks, task + 1));
+  });
+  mpe::parallel(tasks, [&](int64_t task) {
+    bad[task] = work.lookups(task_begin(n, tasks, task), task_begin(n, tasks, task + 1));
+  });
+  mpe_error found = MPE_NO_ERROR;
+  for (int64_t task = 0; task < tasks; ++task) {
+    if (bad[task].count == 0) continue;
+    if (found.count == 0) {
+      found = mpe_error{MPE_ERR_INDEX, bad[task].table, bad[task].position, bad[task].value, 0};
+    }
+    found.count += bad[task].count;
+  }
+  if (drop) found = mpe_error MPE_NO_ERROR;
+  *error = found;
+  return static_cast<mpe_status>(found.status);
+}
 
 }  // namespace
 
@@ -87,45 +155,14 @@ mpe_status check_offsets(const mpe_batch* batch, void*, mpe_error* error) {
 
 mpe_status prepare(const mpe_group* g, const mpe_batch* batch, int32_t drop, const mpe_error*,
                    mpe_lookups* out, void*, mpe_error* error) {
-  mpe_error found = MPE_NO_ERROR;
-  const int64_t size = batch->batch_size;
-  out->bag_offsets[0] = 0;
-  int64_t start = 0;
-  for (int32_t t = 0; t < g->num_tables; ++t) {
-    const int64_t n = with_int(batch->offset_bits, batch->offsets, [&](auto offsets) {
-      const int64_t first = g->tables[t].feature * size;
-      out->origins[t] = static_cast<int64_t>(offsets[first]);
-      return static_cast<int64_t>(offsets[first + size]) - static_cast<int64_t>(offsets[first]);
+  return with_int(batch->index_bits, batch->indices, [&](auto indices) {
+    return with_int(batch->offset_bits, batch->offsets, [&](auto offsets) {
+      using Index = std::remove_cv_t<std::remove_pointer_t<decltype(indices)>>;
+      using Offset = std::remove_cv_t<std::remove_pointer_t<decltype(offsets)>>;
+      return run(Prepare<Index, Offset>(*g, *batch, out), g->num_tables * batch->batch_size, drop,
+                 error);
     });
-    const int64_t tasks = task_count(n + size, kGrain);
-    Buffer<Bad> bad(tasks);
-    if (!bad.ok()) return MPE_ERR_MEMORY;
-    with_int(batch->index_bits, batch->indices, [&](auto indices) {
-      with_int(batch->offset_bits, batch->offsets, [&](auto offsets) {
-        using Index = std::remove_cv_t<std::remove_pointer_t<decltype(indices)>>;
-        using Offset = std::remove_cv_t<std::remove_pointer_t<decltype(offsets)>>;
-        const TablePrepare<Index, Offset> work(*g, t, *batch, out, start);
-        mpe::parallel(tasks, [&](int64_t task) {
-          bad[task] = work.bags(task_begin(size, tasks, task), task_begin(size, tasks, task + 1));
-        });
-      });
-    });
-    int64_t count = 0;
-    for (int64_t task = 0; task < tasks; ++task) {
-      if (bad[task].count != 0 && found.count == 0) {
-        found = mpe_error{MPE_ERR_INDEX, g->tables[t].table_id, bad[task].position,
-                          bad[task].value, 0};
-      }
-      count += bad[task].count;
-      found.count += bad[task].count;
-    }
-    out->dropped[t] = count;
-    start += n;
-  }
-  *error = mpe_error MPE_NO_ERROR;
-  if (found.count == 0 || drop) return MPE_OK;
-  *error = found;
-  return MPE_ERR_INDEX;
+  });
 }
 
 mpe_status discard(const mpe_group* g, mpe_lookups* l, const mpe_error* errors, int32_t n,

@@ -138,7 +138,8 @@ class Set {
     meta_ = way_ ? a.cache.meta[first_ + lane_] : 0;
   }
 
-  // The way to fill for a miss, or -1: the lowest empty one, else the victim with the smallest rank.
+  // The way to fill for a miss, or -1: the lowest empty one, else the victim with the smallest
+  // rank.
   __device__ int choose() const {
     const bool empty = way_ && (tag_ & kTagIdMask) == kTagEmpty;
     const unsigned empties = __ballot_sync(kFullMask, empty);
@@ -202,8 +203,8 @@ class Set {
   uint32_t meta_;
 };
 
-// Step 4. sets, order: the misses by set, within a set by row. A warp looks at 32 of them and admits
-// those of the sets that begin there.
+// Step 4. sets, order: the misses by set, within a set by row. A warp looks at 32 of them and
+// admits those of the sets that begin there.
 template <class P>
 __global__ void admit_kernel(Admission a, const uint32_t* sets, const int32_t* order,
                              const uint32_t* estimates) {
@@ -246,7 +247,7 @@ mpe_status admit(const Admission& a, void* stream) {
   MPE_TRY(sets.take(2 * a.n, kName));
   MPE_TRY(order.take(2 * a.n, kName));
   if (P::kSketch) MPE_TRY(estimates.take(a.n, kName));
-  MPE_TRY(launch(kName, stream, 1, tick_kernel, a.cache, a.unique.count, P::kSketch ? 1 : 0));
+  MPE_TRY(launch_one(kName, stream, tick_kernel, a.cache, a.unique.count, P::kSketch ? 1 : 0));
   MPE_TRY(launch(kName, stream, a.n, find_kernel<P>, a, sets.get(), order.get()));
   cub::DoubleBuffer<uint32_t> by_set(sets.get(), sets.get() + a.n);
   cub::DoubleBuffer<int32_t> rows(order.get(), order.get() + a.n);
@@ -266,7 +267,7 @@ mpe_status admit(const Admission& a, void* stream) {
   const int64_t cells = a.cache.sketch_width * static_cast<int64_t>(kSketchRows);
   const int64_t threads = cells < 1 << 18 ? cells : 1 << 18;
   MPE_TRY(launch(kName, stream, threads, halve_kernel, a.cache, slots, cells));
-  return launch(kName, stream, 1, halved_kernel, a.cache);
+  return launch_one(kName, stream, halved_kernel, a.cache);
 }
 
 __global__ void refresh_kernel(mpe_cache c, mpe_unique u, const int32_t* slots, int32_t* fresh) {
@@ -314,8 +315,7 @@ __global__ void scatter_kernel(mpe_unique u, const int32_t* unique_slots, int64_
   const int64_t j = thread_index();
   const int64_t count = *u.count;
   if (j >= n || j >= u.starts[count]) return;
-  const int64_t row =
-      first_at_least(count, j + 1, [&](int64_t i) { return u.starts[i + 1]; });
+  const int64_t row = first_at_least(count, j + 1, [&](int64_t i) { return u.starts[i + 1]; });
   slots[u.positions[j]] = unique_slots[row];
 }
 

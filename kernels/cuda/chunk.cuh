@@ -12,8 +12,8 @@ constexpr int kChunk = 8;
 template <class F>
 class Chunk {
  public:
-  // c a multiple of 8. With kAligned the row has whole chunks and lies at a multiple of its format's
-  // alignment; otherwise columns from dim on read as column 0 of the chunk.
+  // c a multiple of 8. With kAligned the row has whole chunks and lies at a multiple of its
+  // format's alignment; otherwise columns from dim on read as column 0 of the chunk.
   template <bool kAligned>
   __device__ void load(const uint8_t* row, int64_t dim, int64_t c) {
     header_ = F::header(row, dim);
@@ -82,8 +82,7 @@ inline bool aligned_chunks(const mpe_group& g) {
   for (int32_t t = 0; t < g.num_tables; ++t) {
     aligned = aligned && reinterpret_cast<uintptr_t>(g.tables[t].rows) % 16 == 0;
   }
-  return aligned &&
-         (g.cache == nullptr || reinterpret_cast<uintptr_t>(g.cache->rows) % 16 == 0);
+  return aligned && (g.cache == nullptr || reinterpret_cast<uintptr_t>(g.cache->rows) % 16 == 0);
 }
 
 }  // namespace cuda

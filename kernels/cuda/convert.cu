@@ -37,9 +37,9 @@ __global__ void quantize_kernel(const float* x, int64_t n, int64_t dim, uint64_t
   uint8_t* row = rows + i * F::row_bytes(dim);
   const auto at = [&](int64_t k) { return x[i * dim + tile.lane + W * k]; };
   if (stochastic) {
-    RowWriter<F>::template write<W, true>(tile, stream, dim, row, at);
+    RowWriter<F>::template write<W, 0, true>(tile, stream, dim, row, at);
   } else {
-    RowWriter<F>::template write<W, false>(tile, stream, dim, row, at);
+    RowWriter<F>::template write<W, 0, false>(tile, stream, dim, row, at);
   }
 }
 
@@ -131,19 +131,18 @@ __global__ void write_rows_kernel(Tables tables, Rounding rounding, mpe_cache ca
   });
 }
 
-__device__ float initial_value(const RowStream& stream, int32_t kind, float a, float b,
-                               int64_t c) {
+__device__ float initial_value(const RowStream& stream, int32_t kind, float a, float b, int64_t c) {
   if (kind == MPE_init_zeros) return 0.0f;
   const Philox4 block = stream.block(static_cast<uint32_t>(c / 4));
   const int word = static_cast<int>(c % 4);
-  const uint32_t w = word < 2 ? (word == 0 ? block.w[0] : block.w[1])
-                              : (word == 2 ? block.w[2] : block.w[3]);
+  const uint32_t w =
+      word < 2 ? (word == 0 ? block.w[0] : block.w[1]) : (word == 2 ? block.w[2] : block.w[3]);
   return kind == MPE_init_uniform ? uniform_value(w >> 8, a, b) : normal_value(w >> 8, a);
 }
 
 template <int W>
-__global__ void init_rows_kernel(Tables tables, Rounding rounding, int32_t t, int32_t kind,
-                                 float a, float b) {
+__global__ void init_rows_kernel(Tables tables, Rounding rounding, int32_t t, int32_t kind, float a,
+                                 float b) {
   const Tile<W> tile;
   const int64_t row = Tile<W>::index(), dim = tables.dim;
   const mpe_table& table = tables.table[t];
@@ -169,7 +168,7 @@ mpe_status with_width_and_format(int64_t dim, int32_t precision, F f) {
 
 mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precision, void* stream,
                         mpe_error* error) {
-  MPE_TRY(launch("check_values", stream, 1, clear_kernel, error));
+  MPE_TRY(launch_one("check_values", stream, clear_kernel, error));
   const uint32_t bound =
       with_format(precision, [](auto f) { return decltype(f)::type::kMaxAbsBits; });
   return with_width(static_cast<int32_t>(dim), [&](auto width) {
@@ -200,9 +199,9 @@ mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t preci
 
 mpe_status check_codes(const uint8_t* codes, int64_t n, int32_t bits, void* stream,
                        mpe_error* error) {
-  MPE_TRY(launch("check_codes", stream, 1, clear_kernel, error));
+  MPE_TRY(launch_one("check_codes", stream, clear_kernel, error));
   MPE_TRY(launch("check_codes", stream, n, check_codes_kernel, codes, n, bits, error));
-  return launch("check_codes", stream, 1, code_found_kernel, codes, error);
+  return launch_one("check_codes", stream, code_found_kernel, codes, error);
 }
 
 mpe_status pack_codes(const uint8_t* codes, int64_t n, int64_t dim, int32_t bits, uint8_t* packed,

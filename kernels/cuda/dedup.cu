@@ -1,7 +1,8 @@
 // The unique rows of a batch, ascending, each with the positions of its lookups in input order: one
-// stable radix sort on the bits in use, and a selection of the heads. The count stays on the device.
-#include <cub/cub.cuh>
+// stable radix sort on the bits in use, and a selection of the heads. The count stays on the
+// device.
 #include <thrust/iterator/counting_iterator.h>
+#include <cub/cub.cuh>
 
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
@@ -58,8 +59,8 @@ mpe_status dedup_as(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique*
   MPE_TRY(rows.take(2 * n, "dedup"));
   MPE_TRY(positions.take(2 * n, "dedup"));
   const Key bound = static_cast<Key>(limit);
-  MPE_TRY(launch("dedup", stream, n, load_kernel<Key>, keys, n, bound, rows.get(),
-                 positions.get()));
+  MPE_TRY(
+      launch("dedup", stream, n, load_kernel<Key>, keys, n, bound, rows.get(), positions.get()));
   cub::DoubleBuffer<Key> sorted(rows.get(), rows.get() + n);
   cub::DoubleBuffer<int32_t> order(positions.get(), positions.get() + n);
   MPE_TRY(sort_pairs(sorted, order, n, bits_for(limit + 1), stream, "dedup"));
@@ -77,7 +78,7 @@ mpe_status dedup_as(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique*
 }  // namespace
 
 mpe_status dedup(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique* out, void* stream) {
-  if (n == 0) return launch("dedup", stream, 1, empty_kernel, *out);
+  if (n == 0) return launch_one("dedup", stream, empty_kernel, *out);
   if (limit < UINT32_MAX) return dedup_as<uint32_t>(keys, n, limit, out, stream);
   return dedup_as<uint64_t>(keys, n, limit, out, stream);
 }

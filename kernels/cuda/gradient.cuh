@@ -49,7 +49,7 @@ class Columns {
   // visit(i, c) for this lane's columns: element i holds column c.
   template <class Visit>
   __device__ void each(const Tile<W>& tile, int64_t dim, Visit visit) const {
-#pragma unroll
+    MPE_UNROLL
     for (int i = 0; i < K; ++i) {
       const int64_t c = tile.lane + W * i;
       if (c < dim) visit(i, c);
@@ -96,8 +96,8 @@ struct Occurrence {
   }
 };
 
-// Partial sum of the lookups at sorted places [begin, end), of table t: the lanes find an occurrence
-// each, then all add them in order.
+// Partial sum of the lookups at sorted places [begin, end), of table t: the lanes find an
+// occurrence each, then all add them in order.
 template <int W, int K>
 __device__ void sum_block(const Update& k, const Tile<W>& tile, int32_t t, int64_t begin,
                           int64_t end, Columns<W, K>& sum) {

@@ -13,8 +13,7 @@ struct Tables {
   int32_t count;
   int32_t dim;
 
-  explicit Tables(const mpe_group& g)
-      : table(g.device_tables), count(g.num_tables), dim(g.dim) {}
+  explicit Tables(const mpe_group& g) : table(g.device_tables), count(g.num_tables), dim(g.dim) {}
 
   // The table that holds a linear row id.
   __device__ int32_t find(uint64_t key) const {

@@ -13,6 +13,12 @@
 #define MPE_SHARED(type, name, count) __shared__ type name[count]
 #endif
 
+#if defined(__CUDACC__)
+#define MPE_UNROLL _Pragma("unroll")
+#else
+#define MPE_UNROLL
+#endif
+
 namespace mpembed {
 namespace cuda {
 
@@ -44,17 +50,32 @@ inline int bits_for(uint64_t below) {  // bits that hold 0 .. below - 1
   return bits;
 }
 
-// Runs kernel(args...) on enough blocks of kThreads for `threads` threads; none for no threads.
+template <class... Parameters, class... Arguments>
+mpe_status launch_blocks(const char* operation, void* stream, int64_t blocks, int threads,
+                         void (*kernel)(Parameters...), Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks), 1, 1);
+  config.blockDim = dim3(static_cast<unsigned>(threads), 1, 1);
+  config.stream = stream_of(stream);
+  return check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
+               operation);
+}
+
+// Runs kernel(args...) on enough blocks of kThreads for `threads` threads, a few more than asked
+// for as a rule; none for no threads.
 template <class... Parameters, class... Arguments>
 mpe_status launch(const char* operation, void* stream, int64_t threads,
                   void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (threads <= 0) return MPE_OK;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(ceil_div(threads, kThreads)), 1, 1);
-  config.blockDim = dim3(kThreads, 1, 1);
-  config.stream = stream_of(stream);
-  return check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
-               operation);
+  return launch_blocks(operation, stream, ceil_div(threads, kThreads), kThreads, kernel,
+                       std::forward<Arguments>(arguments)...);
+}
+
+// Runs kernel(args...) on exactly one thread.
+template <class... Parameters, class... Arguments>
+mpe_status launch_one(const char* operation, void* stream, void (*kernel)(Parameters...),
+                      Arguments&&... arguments) {
+  return launch_blocks(operation, stream, 1, 1, kernel, std::forward<Arguments>(arguments)...);
 }
 
 // Memory in the order of the stream, given back at the end of the scope, when the work that uses it

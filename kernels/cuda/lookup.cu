@@ -80,9 +80,9 @@ __device__ void sum_rows(const Lookup& k, const mpe_table& table, int64_t begin,
   int64_t p = begin;
   for (; p + kAhead <= end; p += kAhead) {
     Pending<F, kAligned> rows[kAhead];
-#pragma unroll
+    MPE_UNROLL
     for (int i = 0; i < kAhead; ++i) rows[i].load(k, table, p + i, c);
-#pragma unroll
+    MPE_UNROLL
     for (int i = 0; i < kAhead; ++i) rows[i].add(acc);
   }
   for (; p < end; ++p) {

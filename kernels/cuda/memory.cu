@@ -76,9 +76,9 @@ void give_back(void* p, void* stream) { cudaFreeAsync(p, stream_of(stream)); }
 
 mpe_status copy(void* to, const void* from, int64_t bytes, void* stream) {
   if (bytes <= 0) return MPE_OK;
-  return check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault,
-                               stream_of(stream)),
-               "copying");
+  return check(
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_of(stream)),
+      "copying");
 }
 
 mpe_status fill(void* p, int32_t byte, int64_t bytes, void* stream) {

@@ -141,7 +141,8 @@ __global__ void index_found_kernel(Share s, int32_t drop, mpe_error* error) {
   }
   int64_t count = 0;
   for (int32_t t = 0; t < s.tables.count; ++t) {
-    if (i >= s.first_offset(t) && i < s.first_offset(t) + s.size_of(t)) error->table = s.tables.table[t].table_id;
+    if (i >= s.first_offset(t) && i < s.first_offset(t) + s.size_of(t))
+      error->table = s.tables.table[t].table_id;
     count += s.out.dropped[t];
   }
   error->value = s.indices[i];
@@ -184,27 +185,24 @@ __global__ void advance_kernel(uint64_t* step) { ++*step; }
 mpe_status check_offsets(const mpe_batch* b, void* stream, mpe_error* error) {
   const int64_t bags = b->num_features * b->batch_size;
   const Integers offsets{b->offsets, b->offset_bits};
-  MPE_TRY(launch("check_offsets", stream, 1, clear_kernel, error));
+  MPE_TRY(launch_one("check_offsets", stream, clear_kernel, error));
   MPE_TRY(launch("check_offsets", stream, bags + 1, check_offsets_kernel, offsets, bags,
                  b->num_indices, error));
-  return launch("check_offsets", stream, 1, offsets_found_kernel, offsets, error);
+  return launch_one("check_offsets", stream, offsets_found_kernel, offsets, error);
 }
 
 mpe_status prepare(const mpe_group* g, const mpe_batch* b, int32_t drop, const mpe_error* offsets,
                    mpe_lookups* out, void* stream, mpe_error* error) {
-  const Share share{Tables(*g),
-                    {b->indices, b->index_bits},
-                    {b->offsets, b->offset_bits},
-                    offsets,
-                    b->batch_size,
-                    *out};
+  const Share share{
+      Tables(*g), {b->indices, b->index_bits}, {b->offsets, b->offset_bits}, offsets, b->batch_size,
+      *out};
   Workspace<int64_t> starts(stream);
   MPE_TRY(starts.take(g->num_tables, "prepare"));
   MPE_TRY(launch("prepare", stream, kThreads, segments_kernel, share, starts.get(), error));
   const int64_t bags = g->num_tables * b->batch_size;
   MPE_TRY(launch("prepare", stream, bags + 1, bag_offsets_kernel, share, starts.get()));
   MPE_TRY(launch("prepare", stream, out->n, keys_kernel, share, starts.get(), b->weights, error));
-  return launch("prepare", stream, 1, index_found_kernel, share, drop, error);
+  return launch_one("prepare", stream, index_found_kernel, share, drop, error);
 }
 
 mpe_status discard(const mpe_group* g, mpe_lookups* l, const mpe_error* errors, int32_t n,
@@ -224,7 +222,7 @@ mpe_status count(const mpe_group* g, const mpe_lookups* l, const mpe_unique* uni
 }
 
 mpe_status advance(uint64_t* step, void* stream) {
-  return launch("advance", stream, 1, advance_kernel, step);
+  return launch_one("advance", stream, advance_kernel, step);
 }
 
 }  // namespace cuda

@@ -63,15 +63,15 @@ mpe_status with_width(int32_t dim, F f) {
   return f(std::integral_constant<int, 32>{});
 }
 
-// The 16-bit draws of a row, eight columns a Philox block. A tile computes W blocks at a time, one a
-// lane, which serve 8 * W columns.
+// The 16-bit draws of a row, eight columns a Philox block. A tile computes W blocks at a time, one
+// a lane, which serve 8 * W columns.
 template <int W>
 class Draws {
  public:
   __device__ Draws(const Tile<W>& tile, const RowStream& stream) : tile_(tile), stream_(stream) {}
 
   // Draw of column lane + W * k; k ascends from 0 in steps of one.
-  __device__ uint32_t next(int64_t k) {
+  __device__ __forceinline__ uint32_t next(int64_t k) {
     if (k % 8 == 0) block_ = stream_.block(static_cast<uint32_t>(k / 8 * W + tile_.lane));
     const int from = tile_.lane / 8 + static_cast<int>(k % 8) * (W / 8);
     const int word = (tile_.lane & 7) >> 1;
@@ -84,13 +84,21 @@ class Draws {
  private:
   const Tile<W>& tile_;
   RowStream stream_;
-  Philox4 block_;
+  Philox4 block_{};
 };
 
-// How many k a tile needs for a row.
-template <int W>
-__device__ inline int64_t columns_per_lane(int64_t dim) {
-  return (dim + W - 1) / W;
+// Calls visit(k, c) for every lane, also where column c = lane + W * k lies beyond the row, as the
+// collectives want it. K: at most so many, unrolled so that arrays of K stay in registers; 0: any.
+template <int W, int K, class Visit>
+__device__ __forceinline__ void each_column(const Tile<W>& tile, int64_t dim, Visit visit) {
+  if constexpr (K > 0) {
+    MPE_UNROLL
+    for (int k = 0; k < K; ++k) {
+      if (W * k < dim) visit(k, tile.lane + W * k);
+    }
+  } else {
+    for (int64_t k = 0; W * k < dim; ++k) visit(k, tile.lane + W * k);
+  }
 }
 
 // The codes of a byte come together in the lane of its first column, which writes it.
@@ -105,7 +113,7 @@ __device__ inline void store_codes(const Tile<W>& tile, uint32_t code, int64_t c
 }
 
 // Row writers, one a family of formats. at(k): the value of column lane + W * k, for columns of the
-// row. Values are storable.
+// row. Values are storable. K as for each_column.
 template <class F>
 struct RowWriter;
 
@@ -114,17 +122,16 @@ struct PlainWriter {
   using Stored = typename F::Stored;
   using Convert = typename F::Convert;
 
-  template <int W, bool kStochastic, class At>
-  static __device__ void write(const Tile<W>& tile, const RowStream& stream, int64_t dim,
-                               uint8_t* row, At at) {
+  template <int W, int K, bool kStochastic, class At>
+  static __device__ __forceinline__ void write(const Tile<W>& tile, const RowStream& stream,
+                                               int64_t dim, uint8_t* row, At at) {
     Draws<W> draws(tile, stream);
-    for (int64_t k = 0; k < columns_per_lane<W>(dim); ++k) {
-      const int64_t c = tile.lane + W * k;
+    each_column<W, K>(tile, dim, [&](int64_t k, int64_t c) {
       const uint32_t r = kStochastic ? draws.next(k) : 0u;
-      if (c >= dim) continue;
+      if (c >= dim) return;
       store_unaligned(row + c * static_cast<int64_t>(sizeof(Stored)),
                       kStochastic ? Convert::stochastic(at(k), r) : Convert::nearest(at(k)));
-    }
+    });
   }
 };
 template <>
@@ -136,23 +143,21 @@ struct RowWriter<Bf16> : PlainWriter<Bf16> {};
 
 template <class F>
 struct RowWriter {
-  template <int W, bool kStochastic, class At>
-  static __device__ void write(const Tile<W>& tile, const RowStream& stream, int64_t dim,
-                               uint8_t* row, At at) {
-    const int64_t count = columns_per_lane<W>(dim);
+  template <int W, int K, bool kStochastic, class At>
+  static __device__ __forceinline__ void write(const Tile<W>& tile, const RowStream& stream,
+                                               int64_t dim, uint8_t* row, At at) {
     float mn = INFINITY, mx = -INFINITY;
-    for (int64_t k = 0; k < count; ++k) {
-      if (tile.lane + W * k >= dim) continue;
+    each_column<W, K>(tile, dim, [&](int64_t k, int64_t c) {
+      if (c >= dim) return;
       const float x = at(k);
       mn = x < mn ? x : mn;
       mx = x > mx ? x : mx;
-    }
+    });
     const AffineHeader h = F::fit(tile.min(mn), tile.max(mx));
     if (tile.lane == 0) F::store_header(row, dim, h);
     const float inv = h.scale == 0.0f ? 0.0f : 1.0f / h.scale;
     Draws<W> draws(tile, stream);
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t c = tile.lane + W * k;
+    each_column<W, K>(tile, dim, [&](int64_t k, int64_t c) {
       const uint32_t r = kStochastic ? draws.next(k) : 0u;
       uint32_t code = 0;
       if (c < dim && h.scale != 0.0f) {
@@ -160,20 +165,20 @@ struct RowWriter {
                            : affine_nearest(at(k), h, inv, F::kLevels);
       }
       store_codes<W, F::kPerByte>(tile, code, c, dim, row);
-    }
+    });
   }
 };
 
 // Encodes a row by the tile.
-template <class F, int W, class At>
-__device__ inline void write_row(const Tile<W>& tile, const Rounding& rounding, RngDomain domain,
-                                 const mpe_table& table, int64_t number, int64_t dim, uint8_t* row,
-                                 At at) {
+template <class F, int K = 0, int W, class At>
+__device__ __forceinline__ void write_row(const Tile<W>& tile, const Rounding& rounding,
+                                          RngDomain domain, const mpe_table& table, int64_t number,
+                                          int64_t dim, uint8_t* row, At at) {
   const RowStream stream = rounding.stream(domain, table, number);
   if (!F::kExact && rounding.stochastic()) {
-    RowWriter<F>::template write<W, true>(tile, stream, dim, row, at);
+    RowWriter<F>::template write<W, K, true>(tile, stream, dim, row, at);
   } else {
-    RowWriter<F>::template write<W, false>(tile, stream, dim, row, at);
+    RowWriter<F>::template write<W, K, false>(tile, stream, dim, row, at);
   }
 }
 

@@ -8,8 +8,8 @@
 namespace mpembed {
 namespace cuda {
 
-// A saturating or raising change of an 8-bit cell, by its 32-bit word; the result does not depend on
-// the order of the changes.
+// A saturating or raising change of an 8-bit cell, by its 32-bit word; the result does not depend
+// on the order of the changes.
 template <class Change>
 __device__ inline void change_cell(uint8_t* cell, Change change) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(cell);

@@ -11,124 +11,132 @@ namespace mpembed {
 namespace cuda {
 namespace {
 
-// One row's optimizer step. w, g and h are this lane's columns; false: non-finite, nothing written.
-template <int W, int K>
+__device__ inline bool exceeds(float x, uint32_t bound) {
+  return (float_bits(x) & 0x7FFFFFFFu) > bound;
+}
+
+// Calls visit for the format of element-wise state.
+template <class Visit>
+__device__ __forceinline__ void with_state_format(const mpe_table& table, Visit visit) {
+  if (table.state_format == MPE_format_bf16) {
+    visit(TypeTag<Bf16>{});
+  } else {
+    visit(TypeTag<Fp32>{});
+  }
+}
+
+// One row's optimizer step. w, g and h are this lane's columns. Formats differ in the reading and
+// the writing alone, so that the step itself stands here once for all of them.
+template <class O, int W, int K>
 class RowUpdate {
  public:
-  __device__ RowUpdate(const Update& k, const Tile<W>& tile, float* scratch)
+  __device__ __forceinline__ RowUpdate(const Update& k, const Tile<W>& tile, float* scratch)
       : k_(k), tile_(tile), w_(scratch, 0, k), g_(scratch, 1, k), h_(scratch, 2, k) {}
 
-  __device__ Columns<W, K>& gradient() { return g_; }
+  __device__ __forceinline__ Columns<W, K>& gradient() { return g_; }
 
-  __device__ bool run(const mpe_table& table, int64_t row, int64_t slot) {
-    return with_format(table.precision, [&](auto f) {
-      using F = typename decltype(f)::type;
-      return with_optimizer(k_.optimizer.kind, [&](auto o) {
-        return step<F, typename decltype(o)::type>(table, row, slot);
-      });
-    });
+  // False: non-finite, nothing written.
+  __device__ __forceinline__ bool run(const mpe_table& table, int64_t row, int64_t slot) {
+    float* cached = slot >= 0 ? k_.cache.rows + slot * k_.dim() : nullptr;
+    load(table, row, cached);
+    step();
+    if (beyond(table)) return false;
+    if (cached != nullptr) {
+      each([&](int64_t i, int64_t c) { cached[c] = w_[i]; });
+      if (tile_.lane == 0) mark_dirty(k_.cache, slot);
+    } else {
+      store(table, row);
+    }
+    store_state(table, row);
+    return true;
   }
 
  private:
   template <class Visit>
-  __device__ void each(Visit visit) const {
+  __device__ __forceinline__ void each(Visit visit) const {
     g_.each(tile_, k_.dim(), visit);
   }
 
-  template <class F, class O>
-  __device__ bool step(const mpe_table& table, int64_t row, int64_t slot) {
-    uint8_t* stored = table.rows + row * F::row_bytes(k_.dim());
-    float* cached = slot >= 0 ? k_.cache.rows + slot * k_.dim() : nullptr;
-    load<F>(stored, cached);
-    float state = 0.0f;
-    if constexpr (O::kState == kStateRow) state = static_cast<const float*>(table.state)[row];
-    if constexpr (O::kState == kStateElement) load_state(table, row);
+  __device__ __forceinline__ void load(const mpe_table& table, int64_t row, const float* cached) {
+    if (cached != nullptr) {
+      each([&](int64_t i, int64_t c) { w_[i] = cached[c]; });
+    } else {
+      with_format(table.precision, [&](auto f) {
+        using F = typename decltype(f)::type;
+        const RowReader<F> reader(table.rows + row * F::row_bytes(k_.dim()), k_.dim());
+        each([&](int64_t i, int64_t c) { w_[i] = reader(c); });
+      });
+    }
+    if constexpr (O::kState == kStateRow) state_ = static_cast<const float*>(table.state)[row];
+    if constexpr (O::kState == kStateElement) {
+      with_state_format(table, [&](auto f) {
+        using F = typename decltype(f)::type;
+        const RowReader<F> reader(state_row<F>(table, row), k_.dim());
+        each([&](int64_t i, int64_t c) { h_[i] = reader(c); });
+      });
+    }
+  }
+
+  __device__ __forceinline__ void step() {
     const OptimizerSettings o = k_.settings();
     each([&](int64_t i, int64_t) { apply_decay(o, &w_[i], &g_[i], 1); });
     if constexpr (O::kState == kStateRow) {
       float lane = 0.0f;
       each([&](int64_t i, int64_t) { lane = fmaf(g_[i], g_[i], lane); });
-      const float scale = O::scale(o, tile_.fold(lane), &state, k_.dim());
+      const float scale = O::scale(o, tile_.fold(lane), &state_, k_.dim());
       each([&](int64_t i, int64_t) { O::apply(scale, &w_[i], &g_[i], 1); });
-    } else {
+    } else if constexpr (O::kState == kStateElement) {
       each([&](int64_t i, int64_t) { O::step(o, &w_[i], &g_[i], &h_[i], 1); });
-    }
-    if (beyond<F, O>(table, state)) return false;
-    store<F, O>(table, row, slot, stored, cached, state);
-    return true;
-  }
-
-  template <class F>
-  __device__ void load(const uint8_t* stored, const float* cached) {
-    if (cached != nullptr) {
-      each([&](int64_t i, int64_t c) { w_[i] = cached[c]; });
     } else {
-      const RowReader<F> reader(stored, k_.dim());
-      each([&](int64_t i, int64_t c) { w_[i] = reader(c); });
+      each([&](int64_t i, int64_t) { O::step(o, &w_[i], &g_[i], nullptr, 1); });
     }
   }
 
-  __device__ uint8_t* state_row(const mpe_table& table, int64_t row) const {
-    const int64_t bytes = table.state_format == MPE_format_bf16 ? 2 : 4;
-    return static_cast<uint8_t*>(table.state) + row * k_.dim() * bytes;
-  }
-  __device__ void load_state(const mpe_table& table, int64_t row) {
-    const uint8_t* from = state_row(table, row);
-    with_state_format(table, [&](auto f) {
-      const RowReader<typename decltype(f)::type> reader(from, k_.dim());
-      each([&](int64_t i, int64_t c) { h_[i] = reader(c); });
-    });
-  }
-  template <class Visit>
-  __device__ static void with_state_format(const mpe_table& table, Visit visit) {
-    if (table.state_format == MPE_format_bf16) {
-      visit(TypeTag<Bf16>{});
-    } else {
-      visit(TypeTag<Fp32>{});
-    }
-  }
-
-  static __device__ bool beyond_bits(float x, uint32_t bound) {
-    return (float_bits(x) & 0x7FFFFFFFu) > bound;
-  }
-  template <class F, class O>
-  __device__ bool beyond(const mpe_table& table, float state) const {
+  __device__ __forceinline__ bool beyond(const mpe_table& table) const {
+    const uint32_t bound =
+        with_format(table.precision, [](auto f) { return decltype(f)::type::kMaxAbsBits; });
     bool bad = false;
-    each([&](int64_t i, int64_t) { bad = bad || beyond_bits(w_[i], F::kMaxAbsBits); });
-    if constexpr (O::kState == kStateRow) bad = bad || beyond_bits(state, Fp32::kMaxAbsBits);
+    each([&](int64_t i, int64_t) { bad = bad || exceeds(w_[i], bound); });
+    if constexpr (O::kState == kStateRow) bad = bad || exceeds(state_, Fp32::kMaxAbsBits);
     if constexpr (O::kState == kStateElement) {
-      uint32_t bound = Fp32::kMaxAbsBits;
-      if (table.state_format == MPE_format_bf16) bound = Bf16::kMaxAbsBits;
-      each([&](int64_t i, int64_t) { bad = bad || beyond_bits(h_[i], bound); });
+      with_state_format(table, [&](auto f) {
+        using F = typename decltype(f)::type;
+        each([&](int64_t i, int64_t) { bad = bad || exceeds(h_[i], F::kMaxAbsBits); });
+      });
     }
     return tile_.any(bad);
   }
 
-  template <class F, class O>
-  __device__ void store(const mpe_table& table, int64_t row, int64_t slot, uint8_t* stored,
-                        float* cached, float state) {
-    if (cached != nullptr) {
-      each([&](int64_t i, int64_t c) { cached[c] = w_[i]; });
-      if (tile_.lane == 0) mark_dirty(k_.cache, slot);
-    } else {
-      write_row<F>(tile_, k_.rounding, kDomainRow, table, row, k_.dim(), stored,
-                   [&](int64_t i) { return w_[i]; });
-    }
+  __device__ __forceinline__ void store(const mpe_table& table, int64_t row) {
+    with_format(table.precision, [&](auto f) {
+      using F = typename decltype(f)::type;
+      write_row<F, K>(tile_, k_.rounding, kDomainRow, table, row, k_.dim(),
+                      table.rows + row * F::row_bytes(k_.dim()), [&](int64_t i) { return w_[i]; });
+    });
+  }
+
+  __device__ __forceinline__ void store_state(const mpe_table& table, int64_t row) {
     if constexpr (O::kState == kStateRow) {
-      if (tile_.lane == 0) static_cast<float*>(table.state)[row] = state;
+      if (tile_.lane == 0) static_cast<float*>(table.state)[row] = state_;
     }
     if constexpr (O::kState == kStateElement) {
       with_state_format(table, [&](auto f) {
-        write_row<typename decltype(f)::type>(tile_, k_.rounding, kDomainState, table, row,
-                                              k_.dim(), state_row(table, row),
-                                              [&](int64_t i) { return h_[i]; });
+        using F = typename decltype(f)::type;
+        write_row<F, K>(tile_, k_.rounding, kDomainState, table, row, k_.dim(),
+                        state_row<F>(table, row), [&](int64_t i) { return h_[i]; });
       });
     }
+  }
+
+  template <class F>
+  __device__ __forceinline__ uint8_t* state_row(const mpe_table& table, int64_t row) const {
+    return static_cast<uint8_t*>(table.state) + row * F::row_bytes(k_.dim());
   }
 
   const Update& k_;
   const Tile<W>& tile_;
   Columns<W, K> w_, g_, h_;
+  float state_ = 0.0f;
 };
 
 __device__ void report_nonfinite(mpe_error* error, const mpe_table& table, uint64_t key) {
@@ -139,7 +147,7 @@ __device__ void report_nonfinite(mpe_error* error, const mpe_table& table, uint6
 }
 
 // Rows [first, first + tiles of the grid).
-template <int W, int K>
+template <class O, int W, int K>
 __global__ void update_kernel(Update k, Hot hot, int64_t first, mpe_error* nonfinite) {
   const Tile<W> tile;
   const int64_t tile_index = Tile<W>::index(), u = first + tile_index;
@@ -148,7 +156,7 @@ __global__ void update_kernel(Update k, Hot hot, int64_t first, mpe_error* nonfi
   const int32_t t = k.tables.find(key);
   const mpe_table& table = k.tables.table[t];
   float* scratch = hot.scratch + tile_index * 3 * k.dim();
-  RowUpdate<W, K> row(k, tile, scratch);
+  RowUpdate<O, W, K> row(k, tile, scratch);
   const int64_t begin = k.unique.starts[u], end = k.unique.starts[u + 1];
   if (end - begin > kBlock) {
     add_partials(k, tile, hot, u, end - begin, row.gradient());
@@ -220,7 +228,10 @@ mpe_status run(const Update& k, int64_t n, mpe_error* nonfinite, void* stream) {
     MPE_TRY(launch("update", stream, n, hot_rows_kernel, k, hot));
     MPE_TRY(in_rounds<W>(hot_blocks, hot_blocks, stream, partials_kernel<W, K>, k, hot));
   }
-  return in_rounds<W>(n, at_once, stream, update_kernel<W, K>, k, hot, nonfinite);
+  return with_optimizer(k.optimizer.kind, [&](auto o) {
+    using O = typename decltype(o)::type;
+    return in_rounds<W>(n, at_once, stream, update_kernel<O, W, K>, k, hot, nonfinite);
+  });
 }
 
 }  // namespace

@@ -92,16 +92,20 @@ def occurrences(part: TableBatch, pooling: str, x: F32, w: F32, grad: F32) -> tu
 
 def row_gradients(part: TableBatch, c: F32, g: F32) -> F32:
     """Summed gradient of each unique row: blocks of 64 occurrences in input order."""
-    places = [np.flatnonzero(part.rows == row) for row in part.unique]
-    total = np.zeros((len(places), g.shape[1]), np.float32)
-    longest = max(map(len, places), default=0)
+    kept = np.flatnonzero(part.rows >= 0)
+    # Stable: a row's places stay in input order.
+    order = kept[np.argsort(part.rows[kept], kind="stable")]
+    counts = np.unique(part.rows[kept], return_counts=True)[1]
+    first = np.cumsum(counts) - counts
+    total = np.zeros((len(counts), g.shape[1]), np.float32)
+    longest = int(counts.max(initial=0))
     for start in range(0, longest, BLOCK):
         partial = np.zeros_like(total)
         for j in range(start, min(start + BLOCK, longest)):
-            who = [i for i, at in enumerate(places) if len(at) > j]
-            at = np.array([places[i][j] for i in who], np.int64)
+            who = np.flatnonzero(counts > j)
+            at = order[first[who] + j]
             partial[who] = fmaf(c[at][:, None], g[at], partial[who])
-        more = [i for i, at in enumerate(places) if len(at) > start]
+        more = counts > start
         with np.errstate(all="ignore"):
             total[more] = partial[more] if start == 0 else total[more] + partial[more]
     return total

@@ -29,7 +29,7 @@ def splitmix64(value: int) -> int:
 class RefCache:
     """Slots, tags, policy state and sketch of one group.
 
-    `write_back(id, values)` and `read(id)` go to the table of a linear row id; `count(id, name)`
+    `write_back(ids, values)` and `read(ids)` go to the tables of linear row ids; `count(id, name)`
     adds 1 to a statistic of that table.
     """
 
@@ -39,8 +39,8 @@ class RefCache:
         ways: int,
         dim: int,
         policy: str,
-        read: Callable[[int], F32],
-        write_back: Callable[[int, F32], None],
+        read: Callable[[list[int]], F32],
+        write_back: Callable[[list[int], F32], None],
         count: Callable[[int, str], None],
     ) -> None:
         self.num_sets, self.ways, self.policy = num_sets, ways, policy
@@ -80,9 +80,19 @@ class RefCache:
                 pinned.append(row)
                 self.count(row, "hits")
         estimates = self._estimates(misses)
+        admitted, evicted = [], []
         for row in misses:
-            if self._place(row, estimates.get(row, 0)):
-                pinned.append(row)
+            if (slot := self._choose(row, estimates.get(row, 0))) is None:
+                continue
+            if self.tags[slot] != EMPTY and self.tags[slot] & DIRTY:
+                evicted.append((slot, self.tags[slot] & ROW_BITS))
+            self._fill(slot, row, estimates.get(row, 0))
+            admitted.append((slot, row))
+        # No row is both evicted and read: rows of the batch are never its victims.
+        self._write_back(evicted)
+        if admitted:
+            self.rows[[slot for slot, _ in admitted]] = self.read([row for _, row in admitted])
+        pinned += [row for _, row in admitted]
         if self.policy == "lfu" and self.samples >= 16 * len(self.tags):
             self.meta = [count >> 1 for count in self.meta]
             self.sketch >>= np.uint8(1)
@@ -104,9 +114,10 @@ class RefCache:
 
     def flush(self) -> None:
         """Write every dirty slot back and mark it clean."""
-        for slot, tag in enumerate(self.tags):
-            if tag != EMPTY and tag & DIRTY:
-                self._write_back(slot)
+        dirty = [slot for slot, tag in enumerate(self.tags) if tag != EMPTY and tag & DIRTY]
+        self._write_back([(slot, self.tags[slot] & ROW_BITS) for slot in dirty])
+        for slot in dirty:
+            self.tags[slot] &= ~DIRTY
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """Raw state under the names that a collection uses."""
@@ -129,7 +140,7 @@ class RefCache:
         if self.policy == "lru":
             self.meta[slot] = self.clock & M32
         else:
-            self.meta[slot] = min(self.meta[slot] + 1, M32)
+            self.meta[slot] = min(self.meta[slot] + 1, 255)
 
     def _cells(self, row: int) -> list[tuple[int, int]]:
         z = splitmix64(row)
@@ -156,34 +167,31 @@ class RefCache:
                 best, best_key = slot, key
         return best
 
-    def _place(self, row: int, estimate: int) -> bool:
+    def _choose(self, row: int, estimate: int) -> int | None:
         first = self._set(row) * self.ways
         empty = [s for s in range(first, first + self.ways) if self.tags[s] == EMPTY]
         slot = empty[0] if empty else self._victim(first)
         if slot is None:
             self.count(row, "conflict_misses")
-            return False
-        if not empty:
-            if self.policy == "lfu" and estimate <= self.meta[slot]:
-                self.count(row, "rejected")
-                return False
-            self._evict(slot)
-        self.rows[slot] = self.read(row)
+            return None
+        if not empty and self.policy == "lfu" and estimate <= self.meta[slot]:
+            self.count(row, "rejected")
+            return None
+        return slot
+
+    def _fill(self, slot: int, row: int, estimate: int) -> None:
+        if self.tags[slot] != EMPTY:
+            old = self.tags[slot] & ROW_BITS
+            self.count(old, "evictions")
+            if self.policy == "lfu":
+                for cell in self._cells(old):
+                    self.sketch[cell] = max(int(self.sketch[cell]), min(self.meta[slot], 255))
         self.tags[slot] = row | PIN
         self.meta[slot] = estimate if self.policy == "lfu" else self.clock & M32
-        return True
 
-    def _evict(self, slot: int) -> None:
-        row = self.tags[slot] & ROW_BITS
-        self.count(row, "evictions")
-        if self.tags[slot] & DIRTY:
-            self._write_back(slot)
-        if self.policy == "lfu":
-            for cell in self._cells(row):
-                self.sketch[cell] = max(int(self.sketch[cell]), min(self.meta[slot], 255))
-
-    def _write_back(self, slot: int) -> None:
-        row = self.tags[slot] & ROW_BITS
-        self.write_back(row, self.rows[slot])
-        self.tags[slot] &= ~DIRTY
-        self.count(row, "write_backs")
+    def _write_back(self, places: list[tuple[int, int]]) -> None:
+        if places:
+            rows = [row for _, row in places]
+            self.write_back(rows, self.rows[[slot for slot, _ in places]])
+            for row in rows:
+                self.count(row, "write_backs")

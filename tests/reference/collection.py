@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -210,7 +211,8 @@ class RefCollection:
         return occurrences(part, table.pooling, self._looked_up(t, part), _of(part, weights), g)
 
     def _looked_up(self, t: int, part: TableBatch) -> F32:
-        return self._values(t, np.where(part.rows >= 0, part.rows, 0))
+        rows, places = np.unique(np.where(part.rows >= 0, part.rows, 0), return_inverse=True)
+        return self._values(t, rows)[places]
 
     def _update(self, t: int, part: TableBatch, c: F32, g: F32) -> int:
         rows, state = part.unique, self.state[t]
@@ -269,25 +271,29 @@ class RefCollection:
         )
 
     def _make_cache(self, dim: int, rows: int, config: Any) -> RefCache:
-        def owner(linear: int) -> tuple[int, int]:
-            for t, table in enumerate(self.tables):
-                row = linear - self.first[t]
-                if table.embedding_dim == dim and 0 <= row < table.num_embeddings:
-                    return t, row
-            raise AssertionError(linear)
+        tables = [t for t, table in enumerate(self.tables) if table.embedding_dim == dim]
 
-        def read(linear: int) -> F32:
-            t, row = owner(linear)
-            precision = self.tables[t].precision
-            value: F32 = decode(self.data[t][row : row + 1], precision, dim)[0]
-            return value
+        def owner(linear: int) -> int:
+            return next(t for t in reversed(tables) if self.first[t] <= linear)
 
-        def write_back(linear: int, values: F32) -> None:
-            t, row = owner(linear)
-            self.data[t][row] = self._encode(t, np.array([row]), values)[0]
+        def by_table(linear: list[int]) -> Iterator[tuple[int, I64, I64]]:
+            owners, ids = np.array([owner(row) for row in linear]), np.array(linear)
+            for t in tables:
+                at = np.flatnonzero(owners == t)
+                yield t, at, ids[at] - self.first[t]
+
+        def read(linear: list[int]) -> F32:
+            out = np.empty((len(linear), dim), np.float32)
+            for t, at, rows in by_table(linear):
+                out[at] = decode(self.data[t][rows], self.tables[t].precision, dim)
+            return out
+
+        def write_back(linear: list[int], values: F32) -> None:
+            for t, at, rows in by_table(linear):
+                self.data[t][rows] = self._encode(t, rows, values[at])
 
         def count(linear: int, name: str) -> None:
-            self._add(owner(linear)[0], name, 1)
+            self._add(owner(linear), name, 1)
 
         sets = config.num_sets
         if sets is None:

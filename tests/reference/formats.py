@@ -15,11 +15,16 @@ U8 = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Format:
-    """What the layout of a row needs: bits a code, header type, largest magnitude."""
+    """What the layout of a row needs: bits a code, header type, largest magnitude of its range."""
 
     bits: int
     header: type[np.floating[Any]] | None
     max_abs: float
+
+    @property
+    def limit(self) -> float:
+        """Largest magnitude of a value that can be stored."""
+        return self.max_abs if self.header is None else self.max_abs * (1 + 2.0**-6)
 
     @property
     def levels(self) -> int:
@@ -44,8 +49,8 @@ FORMATS = {
 
 
 def storable(x: F32, precision: str) -> npt.NDArray[np.bool_]:
-    """Rows whose every value is finite and at most the format's `max_abs`."""
-    inside = np.abs(x) <= np.float32(FORMATS[precision].max_abs)
+    """Rows whose every value is finite and at most the format's `limit`."""
+    inside = np.abs(x) <= np.float32(FORMATS[precision].limit)
     return np.asarray(inside.all(axis=1))
 
 
@@ -86,7 +91,8 @@ def header(x: F32, precision: str) -> tuple[F32, F32]:
     fmt = FORMATS[precision]
     assert fmt.header is not None
     levels = np.float32(fmt.levels)
-    mn, mx = x.min(axis=1) + np.float32(0), x.max(axis=1)
+    mn, mx = np.clip([x.min(axis=1), x.max(axis=1)], -fmt.max_abs, fmt.max_abs).astype(np.float32)
+    mn = mn + np.float32(0)
     if fmt.header is np.float32:
         bias = mn
         scale = np.maximum((mx - bias) / levels, np.float32(2.0**-126))

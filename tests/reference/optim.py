@@ -78,7 +78,7 @@ def update(
         half = optimizer.state_precision == "bf16"
         h = fmaf(g, g, bf16_values(state) if half else state)
         w = fmaf(-lr, g / (np.sqrt(h) + eps), w)
-        limit = np.float32(FORMATS["bf16" if half else "fp32"].max_abs)
+        limit = np.float32(FORMATS["bf16" if half else "fp32"].limit)
         ok = storable(w, precision) & (np.abs(h) <= limit).all(axis=1)
         if not half:
             return Updated(w, h, ok)

@@ -14,12 +14,23 @@ struct AffineHeader {
   float bias;
 };
 
-// Header types: how scale and bias are chosen for a range, stored and loaded.
+MPE_HD float limit_to(float x, float bound) {
+  x = x > bound ? bound : x;
+  return x < -bound ? -bound : x;
+}
+
+// Header types: how scale and bias are chosen for a range, stored and loaded. The range is limited
+// to kRangeBits in magnitude. Because the scale is rounded up, a row at that limit decodes to
+// slightly more; kMaxAbsBits, 2^-6 higher, is what may be stored, so that such a row stays
+// storable.
 struct HeaderFp32 {
   static constexpr int64_t kBytes = 8;
-  static constexpr uint32_t kMaxAbsBits = 0x7E800000u;  // 2^126: no range overflows
+  static constexpr uint32_t kRangeBits = 0x7E800000u;   // 2^126: no range overflows
+  static constexpr uint32_t kMaxAbsBits = 0x7E820000u;  // 2^126 * (1 + 2^-6)
 
   static MPE_HD AffineHeader fit(float mn, float mx, float levels) {
+    mn = limit_to(mn, bits_float(kRangeBits));
+    mx = limit_to(mx, bits_float(kRangeBits));
     AffineHeader h{0.0f, mn};
     if (mx == mn) return h;
     h.scale = (mx - mn) / levels;
@@ -40,9 +51,12 @@ struct HeaderFp32 {
 
 struct HeaderFp16 {
   static constexpr int64_t kBytes = 4;
-  static constexpr uint32_t kMaxAbsBits = 0x477FE000u;  // 65504
+  static constexpr uint32_t kRangeBits = 0x477FE000u;   // 65504
+  static constexpr uint32_t kMaxAbsBits = 0x4781EFC0u;  // 65504 * (1 + 2^-6)
 
   static MPE_HD AffineHeader fit(float mn, float mx, float levels) {
+    mn = limit_to(mn, bits_float(kRangeBits));
+    mx = limit_to(mx, bits_float(kRangeBits));
     AffineHeader h{0.0f, half_to_float(half_down(mn))};
     if (mx == h.bias) return h;
     uint16_t s = half_up_positive((mx - h.bias) / levels);

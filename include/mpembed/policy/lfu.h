@@ -1,5 +1,6 @@
 // LFU: a slot's state is its count; a newcomer must be more frequent, by the count-min sketch, than
-// the victim. Counts live with the slots, the sketch remembers rows that are not cached.
+// the victim. Counts live with the slots, the sketch remembers rows that are not cached. Both end
+// at the same maximum: a slot that is no longer used falls behind at the next halving.
 #ifndef MPEMBED_POLICY_LFU_H
 #define MPEMBED_POLICY_LFU_H
 
@@ -15,7 +16,7 @@ struct Lfu {
   static constexpr bool kSketch = true;
 
   static MPE_HD uint32_t on_hit(uint32_t state, uint32_t) {
-    return state == 0xFFFFFFFFu ? state : state + 1u;
+    return state < kSketchMax ? state + 1u : kSketchMax;
   }
   static MPE_HD uint32_t on_admit(uint32_t, uint32_t estimate) { return estimate; }
   static MPE_HD uint32_t rank(uint32_t state, uint32_t) { return state; }

@@ -1,0 +1,9 @@
+// Stands in for CUB: the device-wide functions that the project uses, computed on the host.
+#ifndef SIMT_CUB_CUB_CUH
+#define SIMT_CUB_CUB_CUH
+
+#include "emu/cub_radix.h"
+#include "emu/cub_scan.h"
+#include "emu/iterators.h"
+
+#endif

@@ -1,0 +1,81 @@
+// Copies and fills, each range checked against the allocations.
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "emu/device_memory.h"
+
+namespace simt {
+namespace {
+
+cudaError_t refuse(const char* what, const void* p, size_t bytes, cudaError_t error) {
+  fprintf(stderr, "SIMT: %s of %zu bytes: %p is no such range\n", what, bytes, p);
+  return set_error(error);
+}
+
+bool is_device(const void* p) { return in_device_memory(p) || is_device_range(p, 1); }
+
+cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  if (bytes == 0) return set_error(cudaSuccess);
+  if (kind == cudaMemcpyDefault) {
+    kind = static_cast<cudaMemcpyKind>((is_device(to) ? 1 : 0) | (is_device(from) ? 2 : 0));
+  }
+  if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDeviceToDevice) {
+    return set_error(cudaErrorInvalidMemcpyDirection);
+  }
+  // A device range lies within one allocation, a host range not in device memory.
+  const auto is_good = [&](const void* p, bool device) {
+    return device ? is_device_range(p, bytes) : p != nullptr && !in_device_memory(p);
+  };
+  if (!is_good(to, (kind & 1) != 0)) {
+    return refuse("a copy's destination", to, bytes, cudaErrorInvalidValue);
+  }
+  if (!is_good(from, (kind & 2) != 0)) {
+    return refuse("a copy's source", from, bytes, cudaErrorInvalidValue);
+  }
+  const uintptr_t a = reinterpret_cast<uintptr_t>(to), b = reinterpret_cast<uintptr_t>(from);
+  if (a < b + bytes && b < a + bytes) {
+    return refuse("a copy onto itself", to, bytes, cudaErrorInvalidValue);
+  }
+  memcpy(to, from, bytes);
+  return set_error(cudaSuccess);
+}
+
+cudaError_t fill(void* p, int value, size_t bytes) {
+  if (bytes == 0) return set_error(cudaSuccess);
+  if (!is_device_range(p, bytes)) return refuse("a fill", p, bytes, cudaErrorInvalidValue);
+  memset(p, value, bytes);
+  return set_error(cudaSuccess);
+}
+
+template <class F>
+cudaError_t on_stream(cudaStream_t stream, F f) {
+  const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
+  const DeviceAccess access;
+  cudaError_t error = set_error(cudaSuccess);
+  if (error == cudaSuccess) error = check_stream(stream);
+  return error != cudaSuccess ? set_error(error) : f();
+}
+
+}  // namespace
+}  // namespace simt
+
+extern "C" {
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  return simt::on_stream(stream, [&] { return simt::copy(to, from, bytes, kind); });
+}
+
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
+  return simt::on_stream(stream, [&] { return simt::fill(p, value, bytes); });
+}
+
+cudaError_t cudaMemset(void* p, int value, size_t bytes) {
+  return cudaMemsetAsync(p, value, bytes, nullptr);
+}
+}

@@ -1,0 +1,49 @@
+// CUB's protocol: without temporary storage a call says how much it needs.
+#ifndef SIMT_EMU_CUB_COMMON_H
+#define SIMT_EMU_CUB_COMMON_H
+
+#include <string.h>
+
+#include <iterator>
+#include <mutex>
+#include <type_traits>
+
+#include "cuda_runtime.h"
+#include "emu/device_memory.h"
+
+namespace simt {
+
+template <class Iterator>
+using ValueOf = typename std::iterator_traits<Iterator>::value_type;
+
+inline cudaError_t cub_refuse(const char* what) {
+  fprintf(stderr, "SIMT: cub: %s\n", what);
+  return set_error(cudaErrorInvalidValue);
+}
+
+// Runs f() with n checked, the storage overwritten (whoever keeps something there finds out) and
+// device memory open.
+template <class F>
+cudaError_t cub_call(void* storage, size_t& storage_bytes, size_t needed, int64_t n,
+                     cudaStream_t stream, F f) {
+  const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
+  if (storage == nullptr) {
+    storage_bytes = needed;
+    return set_error(n < 0 ? cudaErrorInvalidValue : cudaSuccess);
+  }
+  const DeviceAccess access;
+  cudaError_t error = set_error(cudaSuccess);
+  if (error == cudaSuccess) error = check_stream(stream);
+  if (error != cudaSuccess) return set_error(error);
+  if (n < 0) return cub_refuse("a negative number of items");
+  if (storage_bytes < needed) return cub_refuse("too little temporary storage");
+  if (!is_device_range(storage, needed)) return cub_refuse("temporary storage is no device memory");
+  memset(storage, 0xA5, needed);
+  f();
+  check_guards();
+  return set_error(cudaSuccess);
+}
+
+}  // namespace simt
+
+#endif

@@ -1,0 +1,32 @@
+// cudaLaunchKernelEx: runs the kernel at once, on the calling thread.
+#ifndef SIMT_EMU_LAUNCH_H
+#define SIMT_EMU_LAUNCH_H
+
+#include <type_traits>
+#include <utility>
+
+#include "emu/api.h"
+
+namespace simt {
+
+// Calls body(argument) once a thread.
+cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*),
+                       void* argument);
+
+}  // namespace simt
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  static_assert((std::is_trivially_copyable<Parameters>::value && ...),
+                "kernel parameters are copied bytewise");
+  static_assert((sizeof(Parameters) + ... + 0) <= 4096, "4 KiB of kernel parameters at most");
+  return [&](Parameters... coerced) {
+    auto call = [&] { kernel(coerced...); };
+    return simt::run_launch(
+        *config, reinterpret_cast<const void*>(kernel),
+        [](void* p) { (*static_cast<decltype(call)*>(p))(); }, &call);
+  }(std::forward<Arguments>(arguments)...);
+}
+
+#endif

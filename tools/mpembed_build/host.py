@@ -1,0 +1,131 @@
+"""What the C++ compiler compiles: the kernels for each SIMD level and the files Cython writes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mpembed_build.objects import Job, target
+from mpembed_build.settings import BuildError
+
+ONCE = {"parallel.cpp", "dispatch.cpp"}  # every other kernel file is compiled for each SIMD level
+
+COMMON = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Iinclude", "-Ikernels"]
+SHARED = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+WARNINGS = ["-Wall", "-Wextra"]
+# One answer on every machine: no contraction the source does not write. The other two change no
+# result; without them the compiler may not vectorise.
+ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+# prefetchw is a hint: processors without it take it as a no-op.
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2", "-mprfchw"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+
+
+def find_compiler(environment: Mapping[str, str]) -> list[str]:
+    """Return the C++ compiler's command."""
+    if environment.get("CXX"):
+        return shlex.split(environment["CXX"])
+    for name in ("g++", "clang++", "c++"):
+        if shutil.which(name):
+            return [name]
+    raise BuildError("no C++ compiler found: install g++ or clang++, or set CXX")
+
+
+def werror() -> list[str]:
+    """Return the flag that makes warnings errors, where it was asked for."""
+    return ["-Werror"] if os.environ.get("MPEMBED_WERROR") == "1" else []
+
+
+class Compiler:
+    """The C++ compiler and the jobs it can do."""
+
+    def __init__(self) -> None:
+        self.cxx = find_compiler(os.environ)
+        self.extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+        self.identity = ask([*self.cxx, "--version"])
+        self.x86 = ask([*self.cxx, "-dumpmachine"]).startswith(("x86_64", "amd64"))
+
+    def levels(self) -> dict[str, list[str]]:
+        """Return the SIMD levels and their flags."""
+        return {"base": [], "avx2": AVX2, "avx512": AVX512} if self.x86 else {"base": []}
+
+    def job(
+        self,
+        source: Path,
+        flags: list[str],
+        level: str = "",
+        paths: tuple[str, ...] = (),
+        key: str = "",
+    ) -> Job:
+        """Return the job for one file.
+
+        `paths` of headers differ from one build environment to the next, so they do not count as
+        flags; `key`, which names the versions of what lies there, does.
+        """
+        flags = [*COMMON, *flags, *self.extra]
+        made = target(source, [*self.cxx, self.identity, *flags, key], level)
+        system = [word for path in paths for word in ("-isystem", path)]
+        command = [*self.cxx, *flags, *system, "-MMD", "-c", str(source), "-o", str(made)]
+        return Job(source, made, command)
+
+    def binding(self, source: Path, paths: tuple[str, ...] = (), key: str = "") -> Job:
+        """Return the job for a file written by Cython."""
+        python = {sysconfig.get_path(name) for name in ("include", "platinclude")}
+        flags = ["-Wall", "-Wno-unused-function", "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"]
+        version = importlib.metadata.version("numpy")
+        key = " ".join(filter(None, [str(sysconfig.get_config_var("SOABI")), version, key]))
+        paths = (*sorted(python), numpy_include(), dlpack_include(), *paths)
+        return self.job(source, [*flags, *werror()], paths=paths, key=key)
+
+    def kernels(self) -> list[Job]:
+        """Return the jobs for all kernels at all SIMD levels."""
+        levels = self.levels()
+        have = [f"-DMPE_HAVE_{level.upper()}=1" for level in levels]
+        flags = [*WARNINGS, *ARITHMETIC, *have, *werror()]
+        jobs = []
+        for source in sorted(Path("kernels/cpu").glob("*.cpp")):
+            if source.name in ONCE:
+                jobs.append(self.job(source, flags))
+                continue
+            for level, simd in levels.items():
+                jobs.append(self.job(source, [*flags, *simd, f"-DMPE_ISA={level}"], level))
+        return jobs
+
+    def link(self, objects: Sequence[str], libraries: Sequence[str]) -> list[str]:
+        """Return the command that links an extension, without the output."""
+        own = shlex.split(os.environ.get("LDFLAGS", ""))
+        return [*self.cxx, *SHARED, "-pthread", *self.extra, *objects, *libraries, *own]
+
+
+def ask(command: list[str]) -> str:
+    """Return what a command prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def numpy_include() -> str:
+    """Return the directory of NumPy's headers without importing NumPy."""
+    return str(package_directory("numpy") / "_core" / "include")
+
+
+def dlpack_include() -> str:
+    """Return the directory of dlpack/dlpack.h, which the wheel of apache-tvm-ffi carries."""
+    include = package_directory("tvm_ffi") / "include"
+    if not (include / "dlpack" / "dlpack.h").is_file():
+        raise BuildError(f"apache-tvm-ffi is installed without dlpack/dlpack.h in {include}")
+    return str(include)
+
+
+def package_directory(name: str) -> Path:
+    """Return the directory of an installed package."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise BuildError(f"the build needs the package {name}, which is not installed")
+    return Path(next(iter(spec.submodule_search_locations)))
