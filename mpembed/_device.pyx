@@ -198,6 +198,8 @@ cdef Stream stream_at(Device device, void* handle):
     return made
 
 
+# Untracked by the garbage collector, which would clear `device` before the memory goes back.
+@cython.no_gc
 cdef class Memory:
 
     def __init__(self):
@@ -301,6 +303,7 @@ cdef int download(Stream on, void* to, const void* source, int64_t nbytes) excep
     return on.device.leave(previous, status, "copying from the device")
 
 
+@cython.no_gc_clear
 cdef class Calls:
     """The calls of one collection: one after the other, from whatever threads and on whatever
     streams they come.

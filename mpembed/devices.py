@@ -75,7 +75,7 @@ def to_device(array: Any, device: str) -> Any:
     """
     target = get(device)
     if isinstance(array, np.ndarray):
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
     source = of_dlpack(*device_pair(array, "array"))
     values = view(array, "array", source.stream(None))
     require(values, sum(DTYPES.values()))
@@ -96,7 +96,7 @@ def cuda_backend() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "mpembed._cuda":
             raise
-        raise RuntimeError(f"this build of mpembed has no CUDA: {_reason()}") from None
+        raise RuntimeError(f"this build of mpembed has no CUDA: {build_facts().get('reason', 'the extension is missing')}") from None
     except ImportError as error:
         raise RuntimeError(f"mpembed's CUDA kernels cannot be loaded: {error}") from error
 
@@ -121,8 +121,10 @@ def cuda_devices() -> list[dict[str, Any]]:
     return found
 
 
-def _reason() -> str:
-    facts = Path(__file__).with_name("_build_facts.json")
-    if not facts.is_file():
-        return "it was built without"
-    return str(json.loads(facts.read_text("utf-8"))["cuda"].get("reason", "it was built without"))
+def build_facts() -> dict[str, Any]:
+    """Return what the build wrote down about the CUDA extension."""
+    try:
+        facts = json.loads(Path(__file__).with_name("_build_facts.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return {"built": False, "reason": "not known: the build left no _build_facts.json"}
+    return dict(facts["cuda"])
