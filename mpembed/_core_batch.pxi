@@ -227,4 +227,3 @@ cdef class Lookups:
         cdef Memory m
         return sum([m.nbytes for m in (self.memory, self.weights, self.unique, self.slots)
                     if m is not None])
-

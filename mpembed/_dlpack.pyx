@@ -24,7 +24,8 @@ import sys
 cnp.import_array()
 
 cdef dict DEVICES = {
-    2: "cuda", 3: "cuda-host", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 13: "cuda-managed", 14: "oneapi",
+    2: "cuda", 3: "cuda-host",
+    4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 13: "cuda-managed", 14: "oneapi",
     15: "webgpu",
 }
 

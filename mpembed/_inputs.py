@@ -81,7 +81,12 @@ def _check_table_offsets(ends: Any, count: int, what: str) -> None:
 
 
 def make_batch(
-    configs: Sequence[TableConfig], indices: Any, offsets: Any, weights: Any, groups: int, on: Stream
+    configs: Sequence[TableConfig],
+    indices: Any,
+    offsets: Any,
+    weights: Any,
+    groups: int,
+    on: Stream,
 ) -> _core.Batch:
     """Check a batch, of which `groups` groups get a share, and return it.
 

@@ -59,7 +59,7 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
     views = [_room(*each, on) for each in zip(arrays, names, kinds, least, strict=True)]
     if out is not None:
         _core.refuse_overlap(views, [source])
-    count = _core.unique_keys(keys, _limit(source, on), *views, on)
+    count = _core.unique_keys(keys, _limit(source, on), views[0], views[1], views[2], on)
     rows = _arrays.prefix(arrays[0], count)
     starts = _arrays.prefix(arrays[1], count + 1)
     positions = _arrays.prefix(arrays[2], n)
@@ -73,7 +73,7 @@ def _limit(source: View, on: Stream) -> int:
     """Return a number that all indices are below: the fewer bits, the faster the sort."""
     if on.device.immediate:
         return int(np.asarray(source).max(initial=0)) + 1
-    return int(2**31 if source.dtype == "int32" else 2**63 - 1)
+    return 2**31 if source.dtype == "int32" else 2**63 - 1
 
 
 def _room(array: Any, name: str, dtype: str, least: int, on: Stream) -> View:

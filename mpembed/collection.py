@@ -72,9 +72,7 @@ class EmbeddingBagCollection:
         on_nonfinite: str = "raise",
     ) -> None:
         self._configure(
-            Settings.checked(
-                tables, cache, optimizer, device, seed, rounding, bounds, on_nonfinite
-            )
+            Settings.checked(tables, cache, optimizer, device, seed, rounding, bounds, on_nonfinite)
         )
         _storage.draw_initial_rows(self._storage)
 
@@ -118,7 +116,7 @@ class EmbeddingBagCollection:
 
     # ---- training --------------------------------------------------------------------------
 
-    def prefetch(self, indices: Any, offsets: Any = None, stream: Any = None) -> Ticket:
+    def prefetch(self, indices: Any, offsets: Any = None, *, stream: Any = None) -> Ticket:
         """Admit a coming batch's rows to the cache and pin them.
 
         Parameters
@@ -204,7 +202,7 @@ class EmbeddingBagCollection:
             opened._shapes = shapes
             return (result, opened) if ticket else result
 
-    def backward(self, grad: Any, ticket: Ticket | None = None, stream: Any = None) -> Any:
+    def backward(self, grad: Any, ticket: Ticket | None = None, *, stream: Any = None) -> Any:
         """Update the rows of a forward with the fused optimizer.
 
         Parameters
@@ -266,7 +264,7 @@ class EmbeddingBagCollection:
                 weight_grad,
             )
 
-    def flush(self, stream: Any = None) -> None:
+    def flush(self, *, stream: Any = None) -> None:
         """Write every dirty cache row back to its table; the rows stay cached."""
         with self._calls.on(stream) as on:
             self._raise_found(on)
@@ -274,7 +272,7 @@ class EmbeddingBagCollection:
 
     # ---- rows ------------------------------------------------------------------------------
 
-    def rows(self, name: str, ids: Any, stream: Any = None) -> Any:
+    def rows(self, name: str, ids: Any, *, stream: Any = None) -> Any:
         """Return the current values of rows, cached or not, as float32 (len(ids), D)."""
         with self._calls.on(stream) as on:
             table, group, position = self._find(name)
@@ -284,7 +282,7 @@ class EmbeddingBagCollection:
             group.read_rows(group.keys(position, checked, on), view(out, "out", on), on)
             return out
 
-    def set_rows(self, name: str, ids: Any, values: Any, stream: Any = None) -> None:
+    def set_rows(self, name: str, ids: Any, values: Any, *, stream: Any = None) -> None:
         """Set rows: a cached row in FP32, any other rounded into its table.
 
         Parameters
@@ -337,9 +335,9 @@ class EmbeddingBagCollection:
             ``tables``: table name -> bytes of ``codes``, ``row_parameters``, ``optimizer_state``.
             ``caches``: ``dim{D}`` -> bytes of ``cache_rows``, ``tags``, ``policy_state``,
             ``sketch`` (a cache is shared by the tables of a dimension). ``statistics``,
-            ``descriptors`` (a device's), ``workspace`` (open batches), ``total``, and of that ``pinned_host``: tables with
-            ``placement="host"``. ``fp32_total``: the same tables in FP32 with
-            the same optimizer and no cache. ``ratio``: fp32_total / total;
+            ``descriptors`` (a device's), ``workspace`` (open batches), ``total``, and of that
+            ``pinned_host``: tables with ``placement="host"``. ``fp32_total``: the same tables in
+            FP32 with the same optimizer and no cache. ``ratio``: fp32_total / total;
             ``ratio_embeddings``: the same with the optimizer's state left out on both sides.
         """
         with self._calls.again():

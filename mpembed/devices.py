@@ -96,7 +96,8 @@ def cuda_backend() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "mpembed._cuda":
             raise
-        raise RuntimeError(f"this build of mpembed has no CUDA: {build_facts().get('reason', 'the extension is missing')}") from None
+        reason = build_facts().get("reason", "the extension is missing")
+        raise RuntimeError(f"this build of mpembed has no CUDA: {reason}") from None
     except ImportError as error:
         raise RuntimeError(f"mpembed's CUDA kernels cannot be loaded: {error}") from error
 

@@ -12,6 +12,7 @@ import fcntl
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -88,15 +89,12 @@ def _simt_build() -> ModuleType:
 
 def _translated(folder: Path) -> Path:
     """Return the C++ of the binding, translated again only if the binding is newer."""
-    from Cython.Compiler.Main import CompilationOptions, compile_single
-
     out = folder / "_cuda.cpp"
     inputs = [ROOT / "mpembed" / name for name in ("_cuda.pyx", "_api.pxd")]
     if not out.is_file() or any(out.stat().st_mtime < path.stat().st_mtime for path in inputs):
-        options = CompilationOptions(
-            output_file=str(out), cplus=True, language_level=3, include_path=[str(ROOT)]
-        )
-        compile_single(str(inputs[0]), options, full_module_name="mpembed._cuda")
+        command = [sys.executable, "-m", "cython", "-3", "--cplus", "-I", str(ROOT), "-o", str(out)]
+        command += ["--module-name", "mpembed._cuda", str(inputs[0])]
+        subprocess.run(command, check=True)
     return out
 
 

@@ -86,7 +86,9 @@ class OnDevice:
         self.emb.check()
         return ticket
 
-    def forward(self, indices: Any, offsets: Any = None, weights: Any = None, **options: Any) -> Any:
+    def forward(
+        self, indices: Any, offsets: Any = None, weights: Any = None, **options: Any
+    ) -> Any:
         batch = self._batch(indices, offsets, keep=False)
         result = self.emb.forward(*batch, send(weights), **options)
         self.emb.check()

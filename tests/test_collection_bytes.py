@@ -359,9 +359,7 @@ def test_over_fp32_tables_the_cache_changes_no_byte(policy: str, optimizer: str)
 def test_int32_int64_and_dict_inputs_are_one(policy: str) -> None:
     tables = [mpe.TableConfig("a", 20, 4, "int8"), mpe.TableConfig("b", 30, 6, "int4", "mean")]
     embs = [
-        on_device.make(
-            tables, cache=make_cache(policy), optimizer=make_optimizer("adagrad")
-        )
+        on_device.make(tables, cache=make_cache(policy), optimizer=make_optimizer("adagrad"))
         for _ in range(3)
     ]
     batches = Batches(RefCollection(tables, None, make_optimizer("adagrad")), 7)
@@ -430,16 +428,14 @@ def test_lfu_follows_a_new_hot_set_within_a_halving_period() -> None:
     same_set = [row for row in range(2000) if ((splitmix64(row) >> 32) * 32) >> 32 == 5]
     old, new = np.array(same_set[:8]), np.array(same_set[8:16])
     tables = [mpe.TableConfig("a", 2000, 4, "int4")]
-    emb = on_device.make(
-        tables, cache=make_cache("lfu", num_sets=32), optimizer=mpe.SGD(0.1)
-    )
+    emb = on_device.make(tables, cache=make_cache("lfu", num_sets=32), optimizer=mpe.SGD(0.1))
     steps = 16 * 32 * 8 // 8  # a period: 16 unique rows a slot, of which a step has 8
 
     def run(rows: Any, count: int) -> int:
         before = emb.stats()["a"]["hits"]
         for _ in range(count):
             emb.forward(rows, np.array([0, 8]))
-        return emb.stats()["a"]["hits"] - before
+        return int(emb.stats()["a"]["hits"] - before)
 
     assert run(old, 3 * steps) > 0
     run(new, steps + 10)

@@ -19,7 +19,9 @@ from mpembed import devices
 SGD = mpe.SGD(0.1)
 
 
-@pytest.mark.parametrize("name", ["tpu", "", "cpu:0", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cuda:²"])
+@pytest.mark.parametrize(
+    "name", ["tpu", "", "cpu:0", "cuda:", "cuda:-1", "cuda:x", "CUDA", "cuda:²"]
+)
 def test_a_name_that_is_none(name: str) -> None:
     with pytest.raises(ValueError, match=r"device must be 'cpu', 'cuda' or 'cuda:N'"):
         devices.get(name)
