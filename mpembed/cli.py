@@ -64,7 +64,7 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
     from mpembed.train.plot import write_plot
     from mpembed.train.report import (
         ProgressDisplay,
-        check_writable,
+        check_outputs,
         print_table,
         results_table,
         write_json,
@@ -75,8 +75,7 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
 
     try:
         chosen = options()
-        check_writable("--json", json)
-        check_writable("--plot", plot)
+        check_outputs(chosen.data, json, plot)
         dataset = open_dataset(chosen)
         with ProgressDisplay(Console(stderr=True), chosen, dataset.ends[TRAIN]) as progress:
             result = run(chosen, dataset, progress)
@@ -84,11 +83,26 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
         _fail(str(error))
     except DivergedError as error:
         _fail(str(error), status=1)
+    except MemoryError:
+        _fail("out of memory; try a smaller --dim, --max-rows or --batch-size", status=1)
+    # The JSON file comes first, for it holds everything; whatever fails, the rest is still given.
+    failures = _written("--json", json, result, write_json)
     print_table(results_table(result))
-    if json:
-        write_json(result, json)
-    if plot:
-        write_plot(result, plot)
+    failures += _written("--plot", plot, result, write_plot)
+    if failures:
+        _fail("; ".join(failures), status=1)
+
+
+def _written(
+    option: str, path: Path | None, result: dict[str, Any], write: Callable[..., None]
+) -> list[str]:
+    """Write a result where it is wanted; return what went wrong, such as a full disk."""
+    try:
+        if path is not None:
+            write(result, path)
+    except OSError as error:
+        return [f"{option} {path}: cannot be written: {error.strerror or error}"]
+    return []
 
 
 @app.command()

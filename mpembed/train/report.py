@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +34,63 @@ _COLUMNS = (
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def check_writable(option: str, path: Path | None) -> None:
-    """Refuse an output file that could not be written after the training.
+def _check_writable(option: str, path: Path) -> None:
+    """Refuse an output file that could not be written after the training."""
+    # A link's target is what will be written, whether it exists or not.
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except NotADirectoryError:
+        raise OptionError(f"{option} {path}: there is no directory {target.parent}") from None
+    except OSError as error:
+        raise OptionError(f"{option} {path}: cannot be written: {error.strerror}") from None
+    if mode is not None and stat.S_ISDIR(mode):
+        raise OptionError(f"{option} {path}: is a directory")
+    if not target.parent.is_dir():
+        raise OptionError(f"{option} {path}: there is no directory {target.parent}")
+    if not os.access(target.parent if mode is None else target, os.W_OK):
+        raise OptionError(f"{option} {path}: cannot be written")
+    if option == "--plot" and path.suffix.lower() not in _PLOT_SUFFIXES:
+        raise OptionError(f"{option} {path}: the name must end in {', '.join(_PLOT_SUFFIXES)}")
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    """Tell whether two names are of one file, by links of any kind; it need not exist yet."""
+    if os.path.realpath(a) == os.path.realpath(b):
+        return True
+    try:
+        return a.samefile(b)
+    except OSError:  # one does not exist
+        return False
+
+
+def check_outputs(data: Path | None, json: Path | None, plot: Path | None) -> None:
+    """Refuse output files that could not be written after the training, or that are used twice.
 
     Parameters
     ----------
-    option : str
-        Name of the option, for the message.
-    path : Path or None
-        The file; it is not touched.
+    data : Path or None
+        The file of clicks.
+    json, plot : Path or None
+        The files to write; they are not touched.
 
     Raises
     ------
     OptionError
-        If it is a directory, its directory does not exist, or writing is not allowed.
+        If one is a directory, its directory does not exist, writing is not allowed, or it is
+        the same file as another of the three.
     """
-    if path is None:
-        return
-    if path.is_dir():
-        raise OptionError(f"{option} {path}: is a directory")
-    if not path.parent.is_dir():
-        raise OptionError(f"{option} {path}: there is no directory {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise OptionError(f"{option} {path}: cannot be written")
-    if option == "--plot" and path.suffix.lower() not in _PLOT_SUFFIXES:
-        raise OptionError(f"{option} {path}: the name must end in {', '.join(_PLOT_SUFFIXES)}")
+    used = [] if data is None else [("--data", data)]
+    for option, path in (("--json", json), ("--plot", plot)):
+        if path is None:
+            continue
+        _check_writable(option, path)
+        for other, taken in used:
+            if _same_file(path, taken):
+                raise OptionError(f"{option} {path}: is the same file as {other} {taken}")
+        used.append((option, path))
 
 
 class ProgressDisplay:
