@@ -40,11 +40,16 @@ cdef class Calls:
         self.previous = self.device.enter()
         if on is None or on.handle == self.last.handle:
             return 0
-        if self.event != NULL:
-            status = self.device.kernels.wait(self.event, on.handle)
-        if status != MPE_OK:
+        try:
+            if self.event == NULL:  # the arrays were filled on the stream before any call
+                on.follow(self.last.handle)
+            else:
+                status = self.device.kernels.wait(self.event, on.handle)
+                self.device.check(status, "ordering streams")
+        except BaseException:
             self.depth -= 1
-            self.device.leave(self.previous, status, "ordering streams")
+            self.device.leave(self.previous, MPE_OK, "")
+            raise
         self.last = on
         return 0
 

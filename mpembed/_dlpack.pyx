@@ -239,6 +239,7 @@ cdef View from_tensor(Tensor tensor, str name, Stream on):
         on.synchronize("waiting for a tensor in host memory")
     else:
         tensor.readable_on(on)
+        tensor.stream = on.handle  # which may write it
     return v
 
 

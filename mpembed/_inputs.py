@@ -20,7 +20,11 @@ Output = Any  # an array, or a dict of table name -> array
 
 def begin(values: Any, name: str, stream: Any) -> tuple[Stream, View]:
     """Return where a stateless call happens, which its first array decides, and that array."""
-    on = devices.of_dlpack(*device_pair(values, name)).stream(stream)
+    try:
+        device = devices.of_dlpack(*device_pair(values, name))
+    except RuntimeError as error:
+        raise BufferError(f"{name}: is on a CUDA device, but {error}") from None
+    on = device.stream(stream)
     return on, view(values, name, on)
 
 

@@ -47,9 +47,9 @@ def cuda() -> str:
     return "cuda:0"
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def each_device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run every test of a module on every device; see on_device.py."""
+    """Run a test on every device; see on_device.py."""
     import on_device
 
     name = request.getfixturevalue("cuda") if request.param == "cuda" else "cpu"

@@ -134,7 +134,7 @@ def collections(draw: st.DrawFn) -> tuple[list[Any], Any]:
     seed=st.integers(0, 2**64 - 1),
     operations=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=14),
 )
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 def test_random_operations(
     made: tuple[list[Any], Any],
     optimizer: str,

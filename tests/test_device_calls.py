@@ -27,7 +27,7 @@ def state(emb: mpe.EmbeddingBagCollection) -> dict[str, bytes]:
     return {name: array.numpy().tobytes() for name, array in emb.state_arrays().items()}
 
 
-def trained(cuda: str, send: Any, **options: Any) -> mpe.EmbeddingBagCollection:
+def trained(cuda: str, send: Any, **options: Any) -> Any:
     emb = collection(device=cuda, **options)
     for _ in range(3):
         emb.forward(*send(*batch()))
