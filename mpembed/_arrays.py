@@ -49,9 +49,9 @@ def row(array: Array, i: int) -> Array:
     return _tensor.row(array, i) if isinstance(array, Tensor) else array[i]
 
 
-def prefix(array: Array, n: int) -> Array:
-    """Return an array's first n elements, which share its memory, or a copy where it is larger."""
-    return _tensor.prefix(array, n) if isinstance(array, Tensor) else array[:n]
+def piece(array: Array, begin: int, end: int) -> Array:
+    """Return elements of an array's first dimension, which share its memory."""
+    return _tensor.piece(array, begin, end) if isinstance(array, Tensor) else array[begin:end]
 
 
 def read_only(array: Array, written: Stream) -> Array:

@@ -116,7 +116,7 @@ cdef object offsets_error(const mpe_error* error, int64_t bags, int64_t num_indi
                           f"offsets[{error.position}] is {error.value}")
     if error.position == bags and error.value != num_indices:
         return ValueError(f"offsets must end at the number of indices, {num_indices}, got "
-                          f"{error.value}")
+                          f"{error.value} (as PyTorch's include_last_offset=True)")
     return ValueError(f"offsets must not decrease: offsets[{error.position}] is {error.value}, "
                       f"less than the one before")
 

@@ -60,9 +60,9 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
     if out is not None:
         _core.refuse_overlap(views, [source])
     count = _core.unique_keys(keys, _limit(source, on), views[0], views[1], views[2], on)
-    rows = _arrays.prefix(arrays[0], count)
-    starts = _arrays.prefix(arrays[1], count + 1)
-    positions = _arrays.prefix(arrays[2], n)
+    rows = _arrays.piece(arrays[0], 0, count)
+    starts = _arrays.piece(arrays[1], 0, count + 1)
+    positions = _arrays.piece(arrays[2], 0, n)
     # A result of its own gives back what the duplicates took.
     if out is None and on.device.immediate:
         return rows.copy(), starts.copy(), positions

@@ -303,13 +303,16 @@ def row(Tensor t, int64_t i):
     return made
 
 
-def prefix(Tensor t, int64_t n):
-    """Return the first n elements of a tensor's first dimension, which share its memory."""
+def piece(Tensor t, int64_t begin, int64_t end):
+    """Return elements [begin, end) of a tensor's first dimension, which share its memory."""
     cdef Tensor made = Tensor.__new__(Tensor)
+    cdef int64_t each
     made.memory, made.type, made.ndim, made.stream = t.memory, t.type, t.ndim, t.stream
     made.extent = t.extent
-    made.extent[0] = n
-    made.data = t.data
+    made.extent[0] = 1
+    each = made.nbytes
+    made.extent[0] = end - begin
+    made.data = t.data + begin * each
     return made
 
 

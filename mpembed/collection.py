@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
 from mpembed import _arrays, _inputs, _storage, checkpoint, registry
 from mpembed._checks import boolean
+from mpembed._describe import describe
 from mpembed._device import Stream
 from mpembed._dlpack import view
 from mpembed._engine import Engine
@@ -162,10 +163,12 @@ class EmbeddingBagCollection:
             Row numbers, table-major. Any DLPack exporter; never modified, never copied, but for a
             dict's, which are joined (a device is waited for).
         offsets : int32 or int64 array (T * B + 1,)
-            Bag b of table t holds ``indices[offsets[t * B + b] : offsets[t * B + b + 1]]``.
-        per_sample_weights : float32 array (N,), optional
-            One factor an index; with mean pooling the weighted sum is divided by the number of
-            indices.
+            Bag b of table t holds ``indices[offsets[t * B + b] : offsets[t * B + b + 1]]``. The
+            last entry is N, as with PyTorch's ``include_last_offset=True``.
+        per_sample_weights : float32 array (N,), or dict of table name -> array, optional
+            One factor an index, a dict where `indices` is one; with mean pooling the weighted sum
+            is divided by the number of indices. Its values are not checked: a NaN makes its bag
+            NaN.
         out : float32 array (B, sum of D), optional
             Where to write the output; it shares no memory with the batch. A dict of arrays where
             some table has pooling "none".
@@ -200,6 +203,7 @@ class EmbeddingBagCollection:
                 return result
             opened = self._engine.train_forward(batch, views, on, explicit=ticket)
             opened._shapes = shapes
+            opened._named_counts = _inputs.weight_counts(self._tables, batch)
             return (result, opened) if ticket else result
 
     def backward(self, grad: Any, ticket: Ticket | None = None, *, stream: Any = None) -> Any:
@@ -218,7 +222,8 @@ class EmbeddingBagCollection:
         -------
         None or numpy.ndarray or Tensor (N,), float32
             The gradient of the per-sample weights where the forward had them, computed from the
-            rows as they are at this call, before the update.
+            rows as they are at this call, before the update. A dict of table name -> array where
+            they were one.
 
         Raises
         ------
@@ -234,6 +239,7 @@ class EmbeddingBagCollection:
             views = _inputs.matrix_views(grad, "grad", used._shapes, on, writable=False)
             self._storage.refuse_own_memory(views)
             weight_grad = self._engine.backward(used, views, on)
+            weight_grad = _inputs.by_table(weight_grad, used._named_counts)
             if on.device.immediate:
                 self._raise_found(on, weight_grad)
             return weight_grad
@@ -353,6 +359,11 @@ class EmbeddingBagCollection:
             arrays = {**self._storage.arrays(), "step": _arrays.sent(step, on)}
             return {name: _arrays.read_only(array, on) for name, array in arrays.items()}
 
+    def __repr__(self) -> str:
+        settings = self._settings
+        parts = self._tables, settings.cache, settings.optimizer, self.device
+        return describe(*parts, memory_report(self._storage, 0)["total"])
+
     # ---- checkpoints -----------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -380,3 +391,10 @@ class EmbeddingBagCollection:
             If the file cannot be read, or is no checkpoint of this version.
         """
         return checkpoint.load(path, device)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        # Pickle, copy and torch.save ask this; a module that holds a collection asks it in turn.
+        raise TypeError(
+            "an EmbeddingBagCollection cannot be pickled or copied; use save() and "
+            "EmbeddingBagCollection.load()"
+        )

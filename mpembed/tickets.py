@@ -27,6 +27,7 @@ class Ticket:
         "_batch_size",
         "_engine",
         "_lookups",
+        "_named_counts",
         "_num_indices",
         "_open",
         "_shapes",
@@ -51,6 +52,8 @@ class Ticket:
         # A prefetch's indices and offsets, kept so that their memory is not another's meanwhile.
         self._arguments: list[View] = []
         self._shapes: Any = None  # of the outputs
+        # Indices of each table where the weights came as a dict, and so will their gradient.
+        self._named_counts: dict[str, int] | None = None
 
     @property
     def open(self) -> bool:

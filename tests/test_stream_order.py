@@ -60,7 +60,9 @@ class Fake:
         self.message = ctypes.create_string_buffer(b"it failed")
         for name, types in FUNCTIONS.items():
             result = VOID if name == "last_error" else I32
-            function = ctypes.CFUNCTYPE(result, *types)(getattr(self, f"do_{name}", self.note(name)))
+            function = ctypes.CFUNCTYPE(result, *types)(
+                getattr(self, f"do_{name}", self.note(name))
+            )
             self.kept.append(function)
             setattr(self.table, name, ctypes.cast(function, VOID))
         new = ctypes.pythonapi.PyCapsule_New
@@ -145,9 +147,14 @@ def test_a_stream_waits_for_the_call_before_it(fake: Fake, device: Device) -> No
 
 def test_the_device_is_set_back_after_an_error(fake: Fake, device: Device) -> None:
     calls = Calls(device, threading.RLock())
-    with pytest.raises(KeyError), calls.on(10):
-        assert fake.device == 1
-        raise KeyError
+
+    def fail() -> None:
+        with calls.on(10):
+            assert fake.device == 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert fake.device == 3
     assert ("record", 102, 10) in fake.take()
 

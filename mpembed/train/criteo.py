@@ -44,7 +44,7 @@ class CriteoFile:
         stop = sys.maxsize if max_rows is None else max_rows
         self._rows = sum(lines for _, lines in line_blocks(self.path, self._is_gzip, stop))
         if not self._rows:
-            raise DataError(f"{self.path}: line 1: the file is empty")
+            raise DataError(f"{self.path}: the file is empty")
         if self._rows < _FEW_LINES:
             # Only carriage returns between lines, for example, make one line of the file.
             for _ in self.chunks(self._rows):
@@ -73,11 +73,11 @@ class CriteoFile:
             with self.path.open("rb") as file:
                 is_gzip = file.read(2) == _GZIP_MAGIC
         except FileNotFoundError:
-            raise DataError(f"{self.path}: line 1: no such file") from None
+            raise DataError(f"{self.path}: no such file") from None
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
         if self.path.suffix == ".gz" and not is_gzip:
-            raise DataError(f"{self.path}: line 1: not gzip data, though the name ends in .gz")
+            raise DataError(f"{self.path}: not gzip data, though the name ends in .gz")
         return is_gzip
 
     def chunks(self, stop: int) -> Iterator[Clicks]:

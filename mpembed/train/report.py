@@ -1,4 +1,4 @@
-"""Show a run: a table, a progress display, a JSON file, a plot."""
+"""Show the results of a run: a table, a JSON file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .settings import OptionError, TrainOptions
-from .trial import Trial
+from .settings import OptionError
 
 _COLUMNS = (
     "log\nloss",
@@ -91,53 +89,6 @@ def check_outputs(data: Path | None, json: Path | None, plot: Path | None) -> No
             if _same_file(path, taken):
                 raise OptionError(f"{option} {path}: is the same file as {other} {taken}")
         used.append((option, path))
-
-
-class ProgressDisplay:
-    """One bar a setting with its loss, hit rate and speed.
-
-    Parameters
-    ----------
-    console : Console
-        Where to draw.
-    options : TrainOptions
-        The run.
-    train_rows : int
-        Clicks of the training part.
-    """
-
-    def __init__(self, console: Console, options: TrainOptions, train_rows: int) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("loss {task.fields[loss]}  hits {task.fields[hits]}  {task.fields[speed]}"),
-            console=console,
-        )
-        total = train_rows * options.epochs * options.seeds
-        self._tasks = {
-            s.name: self._progress.add_task(s.name, total=total, loss="-", hits="-", speed="-")
-            for s in options.settings
-        }
-
-    def __enter__(self) -> ProgressDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, trial: Trial, rows: int) -> None:
-        """Take note of `rows` more clicks trained on."""
-        hits = trial.hit_rate()
-        self._progress.update(
-            self._tasks[trial.setting.name],
-            advance=rows,
-            loss=f"{trial.recent_loss():.4f}",
-            hits="-" if hits is None else f"{100 * hits:.1f} %",
-            speed=f"{trial.rows_per_second():,.0f} rows/s",
-        )
 
 
 def _number(value: float | None, form: str) -> str:
