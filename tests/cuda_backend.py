@@ -44,8 +44,7 @@ def missing() -> str | None:
         reason = _cannot_emulate()
         if reason is not None:
             return reason
-        if "mpembed._cuda" not in sys.modules:
-            mpembed.__path__.insert(0, str(emulation().parent))
+        _put_first(emulation())
     try:
         devices.cuda_count()
     except RuntimeError as error:
@@ -53,6 +52,16 @@ def missing() -> str | None:
             raise
         return str(error)
     return None
+
+
+def _put_first(extension: Path) -> None:
+    """Let `mpembed._cuda` be this file, even if an installed one was loaded before."""
+    if str(extension.parent) not in mpembed.__path__:
+        mpembed.__path__.insert(0, str(extension.parent))
+    loaded = sys.modules.get("mpembed._cuda")
+    if loaded is not None and loaded.__file__ != str(extension):
+        del sys.modules["mpembed._cuda"]
+        del mpembed._cuda
 
 
 def _cannot_emulate() -> str | None:
