@@ -101,6 +101,12 @@ def test_any_schedule_gives_the_same_bytes(library: Path, seed: int, resident: s
     play_elsewhere(library, 12, seed, **schedule)
 
 
+def test_preempted_at_every_access(tmp_path: Path) -> None:
+    """Threads also change places between plain loads and stores: lost updates show."""
+    library = build(tmp_path, instrument=True)
+    play_elsewhere(library, 12, 7, SIMT_SEED="7")
+
+
 def test_no_access_out_of_bounds(tmp_path: Path) -> None:
     """The same under AddressSanitizer and UndefinedBehaviorSanitizer."""
     runtime = []
