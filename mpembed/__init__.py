@@ -18,7 +18,8 @@ if not _core.threads_variable_valid():
         f"MPEMBED_NUM_THREADS must be an integer in 1 .. 1024, got "
         f"{_os.environ.get('MPEMBED_NUM_THREADS')!r}"
     )
-if _os.environ.get("MPEMBED_ISA", "base") not in ("base", "avx2", "avx512"):
+# As with the threads, an empty variable is an unset one.
+if _os.environ.get("MPEMBED_ISA", "") not in ("", "base", "avx2", "avx512"):
     raise ValueError(
         f"MPEMBED_ISA must be base, avx2 or avx512, got {_os.environ.get('MPEMBED_ISA')!r}"
     )

@@ -18,6 +18,11 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if error.name not in CLI_PACKAGES:
             raise
+        if sys.argv[1:] == ["info"]:  # needs nothing that a plain installation lacks
+            from mpembed.info import print_info
+
+            print_info()
+            return 0
         print(
             f"mpembed: the command line needs {error.name}; install mpembed[train]", file=sys.stderr
         )

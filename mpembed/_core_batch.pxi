@@ -33,7 +33,8 @@ cdef class Batch:
                 raise ValueError(f"offsets must start at 0, got {error.value}")
             if error.position == bags and error.value != self.c.num_indices:
                 raise ValueError(f"offsets must end at the number of indices, "
-                                 f"{self.c.num_indices}, got {error.value}")
+                                 f"{self.c.num_indices}, got {error.value} (as PyTorch's "
+                                 "include_last_offset=True)")
             raise ValueError(f"offsets must not decrease: offsets[{error.position}] is "
                              f"{error.value}, less than the one before")
 

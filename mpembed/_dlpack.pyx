@@ -164,6 +164,10 @@ cdef Exporter exporter_of(type tp):
 
 cdef int check_bits(View v, object tensor) except -1:
     """Refuse tensors that autograd watches, or whose memory does not hold their values."""
+    if tensor.requires_grad and v.ndim == 0:
+        raise BufferError(
+            f"{v.name}: is a scalar that requires grad, as a loss is; call its backward() and pass "
+            "the gradient of the output")
     if tensor.requires_grad:
         raise BufferError(f"{v.name}: requires grad, which is lost here; pass {v.name}.detach()")
     if tensor.is_neg():

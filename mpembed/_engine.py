@@ -205,7 +205,9 @@ class Engine:
         """Return the open ticket of a forward, by default the latest one's."""
         used = self._latest if ticket is None else ticket
         if used is None:
-            raise RuntimeError("backward without a training forward")
+            raise RuntimeError(
+                "backward without a training forward (training=False leaves nothing to train)"
+            )
         if not isinstance(used, Ticket):
             raise TypeError(f"ticket must be a Ticket, got {type(used).__name__}")
         if not used._belongs_to(self):

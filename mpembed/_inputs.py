@@ -103,14 +103,33 @@ def _make_batch(
     require(offset_view, INDEX, 1)
     if offset_view.size < 1 or (offset_view.size - 1) % tables != 0:
         raise ValueError(
-            f"offsets must have {tables} x batch size + 1 entries (table-major), got "
-            f"{offset_view.size}"
+            f"offsets must have {tables} x batch size + 1 entries (table-major, the last one the "
+            f"number of indices, as PyTorch's include_last_offset=True), got {offset_view.size}"
         )
     weight_view = None
     if weights is not None:
         weight_view = view(weights, "per_sample_weights")
         require(weight_view, FLOAT, 1, (index_view.size,))
     return _core.Batch(index_view, offset_view, weight_view, tables, sources)
+
+
+def weight_counts(configs: Sequence[TableConfig], batch: _core.Batch) -> dict[str, int] | None:
+    """Return the indices of each table where the per-sample weights came as a dict, else None."""
+    if batch.sources is None or batch.weights is None:
+        return None
+    indices = batch.sources[::3]  # of (indices, offsets, weights) for each table
+    return {config.name: one.size for config, one in zip(configs, indices, strict=True)}
+
+
+def by_table(values: Any, counts: dict[str, int] | None) -> Any:
+    """Cut what has one value an index into a dict of table name -> array where counts are given."""
+    if counts is None:
+        return values
+    ends = np.cumsum(list(counts.values())).tolist()
+    return {
+        name: values[end - count : end]
+        for (name, count), end in zip(counts.items(), ends, strict=True)
+    }
 
 
 def group_lookups(

@@ -239,6 +239,8 @@ cpdef int require(View v, unsigned int dtypes, int ndim=-1, tuple shape=None, bi
         for i in range(v.ndim):
             if shape[i] != -1 and v.extent[i] != <int64_t>shape[i]:
                 expected = ", ".join(["any" if n == -1 else str(n) for n in shape])
+                if v.ndim == 1:
+                    expected += ","  # as the tuple that it is
                 raise ValueError(f"{v.name}: expected shape ({expected}), got {v.shape}")
     if contiguous and not v.contiguous:
         raise ValueError(
@@ -248,6 +250,7 @@ cpdef int require(View v, unsigned int dtypes, int ndim=-1, tuple shape=None, bi
         if v.legacy != NULL:
             raise BufferError(
                 f"{v.name}: is written to, but its exporter speaks a DLPack older than 1.0, which "
-                "cannot say that it is writable")
+                "cannot say that it is writable (a JAX array never is); pass a NumPy array or a "
+                "PyTorch tensor")
         raise BufferError(f"{v.name}: is written to, but is read-only")
     return 0

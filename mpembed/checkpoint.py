@@ -2,8 +2,12 @@
 
 import contextlib
 import dataclasses
+import errno
+import io
 import json
 import os
+import secrets
+import stat
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mpembed import _storage
+from mpembed import _storage, registry
 from mpembed._checks import integer
 from mpembed._version import __version__
 from mpembed.config import CacheConfig, TableConfig
@@ -59,16 +63,45 @@ def _manifest(emb: "EmbeddingBagCollection", arrays: dict[str, np.ndarray[Any, A
     )
 
 
+def _temporary_for(target: Path) -> tuple[Path, int]:
+    """Create a file that may become `target`, and return with it the mode to give it then.
+
+    Its name is short, however long the target's, and its own: other threads may save there too.
+    """
+    try:
+        old = target.stat().st_mode
+    except FileNotFoundError:
+        old = None
+    if old is not None and not stat.S_ISREG(old):
+        raise OSError(errno.EINVAL, "is no regular file, nothing is saved", str(target))
+    temporary = target.with_name(f".mpembed-{secrets.token_hex(8)}.tmp")
+    try:
+        # The umask can be learnt from a new file only: to ask for it is to change it.
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
+    try:
+        new = os.fstat(file).st_mode
+    finally:
+        os.close(file)
+    return temporary, stat.S_IMODE(new if old is None else old)
+
+
 def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str]) -> None:
-    """Write a collection to `path`; an existing file stays whole until the new one is complete."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """Write a collection to `path`; an existing file stays whole until the new one is complete.
+
+    The file keeps its permissions, a new one gets those of any new file; a symbolic link stays
+    and the file it leads to is replaced.
+    """
+    target = Path(os.path.realpath(path))
     arrays = _saved_arrays(emb)
+    temporary, mode = _temporary_for(target)
     try:
         manifest = _manifest(emb, arrays)
         # One key, its own checksum in front: safetensors orders several keys at random.
         metadata = {_KEY: f"{zlib.crc32(manifest.encode()):08x} {manifest}"}
         save_file(arrays, temporary, metadata=metadata)
+        temporary.chmod(mode)  # safetensors has put a private file of its own there
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -82,14 +115,23 @@ def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str]) -> "EmbeddingBagCollection":
     """Return the collection that `path` holds."""
     target = Path(path)
-    with target.open("rb"):  # a missing file or a folder is an OSError that names it
-        pass
+    while True:
+        with target.open("rb") as file:  # a missing file or a folder is an OSError that names it
+            manifest, shapes = _read_header(target)
+            # Both opened the same file unless a save replaced it in between: then once more.
+            if os.path.samestat(os.fstat(file.fileno()), target.stat()):
+                emb = _empty_collection(target, manifest, shapes)
+                _fill(emb, target, file, manifest)
+                return emb
+
+
+def _read_header(target: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Return the manifest and the shapes of the arrays, once safetensors has found all sound."""
     try:
         with safe_open(target, framework="numpy") as file:
-            manifest = _read_manifest(target, file.metadata() or {})
-            emb = _empty_collection(target, manifest)
-            _fill(emb, target, file, manifest)
-            return emb
+            names = file.keys()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            return _read_manifest(target, file.metadata() or {}), shapes
     except SafetensorError as error:
         raise ValueError(f"{target}: is damaged or no checkpoint: {error}") from error
 
@@ -100,7 +142,10 @@ def _read_manifest(target: Path, metadata: dict[str, str]) -> dict[str, Any]:
     checksum, _, text = metadata[_KEY].partition(" ")
     if checksum != f"{zlib.crc32(text.encode()):08x}":
         raise ValueError(f"{target}: its manifest is damaged (checksum)")
-    manifest = json.loads(text)
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{target}: its manifest is not valid: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{target}: is no mpembed checkpoint")
     if manifest.get("version") != VERSION:
@@ -115,16 +160,42 @@ def _table(fields: dict[str, Any]) -> TableConfig:
     return TableConfig(**fields, init=tuple(init) if isinstance(init, list) else init)
 
 
-def _empty_collection(target: Path, manifest: dict[str, Any]) -> "EmbeddingBagCollection":
+def _check_sizes(
+    tables: list[TableConfig], cache: CacheConfig | None, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """Refuse tables and caches that the file does not hold, before memory is taken for them.
+
+    All other arrays are smaller, or larger by a small factor only.
+    """
+    rows: dict[int, int] = {}
+    expected: dict[str, tuple[int, ...]] = {}
+    for table in tables:
+        dim = table.embedding_dim
+        rows[dim] = rows.get(dim, 0) + table.num_embeddings
+        width = registry.row_bytes(table.precision, dim)
+        expected[f"table.{table.name}.rows"] = table.num_embeddings, width
+    if cache is not None:
+        for dim, total in rows.items():
+            expected[f"cache.{dim}.rows"] = cache.sets_for(total), cache.ways, dim
+    for name, shape in expected.items():
+        if shapes.get(name) != shape:
+            raise ValueError(f"{name} is {shapes.get(name, 'not there')}, {shape} by the manifest")
+
+
+def _empty_collection(
+    target: Path, manifest: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> "EmbeddingBagCollection":
     from mpembed.collection import EmbeddingBagCollection
 
     try:
         name, settings = manifest["optimizer"]
-        cache = manifest["cache"]
+        tables = [_table(dict(fields)) for fields in manifest["tables"]]
+        cache = None if manifest["cache"] is None else CacheConfig(**manifest["cache"])
+        _check_sizes(tables, cache, shapes)
         emb = EmbeddingBagCollection.__new__(EmbeddingBagCollection)
         emb._configure(
-            [_table(dict(fields)) for fields in manifest["tables"]],
-            None if cache is None else CacheConfig(**cache),
+            tables,
+            cache,
             OPTIMIZERS[name](**settings),
             manifest["device"],
             manifest["seed"],
@@ -138,21 +209,30 @@ def _empty_collection(target: Path, manifest: dict[str, Any]) -> "EmbeddingBagCo
     return emb
 
 
-def _fill(emb: "EmbeddingBagCollection", target: Path, file: Any, manifest: dict[str, Any]) -> None:
+def _fill(
+    emb: "EmbeddingBagCollection", target: Path, file: io.BufferedReader, manifest: dict[str, Any]
+) -> None:
+    """Read the arrays straight into their place: safetensors would map and also copy each."""
     arrays = emb._storage.arrays()
-    if set(file.keys()) != set(arrays):
-        raise ValueError(f"{target}: its arrays do not fit its manifest")
     sums = manifest.get("crc32")
+    start = 8 + int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(start - 8))
+    header.pop("__metadata__", None)
+    if set(header) != set(arrays):
+        raise ValueError(f"{target}: its arrays do not fit its manifest")
     for name, array in arrays.items():
-        stored = file.get_tensor(name)
-        if stored.dtype != array.dtype or stored.shape != array.shape:
+        stored = header[name]
+        # safetensors names types by kind and bits, such as U8 and F32.
+        dtype, shape = f"{array.dtype.kind.upper()}{8 * array.itemsize}", list(array.shape)
+        if stored["dtype"] != dtype or stored["shape"] != shape:
             raise ValueError(
-                f"{target}: {name} is {stored.dtype}{list(stored.shape)}, expected "
-                f"{array.dtype}{list(array.shape)}"
+                f"{target}: {name} is {stored['dtype']}{stored['shape']}, expected {dtype}{shape}"
             )
-        if not isinstance(sums, dict) or _crc32(np.ascontiguousarray(stored)) != sums.get(name):
+        file.seek(start + stored["data_offsets"][0])
+        if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+            raise ValueError(f"{target}: {name} is cut short")
+        if not isinstance(sums, dict) or _crc32(array) != sums.get(name):
             raise ValueError(f"{target}: {name} is damaged (checksum)")
-        array[...] = stored
     _check_tags(emb, target)
 
 

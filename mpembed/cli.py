@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from mpembed.info import print_info
+
 if TYPE_CHECKING:
     from mpembed.train.settings import TrainOptions
 
@@ -28,28 +30,10 @@ def _fail(message: str, status: int = 2) -> NoReturn:
     raise typer.Exit(status)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    lines: dict[str, str] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            lines |= _flat(value, f"{name}.")
-        elif isinstance(value, list | tuple | set | frozenset):
-            lines[name] = ", ".join(map(str, value)) or "none"
-        else:
-            lines[name] = str(value)
-    return lines
-
-
 @app.command()
 def info() -> None:
     """Print version, backends and SIMD level."""
-    import mpembed
-
-    lines = _flat(mpembed.info())
-    width = max(map(len, lines))
-    for name, value in lines.items():
-        print(f"{name:{width}}  {value}")
+    print_info()
 
 
 def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | None) -> None:
@@ -62,33 +46,43 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
     from mpembed.train.clicks import DataError
     from mpembed.train.dataset import TRAIN
     from mpembed.train.plot import write_plot
-    from mpembed.train.report import (
-        ProgressDisplay,
-        check_writable,
-        print_table,
-        results_table,
-        write_json,
-    )
+    from mpembed.train.progress import progress_display
+    from mpembed.train.report import check_outputs, print_table, results_table, write_json
     from mpembed.train.runner import open_dataset, run
     from mpembed.train.settings import OptionError
     from mpembed.train.trial import DivergedError
 
     try:
         chosen = options()
-        check_writable("--json", json)
-        check_writable("--plot", plot)
+        check_outputs(chosen.data, json, plot)
         dataset = open_dataset(chosen)
-        with ProgressDisplay(Console(stderr=True), chosen, dataset.ends[TRAIN]) as progress:
+        console = Console(stderr=True)
+        with progress_display(console, chosen, dataset.ends[TRAIN]) as progress:
             result = run(chosen, dataset, progress)
     except (DataError, OptionError) as error:
         _fail(str(error))
     except DivergedError as error:
         _fail(str(error), status=1)
+    except MemoryError:
+        _fail("out of memory; try a smaller --dim, --max-rows or --batch-size", status=1)
+    # The JSON file comes first, for it holds everything; whatever fails, the rest is still given.
+    failures = _written("--json", json, result, write_json)
     print_table(results_table(result))
-    if json:
-        write_json(result, json)
-    if plot:
-        write_plot(result, plot)
+    failures += _written("--plot", plot, result, write_plot)
+    if failures:
+        _fail("; ".join(failures), status=1)
+
+
+def _written(
+    option: str, path: Path | None, result: dict[str, Any], write: Callable[..., None]
+) -> list[str]:
+    """Write a result where it is wanted; return what went wrong, such as a full disk."""
+    try:
+        if path is not None:
+            write(result, path)
+    except OSError as error:
+        return [f"{option} {path}: cannot be written: {error.strerror or error}"]
+    return []
 
 
 @app.command()

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
 from mpembed import _inputs, _storage, checkpoint, registry
 from mpembed._checks import boolean, integer
+from mpembed._describe import describe
 from mpembed._dlpack import view
 from mpembed._engine import Engine
 from mpembed._memory_report import memory_report
@@ -163,10 +164,12 @@ class EmbeddingBagCollection:
         indices : int32 or int64 array (N,), or dict of table name -> (indices, offsets)
             Row numbers, table-major. Any DLPack exporter; never modified, never copied.
         offsets : int32 or int64 array (T * B + 1,)
-            Bag b of table t holds ``indices[offsets[t * B + b] : offsets[t * B + b + 1]]``.
-        per_sample_weights : float32 array (N,), optional
-            One factor an index; with mean pooling the weighted sum is divided by the number of
-            indices.
+            Bag b of table t holds ``indices[offsets[t * B + b] : offsets[t * B + b + 1]]``. The
+            last entry is N, as with PyTorch's ``include_last_offset=True``.
+        per_sample_weights : float32 array (N,), or dict of table name -> array, optional
+            One factor an index, a dict where `indices` is one; with mean pooling the weighted sum
+            is divided by the number of indices. Its values are not checked: a NaN makes its bag
+            NaN.
         out : float32 array (B, sum of D), optional
             Where to write the output; it shares no memory with the batch. A dict of arrays where
             some table has pooling "none".
@@ -200,6 +203,7 @@ class EmbeddingBagCollection:
                 self._engine.evaluate(batch, views)
                 return result
             opened = self._engine.train_forward(batch, views, explicit=ticket)
+            opened._named_counts = _inputs.weight_counts(self._tables, batch)
             return (result, opened) if ticket else result
 
     def backward(self, grad: Any, ticket: Ticket | None = None) -> Any:
@@ -216,7 +220,8 @@ class EmbeddingBagCollection:
         -------
         None or numpy.ndarray (N,), float32
             The gradient of the per-sample weights where the forward had them, computed from the
-            rows as they are at this call, before the update.
+            rows as they are at this call, before the update. A dict of table name -> array where
+            they were one.
 
         Raises
         ------
@@ -232,6 +237,7 @@ class EmbeddingBagCollection:
             views = _inputs.matrix_views(grad, "grad", shapes, writable=False)
             self._storage.refuse_own_memory(views)
             weight_grad, skipped = self._engine.backward(used, views)
+            weight_grad = _inputs.by_table(weight_grad, used._named_counts)
             if skipped and self._on_nonfinite == "raise":
                 rows = sum(count for count, _, _ in skipped)
                 raise NonFiniteUpdateError(
@@ -320,6 +326,10 @@ class EmbeddingBagCollection:
             arrays = {**self._storage.arrays(), "step": np.array([self.step], np.uint64)}
             return {name: _storage.read_only(array) for name, array in arrays.items()}
 
+    def __repr__(self) -> str:
+        parts = self._tables, self._cache, self._optimizer, self._device
+        return describe(*parts, memory_report(self._storage, 0)["total"])
+
     # ---- checkpoints -----------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -337,3 +347,10 @@ class EmbeddingBagCollection:
             If the file cannot be read, or is no checkpoint of this version.
         """
         return checkpoint.load(path)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        # Pickle, copy and torch.save ask this; a module that holds a collection asks it in turn.
+        raise TypeError(
+            "an EmbeddingBagCollection cannot be pickled or copied; use save() and "
+            "EmbeddingBagCollection.load()"
+        )

@@ -11,12 +11,15 @@ class NonFiniteUpdateError(FloatingPointError):
     ----------
     rows : int
         How many.
-    weight_grad : numpy.ndarray or None
+    weight_grad : numpy.ndarray, dict of table name -> numpy.ndarray, or None
         What the backward would have returned: the gradient of the per-sample weights.
     """
 
     def __init__(
-        self, message: str, rows: int, weight_grad: npt.NDArray[np.float32] | None
+        self,
+        message: str,
+        rows: int,
+        weight_grad: npt.NDArray[np.float32] | dict[str, npt.NDArray[np.float32]] | None,
     ) -> None:
         super().__init__(message)
         self.rows = rows

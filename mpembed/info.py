@@ -44,3 +44,24 @@ def _cuda() -> dict[str, Any]:
     except FileNotFoundError:
         return {"built": False, "reason": "not known: the build left no _build_facts.json"}
     return dict(facts["cuda"])
+
+
+def print_info() -> None:
+    """Print what `info` returns, a line a value: the command ``mpembed info``."""
+    lines = _flat(info())
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:{width}}  {value}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    lines: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            lines |= _flat(value, f"{name}.")
+        elif isinstance(value, list | tuple | set | frozenset):
+            lines[name] = ", ".join(map(str, value)) or "none"
+        else:
+            lines[name] = str(value)
+    return lines

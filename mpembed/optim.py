@@ -11,7 +11,7 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 class Optimizer:
-    """What all optimizers share.
+    """What all optimizers share; `lr` is the only attribute that can be set.
 
     Parameters
     ----------
@@ -24,6 +24,8 @@ class Optimizer:
         non-zero `weight_decay` needs a mode.
     """
 
+    # No __dict__: setting `learning_rate` is an error, not a second, unused attribute.
+    __slots__ = ("_lr", "_weight_decay", "_weight_decay_mode")
     name: ClassVar[str]
 
     def __init__(
@@ -95,22 +97,40 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """``w -= lr * g``."""
+    """``w -= lr * g``; keeps no state.
 
+    Parameters
+    ----------
+    lr : float
+        Learning rate, finite and >= 0; may be changed at any time through the attribute.
+    weight_decay : float
+        Finite and >= 0; a non-zero one needs a mode.
+    weight_decay_mode : str
+        ``"none"``, ``"l2"`` (added to the gradient) or ``"decoupled"`` (``w -= lr * wd * w``).
+    """
+
+    __slots__ = ()
     name = "sgd"
+
+    def __init__(
+        self, lr: float, *, weight_decay: float = 0.0, weight_decay_mode: str = "none"
+    ) -> None:
+        super().__init__(lr, weight_decay=weight_decay, weight_decay_mode=weight_decay_mode)
 
 
 class _Accumulating(Optimizer):
     """An optimizer that adds up squared gradients."""
 
+    __slots__ = ("_eps", "_start")
+
     def __init__(
         self,
         lr: float,
         *,
-        eps: float = 1e-8,
-        initial_accumulator_value: float = 0.0,
-        weight_decay: float = 0.0,
-        weight_decay_mode: str = "none",
+        eps: float,
+        initial_accumulator_value: float,
+        weight_decay: float,
+        weight_decay_mode: str,
     ) -> None:
         super().__init__(lr, weight_decay=weight_decay, weight_decay_mode=weight_decay_mode)
         self._eps = finite("eps", eps, 0.0, _FLOAT_MAX)
@@ -140,13 +160,42 @@ class _Accumulating(Optimizer):
 class Adagrad(_Accumulating):
     """``h += g^2; w -= lr * g / (sqrt(h) + eps)``, h one value an element.
 
-    `state_precision` is ``"fp32"`` or ``"bf16"`` (rounded as the collection rounds).
+    Parameters
+    ----------
+    lr : float
+        Learning rate, finite and >= 0; may be changed at any time through the attribute.
+    eps : float
+        Added to the denominator; positive in float32.
+    initial_accumulator_value : float
+        Start value of every h.
+    weight_decay : float
+        Finite and >= 0; a non-zero one needs a mode.
+    weight_decay_mode : str
+        ``"none"``, ``"l2"`` (added to the gradient) or ``"decoupled"`` (``w -= lr * wd * w``).
+    state_precision : str
+        How h is stored: ``"fp32"``, or ``"bf16"``, rounded as the collection rounds.
     """
 
+    __slots__ = ("_state_precision",)
     name = "adagrad"
 
-    def __init__(self, lr: float, *, state_precision: str = "fp32", **settings: Any) -> None:
-        super().__init__(lr, **settings)
+    def __init__(
+        self,
+        lr: float,
+        *,
+        eps: float = 1e-8,
+        initial_accumulator_value: float = 0.0,
+        weight_decay: float = 0.0,
+        weight_decay_mode: str = "none",
+        state_precision: str = "fp32",
+    ) -> None:
+        super().__init__(
+            lr,
+            eps=eps,
+            initial_accumulator_value=initial_accumulator_value,
+            weight_decay=weight_decay,
+            weight_decay_mode=weight_decay_mode,
+        )
         if state_precision not in ("fp32", "bf16"):
             raise ValueError(f"state_precision must be 'fp32' or 'bf16', got {state_precision!r}")
         self._state_precision = state_precision
@@ -162,9 +211,41 @@ class Adagrad(_Accumulating):
 
 
 class RowwiseAdagrad(_Accumulating):
-    """``h += mean(g^2); w -= lr / (sqrt(h) + eps) * g``, h one value a row."""
+    """``h += mean(g^2); w -= lr / (sqrt(h) + eps) * g``, h one value a row.
 
+    Parameters
+    ----------
+    lr : float
+        Learning rate, finite and >= 0; may be changed at any time through the attribute.
+    eps : float
+        Added to the denominator; positive in float32.
+    initial_accumulator_value : float
+        Start value of every h.
+    weight_decay : float
+        Finite and >= 0; a non-zero one needs a mode.
+    weight_decay_mode : str
+        ``"none"``, ``"l2"`` (added to the gradient) or ``"decoupled"`` (``w -= lr * wd * w``).
+    """
+
+    __slots__ = ()
     name = "rowwise_adagrad"
+
+    def __init__(
+        self,
+        lr: float,
+        *,
+        eps: float = 1e-8,
+        initial_accumulator_value: float = 0.0,
+        weight_decay: float = 0.0,
+        weight_decay_mode: str = "none",
+    ) -> None:
+        super().__init__(
+            lr,
+            eps=eps,
+            initial_accumulator_value=initial_accumulator_value,
+            weight_decay=weight_decay,
+            weight_decay_mode=weight_decay_mode,
+        )
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {cls.name: cls for cls in (SGD, Adagrad, RowwiseAdagrad)}

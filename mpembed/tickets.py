@@ -25,6 +25,7 @@ class Ticket:
         "_batch_size",
         "_engine",
         "_lookups",
+        "_named_counts",
         "_num_indices",
         "_open",
         "_weighted",
@@ -45,6 +46,8 @@ class Ticket:
         self._num_indices = num_indices
         self._weighted = weighted
         self._open = True
+        # Indices of each table where the weights came as a dict, and so will their gradient.
+        self._named_counts: dict[str, int] | None = None
 
     @property
     def open(self) -> bool:

@@ -123,9 +123,14 @@ uint64_t train(const mpe_backend& k, int32_t policy) {
   uint64_t sum = 0xCBF29CE484222325u;
   for (int step = 0; step < 3; ++step) {
     Batch b;
-    const mpe_batch batch{b.indices.data(), b.offsets.data(), b.sample_weights.data(),
-                          kLookups,         kBatch,           kTables,
-                          64,               64};
+    const mpe_batch batch{b.indices.data(),
+                          b.offsets.data(),
+                          b.sample_weights.data(),
+                          kLookups,
+                          kBatch,
+                          kTables,
+                          64,
+                          64};
     mpe_error error = MPE_NO_ERROR;
     must(k.check_offsets(&batch, nullptr, &error));
     must(k.prepare(group, &batch, 0, nullptr, &b.lookups, nullptr, &error));

@@ -46,6 +46,31 @@ def test_info() -> None:
         assert key in out
 
 
+def without_typer(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call the command line where only what a plain installation brings can be imported."""
+    code = (
+        "import runpy, sys\n"
+        "for name in ('typer', 'click', 'rich', 'torch', 'pyarrow', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
+        "runpy.run_module('mpembed', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_info_needs_no_extra(tmp_path: Path) -> None:
+    done = without_typer(tmp_path, "info")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == call("info")[1]
+
+
+def test_the_rest_of_the_command_line_says_what_it_needs(tmp_path: Path) -> None:
+    for arguments in ((), ("train",), ("info", "--help")):
+        done = without_typer(tmp_path, *arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "mpembed: the command line needs typer; install mpembed[train]\n"
+
+
 def test_train_prints_a_table_and_writes_json_and_plot(tmp_path: Path) -> None:
     report, plot = tmp_path / "r.json", tmp_path / "r.png"
     settings = ["--setting", "fp32", "--setting", "int4:0.05", "--seeds", "2"]
@@ -69,8 +94,10 @@ def test_train_shows_its_six_settings_by_default() -> None:
     assert code == 0
     for name in ("fp32", "int8 + 5 %", "int4 + 5 %", "int4 + 1 %", "int2 + 5 %", "int4 nearest"):
         assert name in out
-        assert name in err  # its progress bar
+        assert f"mpembed: {name} is trained: loss " in err
+    assert err.startswith("mpembed: 6 setting(s) x 171 clicks: fp32, ")
     assert "rows/s" in err
+    assert all(line.startswith("mpembed: ") for line in err.splitlines())
 
 
 def test_train_on_a_file(tmp_path: Path) -> None:
@@ -88,7 +115,7 @@ def test_train_on_a_file(tmp_path: Path) -> None:
 
 
 def test_bad_data_is_one_line(tmp_path: Path) -> None:
-    assert "absent.txt: line 1: no such file" in refused("--data", str(tmp_path / "absent.txt"))
+    assert "absent.txt: no such file" in refused("--data", str(tmp_path / "absent.txt"))
     cut = tmp_path / "cut.gz"
     cut.write_bytes(gzip.compress(b"0\t" * 1000)[:20])
     assert "cut.gz: line 1: the gzip data end too early" in refused("--data", str(cut))
@@ -104,6 +131,10 @@ def test_bad_data_is_one_line(tmp_path: Path) -> None:
         (["--optimizer", "adam"], "--optimizer 'adam'"),
         (["--policy", "fifo"], "--policy 'fifo'"),
         (["--rows", "2"], "2 rows are too few"),
+        (["--threads", "5000"], "--threads is 5000"),
+        (["--seed", "18446744073709551616"], "--seed is 18446744073709551616"),
+        (["--lr", "1e39"], "--lr is 1e+39"),
+        (["--dim", "1048577"], "--dim is 1048577"),
     ],
 )
 def test_bad_options_are_one_line(arguments: list[str], message: str) -> None:
@@ -132,6 +163,66 @@ def test_outputs_that_cannot_be_written_are_refused_before_training(
     monkeypatch.setattr("os.access", lambda *_: False)
     assert "cannot be written" in refused(option, str(tmp_path / "r.png"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["the name", "a path", "a symbolic link", "a hard link"])
+def test_an_output_may_not_be_the_input_or_the_other_output(tmp_path: Path, kind: str) -> None:
+    data = tmp_path / "clicks.png"
+    data.write_text("1\n")
+    same = tmp_path / "same.png"
+    if kind == "the name":
+        same = data
+    elif kind == "a path":
+        same = tmp_path / ".." / tmp_path.name / data.name
+    elif kind == "a symbolic link":
+        same.symlink_to(data)
+    else:
+        same.hardlink_to(data)
+    for option in ("--json", "--plot"):
+        assert f"{option} {same}: is the same file as --data {data}" in refused(
+            "--data", str(data), option, str(same)
+        )
+    assert "is the same file as --json" in refused("--json", str(data), "--plot", str(same))
+    assert data.read_text() == "1\n"
+
+
+def test_outputs_that_do_not_exist_yet_must_differ_too(tmp_path: Path) -> None:
+    report, link = tmp_path / "r.png", tmp_path / "link.png"
+    link.symlink_to(report)
+    for plot in (report, link):
+        assert "is the same file as --json" in refused("--json", str(report), "--plot", str(plot))
+    assert not report.exists()
+
+
+def test_a_link_to_nowhere_and_a_name_too_long_are_refused(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "no" / "r.json")
+    assert "there is no directory" in refused("--json", str(link))
+    assert "cannot be written: File name too long" in refused("--json", str(tmp_path / ("x" * 300)))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_the_rest_is_given(tmp_path: Path) -> None:
+    plot = tmp_path / "r.png"
+    arguments = ["--setting", "fp32", "--json", "/dev/full", "--plot", str(plot)]
+    code, out, err = call("train", *FEW, *arguments)
+    assert code == 1
+    assert "fp32" in out
+    assert "1,500 clicks" in out
+    assert err.splitlines()[-1] == (
+        "mpembed: --json /dev/full: cannot be written: No space left on device"
+    )
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("mpembed.train.runner.run", refuse)
+    code, out, err = call("train", *FEW)
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("mpembed: out of memory")
 
 
 def test_plot_must_be_of_a_known_format(tmp_path: Path) -> None:

@@ -50,7 +50,11 @@ FORWARD: dict[str, tuple[Callable[[Emb], Any], type[Exception], str]] = {
     "2-D indices": (lambda e: e.forward(INDICES[None], OFFSETS), ValueError, "indices"),
     "strided": (lambda e: e.forward(np.repeat(INDICES, 2)[::2], OFFSETS), ValueError, "indices"),
     "no offsets": (lambda e: e.forward(INDICES), TypeError, "offsets"),
-    "offsets length": (lambda e: e.forward(INDICES, OFFSETS[:-1]), ValueError, "offsets"),
+    "offsets length": (
+        lambda e: e.forward(INDICES, OFFSETS[:-1]),
+        ValueError,
+        r"offsets must have 2 x batch size \+ 1 entries .*include_last_offset=True\), got 6",
+    ),
     "no entry": (lambda e: e.forward(INDICES, OFFSETS[:0]), ValueError, "offsets"),
     "offsets start": (
         lambda e: e.forward(INDICES, changed(OFFSETS, 0, 1)),
@@ -65,7 +69,7 @@ FORWARD: dict[str, tuple[Callable[[Emb], Any], type[Exception], str]] = {
     "offsets end": (
         lambda e: e.forward(INDICES, changed(OFFSETS, 6, 7)),
         ValueError,
-        "end at the number of indices, 8, got 7",
+        r"end at the number of indices, 8, got 7 \(as PyTorch's include_last_offset=True\)",
     ),
     "offsets decrease": (
         lambda e: e.forward(INDICES, changed(OFFSETS, 2, 6)),
@@ -243,7 +247,9 @@ def test_an_index_error_is_about_the_whole_batch() -> None:
 
 def test_backward_needs_an_open_forward() -> None:
     emb, grad = collection(), np.ones((3, 12), np.float32)
-    with pytest.raises(RuntimeError, match="without a training forward"):
+    emb.forward(INDICES, OFFSETS, training=False)
+    message = r"without a training forward \(training=False leaves nothing to train\)"
+    with pytest.raises(RuntimeError, match=message):
         emb.backward(grad)
     emb.forward(INDICES, OFFSETS)
     emb.backward(grad)
@@ -271,6 +277,13 @@ def test_a_tensor_that_autograd_watches_is_refused() -> None:
     before = digest(emb)
     with pytest.raises(BufferError, match=r"^per_sample_weights: requires grad"):
         emb.forward(INDICES, OFFSETS, weights)
+    loss = (torch.from_numpy(emb.forward(INDICES, OFFSETS, training=False)) * weights[0]).sum()
+    emb.forward(INDICES, OFFSETS)
+    before = digest(emb)
+    with pytest.raises(BufferError, match=r"^grad: is a scalar .* pass the gradient of the output"):
+        emb.backward(loss)
+    with pytest.raises(ValueError, match=r"^grad: expected 2 dimensions, got shape \(\)"):
+        emb.backward(loss.detach())
     assert digest(emb) == before
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
 from typing import Any
 
 import numpy as np
@@ -122,6 +124,24 @@ def test_only_the_rate_can_be_set() -> None:
     for name in ("eps", "weight_decay", "weight_decay_mode", "state_precision", "state_shape"):
         with pytest.raises(AttributeError):
             setattr(optimizer, name, 1)
+    for one in (mpe.SGD(0.1), optimizer, mpe.RowwiseAdagrad(0.1)):
+        with pytest.raises(AttributeError, match="learning_rate"):
+            one.learning_rate = 1  # type: ignore[union-attr]
+        assert repr(pickle.loads(pickle.dumps(one))) == repr(one)
+
+
+@pytest.mark.parametrize("make", [mpe.SGD, mpe.Adagrad, mpe.RowwiseAdagrad])
+def test_every_keyword_is_spelled_out(make: Any) -> None:
+    parameters = inspect.signature(make).parameters.values()
+    assert {p.kind for p in parameters} == {
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    }
+    assert {p.name for p in parameters} == set(make(0.1).settings())
+    for parameter in parameters:
+        assert f"\n    {parameter.name} : " in make.__doc__
+    with pytest.raises(TypeError, match=rf"^{make.__name__}\.__init__\(\) got an unexpected.*wd"):
+        make(0.1, wd=0.1)
 
 
 BAD_RATES: list[tuple[Any, type[Exception]]] = [

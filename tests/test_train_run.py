@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ pytest.importorskip("torch")
 
 import torch
 
+from mpembed.train import runner
 from mpembed.train.model import Perceptrons, make_tables
 from mpembed.train.runner import open_dataset, run
 from mpembed.train.settings import DEFAULT_SETTINGS, OptionError, Setting, TrainOptions
@@ -83,6 +85,13 @@ def test_bad_settings_are_refused(text: str, message: str) -> None:
         ({"min_count": 0}, "--min-count"),
         ({"max_rows": 2}, "--max-rows is 2; it must be at least 3"),
         ({"threads": 0}, "--threads"),
+        ({"dim": 2**20 + 1}, "--dim is 1048577; it must be at most 1048576"),
+        ({"batch_size": 2**24 + 1}, "--batch-size"),
+        ({"rows": 2**63}, "--rows"),
+        ({"seed": 2**64}, "--seed is 18446744073709551616; it must be at most"),
+        ({"seed": 2**64 - 2, "seeds": 3}, "--seeds is 3; the last seed, 18446744073709551616,"),
+        ({"threads": 1025}, "--threads is 1025; it must be at most 1024"),
+        ({"lr": 3.5e38}, "--lr is 3.5e+38; it must be above 0 and at most 3.403e+38"),
         ({"lr": 0.0}, "--lr"),
         ({"lr": float("nan")}, "--lr is nan"),
         ({"lr": float("inf")}, "--lr is inf"),
@@ -94,6 +103,29 @@ def test_bad_options_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError) as error:
         options("fp32", **values)
     assert message in str(error.value)
+
+
+def test_options_at_their_limits_are_taken() -> None:
+    largest = float(np.finfo(np.float32).max)
+    options("fp32", dim=2**20, threads=1024, seed=2**64 - 2, seeds=2, lr=largest)
+
+
+def test_what_pytorch_cannot_allocate_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = options("fp32")
+    dataset = open_dataset(chosen)
+
+    def refuse(message: str) -> Callable[..., None]:
+        def make(*_: Any) -> None:
+            raise RuntimeError(message)
+
+        return make
+
+    monkeypatch.setattr(runner, "Trial", refuse("you tried to allocate; not enough memory"))
+    with pytest.raises(MemoryError):
+        run(chosen, dataset, lambda trial, rows: None)
+    monkeypatch.setattr(runner, "Trial", refuse("something else"))
+    with pytest.raises(RuntimeError, match="something else"):
+        run(chosen, dataset, lambda trial, rows: None)
 
 
 def test_settings_must_differ() -> None:

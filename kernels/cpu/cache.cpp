@@ -66,12 +66,14 @@ int64_t find_slots(const Admission& a) {
 template <class P>
 void touch_hits(const Admission& a, int64_t begin, int64_t end, TaskStats& stats) {
   int32_t t = 0;
+  int64_t* counts = stats.of(t);
   for (int64_t i = begin; i < end; ++i) {
-    t = find_table(a.g, a.u.rows[i], t);
+    const int32_t owner = find_table(a.g, a.u.rows[i], t);
+    if (owner != t) counts = stats.of(t = owner);
     const int64_t slot = a.slots[i];
-    stats.add(t, MPE_stat_unique);
-    stats.add(t, MPE_stat_accesses, a.u.starts[i + 1] - a.u.starts[i]);
-    stats.add(t, slot < 0 ? MPE_stat_misses : MPE_stat_hits);
+    ++counts[MPE_stat_unique];
+    counts[MPE_stat_accesses] += a.u.starts[i + 1] - a.u.starts[i];
+    ++counts[slot < 0 ? MPE_stat_misses : MPE_stat_hits];
     if (slot < 0) continue;
     a.c.tags[slot] += kTagPin;
     a.c.meta[slot] = P::on_hit(a.c.meta[slot], a.clock);

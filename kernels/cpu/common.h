@@ -163,17 +163,19 @@ class TaskStats {
   TaskStats(const TaskStats&) = delete;
   TaskStats& operator=(const TaskStats&) = delete;
 
-  void add(int32_t table, int stat, int64_t n = 1) {
-    Line& line = lines_[table % kLines];
+  // A table's counters, until those of another are asked for.
+  int64_t* of(int32_t table) {
+    Line& line = lines_[static_cast<uint32_t>(table) % kLines];
     if (line.table != table) {
       commit(line);
       line.table = table;
     }
-    line.counts[stat] += n;
+    return line.counts;
   }
+  void add(int32_t table, int stat) { ++of(table)[stat]; }
 
  private:
-  static constexpr int kLines = 16;  // a table has one place; the last of a place is kept
+  static constexpr uint32_t kLines = 16;  // a table has one place; the last of a place is kept
   struct Line {
     int32_t table = -1;
     int64_t counts[MPE_NUM_STATS] = {};

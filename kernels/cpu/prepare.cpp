@@ -80,34 +80,39 @@ class Prepare {
     const int64_t* starts = out_->bag_offsets;
     int64_t bag =
         first_at_least(g_.num_tables * size_, begin + 1, [&](int64_t b) { return starts[b + 1]; });
-    for (int64_t t = bag / size_; begin < end; ++bag) {
-      const int64_t stop = min64(end, starts[bag + 1]);
-      if (stop == begin) continue;  // an empty bag
-      while (bag >= (t + 1) * size_) ++t;
-      part_of_bag(t, bag, begin, stop, &bad);
-      begin = stop;
+    while (begin < end) {
+      const int64_t t = bag / size_;
+      const int64_t last = min64(end, starts[(t + 1) * size_]);
+      const int64_t dropped = part_of_table(t, bag, begin, last, &bad);
+      if (dropped != 0) __atomic_fetch_add(out_->dropped + t, dropped, __ATOMIC_RELAXED);
+      bad.count += dropped;
+      begin = last;
+      bag = (t + 1) * size_;
+      while (begin < end && starts[bag + 1] == begin) ++bag;  // tables without lookups
     }
     return bad;
   }
 
  private:
-  void part_of_bag(int64_t t, int64_t bag, int64_t begin, int64_t end, Bad* bad) const {
-    const mpe_table& table = g_.tables[t];
+  // Lookups [begin, end) of table t, the first in `bag`. Returns how many are out of range.
+  int64_t part_of_table(int64_t t, int64_t bag, int64_t begin, int64_t end, Bad* bad) const {
+    const int64_t base = g_.tables[t].base, num_rows = g_.tables[t].num_rows;
     const int64_t shift = out_->origins[t] - out_->bag_offsets[t * size_];
     int64_t dropped = 0;
-    for (int64_t p = begin; p < end; ++p) {
-      const int64_t index = static_cast<int64_t>(indices_[p + shift]);
-      const bool valid = index >= 0 && index < table.num_rows;
-      if (!valid && dropped++ == 0 && bad->count == 0) {
-        *bad = Bad{0, p + shift, index, static_cast<int32_t>(t)};
+    for (int64_t p = begin; p < end; ++bag) {
+      const int64_t stop = min64(end, out_->bag_offsets[bag + 1]);
+      for (; p < stop; ++p) {
+        const int64_t index = static_cast<int64_t>(indices_[p + shift]);
+        const bool valid = index >= 0 && index < num_rows;
+        if (!valid && dropped++ == 0 && bad->count == 0) {
+          *bad = Bad{0, p + shift, index, static_cast<int32_t>(t)};
+        }
+        out_->keys[p] = valid ? static_cast<uint64_t>(base + index) : MPE_DROPPED;
+        out_->bags[p] = static_cast<int32_t>(bag);
+        if (out_->weights != nullptr) out_->weights[p] = weights_[p + shift];
       }
-      out_->keys[p] = valid ? static_cast<uint64_t>(table.base + index) : MPE_DROPPED;
-      out_->bags[p] = static_cast<int32_t>(bag);
-      if (out_->weights != nullptr) out_->weights[p] = weights_[p + shift];
     }
-    if (dropped == 0) return;
-    bad->count += dropped;
-    __atomic_fetch_add(out_->dropped + t, dropped, __ATOMIC_RELAXED);
+    return dropped;
   }
 
   const Offset* table_offsets(int64_t t) const { return offsets_ + g_.tables[t].feature * size_; }

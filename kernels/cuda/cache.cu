@@ -191,8 +191,6 @@ class Set {
     if (P::kSketch && lane_ < static_cast<int>(kSketchRows)) {
       sketch_raise(a_.cache, id, static_cast<uint32_t>(lane_), state);
     }
-    // The newcomer's load writes what other lanes' write-back still reads.
-    __syncwarp();
   }
 
   const Admission& a_;

@@ -58,7 +58,7 @@ struct Share {
   }
 };
 
-// Inclusive sum over the block's threads.
+// Inclusive sum over the block's threads, which meet once more before the next one.
 __device__ int64_t block_sum(int64_t v, int64_t* warps) {
   const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int s = 1; s < kWarp; s <<= 1) {
@@ -68,7 +68,6 @@ __device__ int64_t block_sum(int64_t v, int64_t* warps) {
   if (lane == kWarp - 1) warps[warp] = v;
   __syncthreads();
   for (int w = 0; w < warp; ++w) v += warps[w];
-  __syncthreads();  // the next round writes `warps` again
   return v;
 }
 
@@ -86,13 +85,13 @@ __global__ void segments_kernel(Share s, int64_t* starts, mpe_error* error) {
     const int64_t t = base + threadIdx.x;
     const bool here = t < s.tables.count;
     const int64_t size = here && !refused ? s.size_of(t) : 0;
-    const int64_t end = total[0] + block_sum(size, warps);
+    const int64_t before = total[0];
+    const int64_t end = before + block_sum(size, warps);
     if (here) {
       starts[t] = end - size;
       s.out.origins[t] = refused ? 0 : s.first_offset(t);
       s.out.dropped[t] = 0;
     }
-    __syncthreads();  // all have read the total
     if (threadIdx.x == kThreads - 1) total[0] = end;
     __syncthreads();
   }

@@ -51,8 +51,6 @@ struct Tile {
     for (int s = W / 2; s > 0; s >>= 1) v = v + __shfl_down_sync(mask, v, s, W);
     return __shfl_sync(mask, v, 0, W);
   }
-  // Lanes before this one wrote what lanes after it read.
-  __device__ void sync() const { __syncwarp(mask); }
 };
 
 // The narrowest tile for a dimension: calls f with an integral constant.

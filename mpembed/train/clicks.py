@@ -20,7 +20,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 class DataError(ValueError):
-    """The click data cannot be used; the message names the file and the line at fault."""
+    """The click data cannot be used; the message names the file, and the line where one is bad."""
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,54 @@
-"""Find the line that makes a file of clicks unreadable, slowly and exactly."""
+"""The lines of a file of clicks: cut into blocks, and the rule that each must keep.
+
+The rule, which :mod:`mpembed.train.criteo_parse` applies to whole blocks at once: lines end with LF
+or CR LF, the last may lack its end. Tabs part 40 cells: a label, "0" or "1"; 13 integers, empty or
+digits after an optional minus sign, of magnitude below 2**63; 26 categoricals of up to 8
+hexadecimal digits, or empty.
+"""
 
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 from .clicks import NUM_CATS, NUM_INTS, DataError
 
+_BLOCK_BYTES = 4 << 20
+_GZIP_BYTES = 256 << 10
 _COLUMNS = 1 + NUM_INTS + NUM_CATS
 _HEX = re.compile(rb"[0-9a-fA-F]{1,8}")
-_INT = re.compile(rb"[+-]?[0-9]+")
+_INT = re.compile(rb"-?[0-9]+")
+
+
+def _is_int64(cell: bytes) -> bool:
+    # Python refuses to convert thousands of digits, so they are counted first. -2**63 is out: it
+    # stands for a missing value.
+    digits = cell.removeprefix(b"-").lstrip(b"0")
+    return bool(_INT.fullmatch(cell)) and len(digits) <= 19 and int(digits or b"0") < 2**63
 
 
 def _fault(line: bytes) -> str | None:
-    """Say what is wrong with a line, if anything."""
+    """Say what is wrong with a line, its end removed, if anything."""
+    if b"\r" in line:
+        return "a carriage return stands alone; lines end with LF or CR LF"
     cells = line.split(b"\t")
     if len(cells) != _COLUMNS:
         return f"{len(cells)} columns, {_COLUMNS} expected (label, 13 integers, 26 categoricals)"
     if cells[0] not in (b"0", b"1"):
         return f"the label is {_show(cells[0])}, neither 0 nor 1"
     for column, cell in enumerate(cells[1 : 1 + NUM_INTS], 1):
-        if cell and not (_INT.fullmatch(cell) and -(2**63) < int(cell) < 2**63):
-            return f"integer column {column} holds {_show(cell)}, not a 64-bit integer"
+        if cell and not _is_int64(cell):
+            return (
+                f"integer column {column} holds {_show(cell)}, "
+                "not a whole number of magnitude below 2^63"
+            )
     for column, cell in enumerate(cells[1 + NUM_INTS :], 1):
         if cell and not _HEX.fullmatch(cell):
             return f"categorical column {column} holds {_show(cell)}, not 1 to 8 hexadecimal digits"
@@ -35,14 +59,83 @@ def _show(cell: bytes) -> str:
     return repr(cell if len(cell) <= 24 else cell[:24] + b"...")[1:]
 
 
-def _lines(path: Path, is_gzip: bool) -> Iterator[bytes]:
-    with gzip.open(path, "rb") if is_gzip else path.open("rb") as file:
-        for line in file:
-            yield line.rstrip(b"\n").removesuffix(b"\r")
+def first_fault(block: bytes) -> tuple[int, str] | None:
+    """Find the first line of a block that breaks the rule, slowly.
+
+    Parameters
+    ----------
+    block : bytes
+        From :func:`line_blocks`.
+
+    Returns
+    -------
+    tuple of int and str, or None
+        The line, from 0, and its fault; None if all lines are good.
+    """
+    for number, line in enumerate(io.BytesIO(block)):
+        ended = line.endswith(b"\n")
+        fault = _fault(line[:-1].removesuffix(b"\r") if ended else line)
+        if fault:
+            return number, fault
+    return None
 
 
-def find_bad_line(path: Path, is_gzip: bool, skip: int = 0) -> None:
-    """Raise for the first line that is not of the format.
+def _gzip_pieces(path: Path) -> Iterator[bytes]:
+    """Yield everything that can be decompressed, also where damage follows."""
+    parts: list[bytes] = []
+    size = 0
+    with gzip.open(path, "rb") as file:
+        try:
+            while part := file.read1(_GZIP_BYTES):
+                parts.append(part)
+                size += len(part)
+                if size >= _BLOCK_BYTES:
+                    yield b"".join(parts)
+                    parts, size = [], 0
+        except (EOFError, OSError, zlib.error):
+            yield b"".join(parts)
+            raise
+    yield b"".join(parts)
+
+
+def _pieces(path: Path, is_gzip: bool) -> Iterator[bytes]:
+    if is_gzip:
+        # The next piece is decompressed in a thread while this one is used.
+        pieces = _gzip_pieces(path)
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(next, pieces, None)
+            while (piece := coming.result()) is not None:
+                coming = pool.submit(next, pieces, None)
+                yield piece
+        return
+    with path.open("rb") as file:
+        while piece := file.read(_BLOCK_BYTES):
+            yield piece
+
+
+def _cut(path: Path, is_gzip: bool, stop: int) -> Iterator[tuple[bytes, int]]:
+    begun: list[bytes] = []  # parts of a line whose end has not come yet
+    for piece in _pieces(path, is_gzip):
+        lines = min(piece.count(b"\n"), stop)
+        if not lines:
+            begun.append(piece)
+            continue
+        stop -= lines
+        end = piece.rfind(b"\n") + 1
+        if not stop:  # this is the last block; find the end of its last line
+            end = int(np.flatnonzero(np.frombuffer(piece, np.uint8) == 10)[lines - 1]) + 1
+        begun.append(piece[:end])
+        yield b"".join(begun), lines
+        if not stop:
+            return
+        begun = [piece[end:]]
+    rest = b"".join(begun)
+    if rest:
+        yield rest, 1
+
+
+def line_blocks(path: Path, is_gzip: bool, stop: int) -> Iterator[tuple[bytes, int]]:
+    """Cut the first lines of a file into blocks; nothing after them matters.
 
     Parameters
     ----------
@@ -50,23 +143,28 @@ def find_bad_line(path: Path, is_gzip: bool, skip: int = 0) -> None:
         The file.
     is_gzip : bool
         Whether it is compressed.
-    skip : int, optional
-        Number of lines at the start that are known to be good.
+    stop : int
+        Number of lines wanted, at least 1.
+
+    Yields
+    ------
+    tuple of bytes and int
+        A block of whole lines, and how many; only the file's last line may lack its end.
 
     Raises
     ------
     DataError
-        Naming the file, the line (from 1) and its fault. Returns if no line is at fault.
+        If the file cannot be read or ends too early, naming it and the line.
     """
-    number = 0
+    done = 0
     try:
-        for number, line in enumerate(_lines(path, is_gzip), 1):
-            fault = _fault(line) if number > skip else None
-            if fault:
-                raise DataError(f"{path}: line {number}: {fault}")
+        for block, lines in _cut(path, is_gzip, stop):
+            yield block, lines
+            done += lines
     except EOFError:
-        raise DataError(f"{path}: line {number + 1}: the gzip data end too early") from None
+        raise DataError(f"{path}: line {done + 1}: the gzip data end too early") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: line {number + 1}: the gzip data are damaged: {error}") from None
+        raise DataError(f"{path}: line {done + 1}: the gzip data are damaged: {error}") from None
     except OSError as error:
-        raise DataError(f"{path}: line {number + 1}: cannot be read: {error.strerror}") from None
+        reason = error.strerror or error
+        raise DataError(f"{path}: line {done + 1}: cannot be read: {reason}") from None

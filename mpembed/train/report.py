@@ -1,21 +1,20 @@
-"""Show a run: a table, a progress display, a JSON file, a plot."""
+"""Show the results of a run: a table, a JSON file."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .settings import OptionError, TrainOptions
-from .trial import Trial
+from .settings import OptionError
 
 _COLUMNS = (
     "log\nloss",
@@ -33,78 +32,63 @@ _COLUMNS = (
 _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def check_writable(option: str, path: Path | None) -> None:
-    """Refuse an output file that could not be written after the training.
-
-    Parameters
-    ----------
-    option : str
-        Name of the option, for the message.
-    path : Path or None
-        The file; it is not touched.
-
-    Raises
-    ------
-    OptionError
-        If it is a directory, its directory does not exist, or writing is not allowed.
-    """
-    if path is None:
-        return
-    if path.is_dir():
+def _check_writable(option: str, path: Path) -> None:
+    """Refuse an output file that could not be written after the training."""
+    # A link's target is what will be written, whether it exists or not.
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except NotADirectoryError:
+        raise OptionError(f"{option} {path}: there is no directory {target.parent}") from None
+    except OSError as error:
+        raise OptionError(f"{option} {path}: cannot be written: {error.strerror}") from None
+    if mode is not None and stat.S_ISDIR(mode):
         raise OptionError(f"{option} {path}: is a directory")
-    if not path.parent.is_dir():
-        raise OptionError(f"{option} {path}: there is no directory {path.parent}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not target.parent.is_dir():
+        raise OptionError(f"{option} {path}: there is no directory {target.parent}")
+    if not os.access(target.parent if mode is None else target, os.W_OK):
         raise OptionError(f"{option} {path}: cannot be written")
     if option == "--plot" and path.suffix.lower() not in _PLOT_SUFFIXES:
         raise OptionError(f"{option} {path}: the name must end in {', '.join(_PLOT_SUFFIXES)}")
 
 
-class ProgressDisplay:
-    """One bar a setting with its loss, hit rate and speed.
+def _same_file(a: Path, b: Path) -> bool:
+    """Tell whether two names are of one file, by links of any kind; it need not exist yet."""
+    if os.path.realpath(a) == os.path.realpath(b):
+        return True
+    try:
+        return a.samefile(b)
+    except OSError:  # one does not exist
+        return False
+
+
+def check_outputs(data: Path | None, json: Path | None, plot: Path | None) -> None:
+    """Refuse output files that could not be written after the training, or that are used twice.
 
     Parameters
     ----------
-    console : Console
-        Where to draw.
-    options : TrainOptions
-        The run.
-    train_rows : int
-        Clicks of the training part.
+    data : Path or None
+        The file of clicks.
+    json, plot : Path or None
+        The files to write; they are not touched.
+
+    Raises
+    ------
+    OptionError
+        If one is a directory, its directory does not exist, writing is not allowed, or it is
+        the same file as another of the three.
     """
-
-    def __init__(self, console: Console, options: TrainOptions, train_rows: int) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("loss {task.fields[loss]}  hits {task.fields[hits]}  {task.fields[speed]}"),
-            console=console,
-        )
-        total = train_rows * options.epochs * options.seeds
-        self._tasks = {
-            s.name: self._progress.add_task(s.name, total=total, loss="-", hits="-", speed="-")
-            for s in options.settings
-        }
-
-    def __enter__(self) -> ProgressDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, trial: Trial, rows: int) -> None:
-        """Take note of `rows` more clicks trained on."""
-        hits = trial.hit_rate()
-        self._progress.update(
-            self._tasks[trial.setting.name],
-            advance=rows,
-            loss=f"{trial.recent_loss():.4f}",
-            hits="-" if hits is None else f"{100 * hits:.1f} %",
-            speed=f"{trial.rows_per_second():,.0f} rows/s",
-        )
+    used = [] if data is None else [("--data", data)]
+    for option, path in (("--json", json), ("--plot", plot)):
+        if path is None:
+            continue
+        _check_writable(option, path)
+        for other, taken in used:
+            if _same_file(path, taken):
+                raise OptionError(f"{option} {path}: is the same file as {other} {taken}")
+        used.append((option, path))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -14,7 +14,7 @@ import mpembed as mpe
 
 from .criteo import CriteoFile
 from .dataset import TEST, TRAIN, Dataset
-from .settings import TrainOptions
+from .settings import Setting, TrainOptions
 from .summary import summarize
 from .synthetic import DEFAULT_ROWS, SyntheticSource
 from .trial import Trial
@@ -48,8 +48,17 @@ def open_dataset(options: TrainOptions) -> Dataset:
     return Dataset(source, options.min_count, options.max_rows, options.log_shift)
 
 
+def _trial(setting: Setting, options: TrainOptions, dataset: Dataset, seed: int) -> Trial:
+    try:
+        return Trial(setting, options, dataset.table_rows, seed)
+    except RuntimeError as error:  # all that PyTorch has for it on the CPU
+        if "not enough memory" in str(error):
+            raise MemoryError(str(error)) from None
+        raise
+
+
 def _run_seed(options: TrainOptions, dataset: Dataset, seed: int, report: Progress) -> list[Trial]:
-    trials = [Trial(s, options, dataset.table_rows, seed) for s in options.settings]
+    trials = [_trial(s, options, dataset, seed) for s in options.settings]
     turn_rows = options.batch_size * _STEPS_PER_TURN
     for epoch in range(1, options.epochs + 1):
         last = TEST if epoch == options.epochs else TRAIN

@@ -5,11 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from mpembed.registry import MAX_DIM
+
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8_fp16", "int4", "int2")
 ROUNDINGS = ("stochastic", "nearest")
 OPTIMIZERS = ("rowwise-adagrad", "adagrad", "sgd")
 POLICIES = ("lfu", "lru")
 DEFAULT_SETTINGS = ("fp32", "int8:0.05", "int4:0.05", "int4:0.01", "int2:0.05", "int4:0:nearest")
+_FLOAT_MAX = float(np.finfo(np.float32).max)
+_SEED_MAX = 2**64 - 1
+_COUNT_MAX = 2**63 - 1
+# Larger batches would overflow the 32-bit positions of their ids, 26 a click.
+_BATCH_MAX = 1 << 24
+_THREADS_MAX = 1024  # as in mpembed.set_num_threads
 _SYNTAX = "PRECISION[:CACHE[:ROUNDING]], such as int8:0.05 or int4:0:nearest"
 
 
@@ -103,21 +113,28 @@ class TrainOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value, low in (
-            ("dim", self.dim, 1),
-            ("batch-size", self.batch_size, 1),
-            ("epochs", self.epochs, 1),
-            ("rows", self.rows, 1),
-            ("seed", self.seed, 0),
-            ("seeds", self.seeds, 1),
-            ("min-count", self.min_count, 1),
-            ("max-rows", self.max_rows, 3),
-            ("threads", self.threads, 1),
+        for name, value, low, high in (
+            ("dim", self.dim, 1, MAX_DIM),
+            ("batch-size", self.batch_size, 1, _BATCH_MAX),
+            ("epochs", self.epochs, 1, _COUNT_MAX),
+            ("rows", self.rows, 1, _COUNT_MAX),
+            ("seed", self.seed, 0, _SEED_MAX),
+            ("seeds", self.seeds, 1, _COUNT_MAX),
+            ("min-count", self.min_count, 1, _COUNT_MAX),
+            ("max-rows", self.max_rows, 3, _COUNT_MAX),
+            ("threads", self.threads, 1, _THREADS_MAX),
         ):
             if value is not None and value < low:
                 raise OptionError(f"--{name} is {value}; it must be at least {low}")
-        if not 0.0 < self.lr < float("inf"):
-            raise OptionError(f"--lr is {self.lr}; it must be a positive number")
+            if value is not None and value > high:
+                raise OptionError(f"--{name} is {value}; it must be at most {high}")
+        last = self.seed + self.seeds - 1
+        if last > _SEED_MAX:
+            raise OptionError(
+                f"--seeds is {self.seeds}; the last seed, {last}, exceeds {_SEED_MAX}"
+            )
+        if not 0.0 < self.lr <= _FLOAT_MAX:
+            raise OptionError(f"--lr is {self.lr}; it must be above 0 and at most {_FLOAT_MAX:.4g}")
         for name, choice, known in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("policy", self.policy, POLICIES),

@@ -1,5 +1,5 @@
-// int4: two codes a byte, low nibble first, FP16 scale and bias (the layout of torch's
-// embedding_bag_4bit).
+// int4: two codes a byte, low nibble first, FP16 scale and bias, which torch's
+// embedding_bag_4bit_rowwise_offsets reads.
 #ifndef MPEMBED_FORMAT_INT4_H
 #define MPEMBED_FORMAT_INT4_H
 

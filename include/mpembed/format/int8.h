@@ -1,4 +1,5 @@
-// int8: INT8 codes with an FP32 scale and bias (the layout of torch's embedding_bag_byte).
+// int8: INT8 codes with an FP32 scale and bias, which torch's embedding_bag_byte_rowwise_offsets
+// reads.
 #ifndef MPEMBED_FORMAT_INT8_H
 #define MPEMBED_FORMAT_INT8_H
 

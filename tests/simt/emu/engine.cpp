@@ -43,11 +43,13 @@ void lane_main() {
   fiber_end();
 }
 
-// A random set bit, all but uniformly: the first from a random place on.
+// A random set bit, each as likely as the others.
 unsigned random_bit(unsigned mask) {
-  const unsigned turn = next_random() & 31u;
-  const unsigned turned = mask >> turn | mask << (-turn & 31u);
-  return (static_cast<unsigned>(__builtin_ctz(turned)) + turn) & 31u;
+  const uint64_t bits = static_cast<uint64_t>(__builtin_popcount(mask));
+  for (uint64_t skip = (static_cast<uint64_t>(next_random()) * bits) >> 32; skip != 0; --skip) {
+    mask &= mask - 1;
+  }
+  return static_cast<unsigned>(__builtin_ctz(mask));
 }
 
 class Scheduler {

@@ -1,0 +1,127 @@
+"""Show how far a run is: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from time import monotonic
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from .settings import TrainOptions
+from .trial import Trial
+
+_LINE_SHARE = 10  # a line each tenth of the run
+_LINE_SECONDS = 60.0  # or each minute, whichever comes first
+
+
+def progress_display(
+    console: Console, options: TrainOptions, train_rows: int
+) -> BarDisplay | LineDisplay:
+    """Return the display that fits where it is shown: bars would appear in a log at the end only.
+
+    Parameters
+    ----------
+    console : Console
+        Where to show it.
+    options : TrainOptions
+        The run.
+    train_rows : int
+        Clicks of the training part.
+    """
+    display = BarDisplay if console.is_terminal else LineDisplay
+    return display(console, options, train_rows)
+
+
+def _clicks(options: TrainOptions, train_rows: int) -> int:
+    """Return how many clicks each setting trains on."""
+    return train_rows * options.epochs * options.seeds
+
+
+class BarDisplay:
+    """One bar a setting with its loss, hit rate and speed; arguments as in `progress_display`."""
+
+    def __init__(self, console: Console, options: TrainOptions, train_rows: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("loss {task.fields[loss]}  hits {task.fields[hits]}  {task.fields[speed]}"),
+            console=console,
+        )
+        total = _clicks(options, train_rows)
+        self._tasks = {
+            s.name: self._progress.add_task(s.name, total=total, loss="-", hits="-", speed="-")
+            for s in options.settings
+        }
+
+    def __enter__(self) -> BarDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, trial: Trial, rows: int) -> None:
+        """Take note of `rows` more clicks trained on."""
+        hits = trial.hit_rate()
+        self._progress.update(
+            self._tasks[trial.setting.name],
+            advance=rows,
+            loss=f"{trial.recent_loss():.4f}",
+            hits="-" if hits is None else f"{100 * hits:.1f} %",
+            speed=f"{trial.rows_per_second():,.0f} rows/s",
+        )
+
+
+class LineDisplay:
+    """A line at the start, now and then, and at the end of a setting; arguments as above.
+
+    `clock` gives the time in seconds.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        options: TrainOptions,
+        train_rows: int,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._console, self._clock = console, clock
+        self._names = [setting.name for setting in options.settings]
+        self._each = _clicks(options, train_rows)
+        self._done = dict.fromkeys(self._names, 0)
+        self._losses: dict[str, float] = {}
+        self._tenths = 0
+
+    def __enter__(self) -> LineDisplay:
+        self._start = self._last = self._clock()
+        names = ", ".join(self._names)
+        self._print(f"{len(self._names)} setting(s) x {self._each:,} clicks: {names}")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def __call__(self, trial: Trial, rows: int) -> None:
+        """Take note of `rows` more clicks trained on."""
+        name, now = trial.setting.name, self._clock()
+        self._done[name] += rows
+        self._losses[name] = trial.recent_loss()
+        if self._done[name] == self._each:
+            hits = trial.hit_rate()
+            held = "" if hits is None else f", hits {100 * hits:.1f} %"
+            loss, speed = self._losses[name], trial.rows_per_second()
+            self._print(f"{name} is trained: loss {loss:.4f}{held}, {speed:,.0f} rows/s")
+        share = sum(self._done.values()) / (self._each * len(self._names))
+        tenths = int(share * _LINE_SHARE)
+        if tenths > self._tenths or now - self._last >= _LINE_SECONDS:
+            self._tenths, self._last = tenths, now
+            spent = timedelta(seconds=round(now - self._start))
+            losses = ", ".join(f"{key} {loss:.4f}" for key, loss in self._losses.items())
+            self._print(f"{100 * share:.0f} % after {spent}; loss: {losses}")
+
+    def _print(self, line: str) -> None:
+        print(f"mpembed: {line}", file=self._console.file, flush=True)

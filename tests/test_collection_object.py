@@ -1,0 +1,66 @@
+"""A collection as a Python object: what it shows of itself, that it is not copied."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import collection, train
+
+import mpembed as mpe
+
+
+def test_repr_shows_tables_cache_optimizer_device_and_bytes() -> None:
+    emb = collection()
+    train(emb)
+    report = emb.memory_report()
+    assert repr(emb) == (
+        f"<EmbeddingBagCollection on cpu: 2 table(s), 49 rows, {report['total']:,} bytes\n"
+        "  'a': 40 x 6 int4, pooling sum\n"
+        "  'b': 9 x 6 int8, pooling mean\n"
+        "  CacheConfig(load_factor=None, num_sets=1, policy='lfu', ways=8)\n"
+        "  RowwiseAdagrad(lr=0.1, weight_decay=0.0, weight_decay_mode='none', eps=1e-08, "
+        "initial_accumulator_value=0.0)>"
+    )
+
+
+def test_repr_of_many_tables_is_short() -> None:
+    tables = [mpe.TableConfig(f"t{i}", 1500, 4) for i in range(1200)]
+    lines = repr(mpe.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.1))).splitlines()
+    assert lines[0].startswith("<EmbeddingBagCollection on cpu: 1,200 table(s), 1,800,000 rows, ")
+    assert lines[8:11] == ["  't7': 1,500 x 4 fp32, pooling sum", "  ... 1,192 more", "  no cache"]
+    assert len(lines) == 12
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_collection_is_not_copied(make: Any) -> None:
+    emb = collection()
+    message = r"cannot be pickled or copied; use save\(\) and EmbeddingBagCollection.load\(\)"
+    for one in (emb, {"emb": emb}):
+        if make is copy.copy and one is not emb:
+            continue  # the copy of a dict holds the same collection
+        with pytest.raises(TypeError, match=message):
+            make(one)
+
+
+@pytest.mark.torch
+def test_a_module_that_holds_one_is_not_copied_either(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Linear(2, 2)
+    module.tables = collection()
+    with pytest.raises(TypeError, match="cannot be pickled or copied"):
+        copy.deepcopy(module)
+    with pytest.raises(TypeError, match="cannot be pickled or copied"):
+        torch.save(module, io.BytesIO())
+    torch.save(module.state_dict(), tmp_path / "module.pt")  # holds no collection
+
+
+def test_an_unknown_table_is_a_key_error() -> None:
+    emb = collection()
+    for call in (lambda: emb.rows("c", []), lambda: emb.set_rows("c", [], [])):
+        with pytest.raises(KeyError, match=r"no table 'c'; there are \['a', 'b'\]"):
+            call()

@@ -1,0 +1,118 @@
+"""The CUDA kernels equal the CPU's byte for byte: every function of the C door, call by call.
+
+The kernel files themselves run here, compiled by g++ on the SIMT emulation.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+KERNELS = sorted((HERE.parent / "kernels" / "cuda").glob("*.cu"))
+DRIVER = [HERE / "door" / "play.cpp", HERE / "door" / "far.cpp"]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulation needs Linux")
+
+
+def load(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+run = load("door_run", HERE / "door" / "run.py")
+simt = load("simt_build", HERE / "simt" / "build.py")
+
+
+def build(folder: Path, **options: Any) -> Path:
+    library: Path = simt.build([*KERNELS, *DRIVER], folder / "door.so", **options)
+    return library
+
+
+def play_elsewhere(library: Path, count: int, seed: int, **environment: str) -> None:
+    """Play in a new process."""
+    program = [sys.executable, str(HERE / "door" / "run.py"), str(library), str(count), str(seed)]
+    done = subprocess.run(
+        program,
+        env={**os.environ, **environment},
+        cwd=library.parent,  # where no source folder of the package lies
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every byte equal" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("door"))
+
+
+@pytest.fixture(scope="module")
+def door(library: Path) -> Any:
+    return run.Door(library)
+
+
+@pytest.mark.parametrize("case", list(run.cases(40, 0)), ids=lambda case: f"{case['seed']:x}")
+def test_random_training(door: Any, case: dict[str, int]) -> None:
+    assert door.play(case) == ""
+
+
+def test_a_hot_row_has_blocks_of_its_own(door: Any) -> None:
+    """Few rows and long bags: more than 64 occurrences a row, so that partial sums are combined."""
+    for dim in (7, 64, 300):
+        case = next(run.cases(1, dim))
+        wide = {"dim": dim, "rows": 1, "batch_size": 16, "longest": 90, "steps": 2, "drop": 0}
+        assert door.play({**case, **wide, "optimizer": dim % 3}) == ""
+
+
+def test_a_batch_larger_than_the_cache(door: Any) -> None:
+    for policy in (0, 1):
+        case = next(run.cases(1, policy))
+        large = {"rows": 90, "batch_size": 30, "longest": 9, "sets": 2, "steps": 4, "dim": 9}
+        assert door.play({**case, **large, "policy": policy, "drop": 0}) == ""
+
+
+def test_hundreds_of_tables(door: Any) -> None:
+    case = next(run.cases(1, 2))
+    many = {"copies": 15, "rows": 3, "batch_size": 2, "longest": 3, "steps": 3, "dim": 5}
+    assert door.play({**case, **many, "sets": 5}) == ""
+
+
+def test_rows_beyond_4_gib(door: Any) -> None:
+    assert door.far_rows(mapped=True) == ""
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("resident", ["1", "8"])
+def test_any_schedule_gives_the_same_bytes(library: Path, seed: int, resident: str) -> None:
+    schedule = {"SIMT_SEED": str(seed), "SIMT_RESIDENT": resident, "SIMT_PREEMPT": "0.4"}
+    play_elsewhere(library, 12, seed, **schedule)
+
+
+def test_preempted_at_every_access(tmp_path: Path) -> None:
+    """Threads also change places between plain loads and stores: lost updates show."""
+    library = build(tmp_path, instrument=True)
+    play_elsewhere(library, 12, 7, SIMT_SEED="7")
+
+
+def test_no_access_out_of_bounds(tmp_path: Path) -> None:
+    """The same under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    runtime = []
+    for name in ("libasan.so", "libstdc++.so"):
+        found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True)
+        runtime.append(found.stdout.strip())
+    library = build(tmp_path, sanitize=True)
+    options = {"LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0"}
+    play_elsewhere(library, 10, 5, **options)
