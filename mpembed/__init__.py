@@ -3,9 +3,11 @@
 import os as _os
 
 from mpembed import _core, ops, registry
+from mpembed._tensor import Tensor
 from mpembed._version import __version__
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.config import CacheConfig, TableConfig
+from mpembed.devices import to_device
 from mpembed.errors import NonFiniteUpdateError
 from mpembed.info import get_num_threads, info, set_num_threads
 from mpembed.optim import SGD, Adagrad, RowwiseAdagrad
@@ -33,6 +35,7 @@ __all__ = [
     "NonFiniteUpdateError",
     "RowwiseAdagrad",
     "TableConfig",
+    "Tensor",
     "Ticket",
     "__version__",
     "get_num_threads",
@@ -40,4 +43,5 @@ __all__ = [
     "ops",
     "registry",
     "set_num_threads",
+    "to_device",
 ]

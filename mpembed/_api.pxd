@@ -13,6 +13,7 @@ cdef extern from "mpembed/api.h" nogil:
         MPE_ERR_DEVICE
 
     const uint64_t MPE_DROPPED
+    const int MPE_API_VERSION
     const int MPE_NUM_STATS
     const int MPE_pooling_none
 
@@ -98,11 +99,23 @@ cdef extern from "mpembed/api.h" nogil:
         float eps
         float weight_decay
 
+    ctypedef enum mpe_placement:
+        MPE_PLACEMENT_DEVICE
+        MPE_PLACEMENT_HOST
+
+    ctypedef struct mpe_device:
+        char name[256]
+        int64_t memory
+        int32_t major
+        int32_t minor
+
     ctypedef struct mpe_backend:
         int32_t api_version
         const char *name
         const char *level
         mpe_status (*device_count)(int32_t *) noexcept nogil
+        mpe_status (*describe)(int32_t, mpe_device *) noexcept nogil
+        mpe_status (*current_device)(int32_t *) noexcept nogil
         mpe_status (*use_device)(int32_t) noexcept nogil
         mpe_status (*allocate)(int64_t, int32_t, void **) noexcept nogil
         void (*release)(void *, int32_t) noexcept nogil
@@ -111,6 +124,10 @@ cdef extern from "mpembed/api.h" nogil:
         mpe_status (*copy)(void *, const void *, int64_t, void *) noexcept nogil
         mpe_status (*fill)(void *, int32_t, int64_t, void *) noexcept nogil
         mpe_status (*synchronize)(void *) noexcept nogil
+        mpe_status (*create_event)(void **) noexcept nogil
+        void (*destroy_event)(void *) noexcept nogil
+        mpe_status (*record)(void *, void *) noexcept nogil
+        mpe_status (*wait)(void *, void *) noexcept nogil
         const char *(*last_error)() noexcept nogil
         mpe_status (*check_offsets)(const mpe_batch *, void *, mpe_error *) noexcept nogil
         mpe_status (*prepare)(const mpe_group *, const mpe_batch *, int32_t, const mpe_error *,
@@ -152,6 +169,8 @@ cdef extern from "mpembed/api.h" nogil:
                                uint64_t, uint8_t *, void *) noexcept nogil
         mpe_status (*dequantize)(const uint8_t *, int64_t, int64_t, int32_t, float *,
                                  void *) noexcept nogil
+        mpe_status (*check_codes)(const uint8_t *, int64_t, int32_t, void *,
+                                  mpe_error *) noexcept nogil
         mpe_status (*pack_codes)(const uint8_t *, int64_t, int64_t, int32_t, uint8_t *,
                                  void *) noexcept nogil
         mpe_status (*unpack_codes)(const uint8_t *, int64_t, int64_t, int32_t, uint8_t *,
@@ -160,6 +179,7 @@ cdef extern from "mpembed/api.h" nogil:
                                        uint16_t *, void *) noexcept nogil
 
     const mpe_backend *mpe_cpu_backend()
+    const mpe_backend *mpe_cuda_backend()
     int64_t mpe_row_bytes(int32_t, int64_t)
     int64_t mpe_code_bytes(int32_t, int64_t)
     int32_t mpe_state_shape(int32_t)

@@ -6,18 +6,18 @@ import numpy as np
 
 from mpembed import _core, registry
 from mpembed._checks import integer
-from mpembed._dlpack import view
-from mpembed._inputs import BYTE, FLOAT, draw_key, no_stream, packed_rows, result_view, storable
+from mpembed._device import Stream
+from mpembed._inputs import BYTE, FLOAT, begin, draw_key, packed_rows, result_view, storable
 from mpembed._view import DTYPES, View, require
 from mpembed.registry import MAX_DIM
 
 
-def _matrix(values: Any, name: str, kinds: int) -> tuple[View, int, int]:
-    checked = view(values, name)
+def _matrix(values: Any, name: str, kinds: int, stream: Any) -> tuple[Stream, View, int, int]:
+    on, checked = begin(values, name, stream)
     require(checked, kinds, 2)
     rows, dim = checked.shape
     integer(f"columns of {name}", dim, 1, MAX_DIM)
-    return checked, rows, dim
+    return on, checked, rows, dim
 
 
 def quantize(
@@ -53,15 +53,14 @@ def quantize(
     ValueError
         If a row is not finite or exceeds the range; nothing is written.
     """
-    no_stream(stream)
     fmt = registry.choose("precision", precision, registry.FORMATS)
     mode = registry.choose("rounding", rounding, registry.ROUNDINGS)
     seed, step = draw_key(seed, step)
-    source, rows, dim = _matrix(x, "x", FLOAT)
+    on, source, rows, dim = _matrix(x, "x", FLOAT, stream)
     shape = rows, registry.row_bytes(precision, dim)
-    result, target = result_view(out, shape, np.uint8, BYTE, source)
-    storable(source, rows, dim, precision, "x")
-    _core.quantize(source, rows, dim, fmt, mode, seed, step, target)
+    result, target = result_view(out, shape, np.uint8, BYTE, on, source)
+    storable(source, rows, dim, precision, "x", on)
+    _core.quantize(source, rows, dim, fmt, mode, seed, step, target, on)
     return result
 
 
@@ -81,13 +80,12 @@ def dequantize(rows: Any, precision: str, dim: int, *, out: Any = None, stream: 
     -------
     numpy.ndarray (rows, D), float32
     """
-    no_stream(stream)
     fmt = registry.choose("precision", precision, registry.FORMATS)
     dim = integer("dim", dim, 1, MAX_DIM)
-    source = packed_rows(rows, precision, dim)
-    n = source.shape[0]
-    result, target = result_view(out, (n, dim), np.float32, FLOAT, source)
-    _core.dequantize(source, n, dim, fmt, target)
+    on, source = begin(rows, "rows", stream)
+    n = packed_rows(source, precision, dim).shape[0]
+    result, target = result_view(out, (n, dim), np.float32, FLOAT, on, source)
+    _core.dequantize(source, n, dim, fmt, target, on)
     return result
 
 
@@ -124,26 +122,24 @@ def unpack_int2(packed: Any, dim: int, *, out: Any = None, stream: Any = None) -
 
 
 def _pack(codes: Any, bits: int, out: Any, stream: Any) -> Any:
-    no_stream(stream)
-    source, rows, dim = _matrix(codes, "codes", BYTE)
-    largest = int(np.asarray(source).max(initial=0))
-    if largest >= 1 << bits:
-        raise ValueError(f"codes must be below {1 << bits}, got {largest}")
-    result, target = result_view(out, (rows, -(-dim * bits // 8)), np.uint8, BYTE, source)
-    _core.pack_codes(source, rows, dim, bits, target)
+    on, source, rows, dim = _matrix(codes, "codes", BYTE, stream)
+    found = _core.oversized_code(source, bits, on)
+    if found is not None:
+        raise ValueError(f"codes must be below {1 << bits}, got {found[1]} at {found[0]}")
+    result, target = result_view(out, (rows, -(-dim * bits // 8)), np.uint8, BYTE, on, source)
+    _core.pack_codes(source, rows, dim, bits, target, on)
     return result
 
 
 def _unpack(packed: Any, dim: int, bits: int, out: Any, stream: Any) -> Any:
-    no_stream(stream)
     dim = integer("dim", dim, 1, MAX_DIM)
-    source = view(packed, "packed")
+    on, source = begin(packed, "packed", stream)
     require(source, BYTE, 2)
     rows, width = source.shape
     if width != -(-dim * bits // 8):
         raise ValueError(f"packed must have {-(-dim * bits // 8)} bytes a row, got {width}")
-    result, target = result_view(out, (rows, dim), np.uint8, BYTE, source)
-    _core.unpack_codes(source, rows, dim, bits, target)
+    result, target = result_view(out, (rows, dim), np.uint8, BYTE, on, source)
+    _core.unpack_codes(source, rows, dim, bits, target, on)
     return result
 
 
@@ -168,15 +164,14 @@ def stochastic_round(
     numpy.ndarray of x's shape
         float16, or uint16 bit patterns for bf16, which NumPy does not have.
     """
-    no_stream(stream)
     kinds = {"fp16": DTYPES["float16"], "bf16": DTYPES["bfloat16"] | DTYPES["uint16"]}
     registry.choose("precision", precision, dict.fromkeys(kinds, 0))
     seed, step = draw_key(seed, step)
-    source = view(x, "x")
+    on, source = begin(x, "x", stream)
     require(source, FLOAT)
     dtype = np.float16 if precision == "fp16" else np.uint16
-    result, target = result_view(out, source.shape, dtype, kinds[precision], source)
-    storable(source, source.size, 1, precision, "x", "element")
+    result, target = result_view(out, source.shape, dtype, kinds[precision], on, source)
+    storable(source, source.size, 1, precision, "x", on, "element")
     fmt = registry.FORMATS[precision]
-    _core.stochastic_round(source, source.size, fmt, seed, step, target)
+    _core.stochastic_round(source, source.size, fmt, seed, step, target, on)
     return result

@@ -1,18 +1,23 @@
-"""The CPU backend behind the C door: groups of tables, batches and their lookups.
+"""Whole kernels through the C door, of any backend: groups of tables, batches, their lookups.
 
-Arrays come in as `View` objects (checked by the Python layer) or as NumPy arrays that this module
-made. The GIL is released around every kernel.
+Arrays come in as `View` objects (checked by the Python layer), or as arrays of the storage. Each
+call names the stream it goes to, and with it the device. The GIL is released around every kernel.
 """
 
 cimport numpy as cnp
 from libc.stdint cimport (
     INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t)
+from cpython.pycapsule cimport PyCapsule_New
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp
+from libcpp.vector cimport vector
 
 import numpy as np
 
 from mpembed._api cimport *
-from mpembed._view cimport View
+from mpembed._device cimport Device, Memory, Stream, allocate, borrow, download, upload
+from mpembed._tensor cimport Tensor
+from mpembed._view cimport BF16, F32, View
 
 cnp.import_array()
 
@@ -43,7 +48,7 @@ cdef extern from "cpu/parallel.h" namespace "mpe" nogil:
     bint set_threads(int)
     bint threads_env_valid()
 
-cdef const mpe_backend* KERNELS = mpe_cpu_backend()
+BACKEND = PyCapsule_New(<void*>mpe_cpu_backend(), "mpembed.backend", NULL)
 
 
 cdef dict _names(const char* const* names):
@@ -63,7 +68,7 @@ WEIGHT_DECAYS = _names(mpe_names_decays)
 ROUNDINGS = _names(mpe_names_roundings)
 INITS = _names(mpe_names_inits)
 STATS = list(_names(mpe_names_stats))
-LEVEL = KERNELS.level.decode()
+LEVEL = mpe_cpu_backend().level.decode()
 
 
 def row_bytes(int precision, int64_t dim):
@@ -94,28 +99,36 @@ def threads_variable_valid():
     return threads_env_valid()
 
 
-cdef inline void* _data(object array):
-    """Address of a NumPy array that the caller keeps alive."""
-    return cnp.PyArray_DATA(array)
+cdef inline char* at(Memory memory, int64_t offset) noexcept:
+    return <char*>memory.data + offset
 
 
 cdef void* _address(object array) except? NULL:
-    """Address of a View or NumPy array, NULL for None."""
+    """Address of a View, Tensor or NumPy array, NULL for None."""
     if array is None:
         return NULL
     if isinstance(array, View):
         return (<View>array).data
+    if isinstance(array, Tensor):
+        return (<Tensor>array).data
     return cnp.PyArray_DATA(array)
 
 
-cdef int _check(mpe_status status, str what) except -1:
-    if status == MPE_ERR_MEMORY:
-        raise MemoryError(f"{what}: not enough memory for the workspace")
-    if status != MPE_OK:
-        raise RuntimeError(f"{what}: unexpected status {<int>status}")
-    return 0
+def host_copy(View view, Stream on, bint always=False):
+    """Return the values of a contiguous array in the host's memory; a device is waited for.
+
+    Where the host reads the memory itself, it is no copy unless `always`. BF16 becomes its bits.
+    """
+    if on.device.immediate and not always:
+        return np.asarray(view)
+    array = np.empty(view.shape, np.uint16 if view.kind == BF16 else np.dtype(view.dtype))
+    if array.size:
+        download(on, cnp.PyArray_DATA(array), view.data, array.nbytes)
+    return array
 
 
 include "_core_batch.pxi"
+include "_core_state.pxi"
+include "_core_work.pxi"
 include "_core_group.pxi"
 include "_core_ops.pxi"

@@ -2,24 +2,32 @@
 
 
 cdef class Group:
-    """The tables of one dimension and their cache, as the kernels see them."""
+    """The tables of one dimension and their cache, as the kernels see them.
+
+    `number` is the group's place among the groups of a collection. After the last table and the
+    cache comes `seal`.
+    """
 
     cdef mpe_group c
     cdef mpe_cache cache
     cdef mpe_table* tables
-    cdef uint64_t step
-    cdef int capacity
+    cdef Clock clock
+    cdef Device device
+    cdef Memory descriptors  # the tables again, where a device's kernels run
+    cdef int capacity, number
     cdef readonly list names
     cdef list keep
     cdef readonly int64_t total_rows
 
-    def __cinit__(self, int num_tables, int dim, int rounding, uint64_t seed):
+    def __cinit__(self, Clock clock, int number, int num_tables, int dim, int rounding,
+                  uint64_t seed):
         self.tables = <mpe_table*>calloc(num_tables, sizeof(mpe_table))
         if self.tables == NULL:
             raise MemoryError()
-        self.capacity = num_tables
+        self.capacity, self.number = num_tables, number
+        self.clock, self.device = clock, clock.device
         self.c.tables = self.tables
-        self.c.step = &self.step
+        self.c.step = clock.step
         self.c.dim = dim
         self.c.rounding = rounding
         self.c.seed = seed
@@ -36,39 +44,52 @@ cdef class Group:
     def cached(self):
         return self.c.cache != NULL
 
+    @property
+    def nbytes(self):
+        """Bytes of the device's copy of the descriptors."""
+        return 0 if self.descriptors is None else self.descriptors.nbytes
+
     def add_table(self, str name, rows, state, stats, int precision, int table_id, int pooling,
                   int state_format, int64_t column):
-        """Add a table (NumPy arrays or Views; stats and state may be None).
+        """Add a table (arrays or Views; stats and state may be None).
 
         `column` is where its columns begin in the pooled output.
         """
+        self.add_rows(name, rows.shape[0], _address(rows))
+        cdef mpe_table* table = &self.tables[self.c.num_tables - 1]
+        table.state = _address(state)
+        table.stats = <int64_t*>_address(stats)
+        table.precision = precision
+        table.table_id = table.feature = table_id
+        table.pooling = pooling
+        table.state_format = state_format
+        table.column = column
+        self.keep.append((rows, state, stats))
+
+    cdef int add_rows(self, str name, int64_t num_rows, void* rows) except -1:
         cdef mpe_table* table
         if self.c.num_tables == self.capacity:
             raise RuntimeError("the group is full")
         table = &self.tables[self.c.num_tables]
-        table.rows = <uint8_t*>_address(rows)
-        table.state = _address(state)
-        table.stats = <int64_t*>_address(stats)
-        table.num_rows = rows.shape[0]
+        table.rows = <uint8_t*>rows
+        table.num_rows = num_rows
         table.base = self.total_rows
-        table.precision = precision
-        table.table_id = table_id
-        table.pooling = pooling
-        table.feature = table_id
-        table.state_format = state_format
-        table.column = column
-        self.total_rows += table.num_rows
+        self.total_rows += num_rows
         self.c.num_tables += 1
         self.names.append(name)
-        self.keep.append((rows, state, stats))
+        return 0
+
+    def add_numbers(self, str name, int64_t below):
+        """Add a table without rows, whose row numbers are below a limit."""
+        self.add_rows(name, below, NULL)
 
     def set_cache(self, tags, meta, rows, sketch, counters, int policy):
         """Use these arrays as the cache."""
-        self.cache.tags = <uint64_t*>_data(tags)
-        self.cache.meta = <uint32_t*>_data(meta)
-        self.cache.rows = <float*>_data(rows)
-        self.cache.sketch = <uint8_t*>_data(sketch) if sketch is not None else NULL
-        self.cache.counters = <uint64_t*>_data(counters)
+        self.cache.tags = <uint64_t*>_address(tags)
+        self.cache.meta = <uint32_t*>_address(meta)
+        self.cache.rows = <float*>_address(rows)
+        self.cache.sketch = <uint8_t*>_address(sketch)
+        self.cache.counters = <uint64_t*>_address(counters)
         self.cache.num_sets = tags.shape[0]
         self.cache.ways = tags.shape[1]
         self.cache.sketch_width = sketch.shape[1] if sketch is not None else 0
@@ -76,144 +97,186 @@ cdef class Group:
         self.c.cache = &self.cache
         self.keep.append((tags, meta, rows, sketch, counters))
 
-    def init_rows(self, int table, int kind, float a, float b):
-        """Draw a table's initial rows (step 0)."""
-        cdef mpe_status status
-        self.step = 0
-        with nogil:
-            status = KERNELS.init_rows(&self.c, table, kind, a, b, NULL)
-        _check(status, "init_rows")
+    def seal(self, Stream on, bint lasting):
+        """Bring the tables' descriptors to the device, for one call or for good."""
+        cdef int64_t nbytes = self.c.num_tables * sizeof(mpe_table)
+        if on.device.immediate:
+            return
+        if lasting:
+            self.descriptors = allocate(on.device, nbytes, MPE_PLACEMENT_DEVICE)
+        else:
+            self.descriptors = borrow(on, nbytes)
+        upload(on, self.descriptors.data, self.tables, nbytes)
+        self.c.device_tables = <const mpe_table*>self.descriptors.data
 
-    def prepare(self, Batch batch, bint drop):
-        """Return the group's lookups; unless `drop`, `bad` tells of indices out of range."""
-        cdef mpe_error error
+    def init_rows(self, int table, int kind, float a, float b, Stream on):
+        """Draw a table's initial rows; the clock is at 0."""
         cdef mpe_status status
-        cdef Lookups lookups = Lookups(self, batch)
         with nogil:
-            status = KERNELS.prepare(&self.c, &batch.c, drop, NULL, &lookups.c, NULL, &error)
+            status = self.device.kernels.init_rows(&self.c, table, kind, a, b, on.handle)
+        self.device.check(status, "initial rows")
+
+    def prepare(self, Batch batch, bint drop, Stream on):
+        """Return the group's lookups; what is wrong with them is in the batch."""
+        cdef mpe_status status
+        cdef Lookups lookups = Lookups(self, batch, on)
+        cdef mpe_error* errors = batch.errors
+        cdef mpe_error* error = errors + 1 + self.number
+        with nogil:
+            status = self.device.kernels.prepare(&self.c, &batch.c, drop, errors, &lookups.c,
+                                                 on.handle, error)
         if status == MPE_ERR_INDEX:
-            t = error.table
-            lookups.bad = (error.position, error.value, error.count, self.names[t],
-                           self.tables[t].num_rows, lookups.c.origins[t])
-            return lookups
-        _check(status, "prepare")
+            batch.refused = True
+        else:
+            self.device.check(status, "reading a batch")
         return lookups
 
-    def count(self, Lookups lookups, bint unique, bint accesses, bint dropped):
+    def discard(self, Batch batch, Lookups lookups, Faults faults, Stream on):
+        """Empty the lookups of a batch in which something is wrong, which goes to `faults`."""
+        cdef mpe_status status
+        cdef int count = 1 + batch.num_groups
+        with nogil:
+            status = self.device.kernels.discard(&self.c, &lookups.c, batch.errors, count,
+                                                 faults.found, on.handle)
+        self.device.check(status, "refusing a batch")
+
+    def count(self, Lookups lookups, bint unique, bint accesses, bint dropped, Stream on):
         """Add to the statistics what no other kernel counts."""
+        cdef mpe_status status
         cdef const mpe_unique* u = &lookups.u if unique else NULL
         with nogil:
-            KERNELS.count(&self.c, &lookups.c, u, accesses, dropped, NULL)
+            status = self.device.kernels.count(&self.c, &lookups.c, u, accesses, dropped,
+                                               on.handle)
+        self.device.check(status, "counting")
 
-    def admit(self, Lookups lookups, uint64_t step):
+    def admit(self, Lookups lookups, Stream on):
         """Admission of reserved lookups: their unique rows are pinned."""
         cdef mpe_status status
-        cdef int32_t* p = <int32_t*>_data(lookups.slots)
-        self.step = step
+        cdef int32_t* slots = <int32_t*>lookups.slots.data
         with nogil:
-            status = KERNELS.cache_admit(&self.c, &lookups.u, lookups.c.n, p, NULL)
-        _check(status, "cache admission")
+            status = self.device.kernels.cache_admit(&self.c, &lookups.u, lookups.c.n, slots,
+                                                     on.handle)
+        self.device.check(status, "cache admission")
         lookups.admitted = True
 
-    def refresh(self, Lookups lookups, Work work):
+    def refresh(self, Lookups lookups, Work work, Stream on):
         """Find the slots of admitted rows as they are now; rows not cached are looked up again."""
-        cdef int32_t* p = work.unique_at()
-        cdef const int32_t* old = <const int32_t*>_data(lookups.slots)
+        cdef mpe_status status
+        cdef const int32_t* slots = <const int32_t*>lookups.slots.data
         with nogil:
-            KERNELS.cache_refresh(&self.c, &lookups.u, lookups.c.n, old, p, NULL)
+            status = self.device.kernels.cache_refresh(&self.c, &lookups.u, lookups.c.n, slots,
+                                                       work.unique_slots, on.handle)
+        self.device.check(status, "finding cached rows")
 
-    def scatter(self, Lookups lookups, Work work):
+    def scatter(self, Lookups lookups, Work work, Stream on):
         """Spread the unique rows' slots over their lookups."""
-        cdef const int32_t* q = work.unique_at()
-        cdef int32_t* p = work.each_at()
+        cdef mpe_status status
         with nogil:
-            KERNELS.scatter_slots(&lookups.u, q, lookups.c.n, p, NULL)
+            status = self.device.kernels.scatter_slots(&lookups.u, work.unique_slots, lookups.c.n,
+                                                       work.slots, on.handle)
+        self.device.check(status, "spreading slots")
 
-    def locate(self, Lookups lookups, Work work):
+    def locate(self, Lookups lookups, Work work, Stream on):
         """Find each lookup's slot by probing the cache; no state changes."""
-        cdef int32_t* p = work.each_at()
+        cdef mpe_status status
         with nogil:
-            KERNELS.cache_locate(&self.cache, lookups.c.keys, lookups.c.n, p, NULL)
+            status = self.device.kernels.cache_locate(&self.cache, lookups.c.keys, lookups.c.n,
+                                                      work.slots, on.handle)
+        self.device.check(status, "finding cached rows")
 
-    def release(self, Lookups lookups):
+    def release(self, Lookups lookups, Stream on):
         """Take the pins back."""
-        cdef const int32_t* p
+        cdef mpe_status status
+        cdef const int32_t* slots
         if not lookups.admitted:
             return
-        p = <const int32_t*>_data(lookups.slots)
-        with nogil:
-            KERNELS.cache_release(&self.cache, &lookups.u, lookups.c.n, p, NULL)
+        slots = <const int32_t*>lookups.slots.data
         lookups.admitted = False
+        with nogil:
+            status = self.device.kernels.cache_release(&self.cache, &lookups.u, lookups.c.n, slots,
+                                                       on.handle)
+        self.device.check(status, "unpinning")
 
-    def flush(self, uint64_t step):
+    def flush(self, Stream on):
         """Write dirty slots back."""
         cdef mpe_status status
-        self.step = step
         with nogil:
-            status = KERNELS.cache_flush(&self.c, NULL)
-        _check(status, "flush")
+            status = self.device.kernels.cache_flush(&self.c, on.handle)
+        self.device.check(status, "flush")
 
-    def lookup(self, Lookups lookups, Work work):
+    def lookup(self, Lookups lookups, Work work, Stream on):
         """Run the forward of these lookups."""
         cdef mpe_status status
-        cdef const int32_t* p = work.each_at()
         with nogil:
-            status = KERNELS.lookup(&self.c, &lookups.c, p, &work.outputs, NULL)
-        _check(status, "lookup")
+            status = self.device.kernels.lookup(&self.c, &lookups.c, work.slots, &work.outputs,
+                                                on.handle)
+        self.device.check(status, "lookup")
 
-    def weight_grad(self, Lookups lookups, Work work, out):
+    def weight_grad(self, Lookups lookups, Work work, out, Stream on):
         """Write the gradient of the per-sample weights of this group's tables into `out`."""
         cdef mpe_status status
-        cdef const int32_t* p = work.each_at()
-        cdef float* q = <float*>_data(out)
+        cdef float* to = <float*>_address(out)
         with nogil:
-            status = KERNELS.weight_grad(&self.c, &lookups.c, p, &work.outputs, q, NULL)
-        _check(status, "weight gradient")
+            status = self.device.kernels.weight_grad(&self.c, &lookups.c, work.slots,
+                                                     &work.outputs, to, on.handle)
+        self.device.check(status, "weight gradient")
 
-    def update(self, Lookups lookups, Work work, tuple optimizer, uint64_t step):
-        """Fused update. Return (non-finite rows, name of the first one's table, its row)."""
+    def update(self, Lookups lookups, Work work, tuple optimizer, Faults faults, Stream on):
+        """Fused update; rows that would not be finite are left out and go to `faults`."""
         cdef mpe_status status
         cdef mpe_optimizer o
-        cdef mpe_error nonfinite
-        cdef const int32_t* p = work.unique_at()
+        cdef mpe_error* nonfinite = faults.found + 1 + self.number
         o.kind, o.decay_mode, o.lr, o.eps, o.weight_decay = optimizer
-        nonfinite.status, nonfinite.table, nonfinite.count = MPE_OK, 0, 0
-        nonfinite.position = nonfinite.value = INT64_MAX
-        self.step = step
         with nogil:
-            status = KERNELS.update(&self.c, &o, &lookups.c, &lookups.u, p, &work.outputs,
-                                    &nonfinite, NULL)
-        _check(status, "update")
-        if nonfinite.status == MPE_OK:
-            return 0, None, None
-        t = self.table_of(nonfinite.value)
-        return nonfinite.count, self.names[t], nonfinite.value - self.tables[t].base
+            status = self.device.kernels.update(&self.c, &o, &lookups.c, &lookups.u,
+                                                work.unique_slots, &work.outputs, nonfinite,
+                                                on.handle)
+        self.device.check(status, "update")
 
-    cdef int table_of(self, uint64_t key):
+    def row_of(self, int64_t key):
+        """Return the name of a linear row id's table, and its row there."""
         cdef int t = 0
-        while <int64_t>key >= self.tables[t].base + self.tables[t].num_rows:
+        while key >= self.tables[t].base + self.tables[t].num_rows:
             t += 1
-        return t
+        return self.names[t], key - self.tables[t].base
 
-    def keys(self, int table, ids):
-        """Linear row ids of a table's rows (int64 ids in range)."""
-        return ids.astype(np.uint64) + np.uint64(self.tables[table].base)
+    def keys(self, int table, ids, Stream on):
+        """Linear row ids of a table's rows (int64 ids of the host, in range), for `read_rows`."""
+        return Keys(ids.astype(np.uint64) + np.uint64(self.tables[table].base), on)
 
-    def read_rows(self, keys, View out):
+    def read_rows(self, Keys keys, View out, Stream on):
         """Current values of rows as FP32."""
         cdef mpe_status status
-        cdef uint64_t* p = <uint64_t*>_data(keys)
-        cdef int64_t n = len(keys)
         with nogil:
-            status = KERNELS.read_rows(&self.c, p, n, <float*>out.data, NULL)
-        _check(status, "rows")
+            status = self.device.kernels.read_rows(&self.c, keys.keys, keys.n, <float*>out.data,
+                                                   on.handle)
+        self.device.check(status, "rows")
 
-    def write_rows(self, keys, View values, uint64_t step):
+    def write_rows(self, Keys keys, View values, Stream on):
         """Set rows (no duplicates) to storable values."""
         cdef mpe_status status
-        cdef uint64_t* p = <uint64_t*>_data(keys)
-        cdef int64_t n = len(keys)
-        self.step = step
         with nogil:
-            status = KERNELS.write_rows(&self.c, p, n, <const float*>values.data, NULL)
-        _check(status, "set_rows")
+            status = self.device.kernels.write_rows(&self.c, keys.keys, keys.n,
+                                                    <const float*>values.data, on.handle)
+        self.device.check(status, "set_rows")
+
+
+cdef class Keys:
+    """Linear row ids where the kernels run."""
+
+    cdef Memory memory
+    cdef uint64_t* keys
+    cdef int64_t n
+
+    def __init__(self, values, Stream on):
+        self.n = len(values)
+        self.memory = borrow(on, 8 * self.n)
+        self.keys = <uint64_t*>self.memory.data
+        upload(on, self.keys, cnp.PyArray_DATA(values), 8 * self.n)
+
+    @staticmethod
+    def of(Lookups lookups):
+        """Return the keys of a batch's lookups."""
+        cdef Keys made = Keys.__new__(Keys)
+        made.n, made.memory, made.keys = lookups.c.n, lookups.memory, lookups.c.keys
+        return made

@@ -1,83 +1,113 @@
 # Stateless kernels; part of _core.pyx.
 
-def unstorable(View x, int64_t n, int64_t dim, int precision):
-    """Return (first row, number of rows) that a precision cannot store, or None."""
+def unstorable(View x, int64_t n, int64_t dim, int precision, Stream on):
+    """Return (first row, number of rows) that a precision cannot store, or None.
+
+    A device is waited for.
+    """
     cdef mpe_error error
     cdef mpe_status status
+    cdef Memory found = borrow(on, sizeof(mpe_error))
+    cdef mpe_error* there = <mpe_error*>found.data
     with nogil:
-        status = KERNELS.check_values(<const float*>x.data, n, dim, precision, NULL, &error)
-    if status == MPE_ERR_VALUE:
-        return error.position, error.count
-    _check(status, "check_values")
-    return None
+        status = on.device.kernels.check_values(<const float*>x.data, n, dim, precision, on.handle,
+                                                there)
+    if status != MPE_ERR_VALUE:
+        on.device.check(status, "checking values")
+    download(on, &error, there, sizeof(mpe_error))
+    return (error.position, error.count) if error.status == MPE_ERR_VALUE else None
+
+
+def oversized_code(View codes, int bits, Stream on):
+    """Return (first position, value) of a code that takes more bits, or None.
+
+    A device is waited for.
+    """
+    cdef mpe_error error
+    cdef mpe_status status
+    cdef Memory found = borrow(on, sizeof(mpe_error))
+    cdef mpe_error* there = <mpe_error*>found.data
+    cdef int64_t n = codes.size
+    with nogil:
+        status = on.device.kernels.check_codes(<const uint8_t*>codes.data, n, bits, on.handle,
+                                               there)
+    if status != MPE_ERR_VALUE:
+        on.device.check(status, "checking codes")
+    download(on, &error, there, sizeof(mpe_error))
+    return (error.position, error.value) if error.status == MPE_ERR_VALUE else None
 
 
 def quantize(View x, int64_t n, int64_t dim, int precision, int rounding, uint64_t seed,
-             uint64_t step, View rows):
+             uint64_t step, View rows, Stream on):
     cdef mpe_status status
     with nogil:
-        status = KERNELS.quantize(<const float*>x.data, n, dim, precision, rounding, seed, step,
-                                  <uint8_t*>rows.data, NULL)
-    _check(status, "quantize")
+        status = on.device.kernels.quantize(<const float*>x.data, n, dim, precision, rounding,
+                                            seed, step, <uint8_t*>rows.data, on.handle)
+    on.device.check(status, "quantize")
 
 
-def dequantize(View rows, int64_t n, int64_t dim, int precision, View x):
+def dequantize(View rows, int64_t n, int64_t dim, int precision, View x, Stream on):
     cdef mpe_status status
     with nogil:
-        status = KERNELS.dequantize(<const uint8_t*>rows.data, n, dim, precision,
-                                    <float*>x.data, NULL)
-    _check(status, "dequantize")
+        status = on.device.kernels.dequantize(<const uint8_t*>rows.data, n, dim, precision,
+                                              <float*>x.data, on.handle)
+    on.device.check(status, "dequantize")
 
 
-def pack_codes(View codes, int64_t n, int64_t dim, int bits, View packed):
+def pack_codes(View codes, int64_t n, int64_t dim, int bits, View packed, Stream on):
     cdef mpe_status status
     with nogil:
-        status = KERNELS.pack_codes(<const uint8_t*>codes.data, n, dim, bits,
-                                    <uint8_t*>packed.data, NULL)
-    _check(status, "pack")
+        status = on.device.kernels.pack_codes(<const uint8_t*>codes.data, n, dim, bits,
+                                              <uint8_t*>packed.data, on.handle)
+    on.device.check(status, "pack")
 
 
-def unpack_codes(View packed, int64_t n, int64_t dim, int bits, View codes):
+def unpack_codes(View packed, int64_t n, int64_t dim, int bits, View codes, Stream on):
     cdef mpe_status status
     with nogil:
-        status = KERNELS.unpack_codes(<const uint8_t*>packed.data, n, dim, bits,
-                                      <uint8_t*>codes.data, NULL)
-    _check(status, "unpack")
+        status = on.device.kernels.unpack_codes(<const uint8_t*>packed.data, n, dim, bits,
+                                                <uint8_t*>codes.data, on.handle)
+    on.device.check(status, "unpack")
 
 
-def stochastic_round(View x, int64_t n, int precision, uint64_t seed, uint64_t step, View out):
+def stochastic_round(View x, int64_t n, int precision, uint64_t seed, uint64_t step, View out,
+                     Stream on):
     cdef mpe_status status
     with nogil:
-        status = KERNELS.stochastic_round(<const float*>x.data, n, precision, seed, step,
-                                          <uint16_t*>out.data, NULL)
-    _check(status, "stochastic_round")
+        status = on.device.kernels.stochastic_round(<const float*>x.data, n, precision, seed, step,
+                                                    <uint16_t*>out.data, on.handle)
+    on.device.check(status, "stochastic_round")
 
 
-def unique_keys(keys, View rows, View starts, View positions):
-    """Fill `rows` (ascending), `starts` and `positions` from uint64 keys; return how many rows."""
+def unique_keys(Keys keys, uint64_t limit, View rows, View starts, View positions, Stream on):
+    """Fill `rows` (ascending), `starts` and `positions`; return how many rows.
+
+    Keys are below `limit`. A device is waited for.
+    """
     cdef mpe_unique u
     cdef mpe_status status
-    cdef int64_t n = len(keys), count = 0
-    cdef const uint64_t* p = <const uint64_t*>_data(keys)
-    cdef uint64_t limit = int(keys.max()) + 1 if n else 1
-    u.count = &count
+    cdef int64_t count = 0
+    cdef Memory counted = borrow(on, sizeof(int64_t))
+    u.count = <int64_t*>counted.data
     u.rows, u.starts = <uint64_t*>rows.data, <int64_t*>starts.data
     u.positions = <int32_t*>positions.data
     with nogil:
-        status = KERNELS.dedup(p, n, limit, &u, NULL)
-    _check(status, "unique_rows")
+        status = on.device.kernels.dedup(keys.keys, keys.n, limit, &u, on.handle)
+    on.device.check(status, "unique_rows")
+    download(on, &count, u.count, sizeof(int64_t))
     return count
 
 
-def cache_lookup(View tags, keys, View out):
-    """Slots of uint64 keys in a (num_sets, ways) tag array."""
+def cache_lookup(View tags, Keys keys, View out, Stream on):
+    """Slots of keys in a (num_sets, ways) tag array."""
     cdef mpe_cache cache
+    cdef mpe_status status
     cache.tags = <uint64_t*>tags.data
     cache.num_sets, cache.ways = tags.extent[0], tags.extent[1]
-    cdef const uint64_t* p = <const uint64_t*>_data(keys)
-    cdef int64_t n = len(keys)
     with nogil:
-        KERNELS.cache_locate(&cache, p, n, <int32_t*>out.data, NULL)
+        status = on.device.kernels.cache_locate(&cache, keys.keys, keys.n, <int32_t*>out.data,
+                                                on.handle)
+    on.device.check(status, "cache_lookup")
 
 
 def refuse_overlap(list written, list read):

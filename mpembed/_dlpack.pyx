@@ -1,4 +1,7 @@
-"""Import of arrays: NumPy directly, everything else through DLPack."""
+"""Import of arrays: NumPy directly, everything else through DLPack.
+
+`on` is the stream of the call that an array is meant for; None is the CPU's.
+"""
 
 from libc.stdint cimport int64_t, uint64_t
 
@@ -6,42 +9,57 @@ cimport cython
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
 
+from mpembed._device cimport Stream
 from mpembed._dlpack_c cimport (
     DLPACK_FLAG_BITMASK_IS_SUBBYTE_TYPE_PADDED, DLPACK_FLAG_BITMASK_READ_ONLY, DLManagedTensor,
     DLManagedTensorVersioned, DLPackExchangeAPI, DLPackExchangeAPIHeader, DLTensor, kDLComplex,
-    kDLCPU, kDLCUDAHost, kDLROCMHost)
+    kDLCPU, kDLCUDA, kDLCUDAHost, kDLCUDAManaged)
+from mpembed._tensor cimport Tensor, view_of
 from mpembed._view cimport (
-    BOOL, I8, I16, I32, I64, MAX_NDIM, U8, View, finish, from_numpy, too_many_dimensions)
+    BOOL, I8, I16, I32, I64, MAX_NDIM, U8, View, finish, from_numpy, reads_on_host,
+    too_many_dimensions)
 
 import sys
 
 cnp.import_array()
 
 cdef dict DEVICES = {
-    2: "cuda", 4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 13: "cuda-managed", 14: "oneapi",
+    2: "cuda", 3: "cuda-host",
+    4: "opencl", 7: "vulkan", 8: "metal", 10: "rocm", 13: "cuda-managed", 14: "oneapi",
     15: "webgpu",
 }
 
 
 cdef str device_name(int64_t device_type, int64_t device_id):
+    if device_type == kDLCPU:
+        return "the CPU"
     return f"{DEVICES.get(device_type, f'device type {device_type}')}:{device_id}"
 
 
-cdef bint on_host(int64_t device_type) noexcept:
-    return device_type == kDLCPU or device_type == kDLCUDAHost or device_type == kDLROCMHost
+cdef bint reachable(int64_t device_type, int64_t device_id, Stream on) noexcept:
+    """Whether the kernels of the call can read the memory."""
+    if on is None or on.device.immediate:
+        return reads_on_host(device_type)
+    if device_type == kDLCUDA:
+        return device_id == on.device.index
+    return device_type == kDLCUDAHost or device_type == kDLCUDAManaged
 
 
-cdef int refuse_device(str name, int64_t device_type, int64_t device_id) except -1:
+cdef int refuse_device(str name, int64_t device_type, int64_t device_id, Stream on) except -1:
     device = device_name(device_type, device_id)
-    raise BufferError(f"{name}: is on {device}, but an array in CPU memory is needed")
+    if on is None or on.device.immediate:
+        raise BufferError(f"{name}: is on {device}, but an array in CPU memory is needed")
+    raise BufferError(
+        f"{name}: is on {device}, but an array on {on.device.name} is needed "
+        "(mpembed.to_device copies)")
 
 
-cdef int fill(View v, const DLTensor* t) except -1:
+cdef int fill(View v, const DLTensor* t, Stream on) except -1:
     """Take over what a tensor says of itself."""
     cdef int i
     cdef int64_t expected = 1
-    if not on_host(t.device.device_type):
-        refuse_device(v.name, t.device.device_type, t.device.device_id)
+    if not reachable(t.device.device_type, t.device.device_id, on):
+        refuse_device(v.name, t.device.device_type, t.device.device_id, on)
     if t.ndim < 0 or t.ndim > MAX_NDIM:
         too_many_dimensions(v.name, t.ndim)
     if t.ndim > 0 and t.shape == NULL:
@@ -61,7 +79,7 @@ cdef int fill(View v, const DLTensor* t) except -1:
     return 0
 
 
-cdef View from_versioned(DLManagedTensorVersioned* managed, str name):
+cdef View from_versioned(DLManagedTensorVersioned* managed, str name, Stream on):
     """Take ownership of a tensor and describe it."""
     cdef View v = View.__new__(View)
     v.versioned = managed
@@ -69,19 +87,19 @@ cdef View from_versioned(DLManagedTensorVersioned* managed, str name):
     if managed.version.major != 1:  # then even the layout of the rest is unknown
         raise BufferError(f"{name}: exported by DLPack {managed.version.major}, 1 is supported")
     v.writable = managed.flags & DLPACK_FLAG_BITMASK_READ_ONLY == 0
-    fill(v, &managed.dl_tensor)
+    fill(v, &managed.dl_tensor, on)
     if managed.flags & DLPACK_FLAG_BITMASK_IS_SUBBYTE_TYPE_PADDED:
         v.kind = 0
     return v
 
 
-cdef View from_legacy(DLManagedTensor* managed, str name):
+cdef View from_legacy(DLManagedTensor* managed, str name, Stream on):
     """Take ownership of a tensor that cannot say whether it is read-only: treat it so."""
     cdef View v = View.__new__(View)
     v.legacy = managed
     v.name = name
     v.writable = False
-    fill(v, &managed.dl_tensor)
+    fill(v, &managed.dl_tensor, on)
     return v
 
 
@@ -93,35 +111,42 @@ cdef object explained(object error, object obj, str name):
     return BufferError(f"{name}: {type(obj).__name__} cannot be exported through DLPack: {reason}")
 
 
-cdef object export_capsule(object obj, str name):
-    """Call the exporter's Python methods."""
+cdef tuple device_of(object obj, str name):
     try:
         device = getattr(obj, "__dlpack_device__", None)
         device_type, device_id = device() if device is not None else (kDLCPU, 0)
-        device_type, device_id = int(device_type), int(device_id)
+        return int(device_type), int(device_id)
     except Exception as error:
         raise explained(error, obj, name) from error
-    if not on_host(device_type):  # asked first because an export might wait for a stream
-        refuse_device(name, device_type, device_id)
+
+
+cdef object export_capsule(object obj, str name, Stream on):
+    """Call the exporter's Python methods."""
+    cdef dict options = {}
+    device_type, device_id = device_of(obj, name)
+    if not reachable(device_type, device_id, on):  # asked first: an export might wait for a stream
+        refuse_device(name, device_type, device_id, on)
+    if not reads_on_host(device_type):
+        options["stream"] = on.number
     try:
         try:
-            return obj.__dlpack__(max_version=(1, 1))
+            return obj.__dlpack__(max_version=(1, 1), **options)
         except TypeError:  # an exporter older than DLPack 1.0 knows no max_version
-            return obj.__dlpack__()
+            return obj.__dlpack__(**options)
     except Exception as error:
         raise explained(error, obj, name) from error
 
 
-cdef View from_capsule(object capsule, str name):
+cdef View from_capsule(object capsule, str name, Stream on):
     cdef void* pointer
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
         pointer = PyCapsule_GetPointer(capsule, "dltensor_versioned")
         PyCapsule_SetName(capsule, "used_dltensor_versioned")
-        return from_versioned(<DLManagedTensorVersioned*>pointer, name)
+        return from_versioned(<DLManagedTensorVersioned*>pointer, name, on)
     if PyCapsule_IsValid(capsule, "dltensor"):
         pointer = PyCapsule_GetPointer(capsule, "dltensor")
         PyCapsule_SetName(capsule, "used_dltensor")
-        return from_legacy(<DLManagedTensor*>pointer, name)
+        return from_legacy(<DLManagedTensor*>pointer, name, on)
     raise BufferError(f"{name}: __dlpack__ returned {capsule!r}, which is no unused DLPack capsule")
 
 
@@ -177,7 +202,7 @@ cdef int check_bits(View v, object tensor) except -1:
     return 0
 
 
-cdef View from_torch(object tensor, str name, Exporter exporter):
+cdef View from_torch(object tensor, str name, Exporter exporter, Stream on):
     """Borrow a tensor's memory; the reference to the tensor keeps it alive."""
     cdef DLTensor borrowed
     cdef View v = View.__new__(View)
@@ -189,13 +214,13 @@ cdef View from_torch(object tensor, str name, Exporter exporter):
     v.name = name
     v.owner = tensor
     v.writable = True  # torch knows no read-only tensors
-    fill(v, &borrowed)
+    fill(v, &borrowed, on)
     if v.kind & (I8 | I16 | I32 | I64 | U8 | BOOL) == 0:  # whole numbers are never any of this
         check_bits(v, tensor)
     return v
 
 
-cdef View from_table(object obj, str name, Exporter exporter):
+cdef View from_table(object obj, str name, Exporter exporter, Stream on):
     """Import through the exporter's C function table."""
     cdef DLManagedTensorVersioned* managed = NULL
     try:
@@ -204,7 +229,22 @@ cdef View from_table(object obj, str name, Exporter exporter):
             raise BufferError("it exported nothing")
     except Exception as error:
         raise explained(error, obj, name) from error
-    return from_versioned(managed, name)
+    return from_versioned(managed, name, on)
+
+
+cdef View from_tensor(Tensor tensor, str name, Stream on):
+    """Lend one of our own, ready on the call's stream."""
+    cdef View v = view_of(tensor, name)
+    if not reachable(v.device.device_type, v.device.device_id, on):
+        refuse_device(name, v.device.device_type, v.device.device_id, on)
+    if on is None or on.device.immediate:
+        on = tensor.memory.device.stream(None)
+        on.follow(tensor.stream)
+        on.synchronize("waiting for a tensor in host memory")
+    else:
+        tensor.readable_on(on)
+        tensor.stream = on.handle  # which may write it
+    return v
 
 
 cdef bint is_masked(object array):
@@ -212,8 +252,32 @@ cdef bint is_masked(object array):
     return module is not None and isinstance(array, module.MaskedArray)
 
 
-cpdef View view(object obj, str name):
-    """Return a view of an array in CPU memory.
+def device_pair(object obj, str name):
+    """Return the DLPack (device type, device id) of an array; TypeError if it is none."""
+    cdef DLTensor borrowed
+    cdef Exporter exporter
+    if cnp.PyArray_Check(obj):
+        return kDLCPU, 0
+    exporter = exporter_of(type(obj))
+    if exporter.torch_like:
+        try:
+            if exporter.api.dltensor_from_py_object_no_sync(<void*>obj, &borrowed) != 0:
+                raise BufferError("it exported nothing")
+        except Exception as error:
+            raise explained(error, obj, name) from error
+        return borrowed.device.device_type, borrowed.device.device_id
+    if exporter.api == NULL and not exporter.has_dlpack:
+        raise no_array(obj, name)
+    return device_of(obj, name)
+
+
+cdef object no_array(object obj, str name):
+    return TypeError(
+        f"{name}: expected an array (NumPy or any DLPack tensor), got {type(obj).__name__}")
+
+
+cpdef View view(object obj, str name, Stream on=None):
+    """Return a view of an array.
 
     Parameters
     ----------
@@ -221,6 +285,10 @@ cpdef View view(object obj, str name):
         The array. Read-only arrays are accepted; nothing is copied.
     name : str
         The argument's name, for error messages.
+    on : Stream, optional
+        The stream of the call that uses it, where its values are ready; its device must reach the
+        memory. None is the CPU's. Torch's tensors are taken as they are: their own stream has to
+        be the same, or ordered by the caller.
 
     Returns
     -------
@@ -238,17 +306,24 @@ cpdef View view(object obj, str name):
     """
     cdef Exporter exporter
     if cnp.PyArray_CheckExact(obj):
+        if on is not None and not on.device.immediate:
+            refuse_device(name, kDLCPU, 0, on)
         return from_numpy(<cnp.ndarray>obj, name)
+    if type(obj) is Tensor:
+        return from_tensor(<Tensor>obj, name, on)
     exporter = exporter_of(type(obj))
     if cnp.PyArray_Check(obj):
         if is_masked(obj):
             raise TypeError(f"{name}: masked arrays are not supported; fill the masked elements")
+        if on is not None and not on.device.immediate:
+            refuse_device(name, kDLCPU, 0, on)
         return from_numpy(<cnp.ndarray>obj, name)
     if exporter.api == NULL and not exporter.has_dlpack:
-        raise TypeError(
-            f"{name}: expected an array (NumPy or any DLPack tensor), got {type(obj).__name__}")
-    if exporter.api == NULL:
-        return from_capsule(export_capsule(obj, name), name)
+        raise no_array(obj, name)
     if exporter.torch_like:
-        return from_torch(obj, name, exporter)
-    return from_table(obj, name, exporter)
+        return from_torch(obj, name, exporter, on)
+    # A table that is not torch's gives no order of streams; the methods do.
+    if exporter.api == NULL or (on is not None and not on.device.immediate
+                                and exporter.has_dlpack):
+        return from_capsule(export_capsule(obj, name, on), name, on)
+    return from_table(obj, name, exporter, on)

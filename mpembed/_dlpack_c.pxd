@@ -5,12 +5,15 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "dlpack/dlpack.h" nogil:
     uint64_t DLPACK_FLAG_BITMASK_READ_ONLY
+    uint64_t DLPACK_FLAG_BITMASK_IS_COPIED
     uint64_t DLPACK_FLAG_BITMASK_IS_SUBBYTE_TYPE_PADDED
 
-    int kDLCPU
-    int kDLCUDA
-    int kDLCUDAHost
-    int kDLROCMHost
+    ctypedef enum DLDeviceType:
+        kDLCPU
+        kDLCUDA
+        kDLCUDAHost
+        kDLROCMHost
+        kDLCUDAManaged
 
     int kDLInt
     int kDLUInt
@@ -24,7 +27,7 @@ cdef extern from "dlpack/dlpack.h" nogil:
         uint32_t minor
 
     ctypedef struct DLDevice:
-        int device_type
+        DLDeviceType device_type
         int32_t device_id
 
     ctypedef struct DLDataType:

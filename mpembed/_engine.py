@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mpembed import _inputs
+from mpembed import _arrays, _inputs
 from mpembed._core import Batch, Lookups, Work
+from mpembed._device import Calls, Stream
 from mpembed._lock import ForkAwareLock
 from mpembed._storage import Storage
 from mpembed.optim import Optimizer
@@ -20,184 +21,238 @@ MAX_STEP = 1 << 40
 
 
 class Engine:
-    """The moving parts of a collection. Callers hold `lock`.
+    """The moving parts of a collection. Callers are inside one of `calls` and pass its stream.
 
     Every call first checks, allocates and computes all that can fail, for all groups; only then it
     takes its step and changes anything. What can still fail is a kernel that finds no memory for
     its own workspace. It does so before it changes anything itself, but an earlier group's kernel
     has run by then; what that leaves is said where it can happen.
+
+    A device's kernels find what is wrong with a batch after the call has returned. They empty such
+    a batch before it can change anything but the step and the cache's clock, and keep the error
+    for `check`.
     """
 
     def __init__(self, storage: Storage, optimizer: Optimizer, *, drop: bool) -> None:
         self.storage = storage
         self.optimizer = optimizer
         self.drop = drop
-        self.step = 0
-        self.lock = ForkAwareLock()
+        self.clock, self.faults = storage.clock, storage.faults
+        self.device = storage.device
+        self.calls = Calls(storage.device, ForkAwareLock())
         self.groups = [group.kernels for group in storage.groups]
         self.width = _inputs.pooled_width(storage.configs)
         self._open: weakref.WeakSet[Ticket] = weakref.WeakSet()
         self._prefetched: list[Ticket] = []
         self._implicit: Ticket | None = None
         self._latest: Ticket | None = None
+        self._pending: list[tuple[int, int, int]] = []  # skipped updates, not yet reported
 
     @property
     def workspace(self) -> int:
         """Bytes held by open batches."""
         return sum(ticket.nbytes for ticket in self._open)
 
-    def _next_step(self) -> int:
-        """Return the step of a call that may write; setting `step` to it takes it."""
-        if self.step + 1 >= MAX_STEP:
+    def _room_for_step(self) -> None:
+        if self.clock.taken + 1 >= MAX_STEP:
             raise OverflowError(f"the write step may not exceed {MAX_STEP - 1}")
-        return self.step + 1
 
     # ---- forward ---------------------------------------------------------------------------
 
-    def prefetch(self, batch: Batch) -> Ticket:
+    def prefetch(self, batch: Batch, on: Stream) -> Ticket:
         """Admit a batch and keep its ticket for the forward to come."""
-        step = self._next_step()
+        self._room_for_step()
         self._room_for_ticket(0)
-        ticket = self._reserve(batch, self._prepare(batch))
-        self.step = step
-        self._admit(ticket)
+        ticket = self._reserve(batch, self._prepare(batch, on), on)
+        ticket._arguments = batch.index_arguments()
+        self.clock.advance(on)
+        self._admit(ticket, on)
         self._prefetched.append(ticket)
         return ticket
 
-    def evaluate(self, batch: Batch, views: Any) -> None:
+    def evaluate(self, batch: Batch, views: Any, on: Stream) -> None:
         """Forward without any change of state."""
-        for group, part in zip(self.groups, self._prepare(batch), strict=True):
-            work = Work(group, part, views, True)
+        for group, part in zip(self.groups, self._prepare(batch, on), strict=True):
+            work = Work(group, part, views, True, on)
             if group.cached:
-                group.locate(part, work)
-            group.lookup(part, work)
+                group.locate(part, work, on)
+            group.lookup(part, work, on)
 
-    def train_forward(self, batch: Batch, views: Any, *, explicit: bool) -> Ticket:
+    def train_forward(self, batch: Batch, views: Any, on: Stream, *, explicit: bool) -> Ticket:
         """Forward of a training batch; an implicit ticket lasts until the next such call."""
-        step = self._next_step()
-        lookups = self._prepare(batch)
-        known = next((t for t in self._prefetched if t._same_batch(lookups)), None)
+        self._room_for_step()
+        lookups = self._prepare(batch, on)
+        known = next((t for t in self._prefetched if self._same_batch(t, batch, lookups)), None)
         if known is None:
             self._room_for_ticket(1 if self._implicit is not None and self._implicit.open else 0)
-        ticket = self._reserve(batch, lookups) if known is None else known
+        ticket = self._reserve(batch, lookups, on) if known is None else known
         parts = ticket._parts(self.groups)
-        work = [Work(group, part, views, True) for group, part in parts]
-        self.step = step
+        work = [Work(group, part, views, True, on) for group, part in parts]
+        self.clock.advance(on)
         if self._implicit is not None:
             self.close(self._implicit)
             self._implicit = None
         if known is None:
-            self._admit(ticket)
+            self._admit(ticket, on)
         else:
             self._prefetched.remove(known)
             known._take_weights(lookups, weighted=batch.weights is not None)
         try:
             for (group, part), space in zip(parts, work, strict=True):
                 if group.cached:
-                    group.refresh(part, space)
-                    group.scatter(part, space)
-                group.lookup(part, space)
+                    group.refresh(part, space, on)
+                    group.scatter(part, space, on)
+                group.lookup(part, space, on)
         except BaseException:  # no memory: the batch is admitted and counted, and open no more
             self.close(ticket)
             raise
         for group, part in parts:
             if not group.cached:
-                group.count(part, unique=False, accesses=True, dropped=True)
+                group.count(part, False, True, True, on)
         self._latest = ticket
         self._implicit = None if explicit else ticket
         return ticket
 
-    def _prepare(self, batch: Batch) -> list[Lookups]:
-        return _inputs.group_lookups(self.groups, batch, drop=self.drop)
+    def _same_batch(self, ticket: Ticket, batch: Batch, lookups: list[Lookups]) -> bool:
+        """Whether a batch is the one of a prefetch.
 
-    def _reserve(self, batch: Batch, lookups: list[Lookups]) -> Ticket:
+        On a device it is if it lies in the same memory: its contents are not read back.
+        """
+        if self.device.immediate:
+            return ticket._same_rows(lookups)
+        return ticket._same_arrays(batch.index_arguments())
+
+    def _prepare(self, batch: Batch, on: Stream) -> list[Lookups]:
+        """Return each group's share of a batch; IndexError on the CPU, `check` on a device."""
+        lookups = [group.prepare(batch, self.drop, on) for group in self.groups]
+        if self.device.immediate:
+            found = batch.found(on)
+            if found is not None:
+                raise self._index_error(found, batch)
+            return lookups
+        for group, part in zip(self.groups, lookups, strict=True):
+            group.discard(batch, part, self.faults, on)
+        return lookups
+
+    def _index_error(
+        self, found: tuple[int, int, int, int], batch: Batch | None = None
+    ) -> IndexError:
+        table = self.storage.configs[found[0]]
+        joined = batch is not None and batch.sources is not None
+        argument = "its indices" if joined else "indices"
+        first = batch.first_index(found[0]) if joined and batch is not None else 0
+        return _inputs.index_error(table.name, table.num_embeddings, found, argument, first)
+
+    def _reserve(self, batch: Batch, lookups: list[Lookups], on: Stream) -> Ticket:
         """Return the ticket of a batch to admit, with all that its admission needs."""
         for group, part in zip(self.groups, lookups, strict=True):
-            part.reserve(group)
+            part.reserve(group, on)
         weighted = batch.weights is not None
         return Ticket(self, lookups, batch.batch_size, batch.num_indices, weighted=weighted)
 
-    def _admit(self, ticket: Ticket) -> None:
+    def _admit(self, ticket: Ticket, on: Stream) -> None:
         self._open.add(ticket)
         try:
             for group, part in ticket._parts(self.groups):
                 if group.cached:
-                    group.admit(part, self.step)
-                    group.count(part, unique=False, accesses=False, dropped=True)
+                    group.admit(part, on)
+                    group.count(part, False, False, True, on)
         except BaseException:  # no memory: earlier groups keep the rows they admitted, unpinned
             self.close(ticket)
             raise
 
     # ---- backward --------------------------------------------------------------------------
 
-    def backward(self, used: Ticket, views: Any) -> tuple[Any, list[tuple[int, str, int]]]:
-        """Update the rows of a ticket; return the weight gradient and the skipped rows."""
-        step = self._next_step()
+    def backward(self, used: Ticket, views: Any, on: Stream) -> Any:
+        """Update the rows of a ticket; return the gradient of the weights, if it had any."""
+        self._room_for_step()
         settings = self.optimizer.kernel_settings()
         parts, work = used._parts(self.groups), []
-        weight_grad = np.empty(used.num_indices, np.float32) if used.weighted else None
+        weight_grad = None
+        if used.weighted:
+            weight_grad = _arrays.result((used.num_indices,), np.float32, on)
         for group, part in parts:
-            part.dedup(group)
-            work.append(Work(group, part, views, used.weighted))
+            part.dedup(group, on)
+            work.append(Work(group, part, views, used.weighted, on))
         for (group, part), space in zip(parts, work, strict=True):
             if group.cached:
-                group.refresh(part, space)
+                group.refresh(part, space, on)
             if weight_grad is not None:
                 if group.cached:
-                    group.scatter(part, space)
-                group.weight_grad(part, space, weight_grad)
-        skipped = []
+                    group.scatter(part, space, on)
+                group.weight_grad(part, space, weight_grad, on)
+        self.clock.advance(on)
+        changed = False
         try:
             for (group, part), space in zip(parts, work, strict=True):
-                found = group.update(part, space, settings, step)
-                self.step = step
+                group.update(part, space, settings, self.faults, on)
+                changed = True
                 if not group.cached:
-                    group.count(part, unique=True, accesses=False, dropped=False)
-                if found[0]:
-                    skipped.append(found)
+                    group.count(part, True, False, False, on)
         except BaseException:
             # No memory. In the first group nothing has changed. Later, the groups before it are
             # updated; the batch is closed, so that no second try updates them twice.
-            if self.step == step:
+            if changed:
                 self.close(used)
+            else:
+                self.clock.retreat()
             raise
         self.close(used)
-        return weight_grad, skipped
+        return weight_grad
+
+    # ---- what kernels found wrong ------------------------------------------------------------
+
+    def skipped_updates(self, on: Stream) -> tuple[int, str, int] | None:
+        """Return and forget the updates left out: how many, the first one's table and row."""
+        batch, updates = self.faults.take(on)
+        updates, self._pending = self._pending + updates, []
+        if batch is not None:
+            self._pending = updates  # reported at the next check
+            raise batch if isinstance(batch, Exception) else self._index_error(batch)
+        if not updates:
+            return None
+        number = min(group for group, _, _ in updates)
+        name, row = self.groups[number].row_of(min(k for g, _, k in updates if g == number))
+        return sum(count for _, count, _ in updates), name, row
 
     # ---- single writes ---------------------------------------------------------------------
 
-    def flush(self) -> None:
+    def flush(self, on: Stream) -> None:
         """Write every dirty slot of every group back."""
-        step = self._next_step()
-        for group in self.groups:
-            if group.cached:
-                group.flush(step)  # no memory: the groups before are flushed, this step is theirs
-            self.step = step
+        self._room_for_step()
+        self.clock.advance(on)
+        flushed = False
+        try:
+            for group in self.groups:
+                if group.cached:
+                    group.flush(on)  # no memory: the groups before are flushed, the step is theirs
+                flushed = True
+        except BaseException:
+            if not flushed:
+                self.clock.retreat()
+            raise
 
-    def write_rows(self, group: Any, keys: Any, values: Any) -> None:
+    def write_rows(self, group: Any, keys: Any, values: Any, on: Stream) -> None:
         """Set rows of one group."""
-        step = self._next_step()
-        group.write_rows(keys, values, step)
-        self.step = step
+        self._room_for_step()
+        self.clock.advance(on)
+        try:
+            group.write_rows(keys, values, on)
+        except BaseException:
+            self.clock.retreat()
+            raise
 
     # ---- shapes ----------------------------------------------------------------------------
 
-    def batch_shapes(self, batch: Batch) -> Any:
-        """Return the shape of a batch's output, or each table's where one is unpooled."""
+    def batch_shapes(self, batch: Batch, on: Stream) -> Any:
+        """Return the shape of a batch's output, or each table's where one is unpooled.
+
+        Where a table of several is unpooled, a device is waited for.
+        """
         if self.width is not None:
             return batch.batch_size, self.width
-        counts = batch.table_counts()
+        counts = batch.table_counts(on)
         return _inputs.unpooled_shapes(self.storage.configs, batch.batch_size, counts)
-
-    def ticket_shapes(self, ticket: Ticket) -> Any:
-        """Return the same for a ticket's batch."""
-        if self.width is not None:
-            return ticket.batch_size, self.width
-        counts = [0] * len(self.storage.configs)
-        for stored, part in ticket._parts(self.storage.groups):
-            for table, count in zip(stored.table_ids, part.table_counts(), strict=True):
-                counts[table] = count
-        return _inputs.unpooled_shapes(self.storage.configs, ticket.batch_size, counts)
 
     # ---- tickets ---------------------------------------------------------------------------
 
@@ -220,12 +275,13 @@ class Engine:
 
     def close(self, ticket: Ticket) -> None:
         """Unpin a ticket's rows and forget it; closing twice is harmless."""
-        with self.lock:
+        with self.calls.again() as on:
             if not ticket.open:
                 return
             for group, part in zip(self.groups, ticket._close(), strict=True):
                 if group.cached:
-                    group.release(part)
+                    group.release(part, on)
+                part.moved_to(on)
             self._open.discard(ticket)
             if ticket in self._prefetched:
                 self._prefetched.remove(ticket)

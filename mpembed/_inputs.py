@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from mpembed import _core, registry
+from mpembed import _arrays, _core, devices, registry
 from mpembed._checks import integer
-from mpembed._dlpack import view
+from mpembed._device import Stream
+from mpembed._dlpack import device_pair, view
 from mpembed._view import DTYPES, View, require
 from mpembed.config import TableConfig
 
@@ -17,8 +18,18 @@ BYTE = DTYPES["uint8"]
 Output = Any  # an array, or a dict of table name -> array
 
 
+def begin(values: Any, name: str, stream: Any) -> tuple[Stream, View]:
+    """Return where a stateless call happens, which its first array decides, and that array."""
+    try:
+        device = devices.of_dlpack(*device_pair(values, name))
+    except RuntimeError as error:
+        raise BufferError(f"{name}: is on a CUDA device, but {error}") from None
+    on = device.stream(stream)
+    return on, view(values, name, on)
+
+
 def _concatenate(
-    configs: Sequence[TableConfig], named: Mapping[str, Any], weights: Any
+    configs: Sequence[TableConfig], named: Mapping[str, Any], weights: Any, on: Stream
 ) -> tuple[Any, Any, Any, list[View]]:
     """Return the table-major arrays of a dict of table name -> (indices, offsets), and views."""
     names = [config.name for config in configs]
@@ -33,9 +44,9 @@ def _concatenate(
             table_indices, table_offsets = named[name]
         except (TypeError, ValueError):
             raise TypeError(f"the batch of table {name!r} must be (indices, offsets)") from None
-        checked = _vector(table_indices, f"indices of table {name!r}", INDEX, sources)
+        checked = _vector(table_indices, f"indices of table {name!r}", INDEX, sources, on)
         what = f"offsets of table {name!r}"
-        ends = _vector(table_offsets, what, INDEX, sources).astype(np.int64)
+        ends = _vector(table_offsets, what, INDEX, sources, on).astype(np.int64)
         _check_table_offsets(ends, len(checked), what)
         if len(offsets) > 1 and len(ends) - 1 != len(offsets[1]):
             raise ValueError(
@@ -46,16 +57,20 @@ def _concatenate(
         start += len(checked)
         if weights is not None:
             what = f"per_sample_weights of table {name!r}"
-            values.append(_vector(weights[name], what, FLOAT, sources, len(checked)))
-    joined = np.concatenate(values) if weights is not None else None
-    return np.concatenate(indices), np.concatenate(offsets), joined, sources
+            values.append(_vector(weights[name], what, FLOAT, sources, on, len(checked)))
+    joined = _arrays.sent(np.concatenate(values), on) if weights is not None else None
+    whole = _arrays.sent(np.concatenate(indices), on), _arrays.sent(np.concatenate(offsets), on)
+    return *whole, joined, sources
 
 
-def _vector(values: Any, name: str, kinds: int, sources: list[View], length: int = -1) -> Any:
-    checked = view(values, name)
+def _vector(
+    values: Any, name: str, kinds: int, sources: list[View], on: Stream, length: int = -1
+) -> Any:
+    """Return one table's array in the host's memory, where they are joined."""
+    checked = view(values, name, on)
     require(checked, kinds, 1, (length,))
     sources.append(checked)
-    return np.asarray(checked)
+    return _core.host_copy(checked, on)
 
 
 def _check_table_offsets(ends: Any, count: int, what: str) -> None:
@@ -70,35 +85,46 @@ def _check_table_offsets(ends: Any, count: int, what: str) -> None:
 
 
 def make_batch(
-    configs: Sequence[TableConfig], indices: Any, offsets: Any, weights: Any
+    configs: Sequence[TableConfig],
+    indices: Any,
+    offsets: Any,
+    weights: Any,
+    groups: int,
+    on: Stream,
 ) -> _core.Batch:
-    """Check a batch and return it.
+    """Check a batch, of which `groups` groups get a share, and return it.
 
     Raises
     ------
     TypeError, ValueError, BufferError
-        If an array has the wrong dtype, shape or device, or the offsets are not monotone.
+        If an array has the wrong dtype, shape or device, or, on the CPU, offsets are not monotone.
     """
     if not isinstance(indices, Mapping):
-        return _make_batch(indices, offsets, weights, len(configs))
+        return _make_batch(indices, offsets, weights, len(configs), groups, on)
     if offsets is not None:
         raise TypeError("offsets must be None where indices is a dict")
-    indices, offsets, weights, sources = _concatenate(configs, indices, weights)
-    return _make_batch(indices, offsets, weights, len(configs), sources)
+    indices, offsets, weights, sources = _concatenate(configs, indices, weights, on)
+    return _make_batch(indices, offsets, weights, len(configs), groups, on, sources)
 
 
-def make_batch_of_one(indices: Any, offsets: Any, weights: Any) -> _core.Batch:
+def make_batch_of_one(indices: Any, offsets: Any, weights: Any, on: Stream) -> _core.Batch:
     """Check the batch of a single table, which may not be a dict; raises as `make_batch`."""
-    return _make_batch(indices, offsets, weights, 1)
+    return _make_batch(indices, offsets, weights, 1, 1, on)
 
 
 def _make_batch(
-    indices: Any, offsets: Any, weights: Any, tables: int, sources: list[View] | None = None
+    indices: Any,
+    offsets: Any,
+    weights: Any,
+    tables: int,
+    groups: int,
+    on: Stream,
+    sources: list[View] | None = None,
 ) -> _core.Batch:
-    index_view = view(indices, "indices")
+    index_view = view(indices, "indices", on)
     if offsets is None:
         raise TypeError("offsets are missing (only a collection's dict batch goes without)")
-    offset_view = view(offsets, "offsets")
+    offset_view = view(offsets, "offsets", on)
     require(index_view, INDEX, 1)
     require(offset_view, INDEX, 1)
     if offset_view.size < 1 or (offset_view.size - 1) % tables != 0:
@@ -108,9 +134,14 @@ def _make_batch(
         )
     weight_view = None
     if weights is not None:
-        weight_view = view(weights, "per_sample_weights")
+        weight_view = view(weights, "per_sample_weights", on)
         require(weight_view, FLOAT, 1, (index_view.size,))
-    return _core.Batch(index_view, offset_view, weight_view, tables, sources)
+    return _core.Batch(on, index_view, offset_view, weight_view, tables, groups, sources)
+
+
+def one_bag(indices: View, on: Stream) -> Any:
+    """Return the offsets of a single bag that holds all indices."""
+    return _arrays.sent(np.array([0, indices.size], np.int64), on)
 
 
 def weight_counts(configs: Sequence[TableConfig], batch: _core.Batch) -> dict[str, int] | None:
@@ -127,40 +158,35 @@ def by_table(values: Any, counts: dict[str, int] | None) -> Any:
         return values
     ends = np.cumsum(list(counts.values())).tolist()
     return {
-        name: values[end - count : end]
+        name: _arrays.piece(values, end - count, end)
         for (name, count), end in zip(counts.items(), ends, strict=True)
     }
 
 
-def group_lookups(
-    groups: Sequence[_core.Group], batch: _core.Batch, *, drop: bool, argument: str = "indices"
-) -> list[_core.Lookups]:
-    """Return each group's share of a batch; `argument` is what the caller calls the indices.
+def index_error(
+    name: str, rows: int, found: tuple[int, int, int, int], argument: str, first: int = 0
+) -> IndexError:
+    """Return the error for indices out of range.
 
-    Raises
-    ------
-    IndexError
-        If an index is out of range and `drop` is False.
+    `found` is what a kernel found: table, position, value, count. `first` is subtracted from the
+    position.
     """
-    lookups = [group.prepare(batch, drop) for group in groups]
-    bad = [part.bad for part in lookups if part.bad is not None]
-    if bad:
-        position, value, _, table, rows, first = min(bad)
-        count = sum(one[2] for one in bad)
-        owner = argument
-        if batch.sources is not None:
-            position, owner = position - first, f"its {argument}"
-        raise IndexError(
-            f"table {table!r} (num_embeddings={rows}): index {value} at position {position} of "
-            f"{owner} is out of range; {count} such in the batch"
-        )
+    _, position, value, count = found
+    return IndexError(
+        f"table {name!r} (num_embeddings={rows}): index {value} at position {position - first} of "
+        f"{argument} is out of range; {count} such in the batch"
+    )
+
+
+def table_lookups(
+    group: _core.Group, rows: int, batch: _core.Batch, on: Stream, argument: str = "indices"
+) -> _core.Lookups:
+    """Return the lookups of a batch of one table, all in range; a device is waited for."""
+    lookups = group.prepare(batch, False, on)
+    found = batch.found(on)
+    if found is not None:
+        raise index_error(group.names[0], rows, found, argument)
     return lookups
-
-
-def no_stream(stream: Any) -> None:
-    """Refuse a device stream."""
-    if stream is not None:
-        raise ValueError("stream must be None on the CPU")
 
 
 def draw_key(seed: int, step: int) -> tuple[int, int]:
@@ -168,9 +194,11 @@ def draw_key(seed: int, step: int) -> tuple[int, int]:
     return integer("seed", seed, 0, 2**64 - 1), integer("step", step, 0, 2**40 - 1)
 
 
-def storable(x: View, rows: int, dim: int, precision: str, name: str, unit: str = "row") -> None:
-    """Raise ValueError if a precision cannot store a row: non-finite, or out of its range."""
-    found = _core.unstorable(x, rows, dim, registry.FORMATS[precision])
+def storable(
+    x: View, rows: int, dim: int, precision: str, name: str, on: Stream, unit: str = "row"
+) -> None:
+    """Raise ValueError if a precision cannot store a row; a device is waited for."""
+    found = _core.unstorable(x, rows, dim, registry.FORMATS[precision], on)
     if found is not None:
         raise ValueError(
             f"{name}: {unit} {found[0]} is not finite or exceeds the range of {precision}; "
@@ -196,7 +224,12 @@ def unpooled_shapes(
 
 
 def matrix_views(
-    values: Any, name: str, shapes: tuple[int, int] | dict[str, tuple[int, int]], *, writable: bool
+    values: Any,
+    name: str,
+    shapes: tuple[int, int] | dict[str, tuple[int, int]],
+    on: Stream,
+    *,
+    writable: bool,
 ) -> View | dict[str, View]:
     """Check an output or gradient against its shape (a dict where some table is unpooled)."""
     if isinstance(shapes, dict):
@@ -205,30 +238,30 @@ def matrix_views(
                 f"{name} must be a dict with the tables {list(shapes)}, since one is unpooled"
             )
         return {
-            key: _matrix(values[key], f"{name} of table {key!r}", shape, writable)
+            key: _matrix(values[key], f"{name} of table {key!r}", shape, on, writable)
             for key, shape in shapes.items()
         }
-    return _matrix(values, name, shapes, writable)
+    return _matrix(values, name, shapes, on, writable)
 
 
-def _matrix(value: Any, name: str, shape: tuple[int, int], writable: bool) -> View:
-    checked = view(value, name)
+def _matrix(value: Any, name: str, shape: tuple[int, int], on: Stream, writable: bool) -> View:
+    checked = view(value, name, on)
     require(checked, FLOAT, 2, shape, writable=writable)
     return checked
 
 
-def allocate_output(shapes: tuple[int, int] | dict[str, tuple[int, int]]) -> Output:
+def allocate_output(shapes: tuple[int, int] | dict[str, tuple[int, int]], on: Stream) -> Output:
     """Return new arrays of these shapes."""
     if isinstance(shapes, dict):
-        return {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-    return np.empty(shapes, np.float32)
+        return {name: _arrays.result(shape, np.float32, on) for name, shape in shapes.items()}
+    return _arrays.result(shapes, np.float32, on)
 
 
-def row_ids(config: TableConfig, ids: Any) -> Any:
-    """Return checked row ids as an int64 array."""
-    checked = view(ids, "ids")
+def row_ids(config: TableConfig, ids: Any, on: Stream) -> Any:
+    """Return checked row ids as an int64 array of the host; a device is waited for."""
+    checked = view(ids, "ids", on)
     require(checked, INDEX, 1)
-    array = np.asarray(checked).astype(np.int64)
+    array = _core.host_copy(checked, on).astype(np.int64)
     bad = np.flatnonzero((array < 0) | (array >= config.num_embeddings))
     if bad.size:
         raise IndexError(
@@ -239,11 +272,17 @@ def row_ids(config: TableConfig, ids: Any) -> Any:
 
 
 def result_view(
-    out: Any, shape: tuple[int, ...], dtype: Any, kinds: int, *read: View | None, name: str = "out"
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: Any,
+    kinds: int,
+    on: Stream,
+    *read: View | None,
+    name: str = "out",
 ) -> tuple[Any, View]:
     """Return `out` or a new array, and its view, which may not overlap what is read."""
-    result = np.empty(shape, dtype) if out is None else out
-    checked = view(result, name)
+    result = _arrays.result(shape, dtype, on) if out is None else out
+    checked = view(result, name, on)
     require(checked, kinds, len(shape), shape, writable=True)
     if out is not None:
         _core.refuse_overlap([checked], list(read))
@@ -251,20 +290,23 @@ def result_view(
 
 
 def output_views(
-    out: Any, shapes: tuple[int, int] | dict[str, tuple[int, int]], batch: _core.Batch
+    out: Any,
+    shapes: tuple[int, int] | dict[str, tuple[int, int]],
+    batch: _core.Batch,
+    on: Stream,
 ) -> tuple[Output, View | dict[str, View]]:
     """Return a forward's `out` or new arrays, and their views, which may not overlap the batch."""
     if out is None:
-        out = allocate_output(shapes)
-        return out, matrix_views(out, "out", shapes, writable=True)
-    views = matrix_views(out, "out", shapes, writable=True)
+        out = allocate_output(shapes, on)
+        return out, matrix_views(out, "out", shapes, on, writable=True)
+    views = matrix_views(out, "out", shapes, on, writable=True)
     written = list(views.values()) if isinstance(views, dict) else [views]
     _core.refuse_overlap(written, batch.arguments())
     return out, views
 
 
-def packed_rows(rows: Any, precision: str, dim: int) -> View:
-    source = view(rows, "rows")
+def packed_rows(source: View, precision: str, dim: int) -> View:
+    """Check that an array holds rows of a precision."""
     require(source, BYTE, 2)
     width = registry.row_bytes(precision, dim)
     if source.shape[1] != width:

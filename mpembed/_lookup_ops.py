@@ -3,24 +3,23 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mpembed import _core, registry
+from mpembed import _arrays, _core, registry
 from mpembed._checks import integer
+from mpembed._device import Stream
 from mpembed._dlpack import view
 from mpembed._inputs import (
     FLOAT,
     INDEX,
-    group_lookups,
+    begin,
     make_batch_of_one,
-    no_stream,
+    one_bag,
     packed_rows,
     result_view,
+    table_lookups,
 )
 from mpembed._view import DTYPES, View, require
 from mpembed.registry import MAX_DIM
-
-Array = npt.NDArray[Any]
 
 
 def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[Any, Any, Any]:
@@ -43,48 +42,64 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
     positions : numpy.ndarray (N,), int32
         Ascending within a row.
     """
-    no_stream(stream)
-    source = view(indices, "indices")
+    on, source = begin(indices, "indices", stream)
     require(source, INDEX, 1)
-    keys = _row_keys(source, "indices")
-    n = integer("the number of indices", len(keys), 0, 2**31 - 1)
-    arrays = (np.empty(n, np.int64), np.empty(n + 1, np.int64), np.empty(n, np.int32))
-    if out is not None:
-        if not isinstance(out, tuple) or len(out) != 3:
-            raise TypeError(f"out must be a tuple of three arrays, got {type(out).__name__}")
+    n = integer("the number of indices", source.size, 0, 2**31 - 1)
+    keys = _keys(indices, source, "indices", 2**63 - 1, on)
+    kinds = ("int64", "int64", "int32")
+    least = (n, n + 1, n)
+    if out is None:
+        pairs = zip(least, kinds, strict=True)
+        arrays = tuple(_arrays.result((size,), dtype, on) for size, dtype in pairs)
+    elif not isinstance(out, tuple) or len(out) != 3:
+        raise TypeError(f"out must be a tuple of three arrays, got {type(out).__name__}")
+    else:
         arrays = out
-    views = [
-        _room(array, name, DTYPES[dtype], least)
-        for array, name, dtype, least in zip(
-            arrays,
-            ("rows of out", "starts of out", "positions of out"),
-            ("int64", "int64", "int32"),
-            (n, n + 1, n),
-            strict=True,
-        )
-    ]
+    names = ("rows of out", "starts of out", "positions of out")
+    views = [_room(*each, on) for each in zip(arrays, names, kinds, least, strict=True)]
     if out is not None:
         _core.refuse_overlap(views, [source])
-    count = _core.unique_keys(keys, *views)
-    rows, starts, positions = arrays[0][:count], arrays[1][: count + 1], arrays[2][:n]
+    count = _core.unique_keys(keys, _limit(source, on), views[0], views[1], views[2], on)
+    rows = _arrays.piece(arrays[0], 0, count)
+    starts = _arrays.piece(arrays[1], 0, count + 1)
+    positions = _arrays.piece(arrays[2], 0, n)
     # A result of its own gives back what the duplicates took.
-    return (rows.copy(), starts.copy(), positions) if out is None else (rows, starts, positions)
+    if out is None and on.device.immediate:
+        return rows.copy(), starts.copy(), positions
+    return rows, starts, positions
 
 
-def _room(array: Any, name: str, kind: int, least: int) -> View:
-    checked = view(array, name)
-    require(checked, kind, 1, writable=True)
+def _limit(source: View, on: Stream) -> int:
+    """Return a number that all indices are below: the fewer bits, the faster the sort."""
+    if on.device.immediate:
+        return int(np.asarray(source).max(initial=0)) + 1
+    return 2**31 if source.dtype == "int32" else 2**63 - 1
+
+
+def _room(array: Any, name: str, dtype: str, least: int, on: Stream) -> View:
+    checked = view(array, name, on)
+    require(checked, DTYPES[dtype], 1, writable=True)
     if checked.size < least:
         raise ValueError(f"{name}: at least {least} elements are needed, got {checked.size}")
     return checked
 
 
-def _row_keys(source: View, name: str) -> Array:
-    values = np.asarray(source)
-    if values.size and values.min() < 0:
-        position = int(np.argmax(values < 0))
-        raise IndexError(f"{name} must not be negative, got {values[position]} at {position}")
-    return values.astype(np.uint64)
+def _keys(indices: Any, source: View, name: str, below: int, on: Stream) -> _core.Keys:
+    """Return row numbers as keys; IndexError where one is out of range, for which a device waits.
+
+    The same kernel makes them that reads the batches of a collection.
+    """
+    group = _core.Group(_core.Clock(on, 0, False), 0, 1, 1, 0, 0)
+    group.add_numbers(name, below)
+    group.seal(on, False)
+    batch = make_batch_of_one(indices, one_bag(source, on), None, on)
+    lookups = group.prepare(batch, False, on)
+    found = batch.found(on)
+    if found is not None:
+        _, position, value, _ = found
+        bound = "not be negative" if value < 0 else f"be below {below}"
+        raise IndexError(f"{name} must {bound}, got {value} at {position}")
+    return _core.Keys.of(lookups)
 
 
 def cache_lookup(tags: Any, rows: Any, *, out: Any = None, stream: Any = None) -> Any:
@@ -103,20 +118,18 @@ def cache_lookup(tags: Any, rows: Any, *, out: Any = None, stream: Any = None) -
     numpy.ndarray (N,), int32
         set * ways + way, or -1 where the row is not cached.
     """
-    no_stream(stream)
-    table = view(tags, "tags")
+    on, table = begin(tags, "tags", stream)
     require(table, DTYPES["uint64"], 2)
     sets, ways = table.shape
     integer("sets of tags", sets, 1, 2**31 - 1)
     integer("ways of tags", ways, 1, 1024)
     integer("slots of tags", sets * ways, 1, 2**31 - 1)
-    source = view(rows, "rows")
+    source = view(rows, "rows", on)
     require(source, INDEX, 1)
-    keys = _row_keys(source, "rows")
-    if keys.size and keys.max() >= 2**48 - 1:
-        raise IndexError(f"rows must be below 2^48 - 1, got {keys.max()}")
-    result, target = result_view(out, (len(keys),), np.int32, DTYPES["int32"], table, source)
-    _core.cache_lookup(table, keys, target)
+    keys = _keys(rows, source, "rows", 2**48 - 1, on)
+    shape = (source.size,)
+    result, target = result_view(out, shape, np.int32, DTYPES["int32"], on, table, source)
+    _core.cache_lookup(table, keys, target, on)
     return result
 
 
@@ -155,17 +168,18 @@ def embedding_bag(
     IndexError
         If an index is out of range.
     """
-    no_stream(stream)
     mode = registry.choose("pooling", pooling, registry.POOLINGS)
     fmt = registry.choose("precision", precision, registry.FORMATS)
     dim = integer("dim", dim, 1, MAX_DIM)
-    table = packed_rows(rows, precision, dim)
-    batch = make_batch_of_one(indices, offsets, per_sample_weights)
+    on, table = begin(rows, "rows", stream)
+    packed_rows(table, precision, dim)
+    batch = make_batch_of_one(indices, offsets, per_sample_weights, on)
     count = batch.num_indices if pooling == "none" else batch.batch_size
     read = [table, *batch.arguments()]
-    result, target = result_view(out, (count, dim), np.float32, FLOAT, *read)
-    group = _core.Group(1, dim, 0, 0)
+    result, target = result_view(out, (count, dim), np.float32, FLOAT, on, *read)
+    group = _core.Group(_core.Clock(on, 0, False), 0, 1, dim, 0, 0)
     group.add_table("rows", table, None, None, fmt, 0, mode, 0, 0)
-    lookups = group_lookups([group], batch, drop=False)[0]
-    group.lookup(lookups, _core.Work(group, lookups, target, False))
+    group.seal(on, False)
+    lookups = table_lookups(group, table.shape[0], batch, on)
+    group.lookup(lookups, _core.Work(group, lookups, target, False, on), on)
     return result

@@ -29,7 +29,8 @@ def memory_report(storage: Storage, workspace: int) -> dict[str, Any]:
             }
     state_bytes = sum(table["optimizer_state"] for table in tables.values())
     held = sum(sum(part.values()) for part in (*tables.values(), *caches.values()))
-    total = held + workspace + storage.stats.nbytes
+    descriptors = sum(group.kernels.nbytes for group in storage.groups)
+    total = held + workspace + storage.stats.nbytes + descriptors
     # What the same collection costs with FP32 rows, the same optimizer and no cache.
     fp32_state = sum(
         0
@@ -42,8 +43,14 @@ def memory_report(storage: Storage, workspace: int) -> dict[str, Any]:
         "tables": tables,
         "caches": caches,
         "statistics": storage.stats.nbytes,
+        "descriptors": descriptors,
         "workspace": workspace,
         "total": total,
+        "pinned_host": sum(
+            table["codes"] + table["row_parameters"] + table["optimizer_state"]
+            for config, table in zip(storage.configs, tables.values(), strict=True)
+            if config.placement == "host"
+        ),
         "fp32_total": fp32_total,
         "ratio": fp32_total / total,
         "ratio_embeddings": fp32_rows / (total - state_bytes),

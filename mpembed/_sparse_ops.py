@@ -2,19 +2,19 @@
 
 from typing import Any
 
-import numpy as np
-
 from mpembed import _core, optim, registry
 from mpembed._checks import integer
+from mpembed._device import Stream
 from mpembed._dlpack import view
 from mpembed._inputs import (
     BYTE,
     FLOAT,
     INDEX,
+    begin,
     draw_key,
-    group_lookups,
     make_batch_of_one,
-    no_stream,
+    one_bag,
+    table_lookups,
 )
 from mpembed._view import DTYPES, View, require
 from mpembed.registry import MAX_DIM
@@ -50,9 +50,8 @@ _COMMON = """
     """
 
 
-def _table(weights: Any, precision: str, dim: int | None) -> tuple[View, int]:
+def _table(table: View, precision: str, dim: int | None) -> tuple[View, int]:
     """Return the checked table and its number of columns."""
-    table = view(weights, "weights")
     require(table, FLOAT | BYTE if precision == "fp32" else BYTE, 2, writable=True)
     if table.shape[0] < 1 or table.shape[1] < 1:
         raise ValueError(f"weights must not be empty, got shape {table.shape}")
@@ -68,11 +67,13 @@ def _table(weights: Any, precision: str, dim: int | None) -> tuple[View, int]:
     return table, dim
 
 
-def _state(state: Any, optimizer: optim.Optimizer, rows: int, dim: int) -> tuple[View | None, int]:
+def _state(
+    state: Any, optimizer: optim.Optimizer, rows: int, dim: int, on: Stream
+) -> tuple[View | None, int]:
     """Return the checked optimizer state and its format."""
     if optimizer.state_shape == registry.STATE_NONE:
         return None, registry.FORMATS["fp32"]
-    checked = view(state, "state")
+    checked = view(state, "state", on)
     if optimizer.state_shape == registry.STATE_ROW:
         require(checked, FLOAT, 1, (rows,), writable=True)
         return checked, registry.FORMATS["fp32"]
@@ -94,26 +95,28 @@ def _apply(
     step: int,
     stream: Any,
 ) -> int:
-    no_stream(stream)
     fmt = registry.choose("precision", precision, registry.FORMATS)
     mode = registry.choose("rounding", rounding, registry.ROUNDINGS)
     seed, step = draw_key(seed, step)
-    table, columns = _table(weights, precision, dim)
-    ids = view(rows, "rows")
+    on, source = begin(weights, "weights", stream)
+    table, columns = _table(source, precision, dim)
+    ids = view(rows, "rows", on)
     require(ids, INDEX, 1)
-    gradient = view(grads, "grads")
+    gradient = view(grads, "grads", on)
     require(gradient, FLOAT, 2, (ids.size, columns))
-    stored, state_format = _state(state, optimizer, table.shape[0], columns)
+    stored, state_format = _state(state, optimizer, table.shape[0], columns, on)
     written = [table] if stored is None else [table, stored]
     _core.refuse_overlap(written, [ids, gradient])
-    batch = make_batch_of_one(rows, np.array([0, ids.size], np.int64), None)
-    group = _core.Group(1, columns, mode, seed)
+    batch = make_batch_of_one(rows, one_bag(ids, on), None, on)
+    group = _core.Group(_core.Clock(on, step, False), 0, 1, columns, mode, seed)
     pooling = registry.POOLINGS["none"]
     group.add_table("weights", table, stored, None, fmt, 0, pooling, state_format, 0)
-    lookups = group_lookups([group], batch, drop=False, argument="rows")[0]
-    lookups.dedup(group)
-    work = _core.Work(group, lookups, gradient, False)
-    return int(group.update(lookups, work, optimizer.kernel_settings(), step)[0])
+    group.seal(on, False)
+    lookups = table_lookups(group, table.shape[0], batch, on, "rows")
+    lookups.dedup(group, on)
+    work, faults = _core.Work(group, lookups, gradient, False, on), _core.Faults(on, 1, False)
+    group.update(lookups, work, optimizer.kernel_settings(), faults, on)
+    return sum(count for _, count, _ in faults.take(on)[1])
 
 
 def sgd_(

@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mpembed import _core, registry
-from mpembed._memory import empty, zeros
+from mpembed import _arrays, _core, registry
+from mpembed._arrays import Array
+from mpembed._device import Device
 from mpembed._view import View
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import Optimizer
 
-Array = npt.NDArray[Any]
 EMPTY_TAG = (1 << 48) - 1
 PIN_MASK = 0x7F << 56
 SKETCH_ROWS = 4
@@ -32,20 +31,20 @@ class CacheArrays:
     sketch: Array | None
 
     @classmethod
-    def allocate(cls, config: CacheConfig, table_rows: int, dim: int) -> "CacheArrays":
+    def allocate(
+        cls, config: CacheConfig, table_rows: int, dim: int, device: Device
+    ) -> "CacheArrays":
         """Return an empty cache for a group with this many table rows."""
         sets, ways = config.sets_for(table_rows), config.ways
-        tags = empty((sets, ways), np.uint64)
-        tags[...] = EMPTY_TAG
         sketch = None
         if _core.policy_has_sketch(registry.POLICIES[config.policy]):
             width = 1 << (sets * ways - 1).bit_length()
-            sketch = zeros((SKETCH_ROWS, width), np.uint8)
+            sketch = _arrays.filled(device, (SKETCH_ROWS, width), np.uint8, 0)
         return cls(
-            tags=tags,
-            meta=zeros((sets, ways), np.uint32),
-            rows=zeros((sets, ways, dim), np.float32),
-            counters=np.zeros(2, np.uint64),
+            tags=_arrays.filled(device, (sets, ways), np.uint64, EMPTY_TAG),
+            meta=_arrays.filled(device, (sets, ways), np.uint32, 0),
+            rows=_arrays.filled(device, (sets, ways, dim), np.float32, 0),
+            counters=_arrays.filled(device, (2,), np.uint64, 0),
             sketch=sketch,
         )
 
@@ -67,8 +66,11 @@ class GroupStorage:
 
 @dataclass
 class Storage:
-    """All arrays of a collection."""
+    """All arrays of a collection, its write step, and what its kernels found wrong."""
 
+    device: Device
+    clock: _core.Clock
+    faults: _core.Faults
     configs: Sequence[TableConfig]
     rows: list[Array]
     states: list[Array | None]
@@ -93,7 +95,7 @@ class Storage:
     def refuse_own_memory(self, values: View | dict[str, View]) -> None:
         """Raise ValueError if a float32 argument lies in these arrays, which its call changes."""
         if self._spans is None:  # they are never moved
-            spans = ((a.ctypes.data, a.nbytes, name) for name, a in self.arrays().items())
+            spans = ((_arrays.address(a), a.nbytes, name) for name, a in self.arrays().items())
             self._spans = sorted(spans)
         for one in values.values() if isinstance(values, dict) else (values,):
             # The last array that begins before the argument ends.
@@ -106,12 +108,7 @@ class Storage:
                     )
 
 
-def read_only(array: Array) -> Array:
-    """Return a view of an array that cannot be made writable."""
-    return np.asarray(array.data.toreadonly())
-
-
-def _allocate_state(config: TableConfig, optimizer: Optimizer) -> Array | None:
+def _allocate_state(config: TableConfig, optimizer: Optimizer, device: Device) -> Array | None:
     shape: tuple[int, ...] = (config.num_embeddings,)
     if optimizer.state_shape == registry.STATE_NONE:
         return None
@@ -119,10 +116,9 @@ def _allocate_state(config: TableConfig, optimizer: Optimizer) -> Array | None:
         shape = (*shape, config.embedding_dim)
     start = np.float32(optimizer.initial_accumulator_value)
     precision = optimizer.state_precision
-    state = zeros(shape, _STATE_DTYPES[precision])
-    if start:
-        state[...] = start if precision == "fp32" else _bf16_bits(start)
-    return state
+    value = start if precision == "fp32" else _bf16_bits(start)
+    host = config.placement == "host"
+    return _arrays.filled(device, shape, _STATE_DTYPES[precision], value, host=host)
 
 
 def _bf16_bits(value: np.float32) -> int:
@@ -137,25 +133,30 @@ def allocate(
     optimizer: Optimizer,
     seed: int,
     rounding: str,
+    device: Device,
 ) -> Storage:
     """Allocate a collection; the rows are not drawn yet."""
     rows, states = [], []
     for config in configs:
-        width = registry.row_bytes(config.precision, config.embedding_dim)
-        rows.append(empty((config.num_embeddings, width), np.uint8))
-        states.append(_allocate_state(config, optimizer))
-    stats = np.zeros((len(configs), len(registry.STATS)), np.int64)
-    storage = Storage(configs, rows, states, stats)
+        shape = config.num_embeddings, registry.row_bytes(config.precision, config.embedding_dim)
+        host = config.placement == "host"
+        rows.append(_arrays.lasting(device, shape, np.uint8, host=host))
+        states.append(_allocate_state(config, optimizer, device))
+    stats = _arrays.filled(device, (len(configs), len(registry.STATS)), np.int64, 0)
+    dims = sorted({config.embedding_dim for config in configs})
+    on = device.stream(None)
+    clock, faults = _core.Clock(on, 0, True), _core.Faults(on, len(dims), True)
+    storage = Storage(device, clock, faults, configs, rows, states, stats)
     columns = np.cumsum([0] + [config.embedding_dim for config in configs])
-    for dim in sorted({config.embedding_dim for config in configs}):
+    for number, dim in enumerate(dims):
         ids = [i for i, config in enumerate(configs) if config.embedding_dim == dim]
-        kernels = _core.Group(len(ids), dim, registry.ROUNDINGS[rounding], seed)
+        kernels = _core.Group(clock, number, len(ids), dim, registry.ROUNDINGS[rounding], seed)
         for i in ids:
             kernels.add_table(
                 configs[i].name,
                 rows[i],
                 states[i],
-                stats[i],
+                _arrays.row(stats, i),
                 registry.FORMATS[configs[i].precision],
                 i,
                 registry.POOLINGS[configs[i].pooling],
@@ -164,7 +165,7 @@ def allocate(
             )
         cached = None
         if cache is not None:
-            cached = CacheArrays.allocate(cache, kernels.total_rows, dim)
+            cached = CacheArrays.allocate(cache, kernels.total_rows, dim, device)
             kernels.set_cache(
                 cached.tags,
                 cached.meta,
@@ -173,13 +174,15 @@ def allocate(
                 cached.counters,
                 registry.POLICIES[cache.policy],
             )
+        kernels.seal(on, True)
         storage.groups.append(GroupStorage(dim, ids, kernels, cached))
     return storage
 
 
 def draw_initial_rows(storage: Storage) -> None:
     """Fill every table with its initial rows."""
+    on = storage.device.stream(None)
     for group in storage.groups:
         for position, table in enumerate(group.table_ids):
             kind, a, b = storage.configs[table].init_parameters()
-            group.kernels.init_rows(position, registry.INITS[kind], a, b)
+            group.kernels.init_rows(position, registry.INITS[kind], a, b, on)

@@ -48,6 +48,7 @@ cdef class View:
 
 
 cdef int too_many_dimensions(str name, int64_t ndim) except -1
+cdef bint reads_on_host(int64_t device_type) noexcept
 cdef int finish(View v) except -1
 cdef View from_numpy(cnp.ndarray a, str name)
 cpdef int require(

@@ -6,7 +6,7 @@ cimport cython
 cimport numpy as cnp
 
 from mpembed._dlpack_c cimport (
-    kDLBfloat, kDLBool, kDLComplex, kDLCPU, kDLFloat, kDLInt, kDLUInt)
+    kDLBfloat, kDLBool, kDLComplex, kDLCPU, kDLCUDAHost, kDLFloat, kDLInt, kDLROCMHost, kDLUInt)
 
 cnp.import_array()
 
@@ -76,11 +76,18 @@ cdef class View:
         return <uintptr_t>self.data
 
     @property
+    def on_host(self):
+        """Whether the host's own code may read the memory."""
+        return reads_on_host(self.device.device_type)
+
+    @property
     def __array_interface__(self):
         """The same memory as a NumPy array (native integers and floats only)."""
         cdef int64_t itemsize = self.type.bits // 8
         letter = "b" if self.kind == BOOL else {kDLInt: "i", kDLUInt: "u", kDLFloat: "f"}.get(
             self.type.code)
+        if not reads_on_host(self.device.device_type):
+            raise AttributeError(f"{self.name}: is not in the host's memory")
         if self.kind == 0 or letter is None:
             raise AttributeError(f"{self.name}: NumPy has no {self.dtype}")
         empty = self.data == NULL
@@ -95,6 +102,10 @@ cdef class View:
 
     def __repr__(self):
         return f"View({self.name!r}, shape={self.shape}, dtype={self.dtype})"
+
+
+cdef bint reads_on_host(int64_t device_type) noexcept:
+    return device_type == kDLCPU or device_type == kDLCUDAHost or device_type == kDLROCMHost
 
 
 cdef str dtype_name(View v):

@@ -16,8 +16,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mpembed import _storage, registry
+from mpembed import _arrays, _memory, _storage, devices, registry
 from mpembed._checks import integer
+from mpembed._device import Stream
+from mpembed._settings import Settings
+from mpembed._tensor import Tensor
 from mpembed._version import __version__
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import OPTIMIZERS
@@ -34,9 +37,12 @@ def _crc32(array: np.ndarray[Any, Any]) -> int:
     return zlib.crc32(array.reshape(-1).view(np.uint8).data)
 
 
-def _saved_arrays(emb: "EmbeddingBagCollection") -> dict[str, np.ndarray[Any, Any]]:
+def _saved_arrays(emb: "EmbeddingBagCollection", on: Stream) -> dict[str, np.ndarray[Any, Any]]:
     """Return the arrays to write; pins belong to open batches, which are not saved."""
-    arrays = emb._storage.arrays()
+    arrays = {
+        name: _arrays.host(_arrays.read_only(array, on))
+        for name, array in emb._storage.arrays().items()
+    }
     for name in list(arrays):
         if name.endswith(".tags") and name.startswith("cache."):
             arrays[name] = arrays[name] & np.uint64(~_storage.PIN_MASK & (2**64 - 1))
@@ -44,19 +50,20 @@ def _saved_arrays(emb: "EmbeddingBagCollection") -> dict[str, np.ndarray[Any, An
 
 
 def _manifest(emb: "EmbeddingBagCollection", arrays: dict[str, np.ndarray[Any, Any]]) -> str:
+    settings = emb._settings
     return json.dumps(
         {
             "format": FORMAT,
             "version": VERSION,
             "written_by": __version__,
             "tables": [dataclasses.asdict(table) for table in emb.tables],
-            "cache": None if emb._cache is None else dataclasses.asdict(emb._cache),
+            "cache": None if settings.cache is None else dataclasses.asdict(settings.cache),
             "optimizer": [emb.optimizer.name, emb.optimizer.settings()],
-            "device": emb._device,
-            "seed": emb._seed,
-            "rounding": emb._rounding,
-            "bounds": emb._bounds,
-            "on_nonfinite": emb._on_nonfinite,
+            "device": emb.device,
+            "seed": settings.seed,
+            "rounding": settings.rounding,
+            "bounds": settings.bounds,
+            "on_nonfinite": settings.on_nonfinite,
             "step": emb.step,
             "crc32": {name: _crc32(array) for name, array in arrays.items()},
         }
@@ -87,14 +94,14 @@ def _temporary_for(target: Path) -> tuple[Path, int]:
     return temporary, stat.S_IMODE(new if old is None else old)
 
 
-def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str]) -> None:
+def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str], on: Stream) -> None:
     """Write a collection to `path`; an existing file stays whole until the new one is complete.
 
     The file keeps its permissions, a new one gets those of any new file; a symbolic link stays
     and the file it leads to is replaced.
     """
     target = Path(os.path.realpath(path))
-    arrays = _saved_arrays(emb)
+    arrays = _saved_arrays(emb, on)
     temporary, mode = _temporary_for(target)
     try:
         manifest = _manifest(emb, arrays)
@@ -112,15 +119,17 @@ def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str]) -> None:
             temporary.unlink()
 
 
-def load(path: str | os.PathLike[str]) -> "EmbeddingBagCollection":
-    """Return the collection that `path` holds."""
+def load(path: str | os.PathLike[str], device: str | None) -> "EmbeddingBagCollection":
+    """Return the collection that `path` holds, on a device or where it was."""
+    if device is not None:
+        devices.get(device)  # a wrong one is the caller's fault, not the file's
     target = Path(path)
     while True:
         with target.open("rb") as file:  # a missing file or a folder is an OSError that names it
             manifest, shapes = _read_header(target)
             # Both opened the same file unless a save replaced it in between: then once more.
             if os.path.samestat(os.fstat(file.fileno()), target.stat()):
-                emb = _empty_collection(target, manifest, shapes)
+                emb = _empty_collection(target, manifest, shapes, device)
                 _fill(emb, target, file, manifest)
                 return emb
 
@@ -155,8 +164,10 @@ def _read_manifest(target: Path, metadata: dict[str, str]) -> dict[str, Any]:
     return manifest
 
 
-def _table(fields: dict[str, Any]) -> TableConfig:
+def _table(fields: dict[str, Any], device: str) -> TableConfig:
     init = fields.pop("init")
+    if device == "cpu":
+        fields["placement"] = "device"
     return TableConfig(**fields, init=tuple(init) if isinstance(init, list) else init)
 
 
@@ -183,36 +194,48 @@ def _check_sizes(
 
 
 def _empty_collection(
-    target: Path, manifest: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+    target: Path,
+    manifest: dict[str, Any],
+    shapes: dict[str, tuple[int, ...]],
+    device: str | None,
 ) -> "EmbeddingBagCollection":
     from mpembed.collection import EmbeddingBagCollection
 
     try:
-        name, settings = manifest["optimizer"]
-        tables = [_table(dict(fields)) for fields in manifest["tables"]]
+        name, optimizer = manifest["optimizer"]
+        where = manifest["device"] if device is None else device
+        tables = [_table(dict(fields), where) for fields in manifest["tables"]]
         cache = None if manifest["cache"] is None else CacheConfig(**manifest["cache"])
         _check_sizes(tables, cache, shapes)
-        emb = EmbeddingBagCollection.__new__(EmbeddingBagCollection)
-        emb._configure(
+        settings = Settings.checked(
             tables,
             cache,
-            OPTIMIZERS[name](**settings),
-            manifest["device"],
+            OPTIMIZERS[name](**optimizer),
+            where,
             manifest["seed"],
             manifest["rounding"],
             manifest["bounds"],
             manifest["on_nonfinite"],
         )
-        emb._engine.step = integer("step", manifest["step"], 0, 2**40 - 1)
+        step = integer("step", manifest["step"], 0, 2**40 - 1)
+        emb = EmbeddingBagCollection.__new__(EmbeddingBagCollection)
+        emb._configure(settings)
+        emb._engine.clock.set(step, emb._calls.last)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{target}: its manifest is not valid: {error}") from error
+    except RuntimeError as error:
+        where = manifest["device"]
+        raise RuntimeError(f"{target} was saved on {where!r}, see `device`: {error}") from error
     return emb
 
 
 def _fill(
     emb: "EmbeddingBagCollection", target: Path, file: io.BufferedReader, manifest: dict[str, Any]
 ) -> None:
-    """Read the arrays straight into their place: safetensors would map and also copy each."""
+    """Read the arrays straight into their place: safetensors would map and also copy each.
+
+    A device's go by the host's memory, one at a time.
+    """
     arrays = emb._storage.arrays()
     sums = manifest.get("crc32")
     start = 8 + int.from_bytes(file.read(8), "little")
@@ -223,27 +246,32 @@ def _fill(
     for name, array in arrays.items():
         stored = header[name]
         # safetensors names types by kind and bits, such as U8 and F32.
-        dtype, shape = f"{array.dtype.kind.upper()}{8 * array.itemsize}", list(array.shape)
+        dtype, shape = f"{array.dtype.kind.upper()}{8 * array.dtype.itemsize}", list(array.shape)
         if stored["dtype"] != dtype or stored["shape"] != shape:
             raise ValueError(
                 f"{target}: {name} is {stored['dtype']}{stored['shape']}, expected {dtype}{shape}"
             )
+        away = isinstance(array, Tensor)
+        values = _memory.empty(array.shape, array.dtype) if away else array
         file.seek(start + stored["data_offsets"][0])
-        if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+        if file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
             raise ValueError(f"{target}: {name} is cut short")
-        if not isinstance(sums, dict) or _crc32(array) != sums.get(name):
+        if not isinstance(sums, dict) or _crc32(values) != sums.get(name):
             raise ValueError(f"{target}: {name} is damaged (checksum)")
-    _check_tags(emb, target)
+        if name.endswith(".tags") and name.startswith("cache."):
+            _check_tags(emb, target, name, values)
+        if away:
+            _arrays.assign(array, values, emb._calls.last)
 
 
-def _check_tags(emb: "EmbeddingBagCollection", target: Path) -> None:
+def _check_tags(
+    emb: "EmbeddingBagCollection", target: Path, name: str, tags: np.ndarray[Any, Any]
+) -> None:
     """Refuse tags that point outside the tables: kernels trust them."""
-    for group in emb._storage.groups:
-        if group.cache is None:
-            continue
-        ids = group.cache.tags & np.uint64(_storage.EMPTY_TAG)
-        pins = group.cache.tags & np.uint64(_storage.PIN_MASK)
-        used = ids != _storage.EMPTY_TAG
-        dirty_empty = group.cache.tags[~used] != _storage.EMPTY_TAG
-        if (ids[used] >= group.kernels.total_rows).any() or pins.any() or dirty_empty.any():
-            raise ValueError(f"{target}: its cache tags are damaged")
+    group = next(g for g in emb._storage.groups if name == f"cache.{g.dim}.tags")
+    ids = tags & np.uint64(_storage.EMPTY_TAG)
+    used = ids != _storage.EMPTY_TAG
+    pins = tags & np.uint64(_storage.PIN_MASK)
+    dirty_empty = tags[~used] != _storage.EMPTY_TAG
+    if (ids[used] >= group.kernels.total_rows).any() or pins.any() or dirty_empty.any():
+        raise ValueError(f"{target}: its cache tags are damaged")

@@ -6,19 +6,19 @@ from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
-from mpembed import _inputs, _storage, checkpoint, registry
-from mpembed._checks import boolean, integer
+from mpembed import _arrays, _inputs, _storage, checkpoint, registry
+from mpembed._checks import boolean
 from mpembed._describe import describe
+from mpembed._device import Stream
 from mpembed._dlpack import view
 from mpembed._engine import Engine
 from mpembed._memory_report import memory_report
+from mpembed._settings import Settings
 from mpembed._view import require
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.errors import NonFiniteUpdateError
 from mpembed.optim import Optimizer
 from mpembed.tickets import Ticket
-
-MAX_TABLES = 1 << 16
 
 
 class EmbeddingBagCollection:
@@ -34,7 +34,7 @@ class EmbeddingBagCollection:
     optimizer : SGD, Adagrad or RowwiseAdagrad
         Its `lr` may change at every step.
     device : str
-        ``"cpu"``.
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Every array of a call lies there.
     seed : int
         0 <= seed < 2^64; initial rows and rounding depend on nothing else.
     rounding : str
@@ -51,6 +51,13 @@ class EmbeddingBagCollection:
     -----
     The same calls give the same bytes for every thread count and SIMD level; the definition of
     every bit is in ``docs/numerics.md``. Calls from several threads are taken one after the other.
+
+    On a device a call returns when its work is queued on `stream` (None is the legacy default
+    stream; an int is a handle, any other object has ``__cuda_stream__``), and calls on different
+    streams keep their order. Arguments may be changed or freed in the order of that stream. What
+    is wrong with offsets, indices or updates is found later: such a batch changes nothing but the
+    step and the cache's clock, and `check` or the next call that waits for the device (`stats`,
+    `rows`, `set_rows`, `flush`, `save`) raises the error.
     """
 
     def __init__(
@@ -65,44 +72,25 @@ class EmbeddingBagCollection:
         bounds: str = "raise",
         on_nonfinite: str = "raise",
     ) -> None:
-        self._configure(tables, cache, optimizer, device, seed, rounding, bounds, on_nonfinite)
+        self._configure(
+            Settings.checked(tables, cache, optimizer, device, seed, rounding, bounds, on_nonfinite)
+        )
         _storage.draw_initial_rows(self._storage)
 
-    def _configure(
-        self,
-        tables: Sequence[TableConfig],
-        cache: CacheConfig | None,
-        optimizer: Optimizer,
-        device: str,
-        seed: int,
-        rounding: str,
-        bounds: str,
-        on_nonfinite: str,
-    ) -> None:
-        """Check the settings and allocate; the rows are left undefined."""
-        self._tables = tuple(tables) if isinstance(tables, Sequence) else ()
-        if not self._tables or not all(isinstance(t, TableConfig) for t in self._tables):
-            raise TypeError("tables must be a non-empty sequence of TableConfig")
-        if len(self._tables) >= MAX_TABLES:
-            raise ValueError(f"at most {MAX_TABLES - 1} tables, got {len(self._tables)}")
-        names = [table.name for table in self._tables]
-        if len(set(names)) != len(names):
-            raise ValueError(f"table names must be unique, got {names}")
-        if cache is not None and not isinstance(cache, CacheConfig):
-            raise TypeError(f"cache must be a CacheConfig or None, got {cache!r}")
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be an mpembed optimizer, got {optimizer!r}")
-        if device != "cpu":
-            raise ValueError(f"device must be 'cpu' (this build has no other), got {device!r}")
-        registry.choose("rounding", rounding, registry.ROUNDINGS)
-        registry.choose("bounds", bounds, {"raise": 0, "drop": 1})
-        registry.choose("on_nonfinite", on_nonfinite, {"raise": 0, "skip": 1})
-        self._cache, self._optimizer, self._device = cache, optimizer, device
-        self._seed = integer("seed", seed, 0, 2**64 - 1)
-        self._rounding, self._bounds, self._on_nonfinite = rounding, bounds, on_nonfinite
-        self._storage = _storage.allocate(self._tables, cache, optimizer, self._seed, rounding)
-        self._engine = Engine(self._storage, optimizer, drop=bounds == "drop")
-        self._lock = self._engine.lock
+    def _configure(self, settings: Settings) -> None:
+        """Allocate; the rows are left undefined."""
+        self._settings = settings
+        self._tables = settings.tables
+        self._storage = _storage.allocate(
+            settings.tables,
+            settings.cache,
+            settings.optimizer,
+            settings.seed,
+            settings.rounding,
+            settings.device,
+        )
+        self._engine = Engine(self._storage, settings.optimizer, drop=settings.bounds == "drop")
+        self._calls = self._engine.calls
 
     # ---- properties ------------------------------------------------------------------------
 
@@ -114,36 +102,46 @@ class EmbeddingBagCollection:
     @property
     def optimizer(self) -> Optimizer:
         """The optimizer; its `lr` may be set at any time."""
-        return self._optimizer
+        return self._settings.optimizer
+
+    @property
+    def device(self) -> str:
+        """The device's name: ``"cpu"``, ``"cuda:0"``."""
+        return str(self._settings.device.name)
 
     @property
     def step(self) -> int:
-        """The write step: how many calls so far could change state."""
-        return self._engine.step
+        """The write step: how many calls so far could change state. Waits for a device."""
+        with self._calls.again() as on:
+            return int(self._engine.clock.read(on))
 
     # ---- training --------------------------------------------------------------------------
 
-    def prefetch(self, indices: Any, offsets: Any = None) -> Ticket:
+    def prefetch(self, indices: Any, offsets: Any = None, *, stream: Any = None) -> Ticket:
         """Admit a coming batch's rows to the cache and pin them.
 
         Parameters
         ----------
-        indices, offsets
+        indices, offsets, stream
             As in `forward`.
 
         Returns
         -------
         Ticket
-            Taken over by the next training forward with the same indices and offsets. The
+            Taken over by the next training forward with the same indices and offsets; on a device,
+            where they are not compared, with the same arrays, unchanged in the meantime. The
             collection keeps it until then, or until ``ticket.drop()`` or `drop_prefetched`.
         """
-        with self._lock:
-            batch = _inputs.make_batch(self._tables, indices, offsets, None)
-            return self._engine.prefetch(batch)
+        with self._calls.on(stream) as on:
+            return self._engine.prefetch(self._batch(indices, offsets, None, on), on)
+
+    def _batch(self, indices: Any, offsets: Any, weights: Any, on: Stream) -> Any:
+        groups = len(self._engine.groups)
+        return _inputs.make_batch(self._tables, indices, offsets, weights, groups, on)
 
     def drop_prefetched(self) -> int:
         """Drop every prefetch that no forward has taken over; return how many there were."""
-        with self._lock:
+        with self._calls.again():
             return self._engine.drop_prefetched()
 
     def forward(
@@ -162,7 +160,8 @@ class EmbeddingBagCollection:
         Parameters
         ----------
         indices : int32 or int64 array (N,), or dict of table name -> (indices, offsets)
-            Row numbers, table-major. Any DLPack exporter; never modified, never copied.
+            Row numbers, table-major. Any DLPack exporter; never modified, never copied, but for a
+            dict's, which are joined (a device is waited for).
         offsets : int32 or int64 array (T * B + 1,)
             Bag b of table t holds ``indices[offsets[t * B + b] : offsets[t * B + b + 1]]``. The
             last entry is N, as with PyTorch's ``include_last_offset=True``.
@@ -173,8 +172,8 @@ class EmbeddingBagCollection:
         out : float32 array (B, sum of D), optional
             Where to write the output; it shares no memory with the batch. A dict of arrays where
             some table has pooling "none".
-        stream
-            For devices; must be None on the CPU.
+        stream : None, int or object with ``__cuda_stream__``, optional
+            Where a device does the work; must be None on the CPU.
         training : bool
             False changes no state at all.
         ticket : bool
@@ -184,7 +183,8 @@ class EmbeddingBagCollection:
         -------
         numpy.ndarray (B, sum of D), float32
             `out` if it was given. If some table has pooling "none": a dict of table name ->
-            (B, D), or (number of the table's indices, D) for the unpooled ones.
+            (B, D), or (number of the table's indices, D) for the unpooled ones (a device is waited
+            for, unless it is the only table). On a device: `Tensor`.
 
         Raises
         ------
@@ -192,21 +192,21 @@ class EmbeddingBagCollection:
             Before anything changes.
         """
         training, ticket = boolean("training", training), boolean("ticket", ticket)
-        _inputs.no_stream(stream)
         if ticket and not training:
             raise ValueError("ticket=True needs training=True")
-        with self._lock:
-            batch = _inputs.make_batch(self._tables, indices, offsets, per_sample_weights)
-            shapes = self._engine.batch_shapes(batch)
-            result, views = _inputs.output_views(out, shapes, batch)
+        with self._calls.on(stream) as on:
+            batch = self._batch(indices, offsets, per_sample_weights, on)
+            shapes = self._engine.batch_shapes(batch, on)
+            result, views = _inputs.output_views(out, shapes, batch, on)
             if not training:
-                self._engine.evaluate(batch, views)
+                self._engine.evaluate(batch, views, on)
                 return result
-            opened = self._engine.train_forward(batch, views, explicit=ticket)
+            opened = self._engine.train_forward(batch, views, on, explicit=ticket)
+            opened._shapes = shapes
             opened._named_counts = _inputs.weight_counts(self._tables, batch)
             return (result, opened) if ticket else result
 
-    def backward(self, grad: Any, ticket: Ticket | None = None) -> Any:
+    def backward(self, grad: Any, ticket: Ticket | None = None, *, stream: Any = None) -> Any:
         """Update the rows of a forward with the fused optimizer.
 
         Parameters
@@ -215,10 +215,12 @@ class EmbeddingBagCollection:
             Gradient of the output.
         ticket : Ticket, optional
             The forward it belongs to; without one, the latest training forward.
+        stream
+            As in `forward`.
 
         Returns
         -------
-        None or numpy.ndarray (N,), float32
+        None or numpy.ndarray or Tensor (N,), float32
             The gradient of the per-sample weights where the forward had them, computed from the
             rows as they are at this call, before the update. A dict of table name -> array where
             they were one.
@@ -229,42 +231,64 @@ class EmbeddingBagCollection:
             If the forward was used already, was dropped, or there was none.
         NonFiniteUpdateError
             With ``on_nonfinite="raise"``, after the other rows have been updated; a
-            FloatingPointError, whose `weight_grad` is what would have been returned.
+            FloatingPointError, whose `weight_grad` is what would have been returned. On a device
+            it comes later, without a `weight_grad`: see `check`.
         """
-        with self._lock:
+        with self._calls.on(stream) as on:
             used = self._engine.ticket_for_backward(ticket)
-            shapes = self._engine.ticket_shapes(used)
-            views = _inputs.matrix_views(grad, "grad", shapes, writable=False)
+            views = _inputs.matrix_views(grad, "grad", used._shapes, on, writable=False)
             self._storage.refuse_own_memory(views)
-            weight_grad, skipped = self._engine.backward(used, views)
+            weight_grad = self._engine.backward(used, views, on)
             weight_grad = _inputs.by_table(weight_grad, used._named_counts)
-            if skipped and self._on_nonfinite == "raise":
-                rows = sum(count for count, _, _ in skipped)
-                raise NonFiniteUpdateError(
-                    f"the update of {rows} row(s) would not be finite, first row {skipped[0][2]} "
-                    f"of table {skipped[0][1]!r}; they keep their values, all others are updated",
-                    rows,
-                    weight_grad,
-                )
+            if on.device.immediate:
+                self._raise_found(on, weight_grad)
             return weight_grad
 
-    def flush(self) -> None:
+    def check(self) -> None:
+        """Wait for the device and raise what it found wrong since the last check.
+
+        The CPU finds it in the call itself.
+
+        Raises
+        ------
+        ValueError, IndexError
+            Offsets or indices of the first batch that was refused.
+        NonFiniteUpdateError
+            With ``on_nonfinite="raise"``.
+        """
+        with self._calls.again() as on:
+            self._raise_found(on)
+
+    def _raise_found(self, on: Stream, weight_grad: Any = None) -> None:
+        found = self._engine.skipped_updates(on)
+        if found is not None and self._settings.on_nonfinite == "raise":
+            rows, name, row = found
+            raise NonFiniteUpdateError(
+                f"the update of {rows} row(s) would not be finite, first row {row} of table "
+                f"{name!r}; they keep their values, all others are updated",
+                rows,
+                weight_grad,
+            )
+
+    def flush(self, *, stream: Any = None) -> None:
         """Write every dirty cache row back to its table; the rows stay cached."""
-        with self._lock:
-            self._engine.flush()
+        with self._calls.on(stream) as on:
+            self._raise_found(on)
+            self._engine.flush(on)
 
     # ---- rows ------------------------------------------------------------------------------
 
-    def rows(self, name: str, ids: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def rows(self, name: str, ids: Any, *, stream: Any = None) -> Any:
         """Return the current values of rows, cached or not, as float32 (len(ids), D)."""
-        with self._lock:
+        with self._calls.on(stream) as on:
             table, group, position = self._find(name)
-            checked = _inputs.row_ids(table, ids)
-            out = np.empty((len(checked), table.embedding_dim), np.float32)
-            group.read_rows(group.keys(position, checked), view(out, "out"))
+            self._raise_found(on)
+            checked = _inputs.row_ids(table, ids, on)
+            out = _arrays.result((len(checked), table.embedding_dim), np.float32, on)
+            group.read_rows(group.keys(position, checked, on), view(out, "out", on), on)
             return out
 
-    def set_rows(self, name: str, ids: Any, values: Any) -> None:
+    def set_rows(self, name: str, ids: Any, values: Any, *, stream: Any = None) -> None:
         """Set rows: a cached row in FP32, any other rounded into its table.
 
         Parameters
@@ -276,16 +300,18 @@ class EmbeddingBagCollection:
         values : float32 array (n, D)
             Finite and within the precision's range. The optimizer's state does not change.
         """
-        with self._lock:
+        with self._calls.on(stream) as on:
             table, group, position = self._find(name)
-            checked = _inputs.row_ids(table, ids)
+            self._raise_found(on)
+            checked = _inputs.row_ids(table, ids, on)
             if len(np.unique(checked)) != len(checked):
                 raise ValueError("ids has duplicates")
-            matrix = view(values, "values")
-            require(matrix, _inputs.FLOAT, 2, (len(checked), table.embedding_dim))
-            _inputs.storable(matrix, len(checked), table.embedding_dim, table.precision, "values")
+            matrix = view(values, "values", on)
+            shape = len(checked), table.embedding_dim
+            require(matrix, _inputs.FLOAT, 2, shape)
+            _inputs.storable(matrix, *shape, table.precision, "values", on)
             self._storage.refuse_own_memory(matrix)
-            self._engine.write_rows(group, group.keys(position, checked), matrix)
+            self._engine.write_rows(group, group.keys(position, checked, on), matrix, on)
 
     def _find(self, name: str) -> tuple[TableConfig, Any, int]:
         for group in self._storage.groups:
@@ -298,10 +324,12 @@ class EmbeddingBagCollection:
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Return exact counts for each table, ``mpembed.STATS`` by name, since the start."""
-        with self._lock:
+        with self._calls.again() as on:
+            self._raise_found(on)
+            counts = _arrays.host(_arrays.read_only(self._storage.stats, on))
             return {
                 config.name: dict(zip(registry.STATS, map(int, row), strict=True))
-                for config, row in zip(self._tables, self._storage.stats, strict=True)
+                for config, row in zip(self._tables, counts, strict=True)
             }
 
     def memory_report(self) -> dict[str, Any]:
@@ -313,40 +341,56 @@ class EmbeddingBagCollection:
             ``tables``: table name -> bytes of ``codes``, ``row_parameters``, ``optimizer_state``.
             ``caches``: ``dim{D}`` -> bytes of ``cache_rows``, ``tags``, ``policy_state``,
             ``sketch`` (a cache is shared by the tables of a dimension). ``statistics``,
-            ``workspace`` (open batches), ``total``. ``fp32_total``: the same tables in FP32 with
-            the same optimizer and no cache. ``ratio``: fp32_total / total;
+            ``descriptors`` (a device's), ``workspace`` (open batches), ``total``, and of that
+            ``pinned_host``: tables with ``placement="host"``. ``fp32_total``: the same tables in
+            FP32 with the same optimizer and no cache. ``ratio``: fp32_total / total;
             ``ratio_embeddings``: the same with the optimizer's state left out on both sides.
         """
-        with self._lock:
+        with self._calls.again():
             return memory_report(self._storage, self._engine.workspace)
 
-    def state_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return all state by name: read-only views of the arrays, and a copy of the step."""
-        with self._lock:
-            arrays = {**self._storage.arrays(), "step": np.array([self.step], np.uint64)}
-            return {name: _storage.read_only(array) for name, array in arrays.items()}
+    def state_arrays(self) -> dict[str, Any]:
+        """Return all state by name: read-only views of the arrays, and a copy of the step.
+
+        On a device they are tensors, in the order of the stream of the latest call.
+        """
+        with self._calls.again() as on:
+            step = np.array([self.step], np.uint64)
+            arrays = {**self._storage.arrays(), "step": _arrays.sent(step, on)}
+            return {name: _arrays.read_only(array, on) for name, array in arrays.items()}
 
     def __repr__(self) -> str:
-        parts = self._tables, self._cache, self._optimizer, self._device
+        settings = self._settings
+        parts = self._tables, settings.cache, settings.optimizer, self.device
         return describe(*parts, memory_report(self._storage, 0)["total"])
 
     # ---- checkpoints -----------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one file, under a temporary name first; resuming is bit-exact."""
-        with self._lock:
-            checkpoint.save(self, path)
+        with self._calls.again() as on:
+            self._raise_found(on)
+            checkpoint.save(self, path, on)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "EmbeddingBagCollection":
+    def load(
+        cls, path: str | os.PathLike[str], device: str | None = None
+    ) -> "EmbeddingBagCollection":
         """Return a collection as it was saved; batches open at the time are not part of it.
+
+        Parameters
+        ----------
+        path : path-like
+            What `save` wrote, on whatever device.
+        device : str, optional
+            Where to put it, by default where it was. On the CPU no table is placed elsewhere.
 
         Raises
         ------
         OSError, ValueError
             If the file cannot be read, or is no checkpoint of this version.
         """
-        return checkpoint.load(path)
+        return checkpoint.load(path, device)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         # Pickle, copy and torch.save ask this; a module that holds a collection asks it in turn.

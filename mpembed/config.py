@@ -34,6 +34,10 @@ class TableConfig:
         ``"sum"``, ``"mean"``, or ``"none"`` (one output row an index).
     init : None, "zeros", ("uniform", lo, hi) or ("normal", std)
         Initial values; None is uniform within ``+-1/sqrt(E)``.
+    placement : str
+        On a device, where rows and optimizer state lie: ``"device"``, or ``"host"`` for pinned host
+        memory that the kernels read and write over the bus, so that only the cache takes the
+        device's memory. The CPU knows only ``"device"``.
     """
 
     name: str
@@ -42,6 +46,7 @@ class TableConfig:
     precision: str = "fp32"
     pooling: str = "sum"
     init: Init | None = None
+    placement: str = "device"
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or not _encodable(self.name):
@@ -53,6 +58,8 @@ class TableConfig:
         object.__setattr__(self, "embedding_dim", dim)
         registry.choose(f"precision of table {self.name!r}", self.precision, registry.FORMATS)
         registry.choose(f"pooling of table {self.name!r}", self.pooling, registry.POOLINGS)
+        places = {"device": 0, "host": 1}
+        registry.choose(f"placement of table {self.name!r}", self.placement, places)
         if self.init is not None:
             kind, *values = self.init_parameters()
             kept = (kind, *values[: _INIT_VALUES[kind]])

@@ -1,10 +1,8 @@
 """What this build and this machine offer."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from mpembed import _core, registry
+from mpembed import _core, devices, registry
 from mpembed._checks import integer
 from mpembed._version import __version__
 
@@ -23,27 +21,28 @@ def info() -> dict[str, Any]:
     """Return the version, the backends, the SIMD level, the threads and the registered names.
 
     Under ``"cuda"`` lies whether the build has the CUDA extension, for which architectures and with
-    which toolkit, or why it has not.
+    which toolkit, or why it has not; under ``"devices"`` the name, memory and compute capability of
+    each device, or why there is none.
     """
+    found = _devices()
     return {
         "version": __version__,
-        "backends": ["cpu"],
+        "backends": ["cpu", "cuda"] if isinstance(found, dict) else ["cpu"],
         "simd": _core.LEVEL,
         "threads": get_num_threads(),
-        "cuda": _cuda(),
+        "cuda": devices.build_facts(),
+        "devices": found,
         "formats": list(registry.FORMATS),
         "optimizers": list(registry.OPTIMIZERS),
         "policies": list(registry.POLICIES),
     }
 
 
-def _cuda() -> dict[str, Any]:
-    """Return what the build wrote down about the CUDA extension; devices are asked elsewhere."""
+def _devices() -> dict[str, Any] | str:
     try:
-        facts = json.loads(Path(__file__).with_name("_build_facts.json").read_text("utf-8"))
-    except FileNotFoundError:
-        return {"built": False, "reason": "not known: the build left no _build_facts.json"}
-    return dict(facts["cuda"])
+        return {f"cuda:{i}": device for i, device in enumerate(devices.cuda_devices())}
+    except RuntimeError as error:
+        return str(error)
 
 
 def print_info() -> None:

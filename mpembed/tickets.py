@@ -5,6 +5,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from mpembed import _core
+from mpembed._view import View
 
 if TYPE_CHECKING:
     from mpembed._engine import Engine
@@ -22,12 +23,14 @@ class Ticket:
 
     __slots__ = (
         "__weakref__",
+        "_arguments",
         "_batch_size",
         "_engine",
         "_lookups",
         "_named_counts",
         "_num_indices",
         "_open",
+        "_shapes",
         "_weighted",
     )
 
@@ -46,6 +49,9 @@ class Ticket:
         self._num_indices = num_indices
         self._weighted = weighted
         self._open = True
+        # A prefetch's indices and offsets, kept so that their memory is not another's meanwhile.
+        self._arguments: list[View] = []
+        self._shapes: Any = None  # of the outputs
         # Indices of each table where the weights came as a dict, and so will their gradient.
         self._named_counts: dict[str, int] | None = None
 
@@ -82,10 +88,14 @@ class Ticket:
         """Return each group with its share of the batch."""
         return list(zip(groups, self._lookups, strict=True))
 
-    def _same_batch(self, lookups: list[_core.Lookups]) -> bool:
-        """Whether a batch asks for the same rows in the same bags."""
+    def _same_rows(self, lookups: list[_core.Lookups]) -> bool:
+        """Whether a batch of the CPU asks for the same rows in the same bags."""
         pairs = zip(self._lookups, lookups, strict=True)
         return all(mine.same_rows(theirs) for mine, theirs in pairs)
+
+    def _same_arrays(self, arguments: list[View]) -> bool:
+        """Whether a batch lies in the memory of this prefetch."""
+        return [_place(a) for a in self._arguments] == [_place(a) for a in arguments]
 
     def _take_weights(self, lookups: list[_core.Lookups], *, weighted: bool) -> None:
         """Use the per-sample weights of the forward that takes a prefetch over."""
@@ -96,6 +106,7 @@ class Ticket:
     def _close(self) -> list[_core.Lookups]:
         """Give the lookups up, whose pins the engine takes back."""
         lookups, self._lookups, self._open = self._lookups, [], False
+        self._arguments = []
         return lookups
 
     def drop(self) -> None:
@@ -112,3 +123,7 @@ class Ticket:
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"
         return f"<{state} Ticket: {self._batch_size} bags a table, {self._num_indices} indices>"
+
+
+def _place(array: View) -> tuple[int, int, str]:
+    return array.address, array.size, array.dtype

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("torch"):
                 item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
+
+
+@pytest.fixture(scope="session")
+def cuda() -> str:
+    """Return the name of a CUDA device, real or emulated; tests that ask for it skip without."""
+    import cuda_backend
+
+    reason = cuda_backend.missing()
+    if reason is not None:
+        pytest.skip(f"gpu: {reason}")
+    return "cuda:0"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def each_device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run a test on every device; see on_device.py."""
+    import on_device
+
+    name = request.getfixturevalue("cuda") if request.param == "cuda" else "cpu"
+    on_device.use(name)
+    yield name
+    on_device.use("cpu")

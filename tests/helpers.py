@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import on_device
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -16,8 +17,8 @@ import mpembed as mpe
 Array = npt.NDArray[Any]
 
 
-def collection(**options: Any) -> mpe.EmbeddingBagCollection:
-    """Return two tables of 40 and 9 rows with a small cache."""
+def collection(**options: Any) -> Any:
+    """Return two tables of 40 and 9 rows with a small cache, on the device in use."""
     settings: dict[str, Any] = {
         "cache": mpe.CacheConfig(num_sets=1, policy="lfu", ways=8),
         "optimizer": mpe.RowwiseAdagrad(lr=0.1),
@@ -27,7 +28,9 @@ def collection(**options: Any) -> mpe.EmbeddingBagCollection:
         mpe.TableConfig("a", 40, 6, precision="int4"),
         mpe.TableConfig("b", 9, 6, precision="int8", pooling="mean"),
     ]
-    return mpe.EmbeddingBagCollection(tables, **settings)
+    if "device" in settings:
+        return mpe.EmbeddingBagCollection(tables, **settings)
+    return on_device.make(tables, **settings)
 
 
 def batch() -> tuple[Array, Array]:

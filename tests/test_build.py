@@ -250,7 +250,7 @@ def test_info_tells_what_the_build_wrote_down(
     assert set(built) == (
         {"built", "toolkit", "architectures", "runtime"} if built["built"] else {"built", "reason"}
     )
-    monkeypatch.setattr(sys.modules["mpembed.info"], "__file__", str(tmp_path / "info.py"))
+    monkeypatch.setattr(sys.modules["mpembed.devices"], "__file__", str(tmp_path / "devices.py"))
     assert mpembed.info()["cuda"]["reason"] == "not known: the build left no _build_facts.json"
     facts = {"built": False, "reason": "no nvcc was found"}
     (tmp_path / "_build_facts.json").write_text(json.dumps({"cuda": facts}))

@@ -32,7 +32,7 @@ def make(seed: int = 0, num_rows: int = 50) -> mpe.EmbeddingBagCollection:
 
 
 def rows(emb: mpe.EmbeddingBagCollection) -> bytes:
-    return emb.rows("t", np.arange(emb.tables[0].num_embeddings)).tobytes()
+    return np.asarray(emb.rows("t", np.arange(emb.tables[0].num_embeddings))).tobytes()
 
 
 def mode(path: Path) -> int:

@@ -61,7 +61,12 @@ def without_typer(folder: Path, *arguments: str) -> subprocess.CompletedProcess[
 def test_info_needs_no_extra(tmp_path: Path) -> None:
     done = without_typer(tmp_path, "info")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == call("info")[1]
+    # Here the kernels for CUDA may be emulated ones, which another process does not see.
+    told, here = (
+        [line.split() for line in text.splitlines() if not line.startswith(("backends", "devices"))]
+        for text in (done.stdout, call("info")[1])
+    )
+    assert told == here
 
 
 def test_the_rest_of_the_command_line_says_what_it_needs(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ def test_a_module_that_holds_one_is_not_copied_either(tmp_path: Path) -> None:
 
 def test_an_unknown_table_is_a_key_error() -> None:
     emb = collection()
-    for call in (lambda: emb.rows("c", []), lambda: emb.set_rows("c", [], [])):
+    calls: list[Callable[[], Any]] = [
+        lambda: emb.rows("c", []),
+        lambda: emb.set_rows("c", [], []),
+    ]
+    for call in calls:
         with pytest.raises(KeyError, match=r"no table 'c'; there are \['a', 'b'\]"):
             call()

@@ -67,7 +67,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         "optimizer",
     ),
     "device": (
-        lambda: mpe.EmbeddingBagCollection([TABLE], optimizer=SGD, device="cuda"),
+        lambda: mpe.EmbeddingBagCollection([TABLE], optimizer=SGD, device="tpu"),
         ValueError,
         "device",
     ),

@@ -121,6 +121,9 @@ class Session:
     def flush(self) -> None:
         self.emb.flush()
 
+    def check(self) -> None:
+        self.emb.check()
+
     def rate(self) -> None:
         self.emb.optimizer.lr = self.draw(ODD)
 
@@ -167,7 +170,7 @@ class Session:
 
 OPERATIONS = ["forward", "forward", "forward", "backward", "backward", "backward", "prefetch"]
 OPERATIONS += ["drop", "evaluate", "set_rows", "rows", "flush", "rate", "drop_prefetched", "poke"]
-OPERATIONS += ["memory_report", "stats", "save", "state_arrays"]
+OPERATIONS += ["memory_report", "stats", "save", "state_arrays", "check"]
 
 
 def test_every_method_is_fuzzed() -> None:

@@ -38,7 +38,7 @@ def step(emb: mpe.EmbeddingBagCollection, grads: Array = GRADS) -> Array:
     """One fused step over HIT; returns all rows after it."""
     emb.forward(HIT, np.array([0, len(HIT)]))
     emb.backward({"t": grads})
-    return emb.rows("t", np.arange(ROWS))
+    return np.asarray(emb.rows("t", np.arange(ROWS)))
 
 
 def textbook(name: str, mode: str, lr: float, eps: float, start: float) -> Array:

@@ -14,6 +14,7 @@ import mpembed as mpe
 
 GRAD = np.ones((3, 12), np.float32)
 PINS = np.uint64(0x7F << 56)
+on_every_device = pytest.mark.usefixtures("each_device")
 
 
 def pinned(emb: mpe.EmbeddingBagCollection) -> int:
@@ -27,6 +28,7 @@ def other_rows(first: int) -> tuple[np.ndarray, np.ndarray]:
     return indices, np.array([0, 8, 8, 8, 8, 8, 8])
 
 
+@on_every_device
 def test_backward_unpins() -> None:
     emb = collection()
     emb.forward(*batch())
@@ -35,6 +37,7 @@ def test_backward_unpins() -> None:
     assert pinned(emb) == 0
 
 
+@on_every_device
 def test_a_new_forward_drops_the_implicit_ticket() -> None:
     emb = collection(cache=mpe.CacheConfig(num_sets=4, ways=8))
     emb.forward(*batch())
@@ -44,6 +47,7 @@ def test_a_new_forward_drops_the_implicit_ticket() -> None:
     assert pinned(emb) == 0
 
 
+@on_every_device
 def test_open_tickets_are_used_in_any_order() -> None:
     emb = collection(cache=mpe.CacheConfig(num_sets=4, ways=8))
     _, first = emb.forward(*batch(), ticket=True)
@@ -58,6 +62,7 @@ def test_open_tickets_are_used_in_any_order() -> None:
         emb.backward(GRAD, first)
 
 
+@on_every_device
 def test_dropping_twice_is_harmless_and_a_lost_ticket_unpins() -> None:
     emb = collection()
     _, ticket = emb.forward(*batch(), ticket=True)
@@ -72,18 +77,20 @@ def test_dropping_twice_is_harmless_and_a_lost_ticket_unpins() -> None:
     assert pinned(emb) == 0
 
 
+@on_every_device
 def test_foreign_and_wrong_tickets_are_refused() -> None:
     emb, other = collection(), collection()
     _, ticket = other.forward(*batch(), ticket=True)
     with pytest.raises(ValueError, match="another collection"):
         emb.backward(GRAD, ticket)
     with pytest.raises(TypeError, match="Ticket"):
-        emb.backward(GRAD, 3)  # type: ignore[arg-type]
+        emb.backward(GRAD, 3)
     waiting = emb.prefetch(*batch())
     with pytest.raises(RuntimeError, match="call forward first"):
         emb.backward(GRAD, waiting)
 
 
+@on_every_device
 def test_too_many_open_batches() -> None:
     emb = collection()
     tickets = [emb.forward(*batch(), ticket=True)[1] for _ in range(127)]
@@ -98,6 +105,7 @@ def test_too_many_open_batches() -> None:
     emb.forward(*batch())
 
 
+@on_every_device
 def test_forgotten_prefetches_can_be_dropped() -> None:
     emb = collection()
     emb.prefetch(*other_rows(20))
@@ -159,6 +167,7 @@ def test_state_arrays_are_read_only() -> None:
     assert tags.tobytes() == emb.state_arrays()["cache.6.tags"].tobytes()  # views, no copies
 
 
+@on_every_device
 def test_prefetched_rows_are_not_evicted() -> None:
     emb = collection(cache=mpe.CacheConfig(num_sets=1, ways=8, policy="lru"))
     ticket = emb.prefetch(*other_rows(0))
@@ -173,6 +182,7 @@ def test_prefetched_rows_are_not_evicted() -> None:
     assert (emb.state_arrays()["cache.6.tags"] != tags).all()
 
 
+@on_every_device
 def test_prefetch_is_taken_over_once() -> None:
     emb = collection(cache=mpe.CacheConfig(num_sets=4, ways=8, policy="lru"))
     ticket = emb.prefetch(*batch())
@@ -186,6 +196,7 @@ def test_prefetch_is_taken_over_once() -> None:
     assert emb.stats()["a"]["hits"] > counted["a"]["hits"]
 
 
+@on_every_device
 def test_evaluation_changes_nothing() -> None:
     emb = collection()
     emb.forward(*batch())
@@ -196,11 +207,12 @@ def test_evaluation_changes_nothing() -> None:
     emb.backward(GRAD)
 
 
+@on_every_device
 def test_the_last_write_step_is_the_end() -> None:
     emb = collection()
     train(emb)
     emb.forward(*batch())
-    emb._engine.step = 2**40 - 1
+    emb._engine.clock.set(2**40 - 1, emb._calls.last)
     before, zero = digest(emb), np.zeros((1, 6), np.float32)
     calls: list[Callable[[], Any]] = [
         lambda: emb.forward(*batch()),
@@ -216,6 +228,7 @@ def test_the_last_write_step_is_the_end() -> None:
     emb.forward(*batch(), training=False)
 
 
+@on_every_device
 def test_the_caller_may_reuse_its_arrays_before_backward() -> None:
     emb, plain = collection(), collection()
     indices, offsets = batch()

@@ -59,10 +59,10 @@ typedef enum mpe_status {
   MPE_ERR_DEVICE = 6     /* the device's runtime refused: last_error says why */
 } mpe_status;
 
-/* Starts as MPE_NO_ERROR; kernels lower position and value and add to count. */
+/* What a kernel found: it writes MPE_NO_ERROR if nothing is wrong. */
 typedef struct mpe_error {
   int32_t status;   /* MPE_OK, or what is wrong */
-  int32_t table;    /* position within the group */
+  int32_t table;    /* its table_id */
   int64_t position; /* first offending position */
   int64_t value;
   int64_t count; /* how many positions offend */
@@ -168,6 +168,12 @@ typedef enum mpe_placement {
       1 /* pinned host memory that the device's kernels reach at the same address */
 } mpe_placement;
 
+typedef struct mpe_device {
+  char name[256];
+  int64_t memory;       /* bytes; 0 if not known */
+  int32_t major, minor; /* compute capability; 0 where there is none */
+} mpe_device;
+
 typedef struct mpe_backend {
   int32_t api_version;
   const char* name;  /* "cpu", "cuda" */
@@ -175,7 +181,9 @@ typedef struct mpe_backend {
 
   /* memory: what kernels of this backend can reach. */
   mpe_status (*device_count)(int32_t* count);
-  /* The device of this thread's calls from now on. */
+  mpe_status (*describe)(int32_t device, mpe_device* out);
+  /* The device of this thread's calls; the same from now on. */
+  mpe_status (*current_device)(int32_t* device);
   mpe_status (*use_device)(int32_t device);
   mpe_status (*allocate)(int64_t bytes, int32_t placement, void** out);
   void (*release)(void* p, int32_t placement);
@@ -187,6 +195,12 @@ typedef struct mpe_backend {
   mpe_status (*copy)(void* to, const void* from, int64_t bytes, void* stream);
   mpe_status (*fill)(void* p, int32_t byte, int64_t bytes, void* stream);
   mpe_status (*synchronize)(void* stream);
+  /* What `stream` is given after `wait` starts when the work that was given to the event's stream
+   * before `record` is done; at once where nothing was recorded. */
+  mpe_status (*create_event)(void** out);
+  void (*destroy_event)(void* event);
+  mpe_status (*record)(void* event, void* stream);
+  mpe_status (*wait)(void* event, void* stream);
   /* What the device's runtime said last in this thread; never NULL. */
   const char* (*last_error)(void);
 
@@ -198,8 +212,9 @@ typedef struct mpe_backend {
    */
   mpe_status (*prepare)(const mpe_group*, const mpe_batch*, int32_t drop, const mpe_error* offsets,
                         mpe_lookups*, void* stream, mpe_error*);
-  /* If one of the n errors of a batch is set, every key becomes MPE_DROPPED and `dropped` zero; the
-   * first error set, if any, goes to `sink` unless that holds one already. */
+  /* If one of the n errors of a batch is set, every key becomes MPE_DROPPED, every bag empty and
+   * `dropped` zero; what is wrong goes to `sink` unless that holds an error already: the offsets'
+   * error, else that of the smallest position with the count of all. */
   mpe_status (*discard)(const mpe_group*, mpe_lookups*, const mpe_error* errors, int32_t n,
                         mpe_error* sink, void* stream);
   /* Unique keys below `limit`; dropped lookups have no position. */
@@ -234,7 +249,8 @@ typedef struct mpe_backend {
   mpe_status (*weight_grad)(const mpe_group*, const mpe_lookups*, const int32_t* slots,
                             const mpe_outputs* grad, float* out, void* stream);
   /* slots: one a unique row (fresh), or NULL. A row whose update would not be finite stays as it
-   * was and is added to `nonfinite`: status, smallest value, count. */
+   * was and is added to `nonfinite` (which starts as MPE_NO_ERROR): status, smallest value, count.
+   */
   mpe_status (*update)(const mpe_group*, const mpe_optimizer*, const mpe_lookups*,
                        const mpe_unique*, const int32_t* slots, const mpe_outputs* grad,
                        mpe_error* nonfinite, void* stream);
@@ -257,6 +273,9 @@ typedef struct mpe_backend {
                          void* stream);
   mpe_status (*dequantize)(const uint8_t* rows, int64_t n, int64_t dim, int32_t precision, float* x,
                            void* stream);
+  /* MPE_ERR_VALUE if some of n codes takes more bits: its position and value, and how many. */
+  mpe_status (*check_codes)(const uint8_t* codes, int64_t n, int32_t bits, void* stream,
+                            mpe_error*);
   /* bits: 4 or 2. n rows of dim codes, one a byte, to and from rows of ceil(dim * bits / 8) bytes.
    */
   mpe_status (*pack_codes)(const uint8_t* codes, int64_t n, int64_t dim, int32_t bits,
@@ -270,6 +289,8 @@ typedef struct mpe_backend {
 
 /* The CPU backend at the best instruction set of this machine, capped by MPEMBED_ISA. */
 MPE_EXPORT const mpe_backend* mpe_cpu_backend(void);
+/* The CUDA backend, in a library of its own; it needs no driver before its functions are called. */
+MPE_EXPORT const mpe_backend* mpe_cuda_backend(void);
 /* Bytes of a row, -1 for an unknown precision. code_bytes: the same without the header. */
 MPE_EXPORT int64_t mpe_row_bytes(int32_t precision, int64_t dim);
 MPE_EXPORT int64_t mpe_code_bytes(int32_t precision, int64_t dim);

@@ -102,14 +102,15 @@ mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precisio
     bad[2 * t] = count;
     bad[2 * t + 1] = first;
   });
-  mpe_error found{MPE_ERR_VALUE, 0, 0, 0, 0};
+  mpe_error found = MPE_NO_ERROR;
   for (int64_t t = 0; t < tasks; ++t) {
-    if (bad[2 * t] != 0 && found.count == 0) found.position = bad[2 * t + 1];
+    if (bad[2 * t] == 0) continue;
+    if (found.count == 0) found.position = bad[2 * t + 1];
+    found.status = MPE_ERR_VALUE;
     found.count += bad[2 * t];
   }
-  if (found.count == 0) return MPE_OK;
-  if (error != nullptr) *error = found;
-  return MPE_ERR_VALUE;
+  *error = found;
+  return static_cast<mpe_status>(found.status);
 }
 
 mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, int32_t rounding,
@@ -136,6 +137,19 @@ mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t preci
     });
   });
   return MPE_OK;
+}
+
+mpe_status check_codes(const uint8_t* codes, int64_t n, int32_t bits, void*, mpe_error* error) {
+  *error = mpe_error MPE_NO_ERROR;
+  for (int64_t i = 0; i < n; ++i) {
+    if (codes[i] >> bits == 0) continue;
+    if (error->count++ == 0) {
+      error->status = MPE_ERR_VALUE;
+      error->position = i;
+      error->value = codes[i];
+    }
+  }
+  return static_cast<mpe_status>(error->status);
 }
 
 mpe_status pack_codes(const uint8_t* codes, int64_t n, int64_t dim, int32_t bits, uint8_t* packed,

@@ -9,6 +9,18 @@ mpe_status device_count(int32_t* count) {
   return MPE_OK;
 }
 
+mpe_status describe(int32_t device, mpe_device* out) {
+  if (device != 0) return MPE_ERR_DEVICE;
+  *out = mpe_device{};
+  out->name[0] = 'C', out->name[1] = 'P', out->name[2] = 'U';
+  return MPE_OK;
+}
+
+mpe_status current_device(int32_t* device) {
+  *device = 0;
+  return MPE_OK;
+}
+
 mpe_status use_device(int32_t device) { return device == 0 ? MPE_OK : MPE_ERR_DEVICE; }
 
 mpe_status allocate(int64_t bytes, int32_t, void** out) {
@@ -33,6 +45,17 @@ mpe_status fill(void* p, int32_t byte, int64_t bytes, void*) {
 }
 
 mpe_status synchronize(void*) { return MPE_OK; }
+
+mpe_status create_event(void** out) {
+  *out = nullptr;
+  return MPE_OK;
+}
+
+void destroy_event(void*) {}
+
+mpe_status record(void*, void*) { return MPE_OK; }
+
+mpe_status wait(void*, void*) { return MPE_OK; }
 
 const char* last_error(void) { return "the CPU has one device, number 0"; }
 

@@ -1,6 +1,7 @@
 // Checks a caller's batch and turns a group's share of it into linear row ids.
 #include "cpu/common.h"
 #include "cpu/kernels.h"
+#include "mpembed/error.h"
 
 MPE_BEGIN
 namespace {
@@ -23,10 +24,10 @@ template <class Offset>
 mpe_status check(const Offset* offsets, const mpe_batch& b, mpe_error* error) {
   const int64_t n = b.num_features * b.batch_size;
   const auto fail = [&](int64_t i) {
-    if (error != nullptr)
-      *error = mpe_error{MPE_ERR_OFFSETS, 0, i, static_cast<int64_t>(offsets[i]), 1};
+    *error = mpe_error{MPE_ERR_OFFSETS, 0, i, static_cast<int64_t>(offsets[i]), 1};
     return MPE_ERR_OFFSETS;
   };
+  *error = mpe_error MPE_NO_ERROR;
   if (offsets[0] != 0) return fail(0);
   for (int64_t i = 1; i <= n; ++i) {
     if (offsets[i] < offsets[i - 1]) return fail(i);
@@ -105,7 +106,7 @@ class Prepare {
         const int64_t index = static_cast<int64_t>(indices_[p + shift]);
         const bool valid = index >= 0 && index < num_rows;
         if (!valid && dropped++ == 0 && bad->count == 0) {
-          *bad = Bad{0, p + shift, index, static_cast<int32_t>(t)};
+          *bad = Bad{0, p + shift, index, g_.tables[t].table_id};
         }
         out_->keys[p] = valid ? static_cast<uint64_t>(base + index) : MPE_DROPPED;
         out_->bags[p] = static_cast<int32_t>(bag);
@@ -145,9 +146,9 @@ mpe_status run(const P& work, int64_t bags, int32_t drop, mpe_error* error) {
     }
     found.count += bad[task].count;
   }
-  if (found.count == 0 || drop) return MPE_OK;
-  if (error != nullptr) *error = found;
-  return MPE_ERR_INDEX;
+  if (drop) found = mpe_error MPE_NO_ERROR;
+  *error = found;
+  return static_cast<mpe_status>(found.status);
 }
 
 }  // namespace
@@ -171,12 +172,13 @@ mpe_status prepare(const mpe_group* g, const mpe_batch* batch, int32_t drop, con
 
 mpe_status discard(const mpe_group* g, mpe_lookups* l, const mpe_error* errors, int32_t n,
                    mpe_error* sink, void*) {
-  const mpe_error* set = errors;
-  while (set < errors + n && set->status == MPE_OK) ++set;
-  if (set == errors + n) return MPE_OK;
-  if (sink->status == MPE_OK) *sink = *set;
+  const mpe_error found = first_error(errors, n);
+  if (found.status == MPE_OK) return MPE_OK;
+  if (sink->status == MPE_OK) *sink = found;
   memset(l->keys, 0xFF, static_cast<size_t>(l->n) * sizeof(uint64_t));
   memset(l->dropped, 0, static_cast<size_t>(g->num_tables) * sizeof(int64_t));
+  const int64_t bags = g->num_tables * l->batch_size;
+  memset(l->bag_offsets, 0, static_cast<size_t>(bags + 1) * sizeof(int64_t));
   return MPE_OK;
 }
 

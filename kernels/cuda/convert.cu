@@ -52,6 +52,19 @@ __global__ void dequantize_kernel(const uint8_t* rows, int64_t n, int64_t dim, f
   for (int64_t c = tile.lane; c < dim; c += W) x[i * dim + c] = row(c);
 }
 
+__global__ void check_codes_kernel(const uint8_t* codes, int64_t n, int32_t bits,
+                                   mpe_error* error) {
+  const int64_t i = thread_index();
+  if (i >= n || codes[i] >> bits == 0) return;
+  error->status = MPE_ERR_VALUE;
+  atomic_min64(&error->position, i);
+  atomic_add64(&error->count, 1);
+}
+
+__global__ void code_found_kernel(const uint8_t* codes, mpe_error* error) {
+  if (error->status != MPE_OK) error->value = codes[error->position];
+}
+
 // One packed byte a thread.
 template <int kBits>
 __global__ void pack_kernel(const uint8_t* codes, int64_t n, int64_t dim, int64_t bytes,
@@ -182,6 +195,13 @@ mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t preci
     constexpr int W = decltype(width)::value;
     return launch("dequantize", stream, n * W, dequantize_kernel<F, W>, rows, n, dim, x);
   });
+}
+
+mpe_status check_codes(const uint8_t* codes, int64_t n, int32_t bits, void* stream,
+                       mpe_error* error) {
+  MPE_TRY(launch_one("check_codes", stream, clear_kernel, error));
+  MPE_TRY(launch("check_codes", stream, n, check_codes_kernel, codes, n, bits, error));
+  return launch_one("check_codes", stream, code_found_kernel, codes, error);
 }
 
 mpe_status pack_codes(const uint8_t* codes, int64_t n, int64_t dim, int32_t bits, uint8_t* packed,

@@ -8,6 +8,8 @@ namespace mpembed {
 namespace cuda {
 
 mpe_status device_count(int32_t*);
+mpe_status describe(int32_t, mpe_device*);
+mpe_status current_device(int32_t*);
 mpe_status use_device(int32_t);
 mpe_status allocate(int64_t, int32_t, void**);
 void release(void*, int32_t);
@@ -16,6 +18,10 @@ void give_back(void*, void*);
 mpe_status copy(void*, const void*, int64_t, void*);
 mpe_status fill(void*, int32_t, int64_t, void*);
 mpe_status synchronize(void*);
+mpe_status create_event(void**);
+void destroy_event(void*);
+mpe_status record(void*, void*);
+mpe_status wait(void*, void*);
 const char* last_error(void);
 mpe_status check_offsets(const mpe_batch*, void*, mpe_error*);
 mpe_status prepare(const mpe_group*, const mpe_batch*, int32_t, const mpe_error*, mpe_lookups*,
@@ -43,6 +49,7 @@ mpe_status check_values(const float*, int64_t, int64_t, int32_t, void*, mpe_erro
 mpe_status quantize(const float*, int64_t, int64_t, int32_t, int32_t, uint64_t, uint64_t, uint8_t*,
                     void*);
 mpe_status dequantize(const uint8_t*, int64_t, int64_t, int32_t, float*, void*);
+mpe_status check_codes(const uint8_t*, int64_t, int32_t, void*, mpe_error*);
 mpe_status pack_codes(const uint8_t*, int64_t, int64_t, int32_t, uint8_t*, void*);
 mpe_status unpack_codes(const uint8_t*, int64_t, int64_t, int32_t, uint8_t*, void*);
 mpe_status stochastic_round(const float*, int64_t, int32_t, uint64_t, uint64_t, uint16_t*, void*);

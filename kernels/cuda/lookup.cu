@@ -38,39 +38,44 @@ struct Work {
   }
 };
 
-// One row in flight: read where it lies, added later.
+// One row in flight: read where it lies, in the table or in the cache, added later.
 template <class F, bool kAligned>
 class Pending {
  public:
-  __device__ void load(const Lookup& k, const mpe_table& table, int64_t p, int64_t c) {
+  __device__ __forceinline__ void load(const Lookup& k, const mpe_table& table, int64_t p,
+                                       int64_t c) {
     const uint64_t key = k.l.keys[p];
     kind_ = kNone;
     if (key == MPE_DROPPED) return;
     weight_ = k.l.weights != nullptr ? k.l.weights[p] : 1.0f;
-    if (const float* row = k.cache_row(p)) {
+    if (const float* cached = k.cache_row(p)) {
       kind_ = kCached;
-      cached_.template load<kAligned>(reinterpret_cast<const uint8_t*>(row), k.tables.dim, c);
+      const uint8_t* row = reinterpret_cast<const uint8_t*>(cached);
+      Chunk<Fp32>::load<kAligned>(row, k.tables.dim, c, words_);
     } else {
       kind_ = kStored;
-      const int64_t number = static_cast<int64_t>(key) - table.base;
-      stored_.template load<kAligned>(table.rows + number * F::row_bytes(k.tables.dim),
-                                      k.tables.dim, c);
+      const int64_t number = static_cast<int64_t>(key) - table.base, dim = k.tables.dim;
+      const uint8_t* row = table.rows + number * F::row_bytes(dim);
+      header_ = F::header(row, dim);
+      Chunk<F>::template load<kAligned>(row, dim, c, words_);
     }
   }
-  __device__ void add(float* acc) const {
+  __device__ __forceinline__ void add(float* acc) const {
     if (kind_ == kStored) {
-      for (int j = 0; j < kChunk; ++j) acc[j] = fmaf(weight_, stored_.value(j), acc[j]);
+      for (int j = 0; j < kChunk; ++j) {
+        acc[j] = fmaf(weight_, Chunk<F>::value(words_, header_, j), acc[j]);
+      }
     } else if (kind_ == kCached) {
-      for (int j = 0; j < kChunk; ++j) acc[j] = fmaf(weight_, cached_.value(j), acc[j]);
+      for (int j = 0; j < kChunk; ++j) acc[j] = fmaf(weight_, bits_float(words_[j]), acc[j]);
     }
   }
 
  private:
   enum Kind { kNone, kStored, kCached };
-  Kind kind_;
-  float weight_;
-  Chunk<F> stored_;
-  Chunk<Fp32> cached_;
+  Kind kind_ = kNone;
+  float weight_ = 0.0f;
+  typename F::RowHeader header_{};
+  uint32_t words_[Chunk<Fp32>::kWords] = {};
 };
 
 // acc = sum of w * row over lookups [begin, end), in order.

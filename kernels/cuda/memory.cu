@@ -28,6 +28,26 @@ mpe_status device_count(int32_t* count) {
   return status;
 }
 
+mpe_status describe(int32_t device, mpe_device* out) {
+  cudaDeviceProp properties;
+  MPE_TRY(check(cudaGetDeviceProperties(&properties, device), "describing a device"));
+  *out = mpe_device{};
+  for (size_t i = 0; i + 1 < sizeof out->name && properties.name[i] != 0; ++i) {
+    out->name[i] = properties.name[i];
+  }
+  out->memory = static_cast<int64_t>(properties.totalGlobalMem);
+  out->major = properties.major;
+  out->minor = properties.minor;
+  return MPE_OK;
+}
+
+mpe_status current_device(int32_t* device) {
+  int n = 0;
+  const mpe_status status = check(cudaGetDevice(&n), "asking for the device");
+  *device = n;
+  return status;
+}
+
 mpe_status use_device(int32_t device) { return check(cudaSetDevice(device), "choosing a device"); }
 
 mpe_status allocate(int64_t bytes, int32_t placement, void** out) {
@@ -68,6 +88,26 @@ mpe_status fill(void* p, int32_t byte, int64_t bytes, void* stream) {
 
 mpe_status synchronize(void* stream) {
   return check(cudaStreamSynchronize(stream_of(stream)), "waiting for the stream");
+}
+
+mpe_status create_event(void** out) {
+  cudaEvent_t event = nullptr;
+  const mpe_status status =
+      check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
+  *out = event;
+  return status;
+}
+
+void destroy_event(void* event) { cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
+
+mpe_status record(void* event, void* stream) {
+  return check(cudaEventRecord(static_cast<cudaEvent_t>(event), stream_of(stream)),
+               "recording an event");
+}
+
+mpe_status wait(void* event, void* stream) {
+  return check(cudaStreamWaitEvent(stream_of(stream), static_cast<cudaEvent_t>(event), 0),
+               "waiting for an event");
 }
 
 }  // namespace cuda

@@ -1,6 +1,7 @@
 // Checks a caller's batch and turns a group's share of it into linear row ids.
 #include "cuda/group.cuh"
 #include "cuda/kernels.h"
+#include "mpembed/error.h"
 
 namespace mpembed {
 namespace cuda {
@@ -139,7 +140,8 @@ __global__ void index_found_kernel(Share s, int32_t drop, mpe_error* error) {
   }
   int64_t count = 0;
   for (int32_t t = 0; t < s.tables.count; ++t) {
-    if (i >= s.first_offset(t) && i < s.first_offset(t) + s.size_of(t)) error->table = t;
+    if (i >= s.first_offset(t) && i < s.first_offset(t) + s.size_of(t))
+      error->table = s.tables.table[t].table_id;
     count += s.out.dropped[t];
   }
   error->value = s.indices[i];
@@ -149,13 +151,13 @@ __global__ void index_found_kernel(Share s, int32_t drop, mpe_error* error) {
 
 __global__ void discard_kernel(mpe_lookups l, int32_t tables, const mpe_error* errors, int32_t n,
                                mpe_error* sink) {
-  int32_t set = 0;
-  while (set < n && errors[set].status == MPE_OK) ++set;
-  if (set == n) return;
+  const mpe_error found = first_error(errors, n);
+  if (found.status == MPE_OK) return;
   const int64_t i = thread_index();
-  if (i == 0 && sink->status == MPE_OK) *sink = errors[set];
+  if (i == 0 && sink->status == MPE_OK) *sink = found;
   if (i < l.n) l.keys[i] = MPE_DROPPED;
   if (i < tables) l.dropped[i] = 0;
+  if (i <= tables * l.batch_size) l.bag_offsets[i] = 0;
 }
 
 __global__ void count_kernel(Tables tables, mpe_lookups l, mpe_unique u, int32_t unique,
@@ -204,7 +206,9 @@ mpe_status prepare(const mpe_group* g, const mpe_batch* b, int32_t drop, const m
 
 mpe_status discard(const mpe_group* g, mpe_lookups* l, const mpe_error* errors, int32_t n,
                    mpe_error* sink, void* stream) {
-  const int64_t threads = l->n > g->num_tables ? l->n : g->num_tables;
+  int64_t threads = g->num_tables * l->batch_size + 1;
+  if (threads < g->num_tables) threads = g->num_tables;
+  if (threads < l->n) threads = l->n;
   return launch("discard", stream, threads, discard_kernel, *l, g->num_tables, errors, n, sink);
 }
 

@@ -1,0 +1,306 @@
+"""Devices, their streams and their memory: the part of the C door that is not kernels.
+
+Calls to a device's runtime are made with that device set for the thread, and the one before is set
+again at the end: other libraries in the process have theirs.
+"""
+
+cimport cython
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int32_t, int64_t, uintptr_t
+
+from mpembed._api cimport (
+    MPE_API_VERSION, MPE_ERR_MEMORY, MPE_OK, MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST, mpe_backend,
+    mpe_device, mpe_status)
+
+DEVICE, PINNED_HOST = MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST
+
+
+def count_devices(capsule):
+    """Return how many devices a backend sees; RuntimeError with its runtime's words if it fails."""
+    cdef const mpe_backend* kernels = _table(capsule)
+    cdef int32_t count = 0
+    if kernels.device_count(&count) != MPE_OK:
+        raise RuntimeError(kernels.last_error().decode("utf-8", "replace"))
+    return count
+
+
+def describe(capsule, int32_t index):
+    """Return a device's name, bytes of memory and compute capability."""
+    cdef const mpe_backend* kernels = _table(capsule)
+    cdef mpe_device found
+    if kernels.describe(index, &found) != MPE_OK:
+        raise RuntimeError(kernels.last_error().decode("utf-8", "replace"))
+    return found.name.decode("utf-8", "replace"), found.memory, (found.major, found.minor)
+
+
+def backend_level(capsule):
+    """Return the instruction set or the architectures that a backend was compiled for."""
+    return _table(capsule).level.decode()
+
+
+cdef const mpe_backend* _table(object capsule) except NULL:
+    cdef const mpe_backend* kernels = <const mpe_backend*>PyCapsule_GetPointer(
+        capsule, "mpembed.backend")
+    if kernels.api_version != MPE_API_VERSION:
+        raise RuntimeError(
+            f"the {kernels.name.decode()} backend speaks version {kernels.api_version} of "
+            f"mpembed/api.h, this mpembed {MPE_API_VERSION}: build both from one source")
+    return kernels
+
+
+cdef class Device:
+
+    def __init__(self, capsule, int32_t index):
+        self.kernels = _table(capsule)
+        self.capsule = capsule
+        self.index = index
+        backend = self.kernels.name.decode()
+        self.immediate = backend == "cpu"
+        self.name = backend if self.immediate else f"{backend}:{index}"
+        self.ordinary = stream_at(self, NULL)
+
+    @property
+    def level(self):
+        """Instruction set or architectures of the kernels."""
+        return self.kernels.level.decode()
+
+    @property
+    def dlpack(self):
+        """The (device type, device id) of DLPack."""
+        if self.immediate:
+            return 1, 0
+        return 2, self.index
+
+    cdef int check(self, mpe_status status, str what) except -1:
+        """Raise what a status says; MPE_OK raises nothing."""
+        if status == MPE_OK:
+            return 0
+        reason = "not enough memory"
+        if not self.immediate:
+            reason = self.kernels.last_error().decode("utf-8", "replace")
+        if status == MPE_ERR_MEMORY:
+            raise MemoryError(f"{what} on {self.name}: {reason}")
+        raise RuntimeError(f"{what} on {self.name}: {reason} (status {<int>status})")
+
+    cdef int32_t enter(self) except -1:
+        """Make this the thread's device; return the one before, for `leave`."""
+        cdef int32_t previous = 0
+        if self.immediate:
+            return 0
+        self.check(self.kernels.current_device(&previous), "asking for the device")
+        if previous != self.index:
+            self.check(self.kernels.use_device(self.index), "choosing the device")
+        return previous
+
+    cdef int leave(self, int32_t previous, mpe_status status, str what) except -1:
+        """Set the thread's device back, then raise what a call's status says."""
+        cdef mpe_status back = MPE_OK
+        if not self.immediate and previous != self.index:
+            back = self.kernels.use_device(previous)
+        if status == MPE_OK and back == MPE_OK:
+            return 0
+        self.check(status, what)
+        return self.check(back, "choosing the device")
+
+    cpdef Stream stream(self, object given):
+        """Return the stream that a caller means.
+
+        Parameters
+        ----------
+        given : None, int or object
+            None is the legacy default stream, an int a handle (0 is the default stream too), an
+            object has ``__cuda_stream__``. On the CPU only None.
+        """
+        if given is None:
+            return self.ordinary
+        if self.immediate:
+            raise ValueError("stream must be None on the CPU")
+        handle = _handle_of(given)
+        if handle < 0 or handle >= 1 << 64:
+            raise ValueError(f"stream must be the handle of a stream, got {handle}")
+        return stream_at(self, <void*><uintptr_t>handle)
+
+    def synchronize(self, stream=None):
+        """Wait until all work that a stream was given is done."""
+        cdef Stream on = self.stream(stream)
+        on.synchronize("synchronising")
+
+    def __repr__(self):
+        return f"Device({self.name!r})"
+
+
+cdef object _handle_of(object given):
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    protocol = getattr(given, "__cuda_stream__", None)
+    if protocol is None:
+        raise TypeError(
+            "stream must be None, the handle of a CUDA stream as an int, or an object with "
+            f"__cuda_stream__, got {type(given).__name__}")
+    version, handle = protocol() if callable(protocol) else protocol
+    if version != 0:
+        raise ValueError(f"stream: version {version} of __cuda_stream__ is not known, 0 is")
+    return int(handle)
+
+
+cdef class Stream:
+
+    def __init__(self):
+        raise TypeError("streams are made by Device.stream()")
+
+    @property
+    def address(self):
+        """The handle."""
+        return <uintptr_t>self.handle
+
+    @property
+    def number(self):
+        """The handle as DLPack and ``__cuda_array_interface__`` want it: 1 is the default."""
+        return <uintptr_t>self.handle or 1
+
+    cdef int synchronize(self, str what) except -1:
+        cdef mpe_status status
+        cdef int32_t previous
+        if self.device.immediate:
+            return 0
+        previous = self.device.enter()
+        with nogil:
+            status = self.device.kernels.synchronize(self.handle)
+        return self.device.leave(previous, status, what)
+
+    cdef int follow(self, void* other) except -1:
+        """Let what comes on this stream wait for what another one has been given."""
+        cdef const mpe_backend* kernels = self.device.kernels
+        cdef void* event = NULL
+        cdef int32_t previous
+        cdef mpe_status status
+        if self.device.immediate or other == self.handle:
+            return 0
+        previous = self.device.enter()
+        status = kernels.create_event(&event)
+        if status == MPE_OK:
+            status = kernels.record(event, other)
+            if status == MPE_OK:
+                status = kernels.wait(event, self.handle)
+            kernels.destroy_event(event)
+        return self.device.leave(previous, status, "ordering streams")
+
+    def __repr__(self):
+        return f"<stream {<uintptr_t>self.handle:#x} of {self.device.name}>"
+
+
+cdef Stream stream_at(Device device, void* handle):
+    cdef Stream made = Stream.__new__(Stream)
+    made.device = device
+    # Two names of the same stream, of which one is as good as the other.
+    made.handle = NULL if <uintptr_t>handle == 1 else handle
+    return made
+
+
+# Untracked by the garbage collector, which would clear `device` before the memory goes back.
+@cython.no_gc
+cdef class Memory:
+
+    def __init__(self):
+        raise TypeError("memory is made by a device")
+
+    @property
+    def pinned_host(self):
+        """Whether this is the host's memory, pinned for the device."""
+        return self.placement == MPE_PLACEMENT_HOST
+
+    cdef int moved_to(self, Stream on) except -1:
+        """Give the memory back in the order of another stream, which already follows the last."""
+        self.stream = on.handle
+        return 0
+
+    def __dealloc__(self):
+        cdef int32_t previous = 0
+        cdef Stream last
+        if self.data == NULL:
+            return
+        if self.device.immediate:
+            PyMem_RawFree(self.data)
+            return
+        previous = self.device.enter()
+        if self.placement >= 0:
+            with nogil:
+                self.device.kernels.release(self.data, self.placement)
+        else:
+            if self.readers:
+                last = stream_at(self.device, self.stream)
+                for reader in self.readers:
+                    last.follow((<Stream>reader).handle)
+            self.device.kernels.give_back(self.data, self.stream)
+        self.device.leave(previous, MPE_OK, "")
+
+
+cdef int64_t failing = 0
+
+
+def fail_borrow(int64_t n):
+    """Let the n-th borrowing of workspace from now on find no memory; return what was left.
+
+    For tests; 0 for none.
+    """
+    global failing
+    left, failing = failing, n
+    return left
+
+
+cdef Memory borrow(Stream on, int64_t nbytes):
+    """Return memory in the order of a stream; what tracemalloc counts on the CPU."""
+    global failing
+    cdef Memory made = Memory.__new__(Memory)
+    cdef mpe_status status
+    cdef int32_t previous
+    if failing > 0:
+        failing -= 1
+        if failing == 0:
+            raise MemoryError("fail_borrow")
+    made.device, made.nbytes, made.placement, made.stream = on.device, nbytes, -1, on.handle
+    if on.device.immediate:
+        made.data = PyMem_RawMalloc(nbytes)
+        if made.data == NULL:
+            raise MemoryError(f"not enough memory for {nbytes} bytes of workspace")
+        return made
+    previous = on.device.enter()
+    status = on.device.kernels.borrow(nbytes, on.handle, &made.data)
+    on.device.leave(previous, status, "borrowing workspace")
+    return made
+
+
+cdef Memory allocate(Device device, int64_t nbytes, int32_t placement):
+    """Return memory that stays until its owner dies."""
+    cdef Memory made = Memory.__new__(Memory)
+    cdef mpe_status status
+    cdef int32_t previous = device.enter()
+    made.device, made.nbytes, made.placement = device, nbytes, placement
+    with nogil:
+        status = device.kernels.allocate(nbytes, placement, &made.data)
+    device.leave(previous, status, f"allocating {nbytes} bytes")
+    return made
+
+
+cdef int upload(Stream on, void* to, const void* source, int64_t nbytes) except -1:
+    """Queue a copy from the host, whose memory may be used again at return."""
+    cdef mpe_status status
+    cdef int32_t previous = on.device.enter()
+    with nogil:
+        status = on.device.kernels.copy(to, source, nbytes, on.handle)
+    return on.device.leave(previous, status, "copying to the device")
+
+
+cdef int download(Stream on, void* to, const void* source, int64_t nbytes) except -1:
+    """Copy to the host and wait for it."""
+    cdef mpe_status status
+    cdef int32_t previous = on.device.enter()
+    with nogil:
+        status = on.device.kernels.copy(to, source, nbytes, on.handle)
+        if status == MPE_OK:
+            status = on.device.kernels.synchronize(on.handle)
+    return on.device.leave(previous, status, "copying from the device")
+
+
+include "_device_calls.pxi"

@@ -1,0 +1,131 @@
+"""Finding devices: names to devices, and why there is none."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpembed import _core
+from mpembed._device import Device, count_devices, describe
+from mpembed._dlpack import device_pair, view
+from mpembed._tensor import from_view
+from mpembed._view import DTYPES, require
+
+CPU = Device(_core.BACKEND, 0)
+_lock = threading.Lock()
+_known: dict[str, Device] = {"cpu": CPU}
+
+
+def get(name: str) -> Device:
+    """Return a device by its name.
+
+    Parameters
+    ----------
+    name : str
+        ``"cpu"``, ``"cuda"`` (the same as ``"cuda:0"``) or ``"cuda:N"``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the name is none, or there is no such device.
+    RuntimeError
+        If the build has no CUDA, or the machine has no driver or device for it.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"device must be a string like 'cpu' or 'cuda:0', got {name!r}")
+    known = _known.get("cuda:0" if name == "cuda" else name)
+    if known is not None:
+        return known
+    kind, colon, number = name.partition(":")
+    if kind != "cuda" or (colon and not (number.isascii() and number.isdecimal())):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {name!r}")
+    return _cuda_device(int(number) if colon else 0)
+
+
+def _cuda_device(index: int) -> Device:
+    backend, count = cuda_backend(), cuda_count()
+    if index >= count:
+        raise ValueError(f"there is no device 'cuda:{index}': this machine has {count}")
+    with _lock:
+        name = f"cuda:{index}"
+        if name not in _known:
+            _known[name] = Device(backend, index)
+        return _known[name]
+
+
+def to_device(array: Any, device: str) -> Any:
+    """Copy an array to a device, or to the CPU.
+
+    Parameters
+    ----------
+    array : array
+        Any DLPack tensor, C-contiguous; a NumPy array may have any strides.
+    device : str
+        As `EmbeddingBagCollection` takes it.
+
+    Returns
+    -------
+    Tensor or numpy.ndarray
+        The latter for the CPU, where BF16 becomes its bits, uint16. The copy is complete.
+    """
+    target = get(device)
+    if isinstance(array, np.ndarray):
+        array = np.asarray(array, order="C")
+    source = of_dlpack(*device_pair(array, "array"))
+    values = view(array, "array", source.stream(None))
+    require(values, sum(DTYPES.values()))
+    if not target.immediate:
+        return from_view(values, target.stream(None))
+    return _core.host_copy(values, source.stream(None), True)
+
+
+def of_dlpack(device_type: int, device_id: int) -> Device:
+    """Return the device whose kernels work on an array's memory: the CPU for host memory."""
+    return get(f"cuda:{device_id}") if device_type in (2, 13) else CPU
+
+
+def cuda_backend() -> Any:
+    """Return the CUDA kernels' function table; RuntimeError says why there is none."""
+    try:
+        return importlib.import_module("mpembed._cuda").BACKEND
+    except ModuleNotFoundError as error:
+        if error.name != "mpembed._cuda":
+            raise
+        reason = build_facts().get("reason", "the extension is missing")
+        raise RuntimeError(f"this build of mpembed has no CUDA: {reason}") from None
+    except ImportError as error:
+        raise RuntimeError(f"mpembed's CUDA kernels cannot be loaded: {error}") from error
+
+
+def cuda_count() -> int:
+    """Return the number of CUDA devices; RuntimeError if the driver is missing or fails."""
+    try:
+        count = count_devices(cuda_backend())
+    except RuntimeError as error:
+        raise RuntimeError(f"no CUDA device can be used: {error}") from None
+    if count == 0:
+        raise RuntimeError("no CUDA device can be used: the driver reports none")
+    return count
+
+
+def cuda_devices() -> list[dict[str, Any]]:
+    """Return name, memory and compute capability of each CUDA device; RuntimeError says why not."""
+    found = []
+    for index in range(cuda_count()):
+        name, memory, (major, minor) = describe(cuda_backend(), index)
+        found.append({"name": name, "memory": memory, "capability": f"{major}.{minor}"})
+    return found
+
+
+def build_facts() -> dict[str, Any]:
+    """Return what the build wrote down about the CUDA extension."""
+    try:
+        facts = json.loads(Path(__file__).with_name("_build_facts.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return {"built": False, "reason": "not known: the build left no _build_facts.json"}
+    return dict(facts["cuda"])

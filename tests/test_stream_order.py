@@ -1,0 +1,192 @@
+"""Calls on several streams keep their order, and the thread's device is set back.
+
+An emulation runs everything at once and cannot show it, so a backend of Python functions notes what
+it is asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpembed import _tensor
+from mpembed._device import Calls, Device
+
+I32, I64, VOID = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+# The beginning of mpe_backend: the memory functions; the kernels behind them stay NULL.
+FUNCTIONS: dict[str, list[Any]] = {
+    "device_count": [VOID],
+    "describe": [I32, VOID],
+    "current_device": [ctypes.POINTER(I32)],
+    "use_device": [I32],
+    "allocate": [I64, I32, ctypes.POINTER(VOID)],
+    "release": [VOID, I32],
+    "borrow": [I64, VOID, ctypes.POINTER(VOID)],
+    "give_back": [VOID, VOID],
+    "copy": [VOID, VOID, I64, VOID],
+    "fill": [VOID, I32, I64, VOID],
+    "synchronize": [VOID],
+    "create_event": [ctypes.POINTER(VOID)],
+    "destroy_event": [VOID],
+    "record": [VOID, VOID],
+    "wait": [VOID, VOID],
+    "last_error": [],
+}
+
+
+class Table(ctypes.Structure):
+    _fields_ = [
+        ("api_version", I32),
+        ("name", ctypes.c_char_p),
+        ("level", ctypes.c_char_p),
+        *((name, VOID) for name in FUNCTIONS),
+        ("kernels", VOID * 64),
+    ]
+
+
+class Fake:
+    """A backend of one device, number 1, which notes calls; the thread begins on device 3."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[Any, ...]] = []
+        self.device, self.events, self.blocks = 3, 100, 1 << 20
+        self.table = Table(1, b"fake", b"none")
+        self.kept: list[Any] = []
+        self.message = ctypes.create_string_buffer(b"it failed")
+        for name, types in FUNCTIONS.items():
+            result = VOID if name == "last_error" else I32
+            function = ctypes.CFUNCTYPE(result, *types)(
+                getattr(self, f"do_{name}", self.note(name))
+            )
+            self.kept.append(function)
+            setattr(self.table, name, ctypes.cast(function, VOID))
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [VOID, ctypes.c_char_p, VOID]
+        self.name = b"mpembed.backend"
+        self.capsule = new(ctypes.addressof(self.table), self.name, None)
+
+    def note(self, name: str) -> Any:
+        def function(*arguments: Any) -> int:
+            self.said.append((name, *(a or 0 for a in arguments)))
+            return 0
+
+        return function
+
+    def do_current_device(self, out: Any) -> int:
+        out[0] = self.device
+        return 0
+
+    def do_use_device(self, device: int) -> int:
+        self.device = device
+        self.said.append(("use", device))
+        return 0
+
+    def do_create_event(self, out: Any) -> int:
+        self.events += 1
+        out[0] = self.events
+        return 0
+
+    def do_borrow(self, nbytes: int, stream: int | None, out: Any) -> int:
+        self.blocks += 4096
+        out[0] = self.blocks
+        return 0
+
+    def do_last_error(self) -> int:
+        return ctypes.addressof(self.message)
+
+    def take(self) -> list[tuple[Any, ...]]:
+        """Return what was said since, without the device."""
+        said, self.said = self.said, []
+        return [one for one in said if one[0] != "use"]
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    made = Fake()
+    yield made
+    assert made.device == 3
+
+
+@pytest.fixture
+def device(fake: Fake) -> Device:
+    return Device(fake.capsule, 1)
+
+
+def test_a_stream_waits_for_the_call_before_it(fake: Fake, device: Device) -> None:
+    calls = Calls(device, threading.RLock())
+    with calls.on(10) as on:
+        assert on.address == 10
+        assert fake.device == 1
+    # The first call comes after what filled the arrays, on the default stream.
+    event = 101
+    assert fake.take() == [("record", event, 0), ("wait", event, 10), ("destroy_event", event),
+                           ("record", 102, 10)]  # fmt: skip
+    with calls.on(10):
+        pass
+    assert fake.take() == [("record", 102, 10)]
+    with calls.on(20), calls.again() as on:  # a call inside of a call is part of it
+        assert on.address == 20
+    assert fake.take() == [("wait", 102, 20), ("record", 102, 20)]
+    with calls.again() as on:
+        assert on.address == 20
+    assert fake.take() == [("record", 102, 20)]
+    with calls.on(None):
+        pass
+    assert fake.take() == [("wait", 102, 0), ("record", 102, 0)]
+    with calls.on(1):  # another name of the default stream
+        pass
+    assert fake.take() == [("record", 102, 0)]
+    del calls
+    assert fake.take() == [("destroy_event", 102)]
+
+
+def test_the_device_is_set_back_after_an_error(fake: Fake, device: Device) -> None:
+    calls = Calls(device, threading.RLock())
+
+    def fail() -> None:
+        with calls.on(10):
+            assert fake.device == 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert fake.device == 3
+    assert ("record", 102, 10) in fake.take()
+
+
+def test_a_tensor_goes_back_after_its_readers(fake: Fake, device: Device) -> None:
+    tensor = _tensor.transient(device.stream(10), (4,), np.float32)
+    address = tensor.address
+    tensor.__dlpack__(stream=20, max_version=(1, 1))
+    assert fake.take() == [("record", 101, 10), ("wait", 101, 20), ("destroy_event", 101)]
+    tensor.__dlpack__(stream=-1, max_version=(1, 1))
+    tensor.__dlpack__(stream=10, max_version=(1, 1))
+    assert fake.take() == []
+    tensor.__dlpack__(stream=20, max_version=(1, 1))
+    fake.take()
+    del tensor
+    assert fake.take() == [("record", 103, 20), ("wait", 103, 10), ("destroy_event", 103),
+                           ("give_back", address, 10)]  # fmt: skip
+
+
+def test_what_the_runtime_says_is_told(fake: Fake, device: Device) -> None:
+    table = Fake()
+    for status, error in ((4, MemoryError), (6, RuntimeError)):
+        function = ctypes.CFUNCTYPE(I32, *FUNCTIONS["borrow"])(lambda *_, s=status: s)
+        table.table.borrow = ctypes.cast(function, VOID)
+        broken = Device(table.capsule, 1)
+        with pytest.raises(error, match="on fake:1: it failed"):
+            _tensor.transient(broken.stream(None), (4,), np.float32)
+        assert table.device == 3
+
+
+def test_another_version_of_the_door_is_refused() -> None:
+    old = Fake()
+    old.table.api_version = 7
+    with pytest.raises(RuntimeError, match=r"speaks version 7 of mpembed/api\.h, this mpembed 1"):
+        Device(old.capsule, 0)
