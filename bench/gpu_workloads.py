@@ -1,0 +1,165 @@
+"""Steps on one table of a GPU: mpembed's, PyTorch's and FBGEMM's, and how to wait for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import workloads
+
+import mpembed as mpe
+from mpembed_gpu.devices import DEVICES
+from mpembed_gpu.traffic import FORMATS, POOL, Bytes
+
+ROWS, BAGS = 10_000_000, 1 << 16
+LOOKUPS = BAGS * POOL
+OFFSETS = np.arange(0, LOOKUPS + 1, POOL)
+BATCHES = 4
+FORMAT = {fmt.name: fmt for fmt in FORMATS}
+Step = Callable[[int], Any]
+Wait = Callable[[], Any]
+
+
+def missing() -> str | None:
+    """Return why mpembed has no GPU to run on, or None."""
+    try:
+        mpe.to_device(np.zeros(1, np.float32), "cuda")
+    except AttributeError:
+        return "this mpembed knows no devices"
+    except (RuntimeError, ValueError, TypeError) as error:
+        return str(error)
+    return None
+
+
+def batches(distribution: str) -> list[Any]:
+    """Return index batches: "uniform", or "zipf" with exponent 1.05 over shuffled rows."""
+    rng = np.random.default_rng(0)
+    if distribution == "uniform":
+        return [rng.integers(0, ROWS, LOOKUPS) for _ in range(BATCHES)]
+    weights = np.arange(1, ROWS + 1, dtype=np.float64) ** -1.05
+    cumulative = np.cumsum(weights) / weights.sum()
+    shuffled = rng.permutation(ROWS)
+    ranks = [np.searchsorted(cumulative, rng.random(LOOKUPS)) for _ in range(BATCHES)]
+    return [shuffled[np.minimum(rank, ROWS - 1)] for rank in ranks]
+
+
+def floor_seconds(moved: Bytes, rows: int) -> float | None:
+    """Return the time of the floor on this GPU, where its memory's speed is known."""
+    from mpembed.devices import cuda_devices
+
+    name = cuda_devices()[0]["name"]
+    known = [device for device in DEVICES if device.name in name]
+    return moved.floor * rows / known[0].memory if known else None
+
+
+def ours(precision: str, dim: int, optimizer: str, **more: Any) -> Any:
+    """Return a collection of one table on the GPU."""
+    placement = {"placement": more.pop("placement")} if "placement" in more else {}
+    table = mpe.TableConfig("t", ROWS, dim, precision=precision, **placement)
+    chosen = workloads.OPTIMIZERS[optimizer](lr=0.01)
+    return mpe.EmbeddingBagCollection([table], optimizer=chosen, device="cuda", **more)
+
+
+def on_device(indices: list[Any]) -> tuple[list[Any], Any]:
+    """Return batches and offsets in the GPU's memory."""
+    return [mpe.to_device(x, "cuda") for x in indices], mpe.to_device(OFFSETS, "cuda")
+
+
+def forward(precision: str, dim: int, indices: list[Any]) -> tuple[Step, Wait]:
+    """Return mpembed's forward without training."""
+    emb = ours(precision, dim, "sgd")
+    there, offsets = on_device(indices)
+    out = mpe.to_device(np.empty((BAGS, dim), np.float32), "cuda")
+
+    def run(i: int) -> Any:
+        return emb.forward(there[i % BATCHES], offsets, out=out, training=False)
+
+    return run, emb.check
+
+
+def train(
+    precision: str, dim: int, optimizer: str, indices: list[Any], **more: Any
+) -> tuple[Step, Wait]:
+    """Return mpembed's forward and fused backward."""
+    emb = ours(precision, dim, optimizer, **more)
+    there, offsets = on_device(indices)
+    grad = np.random.default_rng(1).standard_normal((BAGS, dim)).astype(np.float32)
+    on_gpu = mpe.to_device(grad, "cuda")
+
+    def run(i: int) -> None:
+        emb.forward(there[i % BATCHES], offsets)
+        emb.backward(on_gpu)
+
+    return run, emb.check
+
+
+def convert(operation: str, precision: str, dim: int) -> tuple[Step, Wait]:
+    """Return the quantization or dequantization of a matrix."""
+    x = np.random.default_rng(2).standard_normal((BAGS, dim)).astype(np.float32)
+    values = mpe.to_device(x, "cuda")
+    rows = mpe.ops.quantize(values, precision)
+    last: list[Any] = []
+
+    def run(i: int) -> None:
+        if operation == "quantize":
+            last[:] = [mpe.ops.quantize(values, precision, out=rows)]
+        else:
+            last[:] = [mpe.ops.dequantize(rows, precision, dim, out=values)]
+
+    return run, lambda: small_copy(last[0])
+
+
+def small_copy(tensor: Any) -> Any:
+    """Wait for the work on a tensor by copying it."""
+    return tensor.numpy()
+
+
+def torch_forward(dim: int, indices: list[Any]) -> tuple[Step, Wait]:
+    """Return the forward of torch.nn.EmbeddingBag (FP32)."""
+    import torch
+
+    bag = torch.nn.EmbeddingBag(ROWS, dim, mode="sum", device="cuda")
+    offsets = torch.from_numpy(OFFSETS[:-1]).cuda()
+    tensors = [torch.from_numpy(x).cuda() for x in indices]
+
+    def run(i: int) -> Any:
+        with torch.no_grad():
+            return bag(tensors[i % BATCHES], offsets)
+
+    return run, torch.cuda.synchronize
+
+
+def fbgemm(
+    precision: str, dim: int, optimizer: str, indices: list[Any], backward: bool
+) -> tuple[Step, Wait]:
+    """Return FBGEMM's forward, with its fused backward if that is asked for."""
+    import torch
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+        ComputeDevice,
+        EmbeddingLocation,
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
+
+    kinds = {
+        "sgd": EmbOptimType.EXACT_SGD,
+        "adagrad": EmbOptimType.EXACT_ADAGRAD,
+        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    }
+    bag = SplitTableBatchedEmbeddingBagsCodegen(
+        [(ROWS, dim, EmbeddingLocation.DEVICE, ComputeDevice.CUDA)],
+        optimizer=kinds[optimizer],
+        learning_rate=0.01,
+        weights_precision=SparseType(precision),
+    )
+    offsets = torch.from_numpy(OFFSETS).cuda()
+    tensors = [torch.from_numpy(x).cuda() for x in indices]
+    grad = torch.randn(BAGS, dim, device="cuda")
+
+    def run(i: int) -> None:
+        out = bag(tensors[i % BATCHES], offsets)
+        if backward:
+            out.backward(grad)
+
+    return run, torch.cuda.synchronize

@@ -1,0 +1,87 @@
+"""Compile the kernels, read their machine code, check it and the tables of docs/gpu.md.
+
+Run in the root of the project as ``PYTHONPATH=tools python -m mpembed_gpu COMMAND``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from mpembed_build.requirements import compiler_wheels, wheels_exist
+from mpembed_build.settings import BuildError
+from mpembed_build.toolkit import UnusableError
+from mpembed_gpu import cubins, gates, page, report
+from mpembed_gpu.evaluate import Evaluation
+
+_COMMANDS = {
+    "requirements": "print the wheels that the other commands need here",
+    "gates": "check registers, stack, occupancy and vector loads",
+    "check": "the same, and that the tables of docs/gpu.md are up to date",
+    "write": "bring the tables of docs/gpu.md up to date",
+}
+
+
+def main() -> int:
+    """Run a command; return the exit status."""
+    parser = argparse.ArgumentParser(prog="mpembed_gpu", description=__doc__.splitlines()[0])
+    commands = "\n".join(f"{name}: {text}" for name, text in _COMMANDS.items())
+    parser.add_argument("command", choices=_COMMANDS, help=commands)
+    command = parser.parse_args().command
+    if command == "requirements":
+        print("\n".join(_requirements()))
+        return 0
+    if os.environ.get("MPEMBED_CUDA") == "0":
+        print("gates of the CUDA kernels: skipped, MPEMBED_CUDA is 0")
+        return 0
+    try:
+        tools = cubins.Kernels(os.environ)
+    except (UnusableError, BuildError) as reason:
+        print(f"gates of the CUDA kernels: skipped, {reason}")
+        return 0
+    return _run(command, tools)
+
+
+def _requirements() -> list[str]:
+    """Return the wheels to install: programs that read machine code, a compiler where needed."""
+    if os.environ.get("MPEMBED_CUDA") == "0" or not wheels_exist():
+        return []
+    return [*compiler_wheels(os.environ, Path()), *cubins.READERS]
+
+
+def _run(command: str, tools: cubins.Kernels) -> int:
+    start = time.monotonic()
+    kernels = report.all_kernels(tools, gates.ARCHITECTURES)
+    wrong = gates.failures(kernels)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    if command != "gates":
+        wrong += _page(command, tools, kernels)
+    seconds = time.monotonic() - start
+    result = "failed" if wrong else "passed"
+    print(f"gates of {len(kernels)} CUDA kernels: {result} ({seconds:.0f} s)")
+    return 1 if wrong else 0
+
+
+def _page(command: str, tools: cubins.Kernels, kernels: list[report.Kernel]) -> list[str]:
+    text = page.PAGE.read_text()
+    made_with = page.release(text)
+    if command == "check" and tools.release != made_with:
+        print(f"{page.PAGE} was made with CUDA {made_with}, here is {tools.release}: not compared")
+        return []
+    wanted = page.fill(text, page.tables(kernels, Evaluation(tools, kernels)), tools.release)
+    if command == "write":
+        page.PAGE.write_text(wanted)
+        return []
+    diff = page.difference(text, wanted)
+    if not diff:
+        return []
+    print(diff, file=sys.stderr)
+    return [f"{page.PAGE} is out of date: PYTHONPATH=tools python -m mpembed_gpu write"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The kernels as machine code of one architecture, compiled with the build's own flags."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from mpembed_build import cuda, host, toolkit
+from mpembed_build.objects import BUILD, Job, compile_all, target
+from mpembed_build.settings import CudaSettings
+
+# Wheels that read cubins, for machines whose toolkit lacks the programs. They read older releases'.
+READERS = ["nvidia-cuda-cuobjdump==13.2.*", "nvidia-cuda-nvdisasm==13.2.*"]
+FLAGS = [flag for flag in cuda.FLAGS if flag != "-lineinfo"]
+_PROBES = BUILD / "probes"
+_SWITCH = re.compile(
+    r"auto with_format\(int32_t id, F f\) \{\n.*?\n\}\n", re.DOTALL
+)  # the dispatch over formats
+
+
+class Kernels:
+    """Compiles the kernels and reads them; `root` is the project's, where it must run."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        compiler = host.find_compiler(environment)
+        self.ccbin = cuda.host_compiler(compiler, environment)
+        settings = CudaSettings.read(environment)
+        self.toolkit = toolkit.find(settings, environment, self.ccbin, cuda.PROBES)
+        beside = Path(self.toolkit.nvcc).parent
+        self.cuobjdump = find_reader("cuobjdump", beside)
+        self.nvdisasm = find_reader("nvdisasm", beside)
+
+    @property
+    def release(self) -> str:
+        """The toolkit's release, such as ``13.0``: registers differ from one to the next."""
+        return ".".join(self.toolkit.version.split(".")[:2])
+
+    def job(self, source: Path, arch: str, include: tuple[str, ...] = ()) -> Job:
+        """Return the job for one file and architecture."""
+        paths = [f"-I{path}" for path in (*include, "include", "kernels")]
+        flags = [*FLAGS, f"-arch=sm_{arch}", *paths]
+        made = target(source, [f"CUDA {self.toolkit.version}", *flags]).with_suffix(".cubin")
+        files = ["-MMD", "-MF", str(made.with_suffix(".d")), str(source), "-o", str(made)]
+        command = [self.toolkit.nvcc, *flags, "-ccbin", self.ccbin, "-cubin", *files]
+        return Job(source, made, command, own=True)
+
+    def compile(self, jobs: list[Job]) -> None:
+        """Bring cubins up to date, the slowest first."""
+        order = sorted(jobs, key=lambda job: -job.source.stat().st_size)
+        compile_all(order)
+
+    def probe(self, source: Path, arch: str, cpp_type: str) -> Job:
+        """Return the job for a file whose tables have one format alone.
+
+        The paths of the formats lie side by side in a kernel; here only one is left, so that its
+        instructions can be told from the others'.
+        """
+        include = _PROBES / cpp_type
+        header = include / "mpembed" / "registry_types.h"
+        text = single_format(Path("include/mpembed/registry_types.h").read_text(), cpp_type)
+        if not header.exists() or header.read_text() != text:
+            header.parent.mkdir(parents=True, exist_ok=True)
+            header.write_text(text)
+        return self.job(source, arch, (str(include),))
+
+    def resources(self, cubin: Path) -> str:
+        """Return what cuobjdump says about registers and memory."""
+        return run([str(self.cuobjdump), "-res-usage", str(cubin)])
+
+    def listing(self, cubin: Path) -> str:
+        """Return the instructions, with labels."""
+        return run([str(self.nvdisasm), "-c", str(cubin)])
+
+
+def sources() -> list[Path]:
+    """Return the files that have kernels."""
+    return sorted(Path("kernels/cuda").glob("*.cu"))
+
+
+def single_format(header: str, cpp_type: str) -> str:
+    """Return ``registry_types.h`` with a `with_format` that knows one format."""
+    body = f"auto with_format(int32_t, F f) {{\n  return f(TypeTag<{cpp_type}>{{}});\n}}\n"
+    text, found = _SWITCH.subn(body, header)
+    if found != 1:
+        raise ValueError("registry_types.h has no with_format of the known form")
+    return text
+
+
+def find_reader(name: str, beside: Path) -> Path:
+    """Return a program that reads cubins: of the toolkit, of PATH or of the wheels."""
+    spec = importlib.machinery.PathFinder.find_spec("nvidia")
+    places = (spec.submodule_search_locations if spec else None) or []
+    wheels = [path for place in places for path in Path(place).glob(f"cu*/bin/{name}")]
+    on_path = shutil.which(name, path=os.environ.get("PATH", os.defpath))
+    for path in (*sorted(wheels, reverse=True), beside / name, Path(on_path or name)):
+        if path.is_file():
+            return path
+    raise toolkit.UnusableError(f"{name} was not found: pip install {' '.join(READERS)}")
+
+
+def demangle(names: list[str]) -> dict[str, str]:
+    """Return readable names; binutils' c++filt comes with every g++."""
+    done = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    return dict(zip(names, done.stdout.splitlines(), strict=True))
+
+
+def run(command: list[str]) -> str:
+    """Return what a program prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,46 @@
+"""What a GPU can do at best, from its data sheet, and what is assumed of its latencies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU."""
+
+    name: str
+    arch: str
+    memory: float  # bytes a second
+    l2: float
+    bus: float
+    processors: int
+    clock: float  # Hz
+    fp32_lanes: int  # of a scheduler
+    far: float  # seconds until a load from memory is there, under load
+    near: float  # from the L1 cache
+    cached: float  # from the L2 cache
+
+    def issue(self, units: Mapping[str, float]) -> float:
+        """Return the seconds for so many warp instructions by unit, all schedulers at work.
+
+        A scheduler issues one instruction a cycle. Its integer lanes serve half a warp a cycle, a
+        quarter of the memory unit 8 lanes, conversions and special functions 4.
+        """
+        fma = units.get("fma", 0.0) * 32 / self.fp32_lanes + units.get("imad", 0.0) * 2
+        cycles = max(
+            sum(units.values()),
+            fma,
+            units.get("alu", 0.0) * 2,
+            units.get("lsu", 0.0) * 4,
+            units.get("xu", 0.0) * 8,
+        )
+        return cycles / (SCHEDULERS * self.processors * self.clock)
+
+
+SCHEDULERS = 4  # a multiprocessor
+DEVICES = (
+    Device("H100", "90", 3.35e12, 5.5e12, 55e9, 132, 1.755e9, 32, 0.6e-6, 0.02e-6, 0.25e-6),
+    Device("A100", "80", 2.0e12, 4.0e12, 25e9, 108, 1.41e9, 16, 0.6e-6, 0.025e-6, 0.25e-6),
+)

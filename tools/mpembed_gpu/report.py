@@ -1,0 +1,81 @@
+"""What each kernel takes: registers, memory, warps at a time, instructions by kind."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mpembed_gpu import cubins, sass
+from mpembed_gpu.occupancy import resident_warps
+
+_RESOURCE = re.compile(
+    r"^ Function (\S+):\n\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", re.MULTILINE
+)
+_ARGUMENTS = r"<(?:[^()]|\((?:int|bool)\))*>"
+_OWN = re.compile(rf"^(?:void )?mpembed::cuda::\(anonymous namespace\)::(\w+(?:{_ARGUMENTS})?)\(")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel on one architecture."""
+
+    family: str  # the file
+    name: str
+    arch: str
+    registers: int
+    shared: int
+    stack: int
+    local: int
+    mix: sass.Mix
+
+    @property
+    def warps(self) -> int:
+        """Warps that a multiprocessor holds at a time, at 256 threads a block."""
+        return resident_warps(self.arch, self.registers, self.shared)
+
+
+def short_name(demangled: str) -> str:
+    """Return a kernel's name as the source has it, empty for one that is not ours.
+
+    CUB's kernels carry our names in their template arguments alone.
+    """
+    match = _OWN.match(demangled)
+    if match is None:
+        return ""
+    name = re.sub(r"mpembed::(generic|cuda)::", "", match[1])
+    name = re.sub(r"\((?:int|bool)\)", "", name).replace("unsigned int", "uint32")
+    return name.replace("unsigned long", "uint64")
+
+
+def kernels(tools: cubins.Kernels, family: str, arch: str, cubin: Path) -> list[Kernel]:
+    """Return our kernels of one cubin."""
+    resources = {m[0]: m[1:] for m in _RESOURCE.findall(tools.resources(cubin))}
+    if not resources:
+        return []
+    code = sass.functions(tools.listing(cubin))
+    names = cubins.demangle(list(resources))
+    found = []
+    for mangled, values in resources.items():
+        name = short_name(names[mangled])
+        if not name:
+            continue
+        registers, stack, shared, local = map(int, values)
+        mix = sass.mix(instruction.opcode for instruction in code[mangled])
+        found.append(Kernel(family, name, arch, registers, shared, stack, local, mix))
+    return sorted(found, key=lambda kernel: kernel.name)
+
+
+def all_kernels(tools: cubins.Kernels, architectures: tuple[str, ...]) -> list[Kernel]:
+    """Compile everything and return all kernels."""
+    jobs = {
+        (source.stem, arch): tools.job(source, arch)
+        for source in cubins.sources()
+        for arch in architectures
+    }
+    tools.compile(list(jobs.values()))
+    return [
+        kernel
+        for (family, arch), job in jobs.items()
+        for kernel in kernels(tools, family, arch, job.target)
+    ]
