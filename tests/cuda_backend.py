@@ -61,7 +61,7 @@ def _put_first(extension: Path) -> None:
     loaded = sys.modules.get("mpembed._cuda")
     if loaded is not None and loaded.__file__ != str(extension):
         del sys.modules["mpembed._cuda"]
-        del mpembed._cuda
+        delattr(mpembed, "_cuda")
 
 
 def _cannot_emulate() -> str | None:

@@ -1,4 +1,5 @@
 // Device memory, streams, devices and what the runtime said last.
+#include <atomic>
 #include <string>
 
 #include "cuda/kernels.h"
@@ -50,12 +51,32 @@ mpe_status current_device(int32_t* device) {
 
 mpe_status use_device(int32_t device) { return check(cudaSetDevice(device), "choosing a device"); }
 
+namespace {
+
+// By default a device's pool gives unused memory back at every synchronisation, and all workspace
+// comes from it: keep what it has. Once a device; a device without pools goes without.
+void keep_workspace() {
+  static std::atomic<uint64_t> kept{0};
+  int device = 0;
+  cudaMemPool_t pool;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= 64) return;
+  if ((kept.fetch_or(uint64_t{1} << device) >> device & 1) != 0) return;
+  uint64_t all = UINT64_MAX;
+  if (cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess ||
+      cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all) != cudaSuccess) {
+    cudaGetLastError();
+  }
+}
+
+}  // namespace
+
 mpe_status allocate(int64_t bytes, int32_t placement, void** out) {
   const size_t size = static_cast<size_t>(bytes > 0 ? bytes : 1);
   if (placement == MPE_PLACEMENT_HOST) {
     return check(cudaHostAlloc(out, size, cudaHostAllocMapped | cudaHostAllocPortable),
                  "allocating pinned host memory");
   }
+  keep_workspace();
   return check(cudaMalloc(out, size), "allocating device memory");
 }
 

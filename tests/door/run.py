@@ -13,7 +13,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-NAMES = ("dim", "steps", "optimizer", "policy", "batch_size", "longest", "rows", "sets")
+NAMES: tuple[str, ...] = (
+    "dim",
+    "steps",
+    "optimizer",
+    "policy",
+    "batch_size",
+    "longest",
+    "rows",
+    "sets",
+)
 NAMES += ("rounding", "decay", "drop", "state_format", "copies")
 DIMS = (1, 3, 8, 9, 16, 17, 24, 32, 33, 40, 64, 65, 100, 128, 200, 256, 257, 300)
 
