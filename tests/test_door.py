@@ -16,7 +16,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 KERNELS = sorted((HERE.parent / "kernels" / "cuda").glob("*.cu"))
-DRIVER = [HERE / "door" / "play.cpp", HERE / "door" / "far.cpp"]
+DRIVER = [HERE / "door" / f"{name}.cpp" for name in ("play", "far", "memory")]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulation needs Linux")
 
 
@@ -92,6 +92,14 @@ def test_hundreds_of_tables(door: Any) -> None:
 
 def test_rows_beyond_4_gib(door: Any) -> None:
     assert door.far_rows(mapped=True) == ""
+
+
+@pytest.mark.parametrize("policy", [0, 1])
+def test_admission_without_memory_changes_nothing(door: Any, policy: int) -> None:
+    case = {**next(run.cases(1, 1)), "policy": policy, "sets": 2, "rows": 20, "dim": 9}
+    report, failures = door.no_memory(case)
+    assert report == ""
+    assert failures >= 3 + policy  # the sort's pairs and temporary, LFU's estimates
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -240,21 +240,17 @@ __global__ void halved_kernel(mpe_cache c) {
 template <class P>
 mpe_status admit(const Admission& a, void* stream) {
   constexpr const char* kName = "cache admission";
-  Workspace<uint32_t> sets(stream), estimates(stream);
-  Workspace<int32_t> order(stream);
-  MPE_TRY(sets.take(2 * a.n, kName));
-  MPE_TRY(order.take(2 * a.n, kName));
+  // All workspace first: for want of it nothing has changed.
+  const int bits = bits_for(static_cast<uint64_t>(a.cache.num_sets) + 1);
+  PairSort<uint32_t, int32_t> sort(a.n, bits, stream);
+  Workspace<uint32_t> estimates(stream);
+  MPE_TRY(sort.take(kName));
   if (P::kSketch) MPE_TRY(estimates.take(a.n, kName));
   MPE_TRY(launch_one(kName, stream, tick_kernel, a.cache, a.unique.count, P::kSketch ? 1 : 0));
-  MPE_TRY(launch(kName, stream, a.n, find_kernel<P>, a, sets.get(), order.get()));
-  cub::DoubleBuffer<uint32_t> by_set(sets.get(), sets.get() + a.n);
-  cub::DoubleBuffer<int32_t> rows(order.get(), order.get() + a.n);
-  if (a.n > 0) {
-    const int bits = bits_for(static_cast<uint64_t>(a.cache.num_sets) + 1);
-    MPE_TRY(sort_pairs(by_set, rows, a.n, bits, stream, kName));
-  }
-  const uint32_t* s = by_set.Current();
-  const int32_t* o = rows.Current();
+  MPE_TRY(launch(kName, stream, a.n, find_kernel<P>, a, sort.keys(), sort.values()));
+  MPE_TRY(sort.run(kName));
+  const uint32_t* s = sort.keys();
+  const int32_t* o = sort.values();
   if (P::kSketch) {
     MPE_TRY(launch(kName, stream, a.n, sketch_add_kernel, a, s, o));
     MPE_TRY(launch(kName, stream, a.n, sketch_estimate_kernel, a, s, o, estimates.get()));

@@ -54,25 +54,20 @@ __global__ void empty_kernel(mpe_unique out) {
 template <class Key>
 mpe_status dedup_as(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique* out,
                     void* stream) {
-  Workspace<Key> rows(stream);
-  Workspace<int32_t> positions(stream);
-  MPE_TRY(rows.take(2 * n, "dedup"));
-  MPE_TRY(positions.take(2 * n, "dedup"));
+  PairSort<Key, int32_t> sort(n, bits_for(limit + 1), stream);
+  MPE_TRY(sort.take("dedup"));
   const Key bound = static_cast<Key>(limit);
-  MPE_TRY(
-      launch("dedup", stream, n, load_kernel<Key>, keys, n, bound, rows.get(), positions.get()));
-  cub::DoubleBuffer<Key> sorted(rows.get(), rows.get() + n);
-  cub::DoubleBuffer<int32_t> order(positions.get(), positions.get() + n);
-  MPE_TRY(sort_pairs(sorted, order, n, bits_for(limit + 1), stream, "dedup"));
+  MPE_TRY(launch("dedup", stream, n, load_kernel<Key>, keys, n, bound, sort.keys(), sort.values()));
+  MPE_TRY(sort.run("dedup"));
 
-  const IsHead<Key> is_head{sorted.Current(), bound};
+  const IsHead<Key> is_head{sort.keys(), bound};
   const auto places = thrust::make_counting_iterator(int64_t{0});
   MPE_TRY(with_temporary(stream, "dedup", [&](void* temporary, size_t& bytes) {
     return cub::DeviceSelect::If(temporary, bytes, places, out->starts, out->count, n, is_head,
                                  stream_of(stream));
   }));
-  return launch("dedup", stream, n, segment_kernel<Key>, sorted.Current(), order.Current(), n,
-                bound, *out);
+  return launch("dedup", stream, n, segment_kernel<Key>, sort.keys(), sort.values(), n, bound,
+                *out);
 }
 
 }  // namespace

@@ -30,6 +30,10 @@ constexpr unsigned kFullMask = 0xFFFFFFFFu;
 mpe_status failed(cudaError_t error, const char* operation);
 const char* last_message();
 
+// Takes back what the runtime remembers of a call whose failure is not reported, so that no later
+// call finds it.
+inline void forget_error() { static_cast<void>(cudaGetLastError()); }
+
 inline mpe_status check(cudaError_t error, const char* operation) {
   return error == cudaSuccess ? MPE_OK : failed(error, operation);
 }
@@ -53,6 +57,7 @@ inline int bits_for(uint64_t below) {  // bits that hold 0 .. below - 1
 template <class... Parameters, class... Arguments>
 mpe_status launch_blocks(const char* operation, void* stream, int64_t blocks, int threads,
                          void (*kernel)(Parameters...), Arguments&&... arguments) {
+  if (blocks > INT32_MAX) return failed(cudaErrorInvalidConfiguration, operation);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks), 1, 1);
   config.blockDim = dim3(static_cast<unsigned>(threads), 1, 1);
@@ -85,7 +90,7 @@ class Workspace {
  public:
   explicit Workspace(void* stream) : stream_(stream_of(stream)) {}
   ~Workspace() {
-    if (data_ != nullptr) cudaFreeAsync(data_, stream_);
+    if (data_ != nullptr && cudaFreeAsync(data_, stream_) != cudaSuccess) forget_error();
   }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;

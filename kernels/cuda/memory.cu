@@ -16,7 +16,7 @@ thread_local std::string g_message = "no call has failed";
 mpe_status failed(cudaError_t error, const char* operation) {
   g_message = std::string(operation) + ": " + cudaGetErrorString(error) + " (" +
               cudaGetErrorName(error) + ")";
-  cudaGetLastError();  // what is not sticky must not come up again in another call
+  forget_error();
   return error == cudaErrorMemoryAllocation ? MPE_ERR_MEMORY : MPE_ERR_DEVICE;
 }
 
@@ -64,7 +64,7 @@ void keep_workspace() {
   uint64_t all = UINT64_MAX;
   if (cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess ||
       cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all) != cudaSuccess) {
-    cudaGetLastError();
+    forget_error();
   }
 }
 
@@ -81,11 +81,8 @@ mpe_status allocate(int64_t bytes, int32_t placement, void** out) {
 }
 
 void release(void* p, int32_t placement) {
-  if (placement == MPE_PLACEMENT_HOST) {
-    cudaFreeHost(p);
-  } else {
-    cudaFree(p);
-  }
+  const cudaError_t error = placement == MPE_PLACEMENT_HOST ? cudaFreeHost(p) : cudaFree(p);
+  if (error != cudaSuccess) forget_error();
 }
 
 mpe_status borrow(int64_t bytes, void* stream, void** out) {
@@ -93,7 +90,9 @@ mpe_status borrow(int64_t bytes, void* stream, void** out) {
   return check(cudaMallocAsync(out, size, stream_of(stream)), "allocating workspace");
 }
 
-void give_back(void* p, void* stream) { cudaFreeAsync(p, stream_of(stream)); }
+void give_back(void* p, void* stream) {
+  if (cudaFreeAsync(p, stream_of(stream)) != cudaSuccess) forget_error();
+}
 
 mpe_status copy(void* to, const void* from, int64_t bytes, void* stream) {
   if (bytes <= 0) return MPE_OK;
@@ -119,7 +118,9 @@ mpe_status create_event(void** out) {
   return status;
 }
 
-void destroy_event(void* event) { cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
+void destroy_event(void* event) {
+  if (cudaEventDestroy(static_cast<cudaEvent_t>(event)) != cudaSuccess) forget_error();
+}
 
 mpe_status record(void* event, void* stream) {
   return check(cudaEventRecord(static_cast<cudaEvent_t>(event), stream_of(stream)),

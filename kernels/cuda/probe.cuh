@@ -10,13 +10,18 @@ __device__ inline int64_t set_of(const mpe_cache& c, uint64_t key) {
   return static_cast<int64_t>(cache_set(splitmix64(key), static_cast<uint64_t>(c.num_sets)));
 }
 
-// The slot of a key that all lanes have, or -1.
+// The slot of a key that all lanes have, or -1. A collection's sets have 32 ways at most; tags that
+// a caller brings may have more.
 __device__ inline int64_t warp_probe(const mpe_cache& c, uint64_t key) {
   const int64_t first = set_of(c, key) * c.ways;
   const int lane = lane_index();
-  const uint64_t tag = lane < c.ways ? c.tags[first + lane] : kTagEmpty;
-  const unsigned found = __ballot_sync(kFullMask, lane < c.ways && (tag & kTagIdMask) == key);
-  return found == 0 ? -1 : first + __ffs(static_cast<int>(found)) - 1;
+  for (int32_t base = 0; base < c.ways; base += kWarp) {
+    const bool here = base + lane < c.ways;
+    const uint64_t tag = here ? c.tags[first + base + lane] : kTagEmpty;
+    const unsigned found = __ballot_sync(kFullMask, here && (tag & kTagIdMask) == key);
+    if (found != 0) return first + base + __ffs(static_cast<int>(found)) - 1;
+  }
+  return -1;
 }
 
 // Each lane's own key, where `wanted`: its slot or -1. All lanes of the warp call it.

@@ -12,22 +12,56 @@ namespace cuda {
 template <class Run>
 mpe_status with_temporary(void* stream, const char* operation, Run run) {
   size_t bytes = 0;
+  forget_error();  // CUB reports whatever another library left behind
   MPE_TRY(check(run(nullptr, bytes), operation));
   Workspace<char> temporary(stream);
   MPE_TRY(temporary.take(static_cast<int64_t>(bytes), operation));
   return check(run(temporary.get(), bytes), operation);
 }
 
-// Stable, by the low `bits` bits; the result lies in the buffers' Current().
+// A stable sort of pairs by the low `bits` bits, its workspace taken before anything is queued.
 template <class Key, class Value>
-mpe_status sort_pairs(cub::DoubleBuffer<Key>& keys, cub::DoubleBuffer<Value>& values, int64_t n,
-                      int bits, void* stream, const char* operation) {
-  if (bits == 0) return MPE_OK;
-  return with_temporary(stream, operation, [&](void* temporary, size_t& bytes) {
-    return cub::DeviceRadixSort::SortPairs(temporary, bytes, keys, values, n, 0, bits,
-                                           stream_of(stream));
-  });
-}
+class PairSort {
+ public:
+  PairSort(int64_t n, int bits, void* stream)
+      : n_(n), bits_(bits), stream_(stream), keys_(stream), values_(stream), temporary_(stream) {}
+
+  mpe_status take(const char* operation) {
+    MPE_TRY(keys_.take(2 * n_, operation));
+    MPE_TRY(values_.take(2 * n_, operation));
+    by_key_ = cub::DoubleBuffer<Key>(keys_.get(), keys_.get() + n_);
+    order_ = cub::DoubleBuffer<Value>(values_.get(), values_.get() + n_);
+    if (idle()) return MPE_OK;
+    MPE_TRY(check(call(nullptr), operation));
+    return temporary_.take(static_cast<int64_t>(bytes_), operation);
+  }
+
+  // What is sorted, and after run() the result.
+  Key* keys() { return by_key_.Current(); }
+  Value* values() { return order_.Current(); }
+
+  mpe_status run(const char* operation) {
+    return idle() ? MPE_OK : check(call(temporary_.get()), operation);
+  }
+
+ private:
+  bool idle() const { return n_ == 0 || bits_ == 0; }
+  cudaError_t call(void* temporary) {
+    forget_error();  // CUB reports whatever another library left behind
+    return cub::DeviceRadixSort::SortPairs(temporary, bytes_, by_key_, order_, n_, 0, bits_,
+                                           stream_of(stream_));
+  }
+
+  int64_t n_;
+  int bits_;
+  void* stream_;
+  size_t bytes_ = 0;
+  Workspace<Key> keys_;
+  Workspace<Value> values_;
+  Workspace<char> temporary_;
+  cub::DoubleBuffer<Key> by_key_;
+  cub::DoubleBuffer<Value> order_;
+};
 
 }  // namespace cuda
 }  // namespace mpembed

@@ -66,8 +66,9 @@ class Door:
         self.library = ctypes.CDLL(str(library))
         core.mpe_cpu_backend.restype = ctypes.c_void_p
         self.library.mpe_cuda_backend.restype = ctypes.c_void_p
-        for function in (self.library.play, self.library.far_rows):
-            function.restype = ctypes.c_char_p
+        for name in ("play", "far_rows", "no_memory"):
+            if hasattr(self.library, name):  # the last needs the emulation
+                getattr(self.library, name).restype = ctypes.c_char_p
         self.backends = [
             ctypes.c_void_p(core.mpe_cpu_backend()),
             ctypes.c_void_p(self.library.mpe_cuda_backend()),
@@ -83,6 +84,15 @@ class Door:
         """Return what differed beyond 4 GiB, or nothing."""
         report: bytes = self.library.far_rows(*self.backends, int(mapped))
         return report.decode()
+
+
+    def no_memory(self, case: dict[str, int]) -> tuple[str, int]:
+        """Return what a failing allocation changed, or nothing, and how many failed."""
+        options, failures = Options(**case), ctypes.c_int32()
+        report: bytes = self.library.no_memory(
+            self.backends[1], ctypes.byref(options), ctypes.byref(failures)
+        )
+        return report.decode(), failures.value
 
 
 def main() -> None:

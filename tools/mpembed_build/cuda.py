@@ -20,7 +20,7 @@ KERNELS = Path("kernels/cuda")
 PROBES = BUILD / "nvcc.json"
 # One answer on every machine, so no contraction here either. -lineinfo costs nothing at run time
 # and lets profilers and sanitizers name the line.
-FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-lineinfo", "-Xptxas", "-warn-spills"]
+FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-lineinfo"]
 HOST = ["-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
 # These of nvcc's own variables change what it makes.
 VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
