@@ -170,8 +170,11 @@ def test_the_benchmarks_are_skipped_by_name_without_a_gpu(tmp_path: Path) -> Non
     reason = subprocess.check_output([sys.executable, "-c", ask], cwd=tmp_path, text=True)
     if reason == "None\n":
         pytest.skip("there is a GPU")
+    # pytest-benchmark would take this pytest's workers for its own.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", str(ROOT / "bench/test_gpu.py")],
+        env=environment,
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -85,7 +85,6 @@ class Door:
         report: bytes = self.library.far_rows(*self.backends, int(mapped))
         return report.decode()
 
-
     def no_memory(self, case: dict[str, int]) -> tuple[str, int]:
         """Return what a failing allocation changed, or nothing, and how many failed."""
         options, failures = Options(**case), ctypes.c_int32()

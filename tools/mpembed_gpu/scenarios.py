@@ -196,7 +196,7 @@ BATCH = (
         "cache",
         "find_kernel<Lru",
         traffic.find(),
-        (Trips(32, needs="VOTE"),),
+        (Trips(32, depth=0), Trips(1, depth=1)),  # a row after the other, then its ways
         memory=None,
     ),
     _lookup(
