@@ -29,10 +29,14 @@ cdef class Clock:
 
     def advance(self, Stream on):
         """Take a step: for a call that may write."""
+        cdef mpe_status status
+        cdef int32_t previous
         if self.device.immediate:
             self.step[0] += 1
         else:
-            self.device.check(self.device.kernels.advance(self.step, on.handle), "taking a step")
+            previous = self.device.enter()
+            status = self.device.kernels.advance(self.step, on.handle)
+            self.device.leave(previous, status, "taking a step")
         self.taken += 1
 
     def retreat(self):
