@@ -159,6 +159,22 @@ def test_the_device_is_set_back_after_an_error(fake: Fake, device: Device) -> No
     assert ("record", 102, 10) in fake.take()
 
 
+def test_a_call_that_cannot_begin_leaves_nothing_behind(fake: Fake, device: Device) -> None:
+    calls = Calls(device, threading.RLock())
+    with calls.on(10):
+        pass
+    fake.take()
+    working = fake.table.current_device
+    broken = ctypes.CFUNCTYPE(I32, *FUNCTIONS["current_device"])(lambda out: 6)
+    fake.table.current_device = ctypes.cast(broken, VOID)
+    with pytest.raises(RuntimeError, match="asking for the device"), calls.on(20):
+        pass
+    fake.table.current_device = working
+    with calls.on(20) as on:  # a call of its own, not one inside of the failed one
+        assert (on.address, fake.device) == (20, 1)
+    assert fake.take() == [("wait", 102, 20), ("record", 102, 20)]
+
+
 def test_a_tensor_goes_back_after_its_readers(fake: Fake, device: Device) -> None:
     tensor = _tensor.transient(device.stream(10), (4,), np.float32)
     address = tensor.address
