@@ -39,18 +39,17 @@ cdef class Calls:
             return 0
         self.previous = self.device.enter()
         try:
-            if on is None or on.handle == self.last.handle:
-                self.depth = 1
-                return 0
-            if self.event == NULL:  # the arrays were filled on the stream before any call
-                on.follow(self.last.handle)
-            else:
-                status = self.device.kernels.wait(self.event, on.handle)
-                self.device.check(status, "ordering streams")
+            if on is not None and on.handle != self.last.handle:
+                if self.event == NULL:  # the arrays were filled on the stream before any call
+                    on.follow(self.last.handle)
+                else:
+                    status = self.device.kernels.wait(self.event, on.handle)
+                    self.device.check(status, "ordering streams")
         except BaseException:
             self.device.leave(self.previous, MPE_OK, "")
             raise
-        self.last = on
+        if on is not None:
+            self.last = on  # the same stream too: this object may be what keeps it
         self.depth = 1
         return 0
 
