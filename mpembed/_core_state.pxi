@@ -4,8 +4,7 @@
 cdef class Clock:
     """The write step of a collection: one value where the kernels run.
 
-    `taken` is the host's own count. Where kernels run by themselves (in a CUDA graph) the value
-    goes ahead of it.
+    `taken` is the host's own count.
     """
 
     cdef Device device
@@ -18,6 +17,11 @@ cdef class Clock:
         self.memory = little(on, sizeof(uint64_t), lasting)
         self.step = <uint64_t*>self.memory.data
         self.set(start, on)
+
+    @property
+    def nbytes(self):
+        """Bytes in a device's memory."""
+        return 0 if self.device.immediate else self.memory.nbytes
 
     def set(self, uint64_t step, Stream on):
         """Continue from a step."""
@@ -67,6 +71,11 @@ cdef class Faults:
         self.memory = little(on, self.count * sizeof(mpe_error), lasting)
         self.found = <mpe_error*>self.memory.data
         self.clear(on)
+
+    @property
+    def nbytes(self):
+        """Bytes in a device's memory."""
+        return 0 if self.device.immediate else self.memory.nbytes
 
     def clear(self, Stream on):
         """Forget everything."""

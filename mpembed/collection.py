@@ -342,10 +342,11 @@ class EmbeddingBagCollection:
             ``tables``: table name -> bytes of ``codes``, ``row_parameters``, ``optimizer_state``.
             ``caches``: ``dim{D}`` -> bytes of ``cache_rows``, ``tags``, ``policy_state``,
             ``sketch`` (a cache is shared by the tables of a dimension). ``statistics``,
-            ``descriptors`` (a device's), ``workspace`` (open batches), ``total``, and of that
-            ``pinned_host``: tables with ``placement="host"``. ``fp32_total``: the same tables in
-            FP32 with the same optimizer and no cache. ``ratio``: fp32_total / total;
-            ``ratio_embeddings``: the same with the optimizer's state left out on both sides.
+            ``descriptors`` (on a device: of the tables, the step, errors found), ``workspace``
+            (open batches), ``total``, and of that ``pinned_host``: tables with
+            ``placement="host"``. ``fp32_total``: the same tables in FP32 with the same optimizer
+            and no cache. ``ratio``: fp32_total / total; ``ratio_embeddings``: the same with the
+            optimizer's state left out on both sides.
         """
         with self._calls.again():
             return memory_report(self._storage, self._engine.workspace)
