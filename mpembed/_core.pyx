@@ -1,7 +1,8 @@
 """Whole kernels through the C door, of any backend: groups of tables, batches, their lookups.
 
 Arrays come in as `View` objects (checked by the Python layer), or as arrays of the storage. Each
-call names the stream it goes to, and with it the device. The GIL is released around every kernel.
+call names the stream it goes to, and with it the device, which is the thread's while its kernel is
+launched: whoever calls need not have set it. The GIL is released around every kernel.
 """
 
 cimport numpy as cnp

@@ -18,6 +18,7 @@ cdef class Batch:
     def __init__(self, Stream on, View indices, View offsets, View weights, int num_features,
                  int num_groups, list sources=None):
         cdef mpe_status status
+        cdef int32_t previous
         cdef const mpe_backend* kernels = on.device.kernels
         cdef void* stream = on.handle
         self.indices, self.offsets, self.weights = indices, offsets, weights
@@ -32,11 +33,13 @@ cdef class Batch:
         self.c.num_features = num_features
         self.c.index_bits = indices.type.bits
         self.c.offset_bits = offsets.type.bits
+        previous = on.device.enter()
         with nogil:
             status = kernels.check_offsets(&self.c, stream, self.errors)
+        on.device.leave(previous, MPE_OK if status == MPE_ERR_OFFSETS else status,
+                        "checking offsets")
         if status == MPE_ERR_OFFSETS:
             raise offsets_error(self.errors, offsets.extent[0] - 1, self.c.num_indices)
-        on.device.check(status, "checking offsets")
 
     @property
     def batch_size(self):
@@ -175,6 +178,7 @@ cdef class Lookups:
     def dedup(self, Group group, Stream on):
         """Find the unique rows, once."""
         cdef mpe_status status
+        cdef int32_t previous
         cdef Memory memory
         cdef uint64_t limit = group.total_rows
         cdef int64_t n = self.c.n, end = 0, rows, starts, positions
@@ -189,9 +193,10 @@ cdef class Lookups:
         u.rows = <uint64_t*>(u.count + 1)
         u.starts = <int64_t*>at(memory, starts)
         u.positions = <int32_t*>at(memory, positions)
+        previous = on.device.enter()
         with nogil:
             status = kernels.dedup(self.c.keys, n, limit, &u, stream)
-        on.device.check(status, "dedup")
+        on.device.leave(previous, status, "dedup")
         self.room = u.count[0] if on.device.immediate else n
         self.unique, self.u = memory, u
 

@@ -112,126 +112,151 @@ cdef class Group:
     def init_rows(self, int table, int kind, float a, float b, Stream on):
         """Draw a table's initial rows; the clock is at 0."""
         cdef mpe_status status
+        cdef int32_t previous
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.init_rows(&self.c, table, kind, a, b, on.handle)
-        self.device.check(status, "initial rows")
+        self.device.leave(previous, status, "initial rows")
 
     def prepare(self, Batch batch, bint drop, Stream on):
         """Return the group's lookups; what is wrong with them is in the batch."""
         cdef mpe_status status
+        cdef int32_t previous
         cdef Lookups lookups = Lookups(self, batch, on)
         cdef mpe_error* errors = batch.errors
         cdef mpe_error* error = errors + 1 + self.number
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.prepare(&self.c, &batch.c, drop, errors, &lookups.c,
                                                  on.handle, error)
         if status == MPE_ERR_INDEX:
-            batch.refused = True
-        else:
-            self.device.check(status, "reading a batch")
+            batch.refused, status = True, MPE_OK
+        self.device.leave(previous, status, "reading a batch")
         return lookups
 
     def discard(self, Batch batch, Lookups lookups, Faults faults, Stream on):
         """Empty the lookups of a batch in which something is wrong, which goes to `faults`."""
         cdef mpe_status status
+        cdef int32_t previous
         cdef int count = 1 + batch.num_groups
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.discard(&self.c, &lookups.c, batch.errors, count,
                                                  faults.found, on.handle)
-        self.device.check(status, "refusing a batch")
+        self.device.leave(previous, status, "refusing a batch")
 
     def count(self, Lookups lookups, bint unique, bint accesses, bint dropped, Stream on):
         """Add to the statistics what no other kernel counts."""
         cdef mpe_status status
+        cdef int32_t previous
         cdef const mpe_unique* u = &lookups.u if unique else NULL
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.count(&self.c, &lookups.c, u, accesses, dropped,
                                                on.handle)
-        self.device.check(status, "counting")
+        self.device.leave(previous, status, "counting")
 
     def admit(self, Lookups lookups, Stream on):
         """Admission of reserved lookups: their unique rows are pinned."""
         cdef mpe_status status
+        cdef int32_t previous
         cdef int32_t* slots = <int32_t*>lookups.slots.data
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.cache_admit(&self.c, &lookups.u, lookups.c.n, slots,
                                                      on.handle)
-        self.device.check(status, "cache admission")
+        self.device.leave(previous, status, "cache admission")
         lookups.admitted = True
 
     def refresh(self, Lookups lookups, Work work, Stream on):
         """Find the slots of admitted rows as they are now; rows not cached are looked up again."""
         cdef mpe_status status
+        cdef int32_t previous
         cdef const int32_t* slots = <const int32_t*>lookups.slots.data
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.cache_refresh(&self.c, &lookups.u, lookups.c.n, slots,
                                                        work.unique_slots, on.handle)
-        self.device.check(status, "finding cached rows")
+        self.device.leave(previous, status, "finding cached rows")
 
     def scatter(self, Lookups lookups, Work work, Stream on):
         """Spread the unique rows' slots over their lookups."""
         cdef mpe_status status
+        cdef int32_t previous
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.scatter_slots(&lookups.u, work.unique_slots, lookups.c.n,
                                                        work.slots, on.handle)
-        self.device.check(status, "spreading slots")
+        self.device.leave(previous, status, "spreading slots")
 
     def locate(self, Lookups lookups, Work work, Stream on):
         """Find each lookup's slot by probing the cache; no state changes."""
         cdef mpe_status status
+        cdef int32_t previous
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.cache_locate(&self.cache, lookups.c.keys, lookups.c.n,
                                                       work.slots, on.handle)
-        self.device.check(status, "finding cached rows")
+        self.device.leave(previous, status, "finding cached rows")
 
     def release(self, Lookups lookups, Stream on):
         """Take the pins back."""
         cdef mpe_status status
+        cdef int32_t previous
         cdef const int32_t* slots
         if not lookups.admitted:
             return
         slots = <const int32_t*>lookups.slots.data
         lookups.admitted = False
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.cache_release(&self.cache, &lookups.u, lookups.c.n, slots,
                                                        on.handle)
-        self.device.check(status, "unpinning")
+        self.device.leave(previous, status, "unpinning")
 
     def flush(self, Stream on):
         """Write dirty slots back."""
         cdef mpe_status status
+        cdef int32_t previous
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.cache_flush(&self.c, on.handle)
-        self.device.check(status, "flush")
+        self.device.leave(previous, status, "flush")
 
     def lookup(self, Lookups lookups, Work work, Stream on):
         """Run the forward of these lookups."""
         cdef mpe_status status
+        cdef int32_t previous
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.lookup(&self.c, &lookups.c, work.slots, &work.outputs,
                                                 on.handle)
-        self.device.check(status, "lookup")
+        self.device.leave(previous, status, "lookup")
 
     def weight_grad(self, Lookups lookups, Work work, out, Stream on):
         """Write the gradient of the per-sample weights of this group's tables into `out`."""
         cdef mpe_status status
+        cdef int32_t previous
         cdef float* to = <float*>_address(out)
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.weight_grad(&self.c, &lookups.c, work.slots,
                                                      &work.outputs, to, on.handle)
-        self.device.check(status, "weight gradient")
+        self.device.leave(previous, status, "weight gradient")
 
     def update(self, Lookups lookups, Work work, tuple optimizer, Faults faults, Stream on):
         """Fused update; rows that would not be finite are left out and go to `faults`."""
         cdef mpe_status status
+        cdef int32_t previous
         cdef mpe_optimizer o
         cdef mpe_error* nonfinite = faults.found + 1 + self.number
         o.kind, o.decay_mode, o.lr, o.eps, o.weight_decay = optimizer
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.update(&self.c, &o, &lookups.c, &lookups.u,
                                                 work.unique_slots, &work.outputs, nonfinite,
                                                 on.handle)
-        self.device.check(status, "update")
+        self.device.leave(previous, status, "update")
 
     def row_of(self, int64_t key):
         """Return the name of a linear row id's table, and its row there."""
@@ -247,18 +272,22 @@ cdef class Group:
     def read_rows(self, Keys keys, View out, Stream on):
         """Current values of rows as FP32."""
         cdef mpe_status status
+        cdef int32_t previous
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.read_rows(&self.c, keys.keys, keys.n, <float*>out.data,
                                                    on.handle)
-        self.device.check(status, "rows")
+        self.device.leave(previous, status, "rows")
 
     def write_rows(self, Keys keys, View values, Stream on):
         """Set rows (no duplicates) to storable values."""
         cdef mpe_status status
+        cdef int32_t previous
+        previous = self.device.enter()
         with nogil:
             status = self.device.kernels.write_rows(&self.c, keys.keys, keys.n,
                                                     <const float*>values.data, on.handle)
-        self.device.check(status, "set_rows")
+        self.device.leave(previous, status, "set_rows")
 
 
 cdef class Keys:

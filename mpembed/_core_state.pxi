@@ -4,8 +4,7 @@
 cdef class Clock:
     """The write step of a collection: one value where the kernels run.
 
-    `taken` is the host's own count. Where kernels run by themselves (in a CUDA graph) the value
-    goes ahead of it.
+    `taken` is the host's own count.
     """
 
     cdef Device device
@@ -19,6 +18,11 @@ cdef class Clock:
         self.step = <uint64_t*>self.memory.data
         self.set(start, on)
 
+    @property
+    def nbytes(self):
+        """Bytes in a device's memory."""
+        return 0 if self.device.immediate else self.memory.nbytes
+
     def set(self, uint64_t step, Stream on):
         """Continue from a step."""
         self.taken = step
@@ -29,10 +33,14 @@ cdef class Clock:
 
     def advance(self, Stream on):
         """Take a step: for a call that may write."""
+        cdef mpe_status status
+        cdef int32_t previous
         if self.device.immediate:
             self.step[0] += 1
         else:
-            self.device.check(self.device.kernels.advance(self.step, on.handle), "taking a step")
+            previous = self.device.enter()
+            status = self.device.kernels.advance(self.step, on.handle)
+            self.device.leave(previous, status, "taking a step")
         self.taken += 1
 
     def retreat(self):
@@ -63,6 +71,11 @@ cdef class Faults:
         self.memory = little(on, self.count * sizeof(mpe_error), lasting)
         self.found = <mpe_error*>self.memory.data
         self.clear(on)
+
+    @property
+    def nbytes(self):
+        """Bytes in a device's memory."""
+        return 0 if self.device.immediate else self.memory.nbytes
 
     def clear(self, Stream on):
         """Forget everything."""

@@ -29,6 +29,7 @@ cdef class Stream:
 
     cdef readonly Device device
     cdef void* handle
+    cdef object owner  # what the caller gave, which keeps the stream from being destroyed; or None
 
     cdef int synchronize(self, str what) except -1
     cdef int follow(self, void* other) except -1
@@ -42,10 +43,12 @@ cdef class Memory:
     cdef void* data
     cdef readonly int64_t nbytes
     cdef int32_t placement  # -1: borrowed in the order of `stream`
-    cdef void* stream  # the last one that uses it
+    cdef Stream home  # in whose order it goes back; None where it is not borrowed
+    cdef Stream written  # the last one that writes it, for all tensors in it; None: the default one
     cdef list readers  # streams outside the library that may still read it, as Streams
 
     cdef int moved_to(self, Stream on) except -1
+    cdef Stream writer(self)
 
 
 @cython.final
@@ -74,7 +77,7 @@ cdef class Call:
     cdef Stream stream  # None: that of the last call
 
 
-cdef Stream stream_at(Device device, void* handle)
+cdef Stream stream_at(Device device, void* handle, object owner=?)
 cdef Memory borrow(Stream on, int64_t nbytes)
 cdef Memory allocate(Device device, int64_t nbytes, int32_t placement)
 cdef int upload(Stream on, void* to, const void* source, int64_t nbytes) except -1

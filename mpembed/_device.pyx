@@ -110,7 +110,8 @@ cdef class Device:
         ----------
         given : None, int or object
             None is the legacy default stream, an int a handle (0 is the default stream too), an
-            object has ``__cuda_stream__``. On the CPU only None.
+            object has ``__cuda_stream__`` and is kept for as long as its stream is needed. On the
+            CPU only None.
         """
         if given is None:
             return self.ordinary
@@ -119,7 +120,10 @@ cdef class Device:
         handle = _handle_of(given)
         if handle < 0 or handle >= 1 << 64:
             raise ValueError(f"stream must be the handle of a stream, got {handle}")
-        return stream_at(self, <void*><uintptr_t>handle)
+        if handle == 2:  # the same name in every thread, of as many streams
+            raise ValueError("stream must not be CUDA's per-thread default stream (2), which is "
+                             "another one in each thread; pass a stream of your own")
+        return stream_at(self, <void*><uintptr_t>handle, given)
 
     def synchronize(self, stream=None):
         """Wait until all work that a stream was given is done."""
@@ -190,9 +194,9 @@ cdef class Stream:
         return f"<stream {<uintptr_t>self.handle:#x} of {self.device.name}>"
 
 
-cdef Stream stream_at(Device device, void* handle):
+cdef Stream stream_at(Device device, void* handle, object owner=None):
     cdef Stream made = Stream.__new__(Stream)
-    made.device = device
+    made.device, made.owner = device, owner
     # Two names of the same stream, of which one is as good as the other.
     made.handle = NULL if <uintptr_t>handle == 1 else handle
     return made
@@ -212,12 +216,14 @@ cdef class Memory:
 
     cdef int moved_to(self, Stream on) except -1:
         """Give the memory back in the order of another stream, which already follows the last."""
-        self.stream = on.handle
+        self.home = on
         return 0
+
+    cdef Stream writer(self):
+        return self.device.ordinary if self.written is None else self.written
 
     def __dealloc__(self):
         cdef int32_t previous = 0
-        cdef Stream last
         if self.data == NULL:
             return
         if self.device.immediate:
@@ -229,10 +235,9 @@ cdef class Memory:
                 self.device.kernels.release(self.data, self.placement)
         else:
             if self.readers:
-                last = stream_at(self.device, self.stream)
                 for reader in self.readers:
-                    last.follow((<Stream>reader).handle)
-            self.device.kernels.give_back(self.data, self.stream)
+                    self.home.follow((<Stream>reader).handle)
+            self.device.kernels.give_back(self.data, self.home.handle)
         self.device.leave(previous, MPE_OK, "")
 
 
@@ -259,7 +264,7 @@ cdef Memory borrow(Stream on, int64_t nbytes):
         failing -= 1
         if failing == 0:
             raise MemoryError("fail_borrow")
-    made.device, made.nbytes, made.placement, made.stream = on.device, nbytes, -1, on.handle
+    made.device, made.nbytes, made.placement, made.home = on.device, nbytes, -1, on
     if on.device.immediate:
         made.data = PyMem_RawMalloc(nbytes)
         if made.data == NULL:

@@ -34,23 +34,23 @@ cdef class Calls:
 
     cdef int begin(self, Stream on) except -1:
         cdef mpe_status status = MPE_OK
-        self.depth += 1
-        if self.depth > 1:
+        if self.depth > 0:
+            self.depth += 1
             return 0
         self.previous = self.device.enter()
-        if on is None or on.handle == self.last.handle:
-            return 0
         try:
-            if self.event == NULL:  # the arrays were filled on the stream before any call
-                on.follow(self.last.handle)
-            else:
-                status = self.device.kernels.wait(self.event, on.handle)
-                self.device.check(status, "ordering streams")
+            if on is not None and on.handle != self.last.handle:
+                if self.event == NULL:  # the arrays were filled on the stream before any call
+                    on.follow(self.last.handle)
+                else:
+                    status = self.device.kernels.wait(self.event, on.handle)
+                    self.device.check(status, "ordering streams")
         except BaseException:
-            self.depth -= 1
             self.device.leave(self.previous, MPE_OK, "")
             raise
-        self.last = on
+        if on is not None:
+            self.last = on  # the same stream too: this object may be what keeps it
+        self.depth = 1
         return 0
 
     cdef int end(self) except -1:

@@ -239,11 +239,11 @@ cdef View from_tensor(Tensor tensor, str name, Stream on):
         refuse_device(name, v.device.device_type, v.device.device_id, on)
     if on is None or on.device.immediate:
         on = tensor.memory.device.stream(None)
-        on.follow(tensor.stream)
+        on.follow(tensor.memory.writer().handle)
         on.synchronize("waiting for a tensor in host memory")
     else:
         tensor.readable_on(on)
-        tensor.stream = on.handle  # which may write it
+        tensor.memory.written = on  # which may write it
     return v
 
 

@@ -18,7 +18,6 @@ cdef class Tensor:
     cdef int64_t extent[MAX_NDIM]
     cdef DLDataType type
     cdef readonly bint read_only
-    cdef void* stream  # the last one that writes it
     cdef object __weakref__
 
     cdef DLDevice place(self) noexcept

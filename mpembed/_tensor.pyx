@@ -4,7 +4,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsul
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
@@ -79,8 +79,7 @@ cdef class Tensor:
 
         array = empty(self.shape, self.dtype)
         if array.size:
-            download(stream_at(self.memory.device, self.stream), cnp.PyArray_DATA(array),
-                     self.data, array.nbytes)
+            download(self.memory.writer(), cnp.PyArray_DATA(array), self.data, array.nbytes)
         return array
 
     def __len__(self):
@@ -107,9 +106,10 @@ cdef class Tensor:
 
     cdef int readable_on(self, Stream on) except -1:
         """Order what `on` is given after the work that writes the tensor."""
-        if on.handle == self.stream:
+        cdef Stream writer = self.memory.writer()
+        if on.handle == writer.handle:
             return 0
-        on.follow(self.stream)
+        on.follow(writer.handle)
         if self.memory.placement < 0:  # it may not go back before that stream has read it
             if self.memory.readers is None:
                 self.memory.readers = []
@@ -129,8 +129,8 @@ cdef class Tensor:
         Parameters
         ----------
         stream : int, optional
-            1 or None the legacy default stream, 2 the per-thread one, -1 no ordering, else a
-            handle.
+            1 or None the legacy default stream, 2 the per-thread one (the tensor has to be
+            dropped by the same thread), -1 no ordering, else a handle.
         max_version : tuple of int, optional
             The consumer's DLPack; without it, or before 1.0, a legacy capsule is made.
         dl_device : tuple of int, optional
@@ -145,9 +145,9 @@ cdef class Tensor:
                 raise BufferError(f"the tensor lies on {self.device}, not on {tuple(dl_device)}")
             array = self.numpy()
             return array.__dlpack__(max_version=max_version)
-        order_for_consumer(self, stream)
         if copy:
-            source = copied(self, stream_at(self.memory.device, self.stream))
+            source = copied(self)
+        order_for_consumer(source, stream)
         if max_version is not None and max_version[0] >= 1:
             return versioned_capsule(source, bool(copy))
         if source.read_only:
@@ -166,7 +166,7 @@ cdef class Tensor:
             "typestr": self.dtype.str,
             "data": (<uintptr_t>self.data if self.size else 0, bool(self.read_only)),
             "strides": None,
-            "stream": stream_at(self.memory.device, self.stream).number,
+            "stream": self.memory.writer().number,
         }
 
 
@@ -175,28 +175,32 @@ cdef str dtype_name(Tensor t):
 
 
 cdef int order_for_consumer(Tensor t, object stream) except -1:
-    cdef Stream own = stream_at(t.memory.device, t.stream)
+    cdef uintptr_t handle
     if stream is not None and (isinstance(stream, bool) or not isinstance(stream, int)):
         raise TypeError(f"stream must be an int or None, got {type(stream).__name__}")
     if t.memory.placement == MPE_PLACEMENT_HOST:  # read by the host, which knows no streams
-        return own.synchronize("waiting for the tensor")
+        return t.memory.writer().synchronize("waiting for the tensor")
     if stream is not None and (stream == 0 or stream < -1):
         raise ValueError(f"stream must not be {stream}: 1 is the default stream, 2 the per-thread "
                          "one, -1 means no ordering")
     if stream == -1:
         return 0
-    return t.readable_on(t.memory.device.stream(1 if stream is None else stream))
+    if stream != 2:
+        return t.readable_on(t.memory.device.stream(1 if stream is None else stream))
+    handle = 2  # refused elsewhere; here it is the calling thread's, as the protocol has it
+    return t.readable_on(stream_at(t.memory.device, <void*>handle))
 
 
 # ---- making ----------------------------------------------------------------------------------
 
 
-cdef Tensor new_tensor(Memory memory, tuple shape, object dtype, void* stream):
+cdef Tensor new_tensor(Memory memory, tuple shape, object dtype, Stream written):
     cdef Tensor t = Tensor.__new__(Tensor)
     cdef int i
     if len(shape) > MAX_NDIM:
         raise ValueError(f"shape {shape} has {len(shape)} dimensions, at most {MAX_NDIM}")
-    t.memory, t.data, t.stream = memory, <char*>memory.data, stream
+    t.memory, t.data = memory, <char*>memory.data
+    memory.written = written
     t.ndim = len(shape)
     for i in range(t.ndim):
         t.extent[i] = shape[i]
@@ -213,23 +217,33 @@ def lasting(Device device, shape, dtype, int placement):
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes > INT64_MAX:
         raise MemoryError(f"shape {shape} of dtype {dtype} exceeds the address space")
-    return new_tensor(allocate(device, nbytes, placement), tuple(shape), dtype, NULL)
+    return new_tensor(allocate(device, nbytes, placement), tuple(shape), dtype, None)
 
 
 def transient(Stream on, shape, dtype):
     """Return a tensor in memory of the stream's pool, not initialised."""
     dtype = np.dtype(dtype)
     nbytes = math.prod(shape) * dtype.itemsize
-    return new_tensor(borrow(on, nbytes), tuple(shape), dtype, on.handle)
+    return new_tensor(borrow(on, nbytes), tuple(shape), dtype, on)
 
 
-cdef Tensor copied(Tensor source, Stream on):
+cdef Tensor copied(Tensor source):
+    """Return a copy in memory of the same kind, made behind what writes the source."""
     cdef Device device = source.memory.device
-    cdef Tensor made = transient(on, source.shape, source.dtype)
+    cdef Stream on = source.memory.writer()
+    cdef Tensor made
     cdef int64_t nbytes = source.nbytes
     cdef mpe_status status
-    cdef int32_t previous = device.enter()
+    cdef int32_t previous
+    if source.memory.placement == MPE_PLACEMENT_HOST:  # __dlpack_device__ said so
+        made = lasting(device, source.shape, source.dtype, MPE_PLACEMENT_HOST)
+        made.type = source.type
+        on.synchronize("waiting for the tensor")
+        memcpy(made.data, source.data, nbytes)
+        return made
+    made = transient(on, source.shape, source.dtype)
     made.type = source.type
+    previous = device.enter()
     status = device.kernels.copy(made.data, source.data, nbytes, on.handle)
     device.leave(previous, status, "copying")
     return made
@@ -240,7 +254,7 @@ def from_view(View source, Stream on):
     cdef Tensor made
     cdef int64_t nbytes = source.size * (source.type.bits // 8)
     bits = np.dtype(f"u{source.type.bits // 8}")
-    made = new_tensor(borrow(on, nbytes), source.shape, bits, on.handle)
+    made = new_tensor(borrow(on, nbytes), source.shape, bits, on)
     made.type = source.type
     if nbytes:
         upload(on, made.data, source.data, nbytes)
@@ -289,14 +303,14 @@ def read_only(Tensor t, Stream written):
     made.memory, made.data, made.ndim, made.type = t.memory, t.data, t.ndim, t.type
     made.extent = t.extent
     made.read_only = True
-    made.stream = written.handle
+    made.memory.written = written
     return made
 
 
 def row(Tensor t, int64_t i):
     """Return row i of a tensor's first dimension, which shares its memory."""
     cdef Tensor made = Tensor.__new__(Tensor)
-    made.memory, made.type, made.ndim, made.stream = t.memory, t.type, t.ndim - 1, t.stream
+    made.memory, made.type, made.ndim = t.memory, t.type, t.ndim - 1
     for j in range(made.ndim):
         made.extent[j] = t.extent[j + 1]
     made.data = t.data + i * <int64_t>made.nbytes
@@ -307,7 +321,7 @@ def piece(Tensor t, int64_t begin, int64_t end):
     """Return elements [begin, end) of a tensor's first dimension, which share its memory."""
     cdef Tensor made = Tensor.__new__(Tensor)
     cdef int64_t each
-    made.memory, made.type, made.ndim, made.stream = t.memory, t.type, t.ndim, t.stream
+    made.memory, made.type, made.ndim = t.memory, t.type, t.ndim
     made.extent = t.extent
     made.extent[0] = 1
     each = made.nbytes

@@ -53,8 +53,9 @@ class EmbeddingBagCollection:
     every bit is in ``docs/numerics.md``. Calls from several threads are taken one after the other.
 
     On a device a call returns when its work is queued on `stream` (None is the legacy default
-    stream; an int is a handle, any other object has ``__cuda_stream__``), and calls on different
-    streams keep their order. Arguments may be changed or freed in the order of that stream. What
+    stream; an int is a handle, whose stream must outlive the collection's last call; any other
+    object has ``__cuda_stream__`` and is kept as long as needed), and calls on different streams
+    keep their order. Arguments may be changed or freed in the order of that stream. What
     is wrong with offsets, indices or updates is found later: such a batch changes nothing but the
     step and the cache's clock, and `check` or the next call that waits for the device (`stats`,
     `rows`, `set_rows`, `flush`, `save`) raises the error.
@@ -341,10 +342,11 @@ class EmbeddingBagCollection:
             ``tables``: table name -> bytes of ``codes``, ``row_parameters``, ``optimizer_state``.
             ``caches``: ``dim{D}`` -> bytes of ``cache_rows``, ``tags``, ``policy_state``,
             ``sketch`` (a cache is shared by the tables of a dimension). ``statistics``,
-            ``descriptors`` (a device's), ``workspace`` (open batches), ``total``, and of that
-            ``pinned_host``: tables with ``placement="host"``. ``fp32_total``: the same tables in
-            FP32 with the same optimizer and no cache. ``ratio``: fp32_total / total;
-            ``ratio_embeddings``: the same with the optimizer's state left out on both sides.
+            ``descriptors`` (on a device: of the tables, the step, errors found), ``workspace``
+            (open batches), ``total``, and of that ``pinned_host``: tables with
+            ``placement="host"``. ``fp32_total``: the same tables in FP32 with the same optimizer
+            and no cache. ``ratio``: fp32_total / total; ``ratio_embeddings``: the same with the
+            optimizer's state left out on both sides.
         """
         with self._calls.again():
             return memory_report(self._storage, self._engine.workspace)

@@ -79,6 +79,8 @@ def to_device(array: Any, device: str) -> Any:
     source = of_dlpack(*device_pair(array, "array"))
     values = view(array, "array", source.stream(None))
     require(values, sum(DTYPES.values()))
+    if source is not target:  # whose streams know nothing of each other
+        source.synchronize()
     if not target.immediate:
         return from_view(values, target.stream(None))
     return _core.host_copy(values, source.stream(None), True)

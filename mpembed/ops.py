@@ -1,8 +1,9 @@
-"""Stateless kernels on any DLPack tensor in CPU memory.
+"""Stateless kernels on any DLPack tensor in CPU memory or on a CUDA device.
 
-Inputs are read in place and must be C-contiguous; results are NumPy arrays, or `out`, which may be
-any writable DLPack tensor and is returned. What is written shares no memory with what is read.
-`stream` is for devices and must be None on the CPU.
+A call runs where its first array lies, and all others must lie there too. Inputs are read in place
+and must be C-contiguous. Results are NumPy arrays on the CPU and `mpembed.Tensor` on a device, or
+`out`, which may be any writable DLPack tensor and is returned. What is written shares no memory
+with what is read. `stream` is as in `EmbeddingBagCollection`, and must be None on the CPU.
 Rounding and layouts: ``docs/numerics.md``.
 """
 

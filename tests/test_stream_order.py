@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mpembed import _tensor
-from mpembed._device import Calls, Device
+import mpembed as mpe
+from mpembed import _tensor, devices
+from mpembed._device import PINNED_HOST, Calls, Device
+from mpembed._dlpack import view
 
 I32, I64, VOID = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 # The beginning of mpe_backend: the memory functions; the kernels behind them stay NULL.
@@ -91,6 +94,11 @@ class Fake:
         out[0] = self.events
         return 0
 
+    def do_allocate(self, nbytes: int, placement: int, out: Any) -> int:
+        self.kept.append(ctypes.create_string_buffer(nbytes))
+        out[0] = ctypes.addressof(self.kept[-1])
+        return 0
+
     def do_borrow(self, nbytes: int, stream: int | None, out: Any) -> int:
         self.blocks += 4096
         out[0] = self.blocks
@@ -159,6 +167,22 @@ def test_the_device_is_set_back_after_an_error(fake: Fake, device: Device) -> No
     assert ("record", 102, 10) in fake.take()
 
 
+def test_a_call_that_cannot_begin_leaves_nothing_behind(fake: Fake, device: Device) -> None:
+    calls = Calls(device, threading.RLock())
+    with calls.on(10):
+        pass
+    fake.take()
+    working = fake.table.current_device
+    broken = ctypes.CFUNCTYPE(I32, *FUNCTIONS["current_device"])(lambda out: 6)
+    fake.table.current_device = ctypes.cast(broken, VOID)
+    with pytest.raises(RuntimeError, match="asking for the device"), calls.on(20):
+        pass
+    fake.table.current_device = working
+    with calls.on(20) as on:  # a call of its own, not one inside of the failed one
+        assert (on.address, fake.device) == (20, 1)
+    assert fake.take() == [("wait", 102, 20), ("record", 102, 20)]
+
+
 def test_a_tensor_goes_back_after_its_readers(fake: Fake, device: Device) -> None:
     tensor = _tensor.transient(device.stream(10), (4,), np.float32)
     address = tensor.address
@@ -172,6 +196,101 @@ def test_a_tensor_goes_back_after_its_readers(fake: Fake, device: Device) -> Non
     del tensor
     assert fake.take() == [("record", 103, 20), ("wait", 103, 10), ("destroy_event", 103),
                            ("give_back", address, 10)]  # fmt: skip
+
+
+def test_a_copy_is_made_before_its_consumer_waits(fake: Fake, device: Device) -> None:
+    tensor = _tensor.transient(device.stream(10), (4,), np.float32)
+    address = tensor.address
+    capsule = tensor.__dlpack__(stream=20, max_version=(1, 1), copy=True)
+    copy = address + 4096
+    assert fake.take() == [("copy", copy, address, 16, 10), ("record", 101, 10),
+                           ("wait", 101, 20), ("destroy_event", 101)]  # fmt: skip
+    del capsule  # the copy was read on 20, the tensor was not
+    assert fake.take() == [("record", 102, 20), ("wait", 102, 10), ("destroy_event", 102),
+                           ("give_back", copy, 10)]  # fmt: skip
+    del tensor
+    assert fake.take() == [("give_back", address, 10)]
+
+
+def test_a_copy_of_pinned_memory_waits_for_its_writer(fake: Fake, device: Device) -> None:
+    tensor = _tensor.lasting(device, (4,), np.float32, PINNED_HOST)
+    view(tensor, "x", device.stream(10))
+    ctypes.memset(tensor.address, 1, 16)
+    fake.take()
+    copy = np.from_dlpack(Copying(tensor))
+    assert fake.take()[0] == ("synchronize", 10)
+    assert copy.ctypes.data != tensor.address
+    assert copy.tobytes() == b"\1" * 16
+
+
+class Copying:
+    """An exporter that hands on copies."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    def __dlpack_device__(self) -> Any:
+        return self.tensor.__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.tensor.__dlpack__(**options | {"copy": True})
+
+
+def test_tensors_in_one_memory_know_its_last_writer(fake: Fake, device: Device) -> None:
+    tensor = _tensor.transient(device.stream(10), (4, 2), np.float32)
+    parts = [_tensor.piece(tensor, 0, 2), _tensor.row(tensor, 1)]
+    view(tensor, "x", device.stream(20))
+    fake.take()
+    event = fake.events
+    for part in parts:  # what stream 20 may have written, stream 10 waits for
+        event += 1
+        view(part, "x", device.stream(10))
+        assert fake.take() == [("record", event, 20), ("wait", event, 10), ("destroy_event", event)]
+        event += 1
+        view(tensor, "x", device.stream(20))
+        assert fake.take() == [("record", event, 10), ("wait", event, 20), ("destroy_event", event)]
+    assert _tensor.read_only(tensor, device.stream(30)).__cuda_array_interface__["stream"] == 30
+    assert parts[0].__cuda_array_interface__["stream"] == 30
+
+
+def test_a_copy_to_another_device_waits_for_its_source(
+    fake: Fake, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Fake()
+    other.said = fake.said  # one list, in order
+    monkeypatch.setitem(devices._known, "cuda:1", device)
+    monkeypatch.setitem(devices._known, "cuda:2", Device(other.capsule, 2))
+    tensor = _tensor.transient(device.stream(10), (4,), np.float32)
+    fake.said.clear()
+    copy = mpe.to_device(tensor, "cuda:2")
+    names = [one for one in fake.said if one[0] != "use"]
+    assert names == [("record", 101, 10), ("wait", 101, 0), ("destroy_event", 101),
+                     ("synchronize", 0), ("copy", copy.address, tensor.address, 16, 0),
+                     ("synchronize", 0)]  # fmt: skip
+
+
+class Owner:
+    """An object that owns a stream."""
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, 40
+
+
+def test_a_stream_lives_as_long_as_it_is_needed(device: Device) -> None:
+    owners = [Owner() for _ in range(3)]
+    alive = [weakref.ref(owner) for owner in owners]
+    calls = Calls(device, threading.RLock())
+    with calls.on(40), calls.on(owners[0]):
+        pass
+    with calls.on(owners[0]):  # its handle is that of the call before, which kept nothing
+        pass
+    tensor = _tensor.transient(device.stream(owners[1]), (4,), np.float32)
+    used = _tensor.transient(device.stream(10), (4,), np.float32)
+    view(used, "x", device.stream(owners[2]))
+    del owners
+    assert all(one() is not None for one in alive)
+    del calls, tensor, used
+    assert all(one() is None for one in alive)
 
 
 def test_what_the_runtime_says_is_told(fake: Fake, device: Device) -> None:

@@ -100,6 +100,13 @@ class Lender:
         return self.tensor.__dlpack__(**options)
 
 
+class Copying(Lender):
+    """An exporter that hands on copies."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.tensor.__dlpack__(**options | {"copy": True})
+
+
 @pytest.mark.parametrize("versioned", [True, False])
 def test_capsules_are_lent_and_given_back(versioned: bool, cuda: str, on: Any) -> None:
     tensor = mpe.to_device(X, cuda)
@@ -142,11 +149,6 @@ def test_streams_of_a_consumer(cuda: str) -> None:
 
 def test_copies_and_other_devices(cuda: str, on: Any) -> None:
     tensor = mpe.to_device(X, cuda)
-
-    class Copying(Lender):
-        def __dlpack__(self, **options: Any) -> Any:
-            return self.tensor.__dlpack__(copy=True, **options)
-
     seen = view(Copying(tensor), "x", on)
     assert seen.address != tensor.address
     np.testing.assert_array_equal(mpe.to_device(Copying(tensor), "cpu"), X)
@@ -183,6 +185,9 @@ def test_pinned_host_memory_is_read_by_both(cuda: str, on: Any) -> None:
     assert view(tensor, "x", on).address == tensor.address
     rows = mpe.ops.quantize(X, "int8")
     np.testing.assert_array_equal(mpe.ops.quantize(tensor, "int8"), rows)  # on the CPU
+    copy = np.from_dlpack(Copying(tensor))  # what __dlpack_device__ says: the host's memory too
+    _tensor.fill(tensor, 5, on)
+    np.testing.assert_array_equal(copy, X)
     for value in (0, 7):
         _tensor.fill(tensor, value, on)
         assert (tensor.numpy() == value).all()

@@ -26,6 +26,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 int64_t launches = 0;
+int64_t launches_on[16] = {};  // by the device that was set, which options.cpp keeps below 16
 int uninterrupted = 0;
 int64_t threads = 0;
 
@@ -260,6 +261,7 @@ cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel, voi
   l.grid = config.gridDim;
   l.block = config.blockDim;
   l.random = splitmix(options().seed ^ splitmix(static_cast<uint64_t>(launches++))) | 1;
+  ++launches_on[current_device()];
   launch = &l;
   blockDim = l.block;
   gridDim = l.grid;
@@ -282,4 +284,5 @@ cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel, voi
 }  // namespace simt
 
 extern "C" int64_t simt_launches(void) { return simt::launches; }
+extern "C" int64_t simt_launches_on(int device) { return simt::launches_on[device]; }
 extern "C" int64_t simt_threads(void) { return simt::threads; }

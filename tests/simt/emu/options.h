@@ -36,6 +36,7 @@ void simt_fail_alloc(int64_t n);
 int64_t simt_live_allocations(void);
 int64_t simt_live_bytes(void);
 int64_t simt_launches(void);
+int64_t simt_launches_on(int device);
 int64_t simt_threads(void);
 }
 
