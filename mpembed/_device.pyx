@@ -173,6 +173,14 @@ cdef class Stream:
             status = self.device.kernels.synchronize(self.handle)
         return self.device.leave(previous, status, what)
 
+    def clear(self, uintptr_t address, int64_t nbytes):
+        """Set the device's memory to zero, in the order of the stream."""
+        cdef mpe_status status
+        cdef int32_t previous = self.device.enter()
+        with nogil:
+            status = self.device.kernels.fill(<void*>address, 0, nbytes, self.handle)
+        self.device.leave(previous, status, "clearing results")
+
     cdef int follow(self, void* other) except -1:
         """Let what comes on this stream wait for what another one has been given."""
         cdef const mpe_backend* kernels = self.device.kernels

@@ -72,7 +72,9 @@ class Engine:
 
     def evaluate(self, batch: Batch, views: Any, on: Stream) -> None:
         """Forward without any change of state."""
-        for group, part in zip(self.groups, self._prepare(batch, on), strict=True):
+        lookups = self._prepare(batch, on)
+        self._clear_unpooled(views, on)
+        for group, part in zip(self.groups, lookups, strict=True):
             work = Work(group, part, views, True, on)
             if group.cached:
                 group.locate(part, work, on)
@@ -88,6 +90,7 @@ class Engine:
         ticket = self._reserve(batch, lookups, on) if known is None else known
         parts = ticket._parts(self.groups)
         work = [Work(group, part, views, True, on) for group, part in parts]
+        self._clear_unpooled(views, on)
         self.clock.advance(on)
         if self._implicit is not None:
             self.close(self._implicit)
@@ -112,6 +115,13 @@ class Engine:
         self._latest = ticket
         self._implicit = None if explicit else ticket
         return ticket
+
+    def _clear_unpooled(self, views: Any, on: Stream) -> None:
+        """On a device, outputs without bags read as zero where a batch turns out to be refused."""
+        if self.width is not None or self.device.immediate:
+            return
+        for view in views.values():
+            on.clear(view.address, 4 * view.size)
 
     def _same_batch(self, ticket: Ticket, batch: Batch, lookups: list[Lookups]) -> bool:
         """Whether a batch is the one of a prefetch.
@@ -171,6 +181,8 @@ class Engine:
         weight_grad = None
         if used.weighted:
             weight_grad = _arrays.result((used.num_indices,), np.float32, on)
+            if not self.device.immediate:  # a refused batch has no lookups that would write it
+                on.clear(_arrays.address(weight_grad), 4 * used.num_indices)
         for group, part in parts:
             part.dedup(group, on)
             work.append(Work(group, part, views, used.weighted, on))

@@ -77,6 +77,20 @@ def test_a_refused_batch_changes_nothing_but_the_step_and_the_clock(
     emb.check()
 
 
+def test_a_refused_batch_gives_zeros_without_bags_and_for_weights(cuda: str, send: Any) -> None:
+    tables = [mpe.TableConfig("a", 9, 4, pooling="none"), mpe.TableConfig("b", 9, 6, "int8")]
+    emb = mpe.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.1), device=cuda)
+    indices, offsets = np.array([1, 2, 99, 4, 5]), np.array([0, 2, 3, 4, 5])
+    weights = np.ones(5, np.float32)
+    out = emb.forward(*send(indices, offsets, weights))
+    assert all(not part.numpy().any() for part in out.values())
+    grads = {name: np.ones(part.shape, np.float32) for name, part in out.items()}
+    grad = emb.backward({name: send(value)[0] for name, value in grads.items()})
+    assert not grad.numpy().any()
+    with pytest.raises(IndexError):
+        emb.check()
+
+
 SYNCHRONISING = {
     "check": lambda e, ids, v: e.check(),
     "stats": lambda e, ids, v: e.stats(),
