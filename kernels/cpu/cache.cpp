@@ -1,4 +1,5 @@
 // The set-associative cache: admission with victims and write-back, release, flush, lookup of tags.
+#include "cpu/encode.h"
 #include "cpu/kernels.h"
 #include "cpu/radix.h"
 #include "cpu/sketch.h"
@@ -21,16 +22,17 @@ inline void prefetch_set(const mpe_cache& c, uint64_t key) {
 // Writes rows of the cache back to their tables, for one task.
 struct WriteBack {
   const mpe_group& g;
-  uint16_t* draws;
+  RowEncoder encoder;
   TaskStats stats;
 
-  // draws: room for those of every task, allocated before anything changes.
-  WriteBack(const mpe_group& group, const Buffer<uint16_t>& all_draws, int64_t task)
-      : g(group), draws(all_draws.get() + task * draws_size(group.dim)), stats(group) {}
+  // space: for every task, allocated before anything changes.
+  WriteBack(const mpe_group& group, const EncoderSpace& space, int64_t task)
+      : g(group), encoder(group, kDomainRow, space, task), stats(group) {}
 
-  void run(int64_t slot, uint64_t id, int32_t t) {
+  // The slot's row must stay until the encoder is flushed.
+  void add(int64_t slot, uint64_t id, int32_t t) {
     const mpe_table& table = g.tables[t];
-    encode(g, table, static_cast<int64_t>(id) - table.base, cache_row(g, slot), draws);
+    encoder.add(table, static_cast<int64_t>(id) - table.base, cache_row(g, slot));
     stats.add(t, MPE_stat_write_backs);
   }
 };
@@ -83,52 +85,86 @@ void touch_hits(const Admission& a, int64_t begin, int64_t end, TaskStats& stats
 // Way to fill for a miss, or -1: the lowest empty way, else the victim with the smallest rank.
 template <class P>
 int32_t choose_way(const mpe_cache& c, int64_t first, uint32_t clock) {
-  int32_t victim = -1;
-  uint32_t best = 0;
+  constexpr uint64_t kNone = ~uint64_t{0};
+  constexpr uint64_t kWayBits = 8;  // below the rank: of equal ranks the lowest way
+  uint64_t best = kNone;
   for (int32_t way = 0; way < c.ways; ++way) {
     const uint64_t tag = c.tags[first + way];
-    if ((tag & kTagIdMask) == kTagEmpty) return way;
-    if ((tag & kTagPinMask) != 0) continue;
-    const uint32_t rank = P::rank(c.meta[first + way], clock);
-    if (victim < 0 || rank < best) {
-      victim = way;
-      best = rank;
-    }
+    const uint64_t rank = uint64_t{P::rank(c.meta[first + way], clock)} + 1;
+    uint64_t here = rank << kWayBits | static_cast<uint64_t>(way);
+    here = (tag & kTagPinMask) != 0 ? kNone : here;
+    here = (tag & kTagIdMask) == kTagEmpty ? static_cast<uint64_t>(way) : here;
+    best = here < best ? here : best;
   }
-  return victim;
+  return best == kNone ? -1 : static_cast<int32_t>(best & ((1u << kWayBits) - 1));
 }
 
-// Step 4 for one miss.
+// Step 4 of one task's sets. Victims are written back and newcomers read several at a time: a
+// victim is no row of the batch, so that the order of the two does not matter.
 template <class P>
-void admit_row(const Admission& a, int64_t unique, uint32_t estimate, WriteBack& write_back) {
-  const uint64_t key = a.u.rows[unique];
-  const int32_t t = find_table(a.g, key);
-  const int64_t first = set_of(a.c, key) * a.c.ways;
-  const int32_t way = choose_way<P>(a.c, first, a.clock);
-  if (way < 0) {
-    write_back.stats.add(t, MPE_stat_conflict_misses);
-    return;
-  }
-  const int64_t slot = first + way;
-  const uint64_t old = a.c.tags[slot];
-  if ((old & kTagIdMask) != kTagEmpty) {
-    if (!P::admits(estimate, a.c.meta[slot])) {
-      write_back.stats.add(t, MPE_stat_rejected);
+class Admitter {
+ public:
+  Admitter(const Admission& a, const EncoderSpace& space, int64_t task)
+      : a_(a), write_back_(a.g, space, task) {}
+  ~Admitter() { settle(); }
+
+  void admit(int64_t unique, uint32_t estimate) {
+    const uint64_t key = a_.u.rows[unique];
+    const int32_t t = find_table(a_.g, key);
+    const int64_t first = set_of(a_.c, key) * a_.c.ways;
+    const int32_t way = choose_way<P>(a_.c, first, a_.clock);
+    if (way < 0) {
+      write_back_.stats.add(t, MPE_stat_conflict_misses);
       return;
     }
-    const uint64_t id = old & kTagIdMask;
-    const int32_t owner = find_table(a.g, id);
-    write_back.stats.add(owner, MPE_stat_evictions);
-    if ((old & kTagDirty) != 0) write_back.run(slot, id, owner);
-    if (P::kSketch) sketch_raise(a.c, id, a.c.meta[slot]);
+    const int64_t slot = first + way;
+    if (!evict(slot, estimate)) {
+      write_back_.stats.add(t, MPE_stat_rejected);
+      return;
+    }
+    a_.c.tags[slot] = key | kTagPin;
+    a_.c.meta[slot] = P::on_admit(a_.clock, estimate);
+    a_.slots[unique] = static_cast<int32_t>(slot);
+    newcomers_[n_++] = Newcomer{key, slot, t};
+    if (n_ == kMaxRows) settle();
   }
-  const mpe_table& table = a.g.tables[t];
-  decode(table, row_address(table, key, row_bytes_of(table, a.g.dim)), a.g.dim,
-         cache_row(a.g, slot));
-  a.c.tags[slot] = key | kTagPin;
-  a.c.meta[slot] = P::on_admit(a.clock, estimate);
-  a.slots[unique] = static_cast<int32_t>(slot);
-}
+
+ private:
+  struct Newcomer {
+    uint64_t key;
+    int64_t slot;
+    int32_t table;
+  };
+
+  // Whether the slot is free for a row of this estimate.
+  bool evict(int64_t slot, uint32_t estimate) {
+    const uint64_t old = a_.c.tags[slot], id = old & kTagIdMask;
+    if (id == kTagEmpty) return true;
+    if (!P::admits(estimate, a_.c.meta[slot])) return false;
+    prefetch_bytes(cache_row(a_.g, slot), a_.g.dim * 4, true);
+    const int32_t owner = find_table(a_.g, id);
+    write_back_.stats.add(owner, MPE_stat_evictions);
+    if ((old & kTagDirty) != 0) write_back_.add(slot, id, owner);
+    if (P::kSketch) sketch_raise(a_.c, id, a_.c.meta[slot]);
+    return true;
+  }
+
+  void settle() {
+    write_back_.encoder.flush();
+    for (int i = 0; i < n_; ++i) {
+      const Newcomer& row = newcomers_[i];
+      const mpe_table& table = a_.g.tables[row.table];
+      decode(table, row_address(table, row.key, row_bytes_of(table, a_.g.dim)), a_.g.dim,
+             cache_row(a_.g, row.slot));
+    }
+    n_ = 0;
+  }
+
+  const Admission& a_;
+  WriteBack write_back_;
+  int n_ = 0;
+  Newcomer newcomers_[kMaxRows];
+};
 
 // Misses as (set << 32 | unique row), ascending: within a set in the order of the row ids.
 uint64_t* sorted_misses(const Admission& a, int64_t misses, uint64_t* list, uint64_t* tmp) {
@@ -152,7 +188,7 @@ void prefetch_miss(const Admission& a, uint64_t miss) {
 // Steps 3 and 4. sorted: the misses; estimates: room for as many where the policy has a sketch.
 template <class P>
 void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, uint32_t* estimates,
-                  const Buffer<uint16_t>& draws) {
+                  const EncoderSpace& space) {
   const int64_t tasks = task_count(misses, kGrain);
   const auto each = [&](auto visit) {
     mpe::parallel(tasks, [&](int64_t t) {
@@ -171,11 +207,11 @@ void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, ui
     return i;
   };
   mpe::parallel(tasks, [&](int64_t t) {
-    WriteBack write_back(a.g, draws, t);
+    Admitter<P> admitter(a, space, t);
     const int64_t end = border(t + 1);
     for (int64_t i = border(t); i < end; ++i) {
       if (i + kAhead < misses) prefetch_miss(a, sorted[i + kAhead]);
-      admit_row<P>(a, miss_row(sorted[i]), P::kSketch ? estimates[i] : 0, write_back);
+      admitter.admit(miss_row(sorted[i]), P::kSketch ? estimates[i] : 0);
     }
   });
 }
@@ -191,10 +227,10 @@ template <class P>
 mpe_status admit(const Admission& a) {
   const int64_t misses = find_slots(a);
   const int64_t tasks = task_count(a.count, kGrain);
-  Buffer<uint16_t> draws(task_count(misses, kGrain) * draws_size(a.g.dim));
+  const EncoderSpace space(task_count(misses, kGrain), a.g.dim, false);
   Buffer<uint64_t> list(misses), tmp(misses);
   Buffer<uint32_t> estimates(P::kSketch ? misses : 0);
-  if (!draws.ok() || !list.ok() || !tmp.ok() || !estimates.ok()) return MPE_ERR_MEMORY;
+  if (!space.ok() || !list.ok() || !tmp.ok() || !estimates.ok()) return MPE_ERR_MEMORY;
   const uint64_t* sorted = sorted_misses(a, misses, list.get(), tmp.get());
   if (sorted == nullptr) return MPE_ERR_MEMORY;
 
@@ -203,7 +239,7 @@ mpe_status admit(const Admission& a) {
     TaskStats stats(a.g);
     touch_hits<P>(a, task_begin(a.count, tasks, t), task_begin(a.count, tasks, t + 1), stats);
   });
-  admit_misses<P>(a, sorted, misses, estimates.get(), draws);
+  admit_misses<P>(a, sorted, misses, estimates.get(), space);
   if (P::kSketch) {
     uint64_t& samples = a.c.counters[1];
     samples += static_cast<uint64_t>(a.count);
@@ -257,15 +293,15 @@ mpe_status cache_flush(const mpe_group* g, void*) {
   const mpe_cache& c = *g->cache;
   const int64_t slots = c.num_sets * c.ways;
   const int64_t tasks = task_count(slots, kGrain);
-  Buffer<uint16_t> draws(tasks * draws_size(g->dim));
-  if (!draws.ok()) return MPE_ERR_MEMORY;
+  const EncoderSpace space(tasks, g->dim, false);
+  if (!space.ok()) return MPE_ERR_MEMORY;
   mpe::parallel(tasks, [&](int64_t t) {
-    WriteBack write_back(*g, draws, t);
+    WriteBack write_back(*g, space, t);
     const int64_t end = task_begin(slots, tasks, t + 1);
     for (int64_t slot = task_begin(slots, tasks, t); slot < end; ++slot) {
       const uint64_t tag = c.tags[slot];
       if ((tag & kTagDirty) == 0) continue;
-      write_back.run(slot, tag & kTagIdMask, find_table(*g, tag & kTagIdMask));
+      write_back.add(slot, tag & kTagIdMask, find_table(*g, tag & kTagIdMask));
       c.tags[slot] = tag & ~kTagDirty;
     }
   });

@@ -5,7 +5,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/draws.h"
 #include "cpu/parallel.h"
 #include "mpembed/api.h"
 #include "mpembed/cache.h"
@@ -126,31 +125,6 @@ inline int64_t count_beyond(const float* x, int64_t dim, uint32_t max_abs_bits) 
   }
   return count;
 }
-
-// Encodes a storable row (or its state) with the group's rounding; draws has room for dim rounded
-// up to 8.
-template <class F>
-inline void encode_row(const mpe_group& g, int32_t table_id, int64_t row, RngDomain domain,
-                       const float* x, uint8_t* out, uint16_t* draws) {
-  const bool stochastic = !F::kExact && g.rounding == MPE_rounding_stochastic;
-  if (stochastic) {
-    const RowStream stream(g.seed, domain, static_cast<uint32_t>(table_id),
-                           static_cast<uint64_t>(row), *g.step);
-    fill_draw16(stream, g.dim, draws);
-  }
-  F::encode(x, g.dim, out, stochastic ? draws : nullptr);
-}
-
-inline void encode(const mpe_group& g, const mpe_table& table, int64_t row, const float* x,
-                   uint16_t* draws) {
-  with_format(table.precision, [&](auto f) {
-    using F = typename decltype(f)::type;
-    encode_row<F>(g, table.table_id, row, kDomainRow, x, table.rows + row * F::row_bytes(g.dim),
-                  draws);
-  });
-}
-
-inline int64_t draws_size(int64_t dim) { return ceil_div(dim, 8) * 8; }
 
 // Counts of one task, on their way to the tables' statistics. A task meets some tables of possibly
 // many thousand: what it costs must not grow with all of them.

@@ -1,6 +1,6 @@
 // Whole-matrix conversions: quantize, dequantize, bit packing, stochastic rounding, row writes and
 // initial values.
-#include "cpu/common.h"
+#include "cpu/encode.h"
 #include "cpu/kernels.h"
 #include "mpembed/init.h"
 
@@ -51,18 +51,16 @@ void unpack_row(const uint8_t* packed, int64_t dim, uint8_t* codes) {
   }
 }
 
-// Runs row(i, scratch) over n rows; scratch has dim floats and the row's draws.
+// Runs row(i, encoder) over n rows. `values`: the encoder has room for them.
 template <class Row>
-mpe_status over_rows(int64_t n, int64_t dim, Row row) {
-  const int64_t tasks = row_tasks(n, dim);
-  Buffer<float> values(tasks * dim);
-  Buffer<uint16_t> draws(tasks * draws_size(dim));
-  if (!values.ok() || !draws.ok()) return MPE_ERR_MEMORY;
+mpe_status over_rows(const mpe_group& g, int64_t n, bool values, Row row) {
+  const int64_t tasks = row_tasks(n, g.dim);
+  const EncoderSpace space(tasks, g.dim, values);
+  if (!space.ok()) return MPE_ERR_MEMORY;
   mpe::parallel(tasks, [&](int64_t t) {
-    float* v = values.get() + t * dim;
-    uint16_t* r = draws.get() + t * draws_size(dim);
+    RowEncoder encoder(g, kDomainRow, space, t);
     const int64_t end = task_begin(n, tasks, t + 1);
-    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) row(i, v, r);
+    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) row(i, encoder);
   });
   return MPE_OK;
 }
@@ -119,9 +117,8 @@ mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, i
   one.group.rounding = rounding;
   one.group.seed = seed;
   one.group.step = &step;
-  return over_rows(n, dim, [&](int64_t i, float*, uint16_t* draws) {
-    encode(one.group, one.table, i, x + i * dim, draws);
-  });
+  return over_rows(one.group, n, false,
+                   [&](int64_t i, RowEncoder& encoder) { encoder.add(one.table, i, x + i * dim); });
 }
 
 mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t precision, float* x,
@@ -179,14 +176,20 @@ mpe_status unpack_codes(const uint8_t* packed, int64_t n, int64_t dim, int32_t b
 mpe_status stochastic_round(const float* x, int64_t n, int32_t precision, uint64_t seed,
                             uint64_t step, uint16_t* out, void*) {
   constexpr int64_t kRow = 1024;  // part of the definition: element i is row i / 1024
-  return over_rows(ceil_div(n, kRow), kRow, [&](int64_t row, float*, uint16_t* draws) {
+  static_assert(kRow / 8 <= DrawBatch::kRoom && kRow / 8 % DrawBatch::kUnit == 0);
+  mpe::parallel(ceil_div(n, kRow), [&](int64_t row) {
     const int64_t begin = row * kRow, count = min64(kRow, n - begin);
-    fill_draw16(RowStream(seed, kDomainRound, 0, static_cast<uint64_t>(row), step), count, draws);
+    const RowStream stream(seed, kDomainRound, 0, static_cast<uint64_t>(row), step);
+    uint16_t draws[kRow];
+    DrawBatch batch;
+    batch.add(stream, 0, kRow / 8);
+    batch.run(seed, stream.c3, draws);
     for (int64_t i = 0; i < count; ++i) {
       out[begin + i] = precision == MPE_format_fp16 ? half_stochastic(x[begin + i], draws[i])
                                                     : bfloat_stochastic(x[begin + i], draws[i]);
     }
   });
+  return MPE_OK;
 }
 
 mpe_status write_rows(const mpe_group* g, const uint64_t* keys, int64_t n, const float* values,
@@ -195,7 +198,7 @@ mpe_status write_rows(const mpe_group* g, const uint64_t* keys, int64_t n, const
   Buffer<int32_t> slots(g->cache != nullptr ? n : 0);
   if (!slots.ok()) return MPE_ERR_MEMORY;
   if (g->cache != nullptr) cache_locate(g->cache, keys, n, slots.get(), nullptr);
-  return over_rows(n, g->dim, [&](int64_t i, float*, uint16_t* draws) {
+  return over_rows(*g, n, false, [&](int64_t i, RowEncoder& encoder) {
     const mpe_table& table = g->tables[find_table(*g, keys[i])];
     const float* x = values + i * g->dim;
     const int64_t slot = g->cache != nullptr ? slots[i] : -1;
@@ -203,16 +206,17 @@ mpe_status write_rows(const mpe_group* g, const uint64_t* keys, int64_t n, const
       memcpy(cache_row(*g, slot), x, static_cast<size_t>(g->dim) * sizeof(float));
       g->cache->tags[slot] |= kTagDirty;
     } else {
-      encode(*g, table, static_cast<int64_t>(keys[i]) - table.base, x, draws);
+      encoder.add(table, static_cast<int64_t>(keys[i]) - table.base, x);
     }
   });
 }
 
 mpe_status init_rows(const mpe_group* g, int32_t t, int32_t kind, float a, float b, void*) {
   const mpe_table& table = g->tables[t];
-  return over_rows(table.num_rows, g->dim, [&](int64_t row, float* x, uint16_t* draws) {
+  return over_rows(*g, table.num_rows, true, [&](int64_t row, RowEncoder& encoder) {
+    float* x = encoder.next(table.precision);
     init_values(*g, table.table_id, row, kind, a, b, x);
-    encode(*g, table, row, x, draws);
+    encoder.add(table, row, x);
   });
 }
 

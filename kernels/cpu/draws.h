@@ -1,4 +1,4 @@
-// The 16-bit draws of a whole row, several Philox blocks at a time.
+// The 16-bit draws of whole rows, many Philox blocks at a time.
 //
 // A block's four counter words sit in the low halves of 64-bit lanes: the widening multiply reads
 // only those, and what is left in the high halves never matters.
@@ -12,7 +12,9 @@
 
 MPE_BEGIN
 
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+constexpr int kDrawLanes = 8;
+#elif defined(__AVX2__)
 constexpr int kDrawLanes = 4;
 #else
 constexpr int kDrawLanes = 2;
@@ -20,7 +22,10 @@ constexpr int kDrawLanes = 2;
 typedef uint64_t DrawLanes __attribute__((vector_size(kDrawLanes * 8)));
 
 inline DrawLanes multiply_low_halves(DrawLanes a, DrawLanes b) {
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  // Not _mm512_mul_epu32: GCC 12 warns of what that one leaves undefined.
+  return (DrawLanes)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
   return (DrawLanes)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
   return (DrawLanes)_mm_mul_epu32((__m128i)a, (__m128i)b);
@@ -29,35 +34,93 @@ inline DrawLanes multiply_low_halves(DrawLanes a, DrawLanes b) {
 #endif
 }
 
-// kDrawLanes blocks from `first` on; `blocks` of them are stored.
-inline void draw_blocks(const RowStream& s, int64_t first, int64_t blocks, uint16_t* r) {
+// Counter words of kDrawLanes blocks.
+struct DrawCounters {
+  DrawLanes c0, c1, c2, c3;
+};
+
+// kVectors * kDrawLanes blocks at once: a round's steps wait for each other, vectors do not.
+template <int kVectors>
+inline void draw_rounds(uint64_t seed, DrawCounters* s) {
   const DrawLanes zero = {};
-  DrawLanes c0 = zero, c1 = zero + s.c1, c2 = zero + s.c2, c3 = zero + s.c3;
-  for (int l = 0; l < kDrawLanes; ++l) c0[l] = s.c0 | static_cast<uint32_t>(first + l);
   const DrawLanes m0 = zero + uint64_t{0xD2511F53u}, m1 = zero + uint64_t{0xCD9E8D57u};
-  uint32_t k0 = static_cast<uint32_t>(s.seed), k1 = static_cast<uint32_t>(s.seed >> 32);
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int i = 0; i < 10; ++i) {
-    const DrawLanes p0 = multiply_low_halves(c0, m0), p1 = multiply_low_halves(c2, m1);
-    c0 = (p1 >> 32) ^ c1 ^ (zero + k0);
-    c1 = p1;
-    c2 = (p0 >> 32) ^ c3 ^ (zero + k1);
-    c3 = p0;
+    const DrawLanes key0 = zero + k0, key1 = zero + k1;
+    for (int v = 0; v < kVectors; ++v) {
+      DrawCounters& c = s[v];
+      const DrawLanes p0 = multiply_low_halves(c.c0, m0), p1 = multiply_low_halves(c.c2, m1);
+      c.c0 = (p1 >> 32) ^ c.c1 ^ key0;
+      c.c1 = p1;
+      c.c2 = (p0 >> 32) ^ c.c3 ^ key1;
+      c.c3 = p0;
+    }
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  const DrawLanes low = (c0 & 0xFFFFFFFFu) | (c1 << 32), high = (c2 & 0xFFFFFFFFu) | (c3 << 32);
-  for (int64_t l = 0; l < blocks; ++l) {
+}
+
+// The draws of kDrawLanes blocks in the order of the blocks.
+inline void store_draws(const DrawCounters& s, uint16_t* r) {
+  const DrawLanes low = (s.c0 & 0xFFFFFFFFu) | (s.c1 << 32);
+  const DrawLanes high = (s.c2 & 0xFFFFFFFFu) | (s.c3 << 32);
+#if defined(__AVX512F__)
+  const __m512i first = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+  const __m512i second = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+  const __m512i a = (__m512i)low, b = (__m512i)high;
+  _mm512_storeu_si512(r, _mm512_permutex2var_epi64(a, first, b));
+  _mm512_storeu_si512(r + 32, _mm512_permutex2var_epi64(a, second, b));
+#else
+  for (int l = 0; l < kDrawLanes; ++l) {
     const uint64_t words[2] = {low[l], high[l]};
     memcpy(r + l * 8, words, sizeof words);
   }
+#endif
 }
 
-// r has room for dim rounded up to 8.
-inline void fill_draw16(const RowStream& s, int64_t dim, uint16_t* r) {
-  const int64_t blocks = (dim + 7) / 8;
-  for (int64_t b = 0; b < blocks; b += kDrawLanes) {
-    draw_blocks(s, b, blocks - b < kDrawLanes ? blocks - b : kDrawLanes, r + b * 8);
+// Collects rows of one step, table and domain, and draws for all of them.
+class DrawBatch {
+ public:
+  static constexpr int kVectors = 2;
+  static constexpr int64_t kUnit = kVectors * kDrawLanes;  // blocks
+  static constexpr int64_t kRoom = 256;                    // blocks
+
+  // Blocks of a row, from `first` on.
+  void add(const RowStream& s, int64_t first, int64_t blocks) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      c0_[n_] = s.c0 | static_cast<uint32_t>(first + b);
+      c1_[n_] = s.c1;
+      c2_[n_++] = s.c2;
+    }
   }
-}
+
+  // r: room for 8 draws of every block, rounded up to kUnit blocks. Empties the batch.
+  void run(uint64_t seed, uint32_t c3, uint16_t* r) {
+    const DrawLanes step = DrawLanes{} + c3;
+    for (int64_t b = n_; b % kUnit != 0; ++b) c0_[b] = c1_[b] = c2_[b] = 0;
+    for (int64_t b = 0; b < n_; b += kUnit) {
+      DrawCounters s[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = b + v * kDrawLanes;
+        s[v] = DrawCounters{load(c0_ + at), load(c1_ + at), load(c2_ + at), step};
+      }
+      draw_rounds<kVectors>(seed, s);
+      for (int v = 0; v < kVectors; ++v) store_draws(s[v], r + (b + v * kDrawLanes) * 8);
+    }
+    n_ = 0;
+  }
+
+  int64_t blocks() const { return n_; }
+
+ private:
+  static DrawLanes load(const uint64_t* p) {
+    DrawLanes lanes;
+    memcpy(&lanes, p, sizeof lanes);
+    return lanes;
+  }
+
+  int64_t n_ = 0;
+  alignas(64) uint64_t c0_[kRoom], c1_[kRoom], c2_[kRoom];
+};
 
 MPE_END

@@ -3,6 +3,7 @@
 #ifndef MPEMBED_FORMAT_AFFINE_H
 #define MPEMBED_FORMAT_AFFINE_H
 
+#include "mpembed/lanes.h"
 #include "mpembed/macros.h"
 #include "mpembed/philox.h"
 #include "mpembed/round.h"
@@ -76,70 +77,41 @@ struct HeaderFp16 {
   }
 };
 
-// The two codes around x as they decode, and how far x lies between them.
+// The two codes around x as they decode, and how far x lies between them. X and K are one value or
+// a vector of them: float and int32_t, or the types of kernels/cpu/lanes.h.
+template <class X, class K>
 struct AffineSplit {
-  int32_t k;
-  float p;
+  K k;
+  X p;
 };
 
-MPE_HD AffineSplit affine_split(float x, AffineHeader h, float inv, int32_t levels) {
-  int32_t k = static_cast<int32_t>((x - h.bias) * inv);
-  k = k < 0 ? 0 : k;
-  k = k > levels - 1 ? levels - 1 : k;
-  const float y0 = fmaf(static_cast<float>(k), h.scale, h.bias);
-  const float y1 = fmaf(static_cast<float>(k + 1), h.scale, h.bias);
-  const float gap = y1 - y0;
-  const float p = (x - y0) / (gap > 0.0f ? gap : 1.0f);
-  return AffineSplit{k, gap > 0.0f ? p : 0.0f};
+template <class X>
+MPE_HD auto affine_split(X x, AffineHeader h, float inv, int32_t levels) {
+  const auto k = clamp(to_int((x - h.bias) * inv), 0, levels - 1);
+  const X y0 = fused(to_float(k), h.scale, h.bias);
+  const X y1 = fused(to_float(k + 1), h.scale, h.bias);
+  const X gap = y1 - y0;
+  const X p = (x - y0) / select(gap > 0.0f, gap, 1.0f);
+  return AffineSplit<X, decltype(to_int(x))>{k, select(gap > 0.0f, p, 0.0f)};
 }
 
-MPE_HD uint32_t affine_clamp(int32_t code, int32_t levels) {
-  code = code < 0 ? 0 : code;
-  return static_cast<uint32_t>(code > levels ? levels : code);
+// r: 16-bit draws.
+template <class X, class K>
+MPE_HD K affine_stochastic(X x, AffineHeader h, float inv, int32_t levels, K r) {
+  const auto s = affine_split(x, h, inv, levels);
+  const K fixed = rn_to_int(s.p * 65536.0f);
+  return clamp(s.k + ((fixed + r) >> 16), 0, levels);
 }
 
-MPE_HD uint32_t affine_stochastic(float x, AffineHeader h, float inv, int32_t levels, uint32_t r) {
-  const AffineSplit s = affine_split(x, h, inv, levels);
-  const int32_t fixed = rn_to_int(s.p * 65536.0f);
-  return affine_clamp(s.k + ((fixed + static_cast<int32_t>(r)) >> 16), levels);
-}
-
-MPE_HD uint32_t affine_nearest(float x, AffineHeader h, float inv, int32_t levels) {
-  const AffineSplit s = affine_split(x, h, inv, levels);
-  const int32_t half_even = s.p == 0.5f ? (s.k & 1) : 0;
-  return affine_clamp(s.k + (s.p > 0.5f ? 1 : half_even), levels);
+template <class X>
+MPE_HD auto affine_nearest(X x, AffineHeader h, float inv, int32_t levels) {
+  const auto s = affine_split(x, h, inv, levels);
+  const auto half_even = select(s.p == 0.5f, s.k & 1, 0);
+  return clamp(s.k + select(s.p > 0.5f, 1, half_even), 0, levels);
 }
 
 MPE_HD float affine_value(uint32_t code, AffineHeader h) {
   return fmaf(static_cast<float>(static_cast<int32_t>(code)), h.scale, h.bias);
-}
-
-// Smallest and largest value of a row; lanes of 16 so that compilers vectorise.
-struct RowRange {
-  float mn, mx;
-};
-
-MPE_HD RowRange row_range(const float* x, int64_t dim) {
-  constexpr int kLanes = 16;
-  float mn[kLanes], mx[kLanes];
-  for (int l = 0; l < kLanes; ++l) mn[l] = mx[l] = x[0];
-  int64_t c = 0;
-  for (; c + kLanes <= dim; c += kLanes) {
-    for (int l = 0; l < kLanes; ++l) {
-      mn[l] = x[c + l] < mn[l] ? x[c + l] : mn[l];
-      mx[l] = x[c + l] > mx[l] ? x[c + l] : mx[l];
-    }
-  }
-  RowRange out{mn[0], mx[0]};
-  for (int l = 1; l < kLanes; ++l) {
-    out.mn = mn[l] < out.mn ? mn[l] : out.mn;
-    out.mx = mx[l] > out.mx ? mx[l] : out.mx;
-  }
-  for (; c < dim; ++c) {
-    out.mn = x[c] < out.mn ? x[c] : out.mn;
-    out.mx = x[c] > out.mx ? x[c] : out.mx;
-  }
-  return out;
 }
 
 template <int kBits, class Header>
@@ -188,8 +160,12 @@ struct Affine {
 
   // r: 16-bit draws of the row, or null for nearest. x storable (kMaxAbsBits).
   static MPE_HD void encode(const float* x, int64_t dim, uint8_t* row, const uint16_t* r) {
-    const RowRange range = row_range(x, dim);
-    const AffineHeader h = fit(range.mn, range.mx);
+    float mn = x[0], mx = x[0];
+    for (int64_t c = 1; c < dim; ++c) {
+      mn = smaller(x[c], mn);
+      mx = larger(x[c], mx);
+    }
+    const AffineHeader h = fit(mn, mx);
     store_header(row, dim, h);
     if (h.scale == 0.0f) {
       memset(row, 0, static_cast<size_t>(code_bytes(dim)));
@@ -202,30 +178,22 @@ struct Affine {
 
  private:
   template <bool kStochastic>
-  static MPE_HD uint32_t code(float x, AffineHeader h, float inv, const uint16_t* r, int64_t c) {
-    if (kStochastic) return affine_stochastic(x, h, inv, kLevels, r[c]);
-    return affine_nearest(x, h, inv, kLevels);
-  }
-
-  template <bool kStochastic>
-  static MPE_HD void encode_codes(const float* __restrict x, int64_t dim, uint8_t* __restrict row,
-                                  AffineHeader h, const uint16_t* __restrict r) {
+  static MPE_HD void encode_codes(const float* x, int64_t dim, uint8_t* row, AffineHeader h,
+                                  const uint16_t* r) {
     const float inv = 1.0f / h.scale;
-    const int64_t whole = dim / kPerByte;
-    for (int64_t b = 0; b < whole; ++b) {
-      uint32_t byte = 0;
-      for (int j = 0; j < kPerByte; ++j) {
+    for (int64_t b = 0; b < code_bytes(dim); ++b) {
+      int32_t byte = 0;
+      for (int j = 0; j < kPerByte && b * kPerByte + j < dim; ++j) {
         const int64_t c = b * kPerByte + j;
-        byte |= code<kStochastic>(x[c], h, inv, r, c) << (kBits * j);
+        int32_t code;
+        if constexpr (kStochastic) {
+          code = affine_stochastic(x[c], h, inv, kLevels, static_cast<int32_t>(r[c]));
+        } else {
+          code = affine_nearest(x[c], h, inv, kLevels);
+        }
+        byte |= code << (kBits * j);
       }
       row[b] = static_cast<uint8_t>(byte);
-    }
-    if (whole * kPerByte < dim) {
-      uint32_t byte = 0;
-      for (int64_t c = whole * kPerByte; c < dim; ++c) {
-        byte |= code<kStochastic>(x[c], h, inv, r, c) << (kBits * (c % kPerByte));
-      }
-      row[whole] = static_cast<uint8_t>(byte);
     }
   }
 };

@@ -1,0 +1,24 @@
+// What arithmetic is written with that runs on one value or on a vector of them: here the functions
+// on one value. A vector type brings its own, found by their argument's namespace.
+#ifndef MPEMBED_LANES_H
+#define MPEMBED_LANES_H
+
+#include "mpembed/macros.h"
+
+MPE_BEGIN
+
+MPE_HD int32_t to_int(float x) { return static_cast<int32_t>(x); }
+MPE_HD float to_float(int32_t k) { return static_cast<float>(k); }
+MPE_HD float fused(float a, float b, float c) { return fmaf(a, b, c); }
+MPE_HD float select(bool chosen, float a, float b) { return chosen ? a : b; }
+MPE_HD int32_t select(bool chosen, int32_t a, int32_t b) { return chosen ? a : b; }
+MPE_HD float smaller(float a, float b) { return a < b ? a : b; }
+MPE_HD float larger(float a, float b) { return a > b ? a : b; }
+MPE_HD int32_t clamp(int32_t k, int32_t low, int32_t high) {
+  k = k < low ? low : k;
+  return k > high ? high : k;
+}
+
+MPE_END
+
+#endif

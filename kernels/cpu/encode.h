@@ -1,0 +1,253 @@
+// Rows on their way into their tables' formats, several at a time: their draws come from one run of
+// Philox, and one row's chain of dependent steps hides behind another's.
+#pragma once
+
+#include "cpu/common.h"
+#include "cpu/draws.h"
+#include "cpu/lanes.h"
+
+MPE_BEGIN
+
+constexpr int64_t kCodeBlock = 16;  // columns at a time
+constexpr int64_t kMaxRows = 16;    // at a time
+
+inline void range_of(const float* x, int64_t dim, float* mn, float* mx) {
+  const auto min = [](auto a, auto b) { return smaller(a, b); };
+  const auto max = [](auto a, auto b) { return larger(a, b); };
+  int64_t c = 0;
+  *mn = *mx = x[0];
+  if (dim >= kLanes) {
+    Floats low = Floats::load(x), high = low;
+    for (c = kLanes; c + kLanes <= dim; c += kLanes) {
+      const Floats v = Floats::load(x + c);
+      low = min(v, low);
+      high = max(v, high);
+    }
+    *mn = fold(low, min);
+    *mx = fold(high, max);
+  }
+  for (; c < dim; ++c) {
+    *mn = min(x[c], *mn);
+    *mx = max(x[c], *mx);
+  }
+}
+
+// 16 codes of 8 / kPerByte bits, each in a byte of `codes`, packed into 16 / kPerByte bytes.
+typedef uint8_t CodeBytes __attribute__((vector_size(16)));
+template <int kPerByte>
+inline void store_codes(CodeBytes codes, uint8_t* out) {
+  if constexpr (kPerByte == 1) {
+    memcpy(out, &codes, 16);
+  } else {
+    typedef uint16_t Pairs __attribute__((vector_size(16)));
+    typedef uint8_t HalfBytes __attribute__((vector_size(8)));
+    Pairs pairs = reinterpret_cast<Pairs>(codes);
+    pairs = (pairs | (pairs >> (8 - 8 / kPerByte))) & 0xFF;
+    const HalfBytes bytes = __builtin_convertvector(pairs, HalfBytes);
+    if constexpr (kPerByte == 2) {
+      memcpy(out, &bytes, 8);
+    } else {
+      uint64_t v;  // four bits a byte
+      memcpy(&v, &bytes, 8);
+      v = (v | (v >> 4)) & 0x00FF00FF00FF00FFu;
+      v = (v | (v >> 8)) & 0x0000FFFF0000FFFFu;
+      const uint32_t four = static_cast<uint32_t>(v | (v >> 16));
+      memcpy(out, &four, 4);
+    }
+  }
+}
+
+inline Ints load_draws(const uint16_t* r) {
+  typedef uint16_t Draws __attribute__((vector_size(kLanes * 2)));
+  Draws draws;
+  memcpy(&draws, r, sizeof draws);
+  return Ints(__builtin_convertvector(draws, Ints::Vector));
+}
+
+// The codes of 16 columns, of which `out` gets 16 / kPerByte bytes.
+template <class F, bool kStochastic>
+inline void encode_block(const float* x, const uint16_t* r, AffineHeader h, float inv,
+                         uint8_t* out) {
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  uint8_t bytes[kCodeBlock];
+  for (int c = 0; c < kCodeBlock; c += kLanes) {
+    const Floats v = Floats::load(x + c);
+    Ints code(0);
+    if constexpr (kStochastic) {
+      code = affine_stochastic(v, h, inv, F::kLevels, load_draws(r + c));
+    } else {
+      code = affine_nearest(v, h, inv, F::kLevels);
+    }
+    const Bytes narrow = __builtin_convertvector(code.v, Bytes);
+    memcpy(bytes + c, &narrow, sizeof narrow);
+  }
+  CodeBytes codes;
+  memcpy(&codes, bytes, sizeof codes);
+  store_codes<F::kPerByte>(codes, out);
+}
+
+template <class F, bool kStochastic>
+inline void encode_codes(const float* x, const uint16_t* r, int64_t dim, AffineHeader h,
+                         uint8_t* row) {
+  const float inv = 1.0f / h.scale;
+  int64_t c = 0;
+  for (; c + kCodeBlock <= dim; c += kCodeBlock) {
+    encode_block<F, kStochastic>(x + c, r + c, h, inv, row + c / F::kPerByte);
+  }
+  if (c == dim) return;
+  float rest[kCodeBlock];  // what lies beyond the row gets code 0
+  uint8_t bytes[kCodeBlock];
+  for (int64_t i = 0; i < kCodeBlock; ++i) rest[i] = c + i < dim ? x[c + i] : h.bias;
+  encode_block<F, kStochastic>(rest, r + c, h, inv, bytes);
+  memcpy(row + c / F::kPerByte, bytes, static_cast<size_t>(F::code_bytes(dim) - c / F::kPerByte));
+}
+
+struct EncodedRow {
+  const float* x;
+  uint8_t* out;
+};
+
+// r: `stride` draws a row, a multiple of 16; null for nearest.
+template <class F>
+void encode_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t* r,
+                 int64_t stride) {
+  const auto draws = [&](int64_t i) { return r == nullptr ? nullptr : r + i * stride; };
+  if constexpr (F::kHeaderBytes == 0) {
+    for (int64_t i = 0; i < n; ++i) F::encode(rows[i].x, dim, rows[i].out, draws(i));
+  } else {
+    AffineHeader headers[kMaxRows];
+    for (int64_t i = 0; i < n; ++i) {
+      float mn, mx;
+      range_of(rows[i].x, dim, &mn, &mx);
+      headers[i] = F::fit(mn, mx);
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const AffineHeader h = headers[i];
+      F::store_header(rows[i].out, dim, h);
+      if (h.scale == 0.0f) {
+        memset(rows[i].out, 0, static_cast<size_t>(F::code_bytes(dim)));
+      } else if (r != nullptr) {
+        encode_codes<F, true>(rows[i].x, draws(i), dim, h, rows[i].out);
+      } else {
+        encode_codes<F, false>(rows[i].x, nullptr, dim, h, rows[i].out);
+      }
+    }
+  }
+}
+
+// Blocks of eight draws a row, an even number: columns are encoded 16 at a time.
+inline int64_t draw_blocks(int64_t dim) { return (dim + kCodeBlock - 1) / kCodeBlock * 2; }
+
+// How many rows of a dimension an encoder takes before it flushes.
+inline int64_t encoder_room(int64_t dim) {
+  const int64_t rows = DrawBatch::kRoom / draw_blocks(dim);
+  return rows < 1 ? 1 : (rows < kMaxRows ? rows : kMaxRows);
+}
+
+// The memory of the encoders of all tasks. `values`: with room for the rows themselves too.
+class EncoderSpace {
+ public:
+  EncoderSpace(int64_t tasks, int64_t dim, bool values)
+      : row_(draw_blocks(dim) * 8),
+        room_(encoder_room(dim)),
+        draws_(tasks * draws_size()),
+        values_(values ? tasks * room_ * row_ : 0) {}
+
+  bool ok() const { return draws_.ok() && values_.ok(); }
+  int64_t row() const { return row_; }
+  uint16_t* draws(int64_t task) const { return draws_.get() + task * draws_size(); }
+  float* values(int64_t task) const { return values_.get() + task * room_ * row_; }
+
+ private:
+  int64_t draws_size() const { return room_ * row_ + DrawBatch::kUnit * 8; }
+
+  const int64_t row_, room_;
+  Buffer<uint16_t> draws_;
+  Buffer<float> values_;
+};
+
+// Collects rows to encode with a group's rounding and step. Values must stay where they are until
+// flush(), which also comes by itself when the encoder is full, when the format changes, and at the
+// end of its life.
+class RowEncoder {
+ public:
+  RowEncoder(const mpe_group& g, RngDomain domain, const EncoderSpace& space, int64_t task)
+      : g_(g),
+        domain_(domain),
+        room_(encoder_room(g.dim)),
+        row_(space.row()),
+        draws_(space.draws(task)),
+        values_(space.values(task)) {}
+  ~RowEncoder() { flush(); }
+  RowEncoder(const RowEncoder&) = delete;
+  RowEncoder& operator=(const RowEncoder&) = delete;
+
+  // Where the values of the next row, in this format, may be put.
+  float* next(int32_t format) {
+    use(format);
+    return values_ + n_ * row_;
+  }
+
+  // x: storable values of a row, `out` its place in a table of this format.
+  void add(int32_t format, int32_t table_id, int64_t number, const float* x, uint8_t* out) {
+    use(format);
+    rows_[n_] = EncodedRow{x, out};
+    tables_[n_] = static_cast<uint32_t>(table_id);
+    numbers_[n_] = static_cast<uint64_t>(number);
+    if (++n_ == room_) flush();
+  }
+  void add(const mpe_table& table, int64_t number, const float* x) {
+    add(table.precision, table.table_id, number, x,
+        table.rows + number * row_bytes_of(table, g_.dim));
+  }
+
+  __attribute__((noinline)) void flush() {
+    if (n_ == 0) return;
+    with_format(format_, [&](auto f) {
+      using F = typename decltype(f)::type;
+      const bool stochastic = !F::kExact && g_.rounding == MPE_rounding_stochastic;
+      if (stochastic) draw();
+      encode_rows<F>(rows_, n_, g_.dim, stochastic ? draws_ : nullptr, row_);
+    });
+    n_ = 0;
+  }
+
+ private:
+  void use(int32_t format) {
+    if (format == format_) return;
+    flush();
+    format_ = format;
+  }
+
+  void draw() {
+    const int64_t blocks = draw_blocks(g_.dim);
+    uint16_t* r = draws_;
+    uint32_t c3 = 0;
+    for (int64_t i = 0; i < n_; ++i) {
+      const RowStream s(g_.seed, domain_, tables_[i], numbers_[i], *g_.step);
+      c3 = s.c3;
+      for (int64_t b = 0; b < blocks; b += DrawBatch::kRoom) {
+        const int64_t here = min64(blocks - b, DrawBatch::kRoom);
+        batch_.add(s, b, here);
+        if (here == blocks) break;
+        batch_.run(g_.seed, c3, r);  // a row of several rooms, the only one
+        r += here * 8;
+      }
+    }
+    batch_.run(g_.seed, c3, r);
+  }
+
+  const mpe_group& g_;
+  const RngDomain domain_;
+  const int64_t room_, row_;
+  uint16_t* draws_;
+  float* values_;
+  int32_t format_ = -1;
+  int64_t n_ = 0;
+  EncodedRow rows_[kMaxRows];
+  uint32_t tables_[kMaxRows];
+  uint64_t numbers_[kMaxRows];
+  DrawBatch batch_;
+};
+
+MPE_END

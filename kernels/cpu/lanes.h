@@ -1,0 +1,114 @@
+// Vectors of values as wide as the instruction set's registers, with the operations that the
+// arithmetic of include/mpembed/ is written in.
+#pragma once
+
+#include "mpembed/lanes.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+MPE_BEGIN
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+#define MPE_LANE_OP(Type, op) \
+  friend inline Type operator op(Type a, Type b) { return Type(a.v op b.v); }
+
+struct Ints {
+  typedef int32_t Vector __attribute__((vector_size(kLanes * 4)));
+  Vector v;
+
+  Ints(int32_t s) : v(Vector{} + s) {}
+  explicit Ints(Vector lanes) : v(lanes) {}
+
+  MPE_LANE_OP(Ints, +)
+  MPE_LANE_OP(Ints, -)
+  MPE_LANE_OP(Ints, &)
+  MPE_LANE_OP(Ints, |)
+  MPE_LANE_OP(Ints, >)
+  friend inline Ints operator>>(Ints a, int n) { return Ints(a.v >> n); }
+  // chosen: all bits or none, from a comparison.
+  friend inline Ints select(Ints chosen, Ints a, Ints b) { return Ints(chosen.v ? a.v : b.v); }
+  friend inline Ints clamp(Ints k, Ints low, Ints high) {
+    const Vector up = k.v < low.v ? low.v : k.v;
+    return Ints(up > high.v ? high.v : up);
+  }
+};
+
+struct Floats {
+  typedef float Vector __attribute__((vector_size(kLanes * 4)));
+  Vector v;
+
+  Floats(float s) : v(Vector{} + s) {}
+  explicit Floats(Vector lanes) : v(lanes) {}
+
+  static Floats load(const float* p) {
+    Vector lanes;
+    memcpy(&lanes, p, sizeof lanes);
+    return Floats(lanes);
+  }
+  void store(float* p) const { memcpy(p, &v, sizeof v); }
+
+  MPE_LANE_OP(Floats, +)
+  MPE_LANE_OP(Floats, -)
+  MPE_LANE_OP(Floats, *)
+  MPE_LANE_OP(Floats, /)
+  friend inline Ints operator>(Floats a, Floats b) { return Ints(a.v > b.v); }
+  friend inline Ints operator==(Floats a, Floats b) { return Ints(a.v == b.v); }
+  friend inline Floats select(Ints chosen, Floats a, Floats b) {
+    return Floats(chosen.v ? a.v : b.v);
+  }
+  friend inline Floats smaller(Floats a, Floats b) { return Floats(a.v < b.v ? a.v : b.v); }
+  friend inline Floats larger(Floats a, Floats b) { return Floats(a.v > b.v ? a.v : b.v); }
+};
+
+#undef MPE_LANE_OP
+
+inline Ints to_int(Floats x) { return Ints(__builtin_convertvector(x.v, Ints::Vector)); }
+inline Floats to_float(Ints k) { return Floats(__builtin_convertvector(k.v, Floats::Vector)); }
+inline Ints bits_of(Floats x) { return Ints(reinterpret_cast<Ints::Vector>(x.v)); }
+inline Ints rn_to_int(Floats x) { return bits_of(x + 12582912.0f) - 0x4B400000; }
+
+inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return Floats(reinterpret_cast<Floats::Vector>(_mm512_fmadd_ps(a.v, b.v, c.v)));
+#elif defined(__FMA__)
+  return Floats(reinterpret_cast<Floats::Vector>(_mm256_fmadd_ps(a.v, b.v, c.v)));
+#else
+  Floats::Vector r;
+  for (int l = 0; l < kLanes; ++l) r[l] = fmaf(a.v[l], b.v[l], c.v[l]);
+  return Floats(r);
+#endif
+}
+
+// Lane l gets lane l ^ distance.
+template <int distance>
+inline Floats exchange(Floats x) {
+#if defined(__clang__)
+  Floats::Vector r;
+  for (int l = 0; l < kLanes; ++l) r[l] = x.v[l ^ distance];
+  return Floats(r);
+#else
+  Ints::Vector from{};
+  for (int l = 0; l < kLanes; ++l) from[l] = l ^ distance;
+  return Floats(__builtin_shuffle(x.v, from));
+#endif
+}
+
+// All lanes in one, by an operation whose order does not matter.
+template <class Op>
+inline float fold(Floats x, Op op) {
+  if constexpr (kLanes > 8) x = op(x, exchange<8>(x));
+  if constexpr (kLanes > 4) x = op(x, exchange<4>(x));
+  x = op(x, exchange<2>(x));
+  return op(x, exchange<1>(x)).v[0];
+}
+
+MPE_END
