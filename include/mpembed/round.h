@@ -3,17 +3,22 @@
 #ifndef MPEMBED_ROUND_H
 #define MPEMBED_ROUND_H
 
+#include "mpembed/lanes.h"
 #include "mpembed/macros.h"
 
 MPE_BEGIN
 
-MPE_HD float half_to_float(uint16_t h) {
-  const uint32_t u = static_cast<uint32_t>(h & 0x7FFFu) << 13;
+// FP16 codes in an int32_t or a vector of them, as the types of kernels/cpu/lanes.h have it.
+template <class K>
+MPE_HD auto half_value(K h) {
+  const K u = (h & 0x7FFF) << 13;
   // 2^112 moves the exponent bias from 15 to 127, subnormals included; infinities and NaNs follow.
-  const uint32_t finite = float_bits(bits_float(u) * 5.192296858534828e33f);
-  const uint32_t magnitude = u >= 0x0F800000u ? (u | 0x7F800000u) : finite;
-  return bits_float(magnitude | (static_cast<uint32_t>(h & 0x8000u) << 16));
+  const K finite = int_bits(bits_value(u) * 5.192296858534828e33f);
+  const K magnitude = select(u > 0x0F7FFFFF, u | 0x7F800000, finite);
+  return bits_value(magnitude | ((h & 0x8000) << 16));
 }
+
+MPE_HD float half_to_float(uint16_t h) { return half_value(static_cast<int32_t>(h)); }
 
 // |x| in units of 2^-16 of the FP16 step at x, and the code's exponent part.
 struct HalfSplit {
@@ -41,31 +46,33 @@ MPE_HD uint16_t half_stochastic(float x, uint32_t r) {
 
 // Round to nearest even; x finite, |x| <= 65504. Adding a power of two whose float spacing is the
 // FP16 step at x makes the adder do the rounding.
-MPE_HD uint16_t half_nearest(float x) {
-  const uint32_t a = float_bits(x) & 0x7FFFFFFFu;
-  const uint32_t biased = a >> 23;
-  const uint32_t e = biased > 113u ? biased : 113u;
-  const uint32_t magic = (e + 13u) << 23;  // spacing 2^(e - 127 - 10)
-  const uint32_t m = float_bits(bits_float(a) + bits_float(magic)) - magic;
-  const uint32_t sign = (float_bits(x) >> 16) & 0x8000u;
-  return static_cast<uint16_t>(sign | (((e - 113u) << 10) + m));
+template <class X>
+MPE_HD auto half_code(X x) {
+  const auto bits = int_bits(x);
+  const auto a = bits & 0x7FFFFFFF;
+  const auto e = larger(a >> 23, 113);
+  const auto magic = (e + 13) << 23;  // spacing 2^(e - 127 - 10)
+  const auto m = int_bits(bits_value(a) + bits_value(magic)) - magic;
+  return ((bits >> 16) & 0x8000) | (((e - 113) << 10) + m);
 }
 
+MPE_HD uint16_t half_nearest(float x) { return static_cast<uint16_t>(half_code(x)); }
+
 // Towards minus infinity; |x| <= 65504. Zero becomes +0.
-MPE_HD uint16_t half_down(float x) {
-  uint16_t h = half_nearest(x);
-  if ((h & 0x7FFFu) == 0) h = 0;
-  if (half_to_float(h) > x) {
-    // One step down on the number line.
-    h = static_cast<uint16_t>(h == 0 ? 0x8001u : (h & 0x8000u) ? h + 1u : h - 1u);
-  }
-  return h;
+template <class X>
+MPE_HD auto half_code_down(X x) {
+  auto h = half_code(x);
+  h = select((h & 0x7FFF) == 0, 0, h);
+  // One step down on the number line.
+  const auto below = select(h == 0, 0x8001, select((h & 0x8000) == 0, h - 1, h + 1));
+  return select(half_value(h) > x, below, h);
 }
 
 // Towards plus infinity; 0 <= x <= 65504.
-MPE_HD uint16_t half_up_positive(float x) {
-  const uint16_t h = half_nearest(x);
-  return static_cast<uint16_t>(half_to_float(h) < x ? h + 1u : h);
+template <class X>
+MPE_HD auto half_code_up(X x) {
+  const auto h = half_code(x);
+  return select(x > half_value(h), h + 1, h);
 }
 
 MPE_HD float bfloat_to_float(uint16_t b) { return bits_float(static_cast<uint32_t>(b) << 16); }

@@ -115,14 +115,15 @@ void encode_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t*
   if constexpr (F::kHeaderBytes == 0) {
     for (int64_t i = 0; i < n; ++i) F::encode(rows[i].x, dim, rows[i].out, draws(i));
   } else {
-    AffineHeader headers[kMaxRows];
-    for (int64_t i = 0; i < n; ++i) {
-      float mn, mx;
-      range_of(rows[i].x, dim, &mn, &mx);
-      headers[i] = F::fit(mn, mx);
+    float mn[kMaxRows] = {}, mx[kMaxRows] = {}, scale[kMaxRows], bias[kMaxRows];
+    for (int64_t i = 0; i < n; ++i) range_of(rows[i].x, dim, mn + i, mx + i);
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const ScaleAndBias<Floats> h = F::fit(Floats::load(mn + i), Floats::load(mx + i));
+      h.scale.store(scale + i);
+      h.bias.store(bias + i);
     }
     for (int64_t i = 0; i < n; ++i) {
-      const AffineHeader h = headers[i];
+      const AffineHeader h{scale[i], bias[i]};
       F::store_header(rows[i].out, dim, h);
       if (h.scale == 0.0f) {
         memset(rows[i].out, 0, static_cast<size_t>(F::code_bytes(dim)));

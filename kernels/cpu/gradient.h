@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/common.h"
+#include "cpu/lanes.h"
 
 MPE_BEGIN
 
@@ -48,28 +49,48 @@ class GradRows {
   int32_t pooling_;
 };
 
-inline void add_scaled(float c, const float* __restrict x, int64_t dim, float* __restrict acc) {
-  for (int64_t i = 0; i < dim; ++i) acc[i] = fmaf(c, x[i], acc[i]);
+// Columns [c, c + kVectors * kLanes) of the sum of the lookups at sorted places [begin, end).
+template <int kVectors>
+inline void sum_columns(const Update& k, const GradRows& rows, int64_t begin, int64_t end,
+                        int64_t c, float* acc) {
+  Floats sum[kVectors];
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t p = k.u.positions[i];
+    const Floats factor(rows.coefficient(p));
+    const float* x = rows.row(p) + c;
+    for (int v = 0; v < kVectors; ++v) {
+      sum[v] = fused(factor, Floats::load(x + v * kLanes), sum[v]);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) sum[v].store(acc + c + v * kLanes);
 }
 
-// Partial sum of the lookups at sorted places [begin, end), of which there is at least one.
+// The partial sum of the lookups at sorted places [begin, end). acc has room for whole vectors;
+// what lies beyond the row's columns becomes zero.
 inline void sum_block(const Update& k, const GradRows& rows, int64_t begin, int64_t end,
-                      float* __restrict acc) {
-  const int64_t first = k.u.positions[begin];
-  const float c = rows.coefficient(first);
-  const float* __restrict x = rows.row(first);
-  for (int64_t i = 0; i < k.g.dim; ++i) acc[i] = fmaf(c, x[i], 0.0f);
-  for (int64_t i = begin + 1; i < end; ++i) {
-    const int64_t p = k.u.positions[i];
-    add_scaled(rows.coefficient(p), rows.row(p), k.g.dim, acc);
+                      float* acc) {
+  constexpr int kMany = 4;  // sums that stay in registers
+  const int64_t dim = k.g.dim;
+  int64_t c = 0;
+  for (; c + kMany * kLanes <= dim; c += kMany * kLanes) {
+    sum_columns<kMany>(k, rows, begin, end, c, acc);
   }
+  for (; c + kLanes <= dim; c += kLanes) sum_columns<1>(k, rows, begin, end, c, acc);
+  if (c == dim) return;
+  Floats sum;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t p = k.u.positions[i];
+    sum = fused(rows.coefficient(p), Floats::load_some(rows.row(p) + c, dim - c), sum);
+  }
+  sum.store(acc + c);
 }
 
 // Partial sums of the rows with more than one block, computed by all threads first, so that one
 // very hot row does not leave the others idle.
 class HotRows {
  public:
-  explicit HotRows(const Update& k) : rows_(count_rows(k)), sums_(blocks_ * k.g.dim) {
+  explicit HotRows(const Update& k)
+      : width_(ceil_div(k.g.dim, kLanes) * kLanes), rows_(count_rows(k)), sums_(blocks_ * width_) {
     int64_t n = 0, block = 0;
     if (!ok()) return;
     for (int64_t row = 0; num_rows_ > 0 && row < k.unique; ++row) {
@@ -86,18 +107,18 @@ class HotRows {
       const GradRows grads(k, find_table(k.g, k.u.rows[hot.row]));
       const int64_t begin = k.u.starts[hot.row] + (block - hot.block) * kBlock;
       const int64_t end = min64(begin + kBlock, k.u.starts[hot.row + 1]);
-      sum_block(k, grads, begin, end, sums_.get() + block * k.g.dim);
+      sum_block(k, grads, begin, end, sums_.get() + block * width_);
     });
   }
 
+  // The row's gradient, as sum_block leaves one.
   void total(const Update& k, int64_t row, float* acc) const {
-    const int64_t dim = k.g.dim;
     const Hot& hot = rows_[find(row, [&](int64_t i) { return rows_[i].row; })];
-    const float* sum = sums_.get() + hot.block * dim;
-    memcpy(acc, sum, static_cast<size_t>(dim) * sizeof(float));
+    const float* sum = sums_.get() + hot.block * width_;
+    memcpy(acc, sum, static_cast<size_t>(width_) * sizeof(float));
     for (int64_t b = 1; b < ceil_div(k.occurrences(row), kBlock); ++b) {
-      sum += dim;
-      for (int64_t c = 0; c < dim; ++c) acc[c] += sum[c];
+      sum += width_;
+      for (int64_t c = 0; c < width_; ++c) acc[c] += sum[c];
     }
   }
 
@@ -121,6 +142,7 @@ class HotRows {
   }
 
   int64_t num_rows_ = 0, blocks_ = 0;
+  const int64_t width_;
   Buffer<Hot> rows_;
   Buffer<float> sums_;
 };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "mpembed/lanes.h"
+#include "mpembed/reduce.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -33,7 +34,10 @@ struct Ints {
   MPE_LANE_OP(Ints, &)
   MPE_LANE_OP(Ints, |)
   MPE_LANE_OP(Ints, >)
+  MPE_LANE_OP(Ints, ==)
   friend inline Ints operator>>(Ints a, int n) { return Ints(a.v >> n); }
+  friend inline Ints operator<<(Ints a, int n) { return Ints(a.v << n); }
+  friend inline Ints larger(Ints a, Ints b) { return Ints(a.v > b.v ? a.v : b.v); }
   // chosen: all bits or none, from a comparison.
   friend inline Ints select(Ints chosen, Ints a, Ints b) { return Ints(chosen.v ? a.v : b.v); }
   friend inline Ints clamp(Ints k, Ints low, Ints high) {
@@ -46,6 +50,7 @@ struct Floats {
   typedef float Vector __attribute__((vector_size(kLanes * 4)));
   Vector v;
 
+  Floats() : v{} {}
   Floats(float s) : v(Vector{} + s) {}
   explicit Floats(Vector lanes) : v(lanes) {}
 
@@ -55,11 +60,18 @@ struct Floats {
     return Floats(lanes);
   }
   void store(float* p) const { memcpy(p, &v, sizeof v); }
+  // The first n lanes, fewer than all; the others are zero.
+  static Floats load_some(const float* p, int64_t n) {
+    Vector lanes{};
+    memcpy(&lanes, p, static_cast<size_t>(n) * sizeof(float));
+    return Floats(lanes);
+  }
 
   MPE_LANE_OP(Floats, +)
   MPE_LANE_OP(Floats, -)
   MPE_LANE_OP(Floats, *)
   MPE_LANE_OP(Floats, /)
+  friend inline Floats operator-(Floats a) { return Floats(-a.v); }
   friend inline Ints operator>(Floats a, Floats b) { return Ints(a.v > b.v); }
   friend inline Ints operator==(Floats a, Floats b) { return Ints(a.v == b.v); }
   friend inline Floats select(Ints chosen, Floats a, Floats b) {
@@ -73,14 +85,46 @@ struct Floats {
 
 inline Ints to_int(Floats x) { return Ints(__builtin_convertvector(x.v, Ints::Vector)); }
 inline Floats to_float(Ints k) { return Floats(__builtin_convertvector(k.v, Floats::Vector)); }
-inline Ints bits_of(Floats x) { return Ints(reinterpret_cast<Ints::Vector>(x.v)); }
-inline Ints rn_to_int(Floats x) { return bits_of(x + 12582912.0f) - 0x4B400000; }
+inline Ints int_bits(Floats x) { return Ints(reinterpret_cast<Ints::Vector>(x.v)); }
+inline Floats bits_value(Ints bits) { return Floats(reinterpret_cast<Floats::Vector>(bits.v)); }
+inline Ints rn_to_int(Floats x) { return int_bits(x + 12582912.0f) - 0x4B400000; }
+
+// True in the first n lanes.
+inline Ints first_lanes(int64_t n) {
+  Ints::Vector lane{};
+  for (int l = 0; l < kLanes; ++l) lane[l] = l;
+  return Ints(static_cast<int32_t>(n)) > Ints(lane);
+}
+
+inline bool any(Ints x) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)x.v, (__m512i)x.v) != 0;
+#elif defined(__AVX2__)
+  return _mm256_testz_si256((__m256i)x.v, (__m256i)x.v) == 0;
+#else
+  int32_t all = 0;
+  for (int l = 0; l < kLanes; ++l) all |= x.v[l];
+  return all != 0;
+#endif
+}
+
+inline Floats root(Floats x) {
+#if defined(__AVX512F__)
+  return Floats((Floats::Vector)_mm512_maskz_sqrt_ps(0xFFFF, x.v));
+#elif defined(__AVX2__)
+  return Floats((Floats::Vector)_mm256_sqrt_ps(x.v));
+#else
+  Floats::Vector r;
+  for (int l = 0; l < kLanes; ++l) r[l] = sqrtf(x.v[l]);
+  return Floats(r);
+#endif
+}
 
 inline Floats fused(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
-  return Floats(reinterpret_cast<Floats::Vector>(_mm512_fmadd_ps(a.v, b.v, c.v)));
+  return Floats((Floats::Vector)_mm512_fmadd_ps(a.v, b.v, c.v));
 #elif defined(__FMA__)
-  return Floats(reinterpret_cast<Floats::Vector>(_mm256_fmadd_ps(a.v, b.v, c.v)));
+  return Floats((Floats::Vector)_mm256_fmadd_ps(a.v, b.v, c.v));
 #else
   Floats::Vector r;
   for (int l = 0; l < kLanes; ++l) r[l] = fmaf(a.v[l], b.v[l], c.v[l]);
@@ -109,6 +153,23 @@ inline float fold(Floats x, Op op) {
   if constexpr (kLanes > 4) x = op(x, exchange<4>(x));
   x = op(x, exchange<2>(x));
   return op(x, exchange<1>(x)).v[0];
+}
+
+// The sum of squares of a row in lane-tree order. dim a multiple of kLanes: beyond the row's
+// columns there are zeros, which add nothing.
+inline float square_sum(const float* x, int64_t dim) {
+  constexpr int kSums = kTreeLanes / kLanes;
+  Floats sums[kSums];
+  for (int64_t c = 0; c < dim; c += kTreeLanes) {
+    for (int v = 0; v < kSums && c + v * kLanes < dim; ++v) {
+      const Floats here = Floats::load(x + c + v * kLanes);
+      sums[v] = fused(here, here, sums[v]);
+    }
+  }
+  for (int s = kSums / 2; s > 0; s /= 2) {
+    for (int v = 0; v < s; ++v) sums[v] = sums[v] + sums[v + s];
+  }
+  return fold(sums[0], [](Floats a, Floats b) { return a + b; });
 }
 
 MPE_END

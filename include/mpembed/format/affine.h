@@ -10,14 +10,17 @@
 
 MPE_BEGIN
 
-struct AffineHeader {
-  float scale;
-  float bias;
+template <class X>
+struct ScaleAndBias {
+  X scale;
+  X bias;
 };
+using AffineHeader = ScaleAndBias<float>;
 
-MPE_HD float limit_to(float x, float bound) {
-  x = x > bound ? bound : x;
-  return x < -bound ? -bound : x;
+template <class X>
+MPE_HD X limit_to(X x, float bound) {
+  x = select(x > bound, bound, x);
+  return select(-bound > x, -bound, x);
 }
 
 // Header types: how scale and bias are chosen for a range, stored and loaded. The range is limited
@@ -29,15 +32,17 @@ struct HeaderFp32 {
   static constexpr uint32_t kRangeBits = 0x7E800000u;   // 2^126: no range overflows
   static constexpr uint32_t kMaxAbsBits = 0x7E820000u;  // 2^126 * (1 + 2^-6)
 
-  static MPE_HD AffineHeader fit(float mn, float mx, float levels) {
+  template <class X>
+  static MPE_HD ScaleAndBias<X> fit(X mn, X mx, float levels) {
     mn = limit_to(mn, bits_float(kRangeBits));
     mx = limit_to(mx, bits_float(kRangeBits));
-    AffineHeader h{0.0f, mn};
-    if (mx == mn) return h;
-    h.scale = (mx - mn) / levels;
-    if (h.scale < 1.17549435e-38f) h.scale = 1.17549435e-38f;
-    while (fmaf(levels, h.scale, mn) < mx) h.scale = bits_float(float_bits(h.scale) + 1u);
-    return h;
+    X scale = larger((mx - mn) / levels, X(1.17549435e-38f));
+    for (;;) {
+      const auto low = mx > fused(X(levels), scale, mn);
+      if (!any(low)) break;
+      scale = bits_value(int_bits(scale) + (low & 1));
+    }
+    return {select(mx > mn, scale, 0.0f), mn};
   }
   static MPE_HD void store(uint8_t* p, AffineHeader h) {
     store_unaligned(p, h.scale);
@@ -55,15 +60,18 @@ struct HeaderFp16 {
   static constexpr uint32_t kRangeBits = 0x477FE000u;   // 65504
   static constexpr uint32_t kMaxAbsBits = 0x4781EFC0u;  // 65504 * (1 + 2^-6)
 
-  static MPE_HD AffineHeader fit(float mn, float mx, float levels) {
+  template <class X>
+  static MPE_HD ScaleAndBias<X> fit(X mn, X mx, float levels) {
     mn = limit_to(mn, bits_float(kRangeBits));
     mx = limit_to(mx, bits_float(kRangeBits));
-    AffineHeader h{0.0f, half_to_float(half_down(mn))};
-    if (mx == h.bias) return h;
-    uint16_t s = half_up_positive((mx - h.bias) / levels);
-    while (fmaf(levels, half_to_float(s), h.bias) < mx) ++s;
-    h.scale = half_to_float(s);
-    return h;
+    const X bias = half_value(half_code_down(mn));
+    auto s = half_code_up((mx - bias) / levels);
+    for (;;) {
+      const auto low = mx > fused(X(levels), half_value(s), bias);
+      if (!any(low)) break;
+      s = s + (low & 1);
+    }
+    return {half_value(s), bias};
   }
   // Both are FP16 values already, so that nearest is exact.
   static MPE_HD void store(uint8_t* p, AffineHeader h) {
@@ -95,11 +103,11 @@ MPE_HD auto affine_split(X x, AffineHeader h, float inv, int32_t levels) {
   return AffineSplit<X, decltype(to_int(x))>{k, select(gap > 0.0f, p, 0.0f)};
 }
 
-// r: 16-bit draws.
-template <class X, class K>
-MPE_HD K affine_stochastic(X x, AffineHeader h, float inv, int32_t levels, K r) {
+template <class X, class Draw>
+MPE_HD auto affine_stochastic(X x, AffineHeader h, float inv, int32_t levels, Draw draw16) {
   const auto s = affine_split(x, h, inv, levels);
-  const K fixed = rn_to_int(s.p * 65536.0f);
+  const auto fixed = rn_to_int(s.p * 65536.0f);
+  const decltype(to_int(x)) r = draw16;
   return clamp(s.k + ((fixed + r) >> 16), 0, levels);
 }
 
@@ -133,10 +141,11 @@ struct Affine {
   static MPE_HD void store_header(uint8_t* row, int64_t dim, AffineHeader h) {
     Header::store(row + code_bytes(dim), h);
   }
-  // The header for a row's smallest and largest value. A negative zero becomes positive: the order
-  // of equal zeros must not matter.
-  static MPE_HD AffineHeader fit(float mn, float mx) {
-    return Header::fit(mn + 0.0f, mx, static_cast<float>(kLevels));
+  // The header for a row's smallest and largest value, or for several rows. A negative zero becomes
+  // positive: the order of equal zeros must not matter.
+  template <class X>
+  static MPE_HD ScaleAndBias<X> fit(X mn, X mx) {
+    return Header::fit(mn + 0.0f, mx + 0.0f, static_cast<float>(kLevels));
   }
   static MPE_HD float value(const uint8_t* row, AffineHeader h, int64_t c) {
     const uint32_t byte = row[c / kPerByte];
@@ -187,7 +196,7 @@ struct Affine {
         const int64_t c = b * kPerByte + j;
         int32_t code;
         if constexpr (kStochastic) {
-          code = affine_stochastic(x[c], h, inv, kLevels, static_cast<int32_t>(r[c]));
+          code = affine_stochastic(x[c], h, inv, kLevels, r[c]);
         } else {
           code = affine_nearest(x[c], h, inv, kLevels);
         }

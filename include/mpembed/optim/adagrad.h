@@ -9,12 +9,15 @@ MPE_BEGIN
 struct Adagrad {
   static constexpr StateShape kState = kStateElement;
 
+  template <class X>
+  static MPE_HD void apply(const OptimizerSettings& o, X& w, X g, X& h) {
+    h = fused(g, g, h);
+    w = fused(X(-o.lr), g / (root(h) + o.eps), w);
+  }
+
   static MPE_HD void step(const OptimizerSettings& o, float* __restrict w,
                           const float* __restrict g, float* __restrict h, int64_t dim) {
-    for (int64_t c = 0; c < dim; ++c) {
-      h[c] = fmaf(g[c], g[c], h[c]);
-      w[c] = fmaf(-o.lr, g[c] / (sqrtf(h[c]) + o.eps), w[c]);
-    }
+    for (int64_t c = 0; c < dim; ++c) apply(o, w[c], g[c], h[c]);
   }
 };
 

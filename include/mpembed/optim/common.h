@@ -2,6 +2,7 @@
 #ifndef MPEMBED_OPTIM_COMMON_H
 #define MPEMBED_OPTIM_COMMON_H
 
+#include "mpembed/lanes.h"
 #include "mpembed/macros.h"
 
 MPE_BEGIN
@@ -16,15 +17,19 @@ struct OptimizerSettings {
   int32_t decay_mode;
 };
 
-// L2 decay goes into the gradient, decoupled decay into the weight.
+// L2 decay goes into the gradient, decoupled decay into the weight. X: a value or a vector of them.
+template <class X>
+MPE_HD void decay(const OptimizerSettings& o, X& w, X& g) {
+  if (o.decay_mode == kDecayL2) {
+    g = fused(X(o.weight_decay), w, g);
+  } else if (o.decay_mode == kDecayDecoupled) {
+    w = fused(X(-(o.lr * o.weight_decay)), w, w);
+  }
+}
+
 MPE_HD void apply_decay(const OptimizerSettings& o, float* __restrict w, float* __restrict g,
                         int64_t dim) {
-  if (o.decay_mode == kDecayL2) {
-    for (int64_t c = 0; c < dim; ++c) g[c] = fmaf(o.weight_decay, w[c], g[c]);
-  } else if (o.decay_mode == kDecayDecoupled) {
-    const float decay = -(o.lr * o.weight_decay);
-    for (int64_t c = 0; c < dim; ++c) w[c] = fmaf(decay, w[c], w[c]);
-  }
+  for (int64_t c = 0; c < dim; ++c) decay(o, w[c], g[c]);
 }
 
 MPE_END

@@ -10,15 +10,20 @@ MPE_BEGIN
 struct RowwiseAdagrad {
   static constexpr StateShape kState = kStateRow;
 
-  // The step size once the mean square is known; a warp folds the tree itself and calls this.
-  static MPE_HD float scale(const OptimizerSettings& o, float sum_of_squares, float* h,
-                            int64_t dim) {
-    h[0] += sum_of_squares / static_cast<float>(dim);
-    return o.lr / (sqrtf(h[0]) + o.eps);
+  // The step size once the sum of squares is known. X: one row, or several.
+  template <class X>
+  static MPE_HD X scale(const OptimizerSettings& o, X sum_of_squares, X* h, int64_t dim) {
+    *h = *h + sum_of_squares / X(static_cast<float>(dim));
+    return X(o.lr) / (root(*h) + o.eps);
+  }
+
+  template <class X>
+  static MPE_HD void apply(X t, X& w, X g) {
+    w = fused(-t, g, w);
   }
 
   static MPE_HD void apply(float t, float* __restrict w, const float* __restrict g, int64_t dim) {
-    for (int64_t c = 0; c < dim; ++c) w[c] = fmaf(-t, g[c], w[c]);
+    for (int64_t c = 0; c < dim; ++c) apply(t, w[c], g[c]);
   }
 
   static MPE_HD void step(const OptimizerSettings& o, float* __restrict w,

@@ -9,9 +9,15 @@ MPE_BEGIN
 struct Sgd {
   static constexpr StateShape kState = kStateNone;
 
+  template <class X>
+  static MPE_HD void apply(const OptimizerSettings& o, X& w, X g, X&) {
+    w = fused(X(-o.lr), g, w);
+  }
+
   static MPE_HD void step(const OptimizerSettings& o, float* __restrict w,
                           const float* __restrict g, float*, int64_t dim) {
-    for (int64_t c = 0; c < dim; ++c) w[c] = fmaf(-o.lr, g[c], w[c]);
+    float none = 0.0f;
+    for (int64_t c = 0; c < dim; ++c) apply(o, w[c], g[c], none);
   }
 };
 
