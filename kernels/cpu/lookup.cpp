@@ -7,7 +7,7 @@ MPE_BEGIN
 namespace {
 
 constexpr int64_t kGrain = 4096;
-constexpr int64_t kAhead = 16;  // lookups between a row's prefetch and its use
+constexpr int64_t kAhead = 32;  // lookups between a row's prefetch and its use
 
 struct Lookup {
   const mpe_group& g;

@@ -7,7 +7,7 @@ MPE_BEGIN
 namespace {
 
 constexpr int64_t kGrain = 2048;
-constexpr int64_t kAhead = 12;  // unique rows between a row's prefetch and its use
+constexpr int64_t kAhead = 32;  // unique rows between a row's prefetch and its use
 
 // One task's memory: weights, gradients and states of the rows in work, and what is on its way to
 // the tables. Rows are padded to whole vectors.
@@ -57,7 +57,7 @@ class TableUpdate {
       for (int64_t j = 0; j < n; ++j) {
         if (first + j + kAhead < end) {
           prefetch(first + j + kAhead);
-          prefetch_grad(first + j + kAhead / 2);
+          prefetch_grad(first + j + kAhead / 4);
         }
         load(first + j, j);
       }
