@@ -6,19 +6,29 @@
 #include "mpembed/lanes.h"
 #include "mpembed/macros.h"
 
+#if defined(__F16C__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#endif
+
 MPE_BEGIN
 
 // FP16 codes in an int32_t or a vector of them, as the types of kernels/cpu/lanes.h have it.
 template <class K>
 MPE_HD auto half_value(K h) {
-  const K u = (h & 0x7FFF) << 13;
+  const auto u = (h & 0x7FFF) << 13;
   // 2^112 moves the exponent bias from 15 to 127, subnormals included; infinities and NaNs follow.
-  const K finite = int_bits(bits_value(u) * 5.192296858534828e33f);
-  const K magnitude = select(u > 0x0F7FFFFF, u | 0x7F800000, finite);
+  const auto finite = int_bits(bits_value(u) * 5.192296858534828e33f);
+  const auto magnitude = select(u > 0x0F7FFFFF, u | 0x7F800000, finite);
   return bits_value(magnitude | ((h & 0x8000) << 16));
 }
 
-MPE_HD float half_to_float(uint16_t h) { return half_value(static_cast<int32_t>(h)); }
+MPE_HD float half_to_float(uint16_t h) {
+#if defined(__F16C__) && !defined(__CUDACC__)
+  return _cvtsh_ss(h);  // exact too
+#else
+  return half_value(static_cast<int32_t>(h));
+#endif
+}
 
 // |x| in units of 2^-16 of the FP16 step at x, and the code's exponent part.
 struct HalfSplit {
@@ -75,7 +85,10 @@ MPE_HD auto half_code_up(X x) {
   return select(x > half_value(h), h + 1, h);
 }
 
-MPE_HD float bfloat_to_float(uint16_t b) { return bits_float(static_cast<uint32_t>(b) << 16); }
+template <class K>
+MPE_HD auto bfloat_value(K code) {
+  return bits_value(code << 16);
+}
 
 // x finite, |x| <= the largest BF16.
 MPE_HD uint16_t bfloat_stochastic(float x, uint32_t r) {

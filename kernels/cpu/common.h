@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/decode.h"
 #include "cpu/parallel.h"
 #include "mpembed/api.h"
 #include "mpembed/cache.h"
@@ -87,6 +88,9 @@ inline int64_t row_bytes_of(const mpe_table& table, int64_t dim) {
 }
 
 inline float* cache_row(const mpe_group& g, int64_t slot) { return g.cache->rows + slot * g.dim; }
+inline StoredRow<Fp32> cached_row(const mpe_group& g, int64_t slot) {
+  return {reinterpret_cast<const uint8_t*>(cache_row(g, slot)), g.dim};
+}
 
 // Asks for the cache lines of a row ahead of its use.
 inline void prefetch_bytes(const void* p, int64_t bytes, bool write) {
@@ -105,11 +109,6 @@ inline void prefetch_bytes(const void* p, int64_t bytes, bool write) {
   if (reinterpret_cast<uintptr_t>(end - 1) / 64 != reinterpret_cast<uintptr_t>(line - 64) / 64) {
     __builtin_prefetch(end - 1, 0, 3);
   }
-}
-
-template <class F>
-inline void decode_row(const uint8_t* __restrict row, int64_t dim, float* __restrict out) {
-  F::for_each(row, dim, [&](int64_t c, float v) { out[c] = v; });
 }
 
 inline void decode(const mpe_table& table, const uint8_t* row, int64_t dim, float* out) {

@@ -57,28 +57,20 @@ inline void store_codes(CodeBytes codes, uint8_t* out) {
   }
 }
 
-inline Ints load_draws(const uint16_t* r) {
-  typedef uint16_t Draws __attribute__((vector_size(kLanes * 2)));
-  Draws draws;
-  memcpy(&draws, r, sizeof draws);
-  return Ints(__builtin_convertvector(draws, Ints::Vector));
-}
-
 // The codes of 16 columns, of which `out` gets 16 / kPerByte bytes.
 template <class F, bool kStochastic>
 inline void encode_block(const float* x, const uint16_t* r, AffineHeader h, float inv,
                          uint8_t* out) {
-  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
   uint8_t bytes[kCodeBlock];
   for (int c = 0; c < kCodeBlock; c += kLanes) {
     const Floats v = Floats::load(x + c);
     Ints code(0);
     if constexpr (kStochastic) {
-      code = affine_stochastic(v, h, inv, F::kLevels, load_draws(r + c));
+      code = affine_stochastic(v, h, inv, F::kLevels, load_halves(r + c));
     } else {
       code = affine_nearest(v, h, inv, F::kLevels);
     }
-    const Bytes narrow = __builtin_convertvector(code.v, Bytes);
+    const LaneBytes narrow = __builtin_convertvector(code.v, LaneBytes);
     memcpy(bytes + c, &narrow, sizeof narrow);
   }
   CodeBytes codes;

@@ -96,6 +96,50 @@ inline Ints first_lanes(int64_t n) {
   return Ints(static_cast<int32_t>(n)) > Ints(lane);
 }
 
+// Bytes and 16-bit words, a lane each. Compilers widen by single elements where it is more than one
+// step, hence the intrinsics.
+typedef uint8_t LaneBytes __attribute__((vector_size(kLanes)));
+typedef uint16_t LaneHalves __attribute__((vector_size(kLanes * 2)));
+
+inline Ints widen(LaneBytes bytes) {
+#if defined(__AVX512F__)
+  return Ints((Ints::Vector)_mm512_maskz_cvtepu8_epi32(0xFFFF, (__m128i)bytes));
+#elif defined(__AVX2__)
+  uint64_t low;
+  memcpy(&low, &bytes, sizeof low);
+  return Ints((Ints::Vector)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(low))));
+#else
+  return Ints(__builtin_convertvector(bytes, Ints::Vector));
+#endif
+}
+
+inline Ints widen(LaneHalves halves) {
+#if defined(__AVX512F__)
+  return Ints((Ints::Vector)_mm512_maskz_cvtepu16_epi32(0xFFFF, (__m256i)halves));
+#elif defined(__AVX2__)
+  return Ints((Ints::Vector)_mm256_cvtepu16_epi32((__m128i)halves));
+#else
+  return Ints(__builtin_convertvector(halves, Ints::Vector));
+#endif
+}
+
+inline Ints load_halves(const void* p) {
+  LaneHalves halves;
+  memcpy(&halves, p, sizeof halves);
+  return widen(halves);
+}
+
+#if defined(__F16C__)  // exact, as the template of round.h is
+inline Floats half_value(Ints codes) {
+  const LaneHalves halves = __builtin_convertvector(codes.v, LaneHalves);
+#if defined(__AVX512F__)
+  return Floats((Floats::Vector)_mm512_maskz_cvtph_ps(0xFFFF, (__m256i)halves));
+#else
+  return Floats((Floats::Vector)_mm256_cvtph_ps((__m128i)halves));
+#endif
+}
+#endif
+
 inline bool any(Ints x) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask((__m512i)x.v, (__m512i)x.v) != 0;

@@ -30,45 +30,59 @@ struct Lookup {
   }
 };
 
-template <class F>
-inline void add_row(const uint8_t* __restrict row, int64_t dim, float w, float* __restrict acc) {
-  F::for_each(row, dim, [&](int64_t c, float v) { acc[c] = fmaf(w, v, acc[c]); });
-}
-
-// acc = sum of w * row over lookups [begin, end), in order. kDim: the dimension, or 0.
-template <class F, int kDim>
-void sum_rows(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end,
-              float* __restrict acc) {
-  const int64_t dim = kDim != 0 ? kDim : k.g.dim;
-  const int64_t bytes = F::row_bytes(dim);
-  memset(acc, 0, static_cast<size_t>(dim) * sizeof(float));
+// Columns [c, c + kVectors * kLanes) of the sum over lookups [begin, end), in order; kept in
+// registers. The first pass over a bag prefetches whole rows.
+template <class F, int kVectors>
+inline void sum_columns(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end,
+                        int64_t c, float* acc) {
+  const int64_t dim = k.g.dim, bytes = F::row_bytes(dim);
+  Floats sum[kVectors];
+  const auto add = [&](const auto& row, float w) {
+    for (int v = 0; v < kVectors; ++v) sum[v] = fused(w, row.load(c + v * kLanes), sum[v]);
+  };
   for (int64_t p = begin; p < end; ++p) {
-    k.prefetch(p + kAhead, &table, bytes);
+    if (c == 0) k.prefetch(p + kAhead, &table, bytes);
     if (k.l.keys[p] == MPE_DROPPED) continue;
     const float w = k.l.weights != nullptr ? k.l.weights[p] : 1.0f;
     if (k.slots != nullptr && k.slots[p] >= 0) {
-      const void* row = cache_row(k.g, k.slots[p]);
-      add_row<Fp32>(static_cast<const uint8_t*>(row), dim, w, acc);
+      add(cached_row(k.g, k.slots[p]), w);
     } else {
-      add_row<F>(row_address(table, k.l.keys[p], bytes), dim, w, acc);
+      add(StoredRow<F>(row_address(table, k.l.keys[p], bytes), dim), w);
     }
   }
+  for (int v = 0; v < kVectors; ++v) sum[v].store(acc + c + v * kLanes);
 }
 
+// The columns that are left when there are no more whole vectors.
 template <class F>
-void sum_rows_any(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end, float* acc) {
-  switch (k.g.dim) {
-    case 16:
-      return sum_rows<F, 16>(k, table, begin, end, acc);
-    case 32:
-      return sum_rows<F, 32>(k, table, begin, end, acc);
-    case 64:
-      return sum_rows<F, 64>(k, table, begin, end, acc);
-    case 128:
-      return sum_rows<F, 128>(k, table, begin, end, acc);
-    default:
-      return sum_rows<F, 0>(k, table, begin, end, acc);
+void sum_rest(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end, int64_t c,
+              float* acc) {
+  const int64_t dim = k.g.dim, bytes = F::row_bytes(dim), n = dim - c;
+  Floats sum;
+  for (int64_t p = begin; p < end; ++p) {
+    if (c == 0) k.prefetch(p + kAhead, &table, bytes);
+    if (k.l.keys[p] == MPE_DROPPED) continue;
+    const float w = k.l.weights != nullptr ? k.l.weights[p] : 1.0f;
+    if (k.slots != nullptr && k.slots[p] >= 0) {
+      sum = fused(w, cached_row(k.g, k.slots[p]).load_some(c, n), sum);
+    } else {
+      const StoredRow<F> row(row_address(table, k.l.keys[p], bytes), dim);
+      sum = fused(w, row.load_some(c, n), sum);
+    }
   }
+  for (int64_t i = 0; i < n; ++i) acc[c + i] = sum.v[i];
+}
+
+// acc = sum of w * row over lookups [begin, end), in order.
+template <class F>
+void sum_rows(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end, float* acc) {
+  const int64_t vectors = k.g.dim / kLanes;
+  int64_t v = 0;
+  for (; v + 8 <= vectors; v += 8) sum_columns<F, 8>(k, table, begin, end, v * kLanes, acc);
+  for (; v + 4 <= vectors; v += 4) sum_columns<F, 4>(k, table, begin, end, v * kLanes, acc);
+  for (; v + 2 <= vectors; v += 2) sum_columns<F, 2>(k, table, begin, end, v * kLanes, acc);
+  for (; v < vectors; ++v) sum_columns<F, 1>(k, table, begin, end, v * kLanes, acc);
+  if (v * kLanes < k.g.dim) sum_rest<F>(k, table, begin, end, v * kLanes, acc);
 }
 
 template <class F>
@@ -78,12 +92,12 @@ void lookup_bag(const Lookup& k, const mpe_table& table, int64_t bag, const mpe_
   const int64_t begin = k.l.bag_offsets[bag], end = k.l.bag_offsets[bag + 1];
   if (table.pooling == MPE_pooling_none) {
     for (int64_t p = begin; p < end; ++p) {
-      sum_rows_any<F>(k, table, p, p + 1, out.data + (p - first) * out.stride);
+      sum_rows<F>(k, table, p, p + 1, out.data + (p - first) * out.stride);
     }
     return;
   }
   float* acc = out.data + b * out.stride;
-  sum_rows_any<F>(k, table, begin, end, acc);
+  sum_rows<F>(k, table, begin, end, acc);
   if (table.pooling == MPE_pooling_mean && end > begin) {
     const float n = static_cast<float>(end - begin);
     for (int64_t c = 0; c < k.g.dim; ++c) acc[c] /= n;

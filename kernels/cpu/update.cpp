@@ -84,6 +84,7 @@ class TableUpdate {
     const int64_t slot = k_.slot(unique);
     if (slot >= 0) {
       prefetch_bytes(cache_row(k_.g, slot), k_.g.dim * 4, true);
+      __builtin_prefetch(k_.g.cache->tags + slot, 1, 3);
     } else {
       const int64_t bytes = F::row_bytes(k_.g.dim);
       prefetch_bytes(table_.rows + row * bytes, bytes, true);

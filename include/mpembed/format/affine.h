@@ -118,8 +118,10 @@ MPE_HD auto affine_nearest(X x, AffineHeader h, float inv, int32_t levels) {
   return clamp(s.k + select(s.p > 0.5f, 1, half_even), 0, levels);
 }
 
-MPE_HD float affine_value(uint32_t code, AffineHeader h) {
-  return fmaf(static_cast<float>(static_cast<int32_t>(code)), h.scale, h.bias);
+// code: an integer below 2^31 or a vector of them.
+template <class K>
+MPE_HD auto affine_value(K code, AffineHeader h) {
+  return fused(to_float(code), h.scale, h.bias);
 }
 
 template <int kBits, class Header>

@@ -9,7 +9,10 @@ MPE_BEGIN
 struct ConvertBf16 {
   static constexpr bool kExact = false;
   static constexpr uint32_t kMaxAbsBits = 0x7F7F0000u;
-  static MPE_HD float widen(uint16_t v) { return bfloat_to_float(v); }
+  template <class K>
+  static MPE_HD auto widen(K code) {
+    return bfloat_value(code);
+  }
   static MPE_HD uint16_t nearest(float x) { return bfloat_nearest(x); }
   static MPE_HD uint16_t stochastic(float x, uint32_t r) { return bfloat_stochastic(x, r); }
 };

@@ -9,7 +9,10 @@ MPE_BEGIN
 struct ConvertFp16 {
   static constexpr bool kExact = false;
   static constexpr uint32_t kMaxAbsBits = 0x477FE000u;  // 65504
-  static MPE_HD float widen(uint16_t v) { return half_to_float(v); }
+  template <class K>
+  static MPE_HD auto widen(K code) {
+    return half_value(code);
+  }
   static MPE_HD uint16_t nearest(float x) { return half_nearest(x); }
   static MPE_HD uint16_t stochastic(float x, uint32_t r) { return half_stochastic(x, r); }
 };

@@ -9,7 +9,10 @@ MPE_BEGIN
 struct ConvertFp32 {
   static constexpr bool kExact = true;
   static constexpr uint32_t kMaxAbsBits = 0x7F7FFFFFu;
-  static MPE_HD float widen(float v) { return v; }
+  template <class X>
+  static MPE_HD X widen(X v) {
+    return v;
+  }
   static MPE_HD float nearest(float x) { return x; }
   static MPE_HD float stochastic(float x, uint32_t) { return x; }
 };

@@ -29,14 +29,17 @@ struct Plain {
     return load_unaligned<Stored>(row + c * static_cast<int64_t>(sizeof(Stored)));
   }
 
+  static MPE_HD float widen(float v) { return v; }
+  static MPE_HD float widen(uint16_t v) { return Convert::widen(static_cast<int32_t>(v)); }
+
   static MPE_HD NoHeader header(const uint8_t*, int64_t) { return NoHeader{}; }
   static MPE_HD float value(const uint8_t* row, NoHeader, int64_t c) {
-    return Convert::widen(stored(row, c));
+    return widen(stored(row, c));
   }
 
   template <class Visit>
   static MPE_HD void for_each(const uint8_t* row, int64_t dim, Visit visit) {
-    for (int64_t c = 0; c < dim; ++c) visit(c, Convert::widen(stored(row, c)));
+    for (int64_t c = 0; c < dim; ++c) visit(c, widen(stored(row, c)));
   }
 
   // r: 16-bit draws of the row, or null for nearest. x storable (kMaxAbsBits).

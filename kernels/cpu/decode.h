@@ -1,0 +1,73 @@
+// Rows out of their tables' formats, a vector of columns at a time.
+#pragma once
+
+#include "cpu/lanes.h"
+#include "mpembed/registry_types.h"
+
+MPE_BEGIN
+
+// kLanes codes of 8 / kPerByte bits, each in a lane of its own.
+template <int kPerByte>
+inline Ints load_codes(const uint8_t* p) {
+  LaneBytes codes;
+  if constexpr (kPerByte == 1) {
+    memcpy(&codes, p, kLanes);
+  } else if constexpr (kPerByte == 2) {
+    typedef uint8_t Half __attribute__((vector_size(kLanes / 2)));
+    typedef uint16_t Pairs __attribute__((vector_size(kLanes)));
+    Half packed;
+    memcpy(&packed, p, sizeof packed);
+    Pairs pairs = __builtin_convertvector(packed, Pairs);
+    pairs = (pairs | (pairs << 4)) & 0x0F0F;
+    memcpy(&codes, &pairs, kLanes);
+  } else {
+    static_assert(kPerByte == 4);
+    uint8_t packed[kLanes / 4];
+    memcpy(packed, p, sizeof packed);
+    typedef uint32_t Fours __attribute__((vector_size(kLanes)));
+    Fours fours{};
+    for (int i = 0; i < kLanes / 4; ++i) fours[i] = packed[i];
+    fours = (fours | (fours << 6) | (fours << 12) | (fours << 18)) & 0x03030303u;
+    memcpy(&codes, &fours, kLanes);
+  }
+  return widen(codes);
+}
+
+// A stored row: its values, a vector of columns at a time.
+template <class F>
+class StoredRow {
+ public:
+  StoredRow(const uint8_t* row, int64_t dim) : row_(row), header_(F::header(row, dim)) {}
+
+  // Columns [c, c + kLanes), c a multiple of kLanes.
+  Floats load(int64_t c) const {
+    const uint8_t* p = row_ + c * F::kBitsPerCode / 8;
+    if constexpr (F::kHeaderBytes != 0) {
+      return affine_value(load_codes<F::kPerByte>(p), header_);
+    } else if constexpr (F::kBitsPerCode == 32) {
+      return F::Convert::widen(Floats::load(reinterpret_cast<const float*>(p)));
+    } else {
+      return F::Convert::widen(load_halves(p));
+    }
+  }
+  // The first n of them, fewer than all; the others are zero.
+  Floats load_some(int64_t c, int64_t n) const {
+    float values[kLanes] = {};
+    for (int64_t i = 0; i < n; ++i) values[i] = F::value(row_, header_, c + i);
+    return Floats::load(values);
+  }
+
+ private:
+  const uint8_t* row_;
+  typename F::RowHeader header_;
+};
+
+template <class F>
+inline void decode_row(const uint8_t* row, int64_t dim, float* out) {
+  const StoredRow<F> stored(row, dim);
+  int64_t c = 0;
+  for (; c + kLanes <= dim; c += kLanes) stored.load(c).store(out + c);
+  for (; c < dim; ++c) out[c] = F::value(row, F::header(row, dim), c);
+}
+
+MPE_END
