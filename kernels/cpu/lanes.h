@@ -51,7 +51,7 @@ struct Floats {
   Vector v;
 
   Floats() : v{} {}
-  Floats(float s) : v(Vector{} + s) {}
+  Floats(float s) : v(s - Vector{}) {}  // minus keeps a negative zero
   explicit Floats(Vector lanes) : v(lanes) {}
 
   static Floats load(const float* p) {
