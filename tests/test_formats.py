@@ -114,6 +114,17 @@ def test_bytes_equal_the_reference_at_every_dimension(
         compare(x, precision, rounding, 11, dim)
 
 
+@formats
+@roundings
+def test_many_rows_of_all_kinds(precision: str, rounding: str) -> None:
+    """Rows are encoded several at a time, and very long ones in parts."""
+    rng = np.random.default_rng(8)
+    for dim, each in ((1, 9), (8, 7), (16, 5), (65, 5), (2048, 2), (2064, 2), (4101, 1)):
+        limit = FORMATS[precision].limit
+        x = np.concatenate([rows_of(kind, rng, each, dim, limit) for kind in KINDS])
+        compare(x[rng.permutation(len(x))], precision, rounding, 11, dim)
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_every_16_bit_pattern_decodes_and_encodes_back(precision: str) -> None:
     codes = np.arange(2**16, dtype=np.uint16)

@@ -1,8 +1,7 @@
 // The set-associative cache: admission with victims and write-back, release, flush, lookup of tags.
-#include "cpu/encode.h"
+#include "cpu/admitter.h"
 #include "cpu/kernels.h"
 #include "cpu/radix.h"
-#include "cpu/sketch.h"
 
 MPE_BEGIN
 namespace {
@@ -10,41 +9,10 @@ namespace {
 constexpr int64_t kGrain = 1024;
 constexpr int64_t kAhead = 8;
 
-inline int64_t set_of(const mpe_cache& c, uint64_t key) {
-  return static_cast<int64_t>(cache_set(splitmix64(key), static_cast<uint64_t>(c.num_sets)));
-}
-
 inline void prefetch_set(const mpe_cache& c, uint64_t key) {
   const int64_t first = set_of(c, key) * c.ways;
   prefetch_bytes(c.tags + first, c.ways * 8, false);
 }
-
-// Writes rows of the cache back to their tables, for one task.
-struct WriteBack {
-  const mpe_group& g;
-  RowEncoder encoder;
-  TaskStats stats;
-
-  // space: for every task, allocated before anything changes.
-  WriteBack(const mpe_group& group, const EncoderSpace& space, int64_t task)
-      : g(group), encoder(group, kDomainRow, space, task), stats(group) {}
-
-  // The slot's row must stay until the encoder is flushed.
-  void add(int64_t slot, uint64_t id, int32_t t) {
-    const mpe_table& table = g.tables[t];
-    encoder.add(table, static_cast<int64_t>(id) - table.base, cache_row(g, slot));
-    stats.add(t, MPE_stat_write_backs);
-  }
-};
-
-struct Admission {
-  const mpe_group& g;
-  const mpe_cache& c;
-  const mpe_unique& u;
-  int64_t count;
-  int32_t* slots;
-  uint32_t clock;
-};
 
 // Finds the slots of all rows, changing nothing else. Returns the number of misses.
 int64_t find_slots(const Admission& a) {
@@ -81,90 +49,6 @@ void touch_hits(const Admission& a, int64_t begin, int64_t end, TaskStats& stats
     a.c.meta[slot] = P::on_hit(a.c.meta[slot], a.clock);
   }
 }
-
-// Way to fill for a miss, or -1: the lowest empty way, else the victim with the smallest rank.
-template <class P>
-int32_t choose_way(const mpe_cache& c, int64_t first, uint32_t clock) {
-  constexpr uint64_t kNone = ~uint64_t{0};
-  constexpr uint64_t kWayBits = 8;  // below the rank: of equal ranks the lowest way
-  uint64_t best = kNone;
-  for (int32_t way = 0; way < c.ways; ++way) {
-    const uint64_t tag = c.tags[first + way];
-    const uint64_t rank = uint64_t{P::rank(c.meta[first + way], clock)} + 1;
-    uint64_t here = rank << kWayBits | static_cast<uint64_t>(way);
-    here = (tag & kTagPinMask) != 0 ? kNone : here;
-    here = (tag & kTagIdMask) == kTagEmpty ? static_cast<uint64_t>(way) : here;
-    best = here < best ? here : best;
-  }
-  return best == kNone ? -1 : static_cast<int32_t>(best & ((1u << kWayBits) - 1));
-}
-
-// Step 4 of one task's sets. Victims are written back and newcomers read several at a time: a
-// victim is no row of the batch, so that the order of the two does not matter.
-template <class P>
-class Admitter {
- public:
-  Admitter(const Admission& a, const EncoderSpace& space, int64_t task)
-      : a_(a), write_back_(a.g, space, task) {}
-  ~Admitter() { settle(); }
-
-  void admit(int64_t unique, uint32_t estimate) {
-    const uint64_t key = a_.u.rows[unique];
-    const int32_t t = find_table(a_.g, key);
-    const int64_t first = set_of(a_.c, key) * a_.c.ways;
-    const int32_t way = choose_way<P>(a_.c, first, a_.clock);
-    if (way < 0) {
-      write_back_.stats.add(t, MPE_stat_conflict_misses);
-      return;
-    }
-    const int64_t slot = first + way;
-    if (!evict(slot, estimate)) {
-      write_back_.stats.add(t, MPE_stat_rejected);
-      return;
-    }
-    a_.c.tags[slot] = key | kTagPin;
-    a_.c.meta[slot] = P::on_admit(a_.clock, estimate);
-    a_.slots[unique] = static_cast<int32_t>(slot);
-    newcomers_[n_++] = Newcomer{key, slot, t};
-    if (n_ == kMaxRows) settle();
-  }
-
- private:
-  struct Newcomer {
-    uint64_t key;
-    int64_t slot;
-    int32_t table;
-  };
-
-  // Whether the slot is free for a row of this estimate.
-  bool evict(int64_t slot, uint32_t estimate) {
-    const uint64_t old = a_.c.tags[slot], id = old & kTagIdMask;
-    if (id == kTagEmpty) return true;
-    if (!P::admits(estimate, a_.c.meta[slot])) return false;
-    prefetch_bytes(cache_row(a_.g, slot), a_.g.dim * 4, true);
-    const int32_t owner = find_table(a_.g, id);
-    write_back_.stats.add(owner, MPE_stat_evictions);
-    if ((old & kTagDirty) != 0) write_back_.add(slot, id, owner);
-    if (P::kSketch) sketch_raise(a_.c, id, a_.c.meta[slot]);
-    return true;
-  }
-
-  void settle() {
-    write_back_.encoder.flush();
-    for (int i = 0; i < n_; ++i) {
-      const Newcomer& row = newcomers_[i];
-      const mpe_table& table = a_.g.tables[row.table];
-      decode(table, row_address(table, row.key, row_bytes_of(table, a_.g.dim)), a_.g.dim,
-             cache_row(a_.g, row.slot));
-    }
-    n_ = 0;
-  }
-
-  const Admission& a_;
-  WriteBack write_back_;
-  int n_ = 0;
-  Newcomer newcomers_[kMaxRows];
-};
 
 // Misses as (set << 32 | unique row), ascending: within a set in the order of the row ids.
 uint64_t* sorted_misses(const Admission& a, int64_t misses, uint64_t* list, uint64_t* tmp) {
