@@ -6,13 +6,28 @@
 
 MPE_BEGIN
 
-// kLanes codes of 8 / kPerByte bits, each in a lane of its own.
-template <int kPerByte>
+#if defined(__AVX2__)
+constexpr bool kLanesShiftAlone = true;  // each by a count of its own
+#else
+constexpr bool kLanesShiftAlone = false;
+#endif
+
+// kLanes codes of kBits bits, each in a lane of its own.
+template <int kBits>
 inline Ints load_codes(const uint8_t* p) {
+  constexpr int kBytes = kLanes * kBits / 8;
+  if constexpr (kBits < 8 && kBytes <= 4 && kLanesShiftAlone) {
+    typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
+    uint32_t word = 0;
+    memcpy(&word, p, kBytes);
+    Words shift{};
+    for (int l = 0; l < kLanes; ++l) shift[l] = static_cast<uint32_t>(kBits * l);
+    return Ints((Ints::Vector)(((Words{} + word) >> shift) & ((1u << kBits) - 1)));
+  }
   LaneBytes codes;
-  if constexpr (kPerByte == 1) {
-    memcpy(&codes, p, kLanes);
-  } else if constexpr (kPerByte == 2) {
+  if constexpr (kBits == 8) {
+    memcpy(&codes, p, kBytes);
+  } else if constexpr (kBits == 4) {
     typedef uint8_t Half __attribute__((vector_size(kLanes / 2)));
     typedef uint16_t Pairs __attribute__((vector_size(kLanes)));
     Half packed;
@@ -21,12 +36,10 @@ inline Ints load_codes(const uint8_t* p) {
     pairs = (pairs | (pairs << 4)) & 0x0F0F;
     memcpy(&codes, &pairs, kLanes);
   } else {
-    static_assert(kPerByte == 4);
-    uint8_t packed[kLanes / 4];
-    memcpy(packed, p, sizeof packed);
+    static_assert(kBits == 2);
     typedef uint32_t Fours __attribute__((vector_size(kLanes)));
     Fours fours{};
-    for (int i = 0; i < kLanes / 4; ++i) fours[i] = packed[i];
+    for (int i = 0; i < kBytes; ++i) fours[i] = p[i];
     fours = (fours | (fours << 6) | (fours << 12) | (fours << 18)) & 0x03030303u;
     memcpy(&codes, &fours, kLanes);
   }
@@ -43,7 +56,7 @@ class StoredRow {
   Floats load(int64_t c) const {
     const uint8_t* p = row_ + c * F::kBitsPerCode / 8;
     if constexpr (F::kHeaderBytes != 0) {
-      return affine_value(load_codes<F::kPerByte>(p), header_);
+      return affine_value(load_codes<F::kBitsPerCode>(p), header_);
     } else if constexpr (F::kBitsPerCode == 32) {
       return F::Convert::widen(Floats::load(reinterpret_cast<const float*>(p)));
     } else {
