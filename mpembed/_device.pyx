@@ -7,7 +7,7 @@ again at the end: other libraries in the process have theirs.
 cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint64_t, uintptr_t
 
 from mpembed._api cimport (
     MPE_API_VERSION, MPE_ERR_MEMORY, MPE_OK, MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST, mpe_backend,
@@ -113,6 +113,7 @@ cdef class Device:
             object has ``__cuda_stream__`` and is kept for as long as its stream is needed. On the
             CPU only None.
         """
+        cdef Stream made
         if given is None:
             return self.ordinary
         if self.immediate:
@@ -123,7 +124,9 @@ cdef class Device:
         if handle == 2:  # the same name in every thread, of as many streams
             raise ValueError("stream must not be CUDA's per-thread default stream (2), which is "
                              "another one in each thread; pass a stream of your own")
-        return stream_at(self, <void*><uintptr_t>handle, given)
+        made = stream_at(self, <void*><uintptr_t>handle, given)
+        made.ask()
+        return made
 
     def synchronize(self, stream=None):
         """Wait until all work that a stream was given is done."""
@@ -163,11 +166,34 @@ cdef class Stream:
         """The handle as DLPack and ``__cuda_array_interface__`` want it: 1 is the default."""
         return <uintptr_t>self.handle or 1
 
+    cdef int ask(self) except -1:
+        """Find out which capture the stream is part of now."""
+        cdef uint64_t capture = 0
+        cdef mpe_status status
+        cdef int32_t previous
+        if self.device.immediate:
+            return 0
+        previous = self.device.enter()
+        status = self.device.kernels.capturing(self.handle, &capture)
+        self.device.leave(previous, status, "asking for captures")
+        self.capture = capture
+        return 0
+
+    cdef int refuse_capture(self, str what) except -1:
+        """Raise RuntimeError where the stream is captured, before the runtime ends that."""
+        self.ask()
+        if self.capture == UINT64_MAX:
+            raise RuntimeError("the capture of the stream has failed already: end it")
+        if self.capture != 0:
+            raise RuntimeError(f"{what} cannot be captured in a CUDA graph")
+        return 0
+
     cdef int synchronize(self, str what) except -1:
         cdef mpe_status status
         cdef int32_t previous
         if self.device.immediate:
             return 0
+        self.refuse_capture(what)
         previous = self.device.enter()
         with nogil:
             status = self.device.kernels.synchronize(self.handle)
@@ -181,22 +207,34 @@ cdef class Stream:
             status = self.device.kernels.fill(<void*>address, 0, nbytes, self.handle)
         self.device.leave(previous, status, "clearing results")
 
-    cdef int follow(self, void* other) except -1:
-        """Let what comes on this stream wait for what another one has been given."""
+    cdef bint follow(self, Stream other) except -1:
+        """Let what comes on this stream wait for what another one has been given.
+
+        False where there is nothing to order: a graph runs when it is launched, after what the
+        stream of its launch has been given.
+        """
         cdef const mpe_backend* kernels = self.device.kernels
         cdef void* event = NULL
         cdef int32_t previous
         cdef mpe_status status
-        if self.device.immediate or other == self.handle:
-            return 0
+        if self.device.immediate or other.handle == self.handle:
+            return False
+        self.ask()
+        other.ask()
+        if self.capture != other.capture:
+            if other.capture != 0:
+                raise RuntimeError("what a CUDA graph that is being captured writes cannot be used "
+                                   "outside of it before its launch")
+            return False
         previous = self.device.enter()
         status = kernels.create_event(&event)
         if status == MPE_OK:
-            status = kernels.record(event, other)
+            status = kernels.record(event, other.handle)
             if status == MPE_OK:
                 status = kernels.wait(event, self.handle)
             kernels.destroy_event(event)
-        return self.device.leave(previous, status, "ordering streams")
+        self.device.leave(previous, status, "ordering streams")
+        return True
 
     def __repr__(self):
         return f"<stream {<uintptr_t>self.handle:#x} of {self.device.name}>"
@@ -227,6 +265,21 @@ cdef class Memory:
         self.home = on
         return 0
 
+    cdef bint may_go_back(self) except -1:
+        """Whether the memory may be given back now.
+
+        What a capture borrowed is its graph's once the capture is over. Nothing else can be given
+        back in the order of a stream that is captured: it waits.
+        """
+        try:
+            self.home.ask()
+            for reader in self.readers or ():
+                (<Stream>reader).ask()
+        except RuntimeError:  # the default stream, while another one is captured
+            return False
+        return self.home.capture == self.capture and all(
+            [(<Stream>reader).capture == self.capture for reader in self.readers or ()])
+
     cdef Stream writer(self):
         return self.device.ordinary if self.written is None else self.written
 
@@ -241,12 +294,32 @@ cdef class Memory:
         if self.placement >= 0:
             with nogil:
                 self.device.kernels.release(self.data, self.placement)
-        else:
-            if self.readers:
-                for reader in self.readers:
-                    self.home.follow((<Stream>reader).handle)
+        elif self.may_go_back():
+            for reader in self.readers or ():
+                self.home.follow(<Stream>reader)
             self.device.kernels.give_back(self.data, self.home.handle)
+        elif self.capture == 0 and waiting is not None:
+            waiting.append(same_memory(self))
         self.device.leave(previous, MPE_OK, "")
+
+
+cdef list waiting = []  # memory whose owners died while its stream was captured
+
+
+cdef Memory same_memory(Memory old):
+    cdef Memory made = Memory.__new__(Memory)
+    made.device, made.data, made.nbytes, made.placement = (
+        old.device, old.data, old.nbytes, old.placement)
+    made.home, made.readers = old.home, old.readers
+    return made
+
+
+cdef int retry_waiting() except -1:
+    """Give back what can go by now."""
+    global waiting
+    if waiting:
+        waiting = []  # the old one's memory dies, or comes here again
+    return 0
 
 
 cdef int64_t failing = 0
@@ -278,6 +351,9 @@ cdef Memory borrow(Stream on, int64_t nbytes):
         if made.data == NULL:
             raise MemoryError(f"not enough memory for {nbytes} bytes of workspace")
         return made
+    retry_waiting()
+    on.ask()
+    made.capture = on.capture
     previous = on.device.enter()
     status = on.device.kernels.borrow(nbytes, on.handle, &made.data)
     on.device.leave(previous, status, "borrowing workspace")
@@ -299,7 +375,9 @@ cdef Memory allocate(Device device, int64_t nbytes, int32_t placement):
 cdef int upload(Stream on, void* to, const void* source, int64_t nbytes) except -1:
     """Queue a copy from the host, whose memory may be used again at return."""
     cdef mpe_status status
-    cdef int32_t previous = on.device.enter()
+    cdef int32_t previous
+    on.refuse_capture("copying from the host")  # a launch would read the host's memory again
+    previous = on.device.enter()
     with nogil:
         status = on.device.kernels.copy(to, source, nbytes, on.handle)
     return on.device.leave(previous, status, "copying to the device")
@@ -308,7 +386,9 @@ cdef int upload(Stream on, void* to, const void* source, int64_t nbytes) except 
 cdef int download(Stream on, void* to, const void* source, int64_t nbytes) except -1:
     """Copy to the host and wait for it."""
     cdef mpe_status status
-    cdef int32_t previous = on.device.enter()
+    cdef int32_t previous
+    on.refuse_capture("copying to the host")
+    previous = on.device.enter()
     with nogil:
         status = on.device.kernels.copy(to, source, nbytes, on.handle)
         if status == MPE_OK:
