@@ -177,6 +177,8 @@ cdef class Stream:
         status = self.device.kernels.capturing(self.handle, &capture)
         self.device.leave(previous, status, "asking for captures")
         self.capture = capture
+        if capture != 0:
+            note_captured(self)
         return 0
 
     cdef int refuse_capture(self, str what) except -1:
@@ -248,6 +250,26 @@ cdef Stream stream_at(Device device, void* handle, object owner=None):
     return made
 
 
+cdef list captured = []  # streams that were captured when last asked
+
+
+cdef int note_captured(Stream stream) except -1:
+    for known in captured:
+        if (<Stream>known).handle == stream.handle:
+            return 0
+    captured.append(stream_at(stream.device, stream.handle, stream.owner))
+    return 0
+
+
+cdef bint capture_goes_on() except -1:
+    """Whether one of them still is: then device memory must not be freed, whoever's it is."""
+    global captured
+    before, captured = captured, []
+    for stream in before or ():
+        (<Stream>stream).ask()  # notes it again
+    return len(captured) > 0
+
+
 # Untracked by the garbage collector, which would clear `device` before the memory goes back.
 @cython.no_gc
 cdef class Memory:
@@ -291,7 +313,9 @@ cdef class Memory:
             PyMem_RawFree(self.data)
             return
         previous = self.device.enter()
-        if self.placement >= 0:
+        if self.placement >= 0 and capture_goes_on():
+            waiting.append(same_memory(self))
+        elif self.placement >= 0:
             with nogil:
                 self.device.kernels.release(self.data, self.placement)
         elif self.may_go_back():

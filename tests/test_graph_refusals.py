@@ -223,6 +223,19 @@ def test_memory_that_dies_in_a_capture_goes_back_later(twins: Twins) -> None:
     assert live() == before
 
 
+def test_a_collection_dies_in_a_capture(twins: Twins) -> None:
+    """Its memory is freed by cudaFree, which a capture does not survive: it waits."""
+    other = Twins(twins.runtime, mixed())
+    with twins.runtime.capture(twins.stream) as made:
+        twins.forward()
+        del other
+        gc.collect()
+        twins.backward()
+    made[0].launch(twins.stream)
+    twins.step_here()
+    twins.assert_equal()
+
+
 def test_the_runtime_ends_a_capture(twins: Twins) -> None:
     """A mistake of the caller: the collection is as it was, and can be captured again."""
     twins.runtime.begin(twins.stream)
