@@ -271,7 +271,6 @@ cudaError_t run_now(const cudaLaunchConfig_t& config, const void* kernel,
             l.block.z, static_cast<long long>(threads - threads_before), ms);
   }
   launch = nullptr;
-  // As on a device, the launch itself succeeds and later calls return what went wrong.
   if (l.error != cudaSuccess) set_sticky_error(l.error);
   return cudaSuccess;
 }
@@ -281,7 +280,9 @@ cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel,
   const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
   if (const cudaError_t before = set_error(cudaSuccess); before != cudaSuccess) return before;
   if (!is_valid(config)) return set_error(cudaErrorInvalidConfiguration);
-  return set_error(submit(config.stream, [=] { return run_now(config, kernel, body); }));
+  const cudaError_t error = submit(config.stream, [=] { return run_now(config, kernel, body); });
+  // As on a device, the launch itself succeeds and later calls return what went wrong.
+  return error != cudaSuccess ? set_error(error) : cudaSuccess;
 }
 
 }  // namespace simt

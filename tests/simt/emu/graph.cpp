@@ -14,9 +14,11 @@ struct CUgraphExec_st {
 namespace simt {
 namespace {
 
-std::map<uint64_t, std::unique_ptr<Capture>> captures;
-std::set<cudaGraph_t> graphs;
-std::set<cudaGraphExec_t> execs;
+// Never destroyed: what a program leaves is no leak, and the memory of its graphs goes first.
+std::map<uint64_t, std::unique_ptr<Capture>>& captures =
+    *new std::map<uint64_t, std::unique_ptr<Capture>>;
+std::set<cudaGraph_t>& graphs = *new std::set<cudaGraph_t>;
+std::set<cudaGraphExec_t>& execs = *new std::set<cudaGraphExec_t>;
 uint64_t last_id = 0;
 
 bool is_legacy(cudaStream_t stream) { return stream == nullptr || stream == cudaStreamLegacy; }
@@ -213,6 +215,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
     if (error == cudaSuccess) error = simt::free_leftovers(*exec);
     for (const simt::Work& work : exec->graph->nodes) {
       if (error == cudaSuccess) error = work();
+      if (error == cudaSuccess) error = simt::set_error(cudaSuccess);  // a kernel's, which sticks
     }
     return error;
   });

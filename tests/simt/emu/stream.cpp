@@ -9,8 +9,9 @@
 namespace simt {
 namespace {
 
-std::set<cudaStream_t> streams;
-std::set<cudaEvent_t> events;
+// Never destroyed: what a program leaves is no leak.
+std::set<cudaStream_t>& streams = *new std::set<cudaStream_t>;
+std::set<cudaEvent_t>& events = *new std::set<cudaEvent_t>;
 
 cudaError_t check_event(cudaEvent_t event) {
   return events.count(event) != 0 ? cudaSuccess : cudaErrorInvalidResourceHandle;
