@@ -243,37 +243,6 @@ DeviceAccess::~DeviceAccess() {
 
 }  // namespace simt
 
-namespace simt {
-namespace {
-
-cudaError_t allocate_in(Capture& capture, cudaStream_t stream, void** p, size_t bytes) {
-  const cudaError_t error = take_graph_memory(p, bytes);
-  if (error != cudaSuccess || *p == nullptr) return error;
-  void* made = *p;
-  capture.graph->memory.insert(made);
-  capture.freed.erase(made);
-  capture.add(stream, [made] {
-    set_graph_memory_asleep(made, false);
-    return cudaSuccess;
-  });
-  return cudaSuccess;
-}
-
-cudaError_t free_in(Capture& capture, cudaStream_t stream, void* p) {
-  if (capture.graph->memory.count(p) == 0 || !capture.freed.insert(p).second) {
-    fprintf(stderr, "SIMT: %p is freed in a capture, which has not allocated it\n", p);
-    return capture.spoil(cudaErrorInvalidValue);
-  }
-  capture.add(stream, [p] {
-    set_graph_memory_asleep(p, true);
-    return cudaSuccess;
-  });
-  return cudaSuccess;
-}
-
-}  // namespace
-}  // namespace simt
-
 using simt::allocate;
 using simt::deallocate;
 using simt::set_error;

@@ -106,6 +106,31 @@ cudaError_t refuse_unsafe() {
   return error;
 }
 
+cudaError_t allocate_in(Capture& capture, cudaStream_t stream, void** p, size_t bytes) {
+  const cudaError_t error = take_graph_memory(p, bytes);
+  if (error != cudaSuccess || *p == nullptr) return error;
+  void* made = *p;
+  capture.graph->memory.insert(made);
+  capture.freed.erase(made);
+  capture.add(stream, [made] {
+    set_graph_memory_asleep(made, false);
+    return cudaSuccess;
+  });
+  return cudaSuccess;
+}
+
+cudaError_t free_in(Capture& capture, cudaStream_t stream, void* p) {
+  if (capture.graph->memory.count(p) == 0 || !capture.freed.insert(p).second) {
+    fprintf(stderr, "SIMT: %p is freed in a capture, which has not allocated it\n", p);
+    return capture.spoil(cudaErrorInvalidValue);
+  }
+  capture.add(stream, [p] {
+    set_graph_memory_asleep(p, true);
+    return cudaSuccess;
+  });
+  return cudaSuccess;
+}
+
 Capture* capture_with(uint64_t id) {
   const auto found = captures.find(id);
   return found == captures.end() ? nullptr : found->second.get();

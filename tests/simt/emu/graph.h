@@ -46,6 +46,9 @@ struct Capture {
 cudaError_t enter_stream(cudaStream_t stream, Capture** capture);
 // Does it at once, or leaves it to a graph.
 cudaError_t submit(cudaStream_t stream, Work work);
+// Nodes that allocate and free memory.
+cudaError_t allocate_in(Capture& capture, cudaStream_t stream, void** p, size_t bytes);
+cudaError_t free_in(Capture& capture, cudaStream_t stream, void* p);
 // What a capture forbids to whole threads or processes: it ends there.
 cudaError_t refuse_unsafe();
 // The capture with this number, if it still goes on.
