@@ -59,7 +59,8 @@ class EmbeddingBagCollection:
     keep their order. Arguments may be changed or freed in the order of that stream. What
     is wrong with offsets, indices or updates is found later: such a batch changes nothing but the
     step and the cache's clock, and `check` or the next call that waits for the device (`stats`,
-    `rows`, `set_rows`, `flush`, `save`) raises the error.
+    `rows`, `set_rows`, `flush`, `save`) raises the error. Calls on a stream that is being captured
+    become part of its CUDA graph; ``docs/guide.md`` says which can.
     """
 
     def __init__(

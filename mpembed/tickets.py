@@ -1,6 +1,5 @@
 """Open batches: what a forward or prefetch leaves for the backward."""
 
-import contextlib
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -121,9 +120,8 @@ class Ticket:
     def __del__(self) -> None:
         if getattr(self, "_open", False):
             engine = self._engine()
-            with contextlib.suppress(RuntimeError):  # a child forked at a bad moment
-                if engine is not None:
-                    engine.abandon(self)
+            if engine is not None:
+                engine.abandon(self)
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"

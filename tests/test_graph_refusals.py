@@ -207,6 +207,19 @@ def test_a_ticket_from_outside_dies_in_a_capture(twins: Twins) -> None:
     assert twins.there.memory_report()["workspace"] == 0
 
 
+def test_a_ticket_dies_in_a_capture_that_has_failed(twins: Twins) -> None:
+    kept = twins.forward(ticket=True)[1]
+    twins.here.forward(*twins.batch[:2], ticket=True)[1].drop()
+    twins.runtime.begin(twins.stream)
+    twins.runtime.status("cudaStreamSynchronize", ctypes.c_void_p(twins.stream))
+    del kept
+    gc.collect()
+    twins.runtime.give_up(twins.stream)
+    twins.step()
+    twins.step_here()
+    twins.assert_equal()
+
+
 @pytest.mark.skipif(cuda_backend.choice() != "emulation", reason="the emulation counts bytes")
 def test_memory_that_dies_in_a_capture_goes_back_later(twins: Twins) -> None:
     from mpembed import _cuda
