@@ -330,3 +330,25 @@ def test_updates_that_would_not_be_finite_in_a_launch(runtime: Any) -> None:
     graph.launch(twins.stream)
     with pytest.raises(mpe.errors.NonFiniteUpdateError):
         twins.there.check()
+
+
+def test_kernels_without_a_collection(runtime: Any) -> None:
+    ops, stream = mpe.ops, runtime.stream()
+    x = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
+    packed = ops.quantize(x, "int4")
+    rows, codes = (
+        mpe.to_device(np.zeros_like(packed), "cuda"),
+        mpe.to_device(packed[:, :3].copy(), "cuda"),
+    )
+    values = mpe.to_device(np.zeros_like(x), "cuda")
+    numbers = mpe.to_device(np.zeros((4, 6), np.uint8), "cuda")
+    with runtime.capture(stream) as made:
+        ops.dequantize(rows, "int4", 6, out=values, stream=stream)
+        ops.unpack_int4(codes, 6, out=numbers, stream=stream)
+        with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+            ops.quantize(values, "int4", out=rows, stream=stream)
+    runtime.write(rows, packed, stream)
+    made[0].launch(stream)
+    np.testing.assert_array_equal(values.numpy(), ops.dequantize(packed, "int4", 6))
+    expected = ops.unpack_int4(np.ascontiguousarray(packed[:, :3]), 6)
+    np.testing.assert_array_equal(numbers.numpy(), expected)
