@@ -98,6 +98,7 @@ cdef extern from "mpembed/api.h" nogil:
         float lr
         float eps
         float weight_decay
+        const float *device_lr
 
     ctypedef enum mpe_placement:
         MPE_PLACEMENT_DEVICE
@@ -128,6 +129,9 @@ cdef extern from "mpembed/api.h" nogil:
         void (*destroy_event)(void *) noexcept nogil
         mpe_status (*record)(void *, void *) noexcept nogil
         mpe_status (*wait)(void *, void *) noexcept nogil
+        mpe_status (*capturing)(void *, uint64_t *) noexcept nogil
+        mpe_status (*wait_in_graph)(void *, void *) noexcept nogil
+        mpe_status (*record_in_graph)(void *, void *) noexcept nogil
         const char *(*last_error)() noexcept nogil
         mpe_status (*check_offsets)(const mpe_batch *, void *, mpe_error *) noexcept nogil
         mpe_status (*prepare)(const mpe_group *, const mpe_batch *, int32_t, const mpe_error *,

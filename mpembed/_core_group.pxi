@@ -251,6 +251,8 @@ cdef class Group:
         cdef mpe_optimizer o
         cdef mpe_error* nonfinite = faults.found + 1 + self.number
         o.kind, o.decay_mode, o.lr, o.eps, o.weight_decay = optimizer
+        # A graph keeps its kernels' parameters: it reads what may change.
+        o.device_lr = self.clock.lr if on.capture != 0 else NULL
         previous = self.device.enter()
         with nogil:
             status = self.device.kernels.update(&self.c, &o, &lookups.c, &lookups.u,

@@ -2,20 +2,22 @@
 
 
 cdef class Clock:
-    """The write step of a collection: one value where the kernels run.
+    """The write step of a collection and its learning rate for graphs, where the kernels run.
 
-    `taken` is the host's own count.
+    `taken` is the host's own count of steps, without those that graphs have taken since `read`.
     """
 
     cdef Device device
     cdef Memory memory
     cdef uint64_t* step
+    cdef float* lr
     cdef readonly uint64_t taken
 
     def __init__(self, Stream on, uint64_t start, bint lasting):
         self.device = on.device
-        self.memory = little(on, sizeof(uint64_t), lasting)
+        self.memory = little(on, sizeof(uint64_t) + sizeof(float), lasting)
         self.step = <uint64_t*>self.memory.data
+        self.lr = <float*>(self.step + 1)
         self.set(start, on)
 
     @property
@@ -30,6 +32,10 @@ cdef class Clock:
             self.step[0] = step
         else:
             upload(on, self.step, &step, sizeof(step))
+
+    def set_lr(self, float lr, Stream on):
+        """Set the learning rate of updates in graphs."""
+        upload(on, self.lr, &lr, sizeof(lr))
 
     def advance(self, Stream on):
         """Take a step: for a call that may write."""
@@ -55,6 +61,7 @@ cdef class Clock:
         if self.device.immediate:
             return self.step[0]
         download(on, &step, self.step, sizeof(step))
+        self.taken = step
         return step
 
 

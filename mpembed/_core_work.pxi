@@ -29,6 +29,11 @@ cdef class Work:
             self.outputs.shared.data = <float*>view.data
             self.outputs.shared.stride = view.extent[1]
             return
+        if group.c.num_tables == 1:  # where it lies says all, and no graph has to keep a copy
+            view = views[group.names[0]]
+            self.outputs.shared.data = <float*>view.data - group.tables[0].column
+            self.outputs.shared.stride = group.c.dim
+            return
         tables.resize(group.c.num_tables)
         for t in range(group.c.num_tables):
             view = views[group.names[t]]

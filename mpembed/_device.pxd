@@ -1,7 +1,7 @@
 """Devices, their streams and their memory."""
 
 cimport cython
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from mpembed._api cimport mpe_backend, mpe_status
 
@@ -30,9 +30,12 @@ cdef class Stream:
     cdef readonly Device device
     cdef void* handle
     cdef object owner  # what the caller gave, which keeps the stream from being destroyed; or None
+    cdef readonly uint64_t capture  # the number of the one it was in when last asked, or 0
 
+    cdef int ask(self) except -1
+    cdef int refuse_capture(self, str what) except -1
     cdef int synchronize(self, str what) except -1
-    cdef int follow(self, void* other) except -1
+    cdef bint follow(self, Stream other) except -1
 
 
 @cython.final
@@ -44,10 +47,12 @@ cdef class Memory:
     cdef readonly int64_t nbytes
     cdef int32_t placement  # -1: borrowed in the order of `stream`
     cdef Stream home  # in whose order it goes back; None where it is not borrowed
+    cdef uint64_t capture  # the graph's whose capture borrowed it, or 0
     cdef Stream written  # the last one that writes it, for all tensors in it; None: the default one
     cdef list readers  # streams outside the library that may still read it, as Streams
 
     cdef int moved_to(self, Stream on) except -1
+    cdef bint may_go_back(self) except -1
     cdef Stream writer(self)
 
 
@@ -56,16 +61,24 @@ cdef class Calls:
     """The calls of one collection, in order."""
 
     cdef readonly Device device
-    cdef readonly Stream last  # the stream of the last call
+    cdef readonly Stream last  # the stream of the last call outside of captures
+    cdef Stream now  # of the running call
     cdef object lock
     cdef Call one  # the CPU's, whose contexts are all the same
-    cdef void* event  # behind the last call
+    cdef void* event  # behind the last call outside of captures
+    cdef void* launched  # behind the last launch of a graph; NULL before the first capture
+    cdef Stream graph  # of the last call that was captured; None once that is known to be over
+    cdef uint64_t capture  # its number
     cdef int depth
     cdef int32_t previous
 
-    cpdef Call on(self, object stream)
-    cpdef Call again(self)
-    cdef int begin(self, Stream on) except -1
+    cpdef Call on(self, object stream, object refuse=?)
+    cpdef Call again(self, object refuse=?)
+    cdef int begin(self, Stream on, object refuse) except -1
+    cdef int start(self, Stream on, object refuse) except -1
+    cdef int order(self, Stream on) except -1
+    cdef int order_in_graph(self, Stream on) except -1
+    cdef bint is_captured(self) except -1
     cdef int end(self) except -1
 
 
@@ -75,6 +88,7 @@ cdef class Call:
 
     cdef Calls calls
     cdef Stream stream  # None: that of the last call
+    cdef object refuse  # called with the stream if the call would be captured, to raise; or None
 
 
 cdef Stream stream_at(Device device, void* handle, object owner=?)

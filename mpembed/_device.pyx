@@ -7,7 +7,7 @@ again at the end: other libraries in the process have theirs.
 cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint64_t, uintptr_t
 
 from mpembed._api cimport (
     MPE_API_VERSION, MPE_ERR_MEMORY, MPE_OK, MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST, mpe_backend,
@@ -113,6 +113,7 @@ cdef class Device:
             object has ``__cuda_stream__`` and is kept for as long as its stream is needed. On the
             CPU only None.
         """
+        cdef Stream made
         if given is None:
             return self.ordinary
         if self.immediate:
@@ -123,7 +124,9 @@ cdef class Device:
         if handle == 2:  # the same name in every thread, of as many streams
             raise ValueError("stream must not be CUDA's per-thread default stream (2), which is "
                              "another one in each thread; pass a stream of your own")
-        return stream_at(self, <void*><uintptr_t>handle, given)
+        made = stream_at(self, <void*><uintptr_t>handle, given)
+        made.ask()
+        return made
 
     def synchronize(self, stream=None):
         """Wait until all work that a stream was given is done."""
@@ -163,11 +166,36 @@ cdef class Stream:
         """The handle as DLPack and ``__cuda_array_interface__`` want it: 1 is the default."""
         return <uintptr_t>self.handle or 1
 
+    cdef int ask(self) except -1:
+        """Find out which capture the stream is part of now."""
+        cdef uint64_t capture = 0
+        cdef mpe_status status
+        cdef int32_t previous
+        if self.device.immediate:
+            return 0
+        previous = self.device.enter()
+        status = self.device.kernels.capturing(self.handle, &capture)
+        self.device.leave(previous, status, "asking for captures")
+        self.capture = capture
+        if capture != 0:
+            note_captured(self)
+        return 0
+
+    cdef int refuse_capture(self, str what) except -1:
+        """Raise RuntimeError where the stream is captured, before the runtime ends that."""
+        self.ask()
+        if self.capture == UINT64_MAX:
+            raise RuntimeError("the capture of the stream has failed already: end it")
+        if self.capture != 0:
+            raise RuntimeError(f"{what} cannot be captured in a CUDA graph")
+        return 0
+
     cdef int synchronize(self, str what) except -1:
         cdef mpe_status status
         cdef int32_t previous
         if self.device.immediate:
             return 0
+        self.refuse_capture(what)
         previous = self.device.enter()
         with nogil:
             status = self.device.kernels.synchronize(self.handle)
@@ -181,22 +209,34 @@ cdef class Stream:
             status = self.device.kernels.fill(<void*>address, 0, nbytes, self.handle)
         self.device.leave(previous, status, "clearing results")
 
-    cdef int follow(self, void* other) except -1:
-        """Let what comes on this stream wait for what another one has been given."""
+    cdef bint follow(self, Stream other) except -1:
+        """Let what comes on this stream wait for what another one has been given.
+
+        False where there is nothing to order: a graph runs when it is launched, after what the
+        stream of its launch has been given.
+        """
         cdef const mpe_backend* kernels = self.device.kernels
         cdef void* event = NULL
         cdef int32_t previous
         cdef mpe_status status
-        if self.device.immediate or other == self.handle:
-            return 0
+        if self.device.immediate or other.handle == self.handle:
+            return False
+        self.ask()
+        other.ask()
+        if self.capture != other.capture:
+            if other.capture != 0:
+                raise RuntimeError("what a CUDA graph that is being captured writes cannot be used "
+                                   "outside of it before its launch")
+            return False
         previous = self.device.enter()
         status = kernels.create_event(&event)
         if status == MPE_OK:
-            status = kernels.record(event, other)
+            status = kernels.record(event, other.handle)
             if status == MPE_OK:
                 status = kernels.wait(event, self.handle)
             kernels.destroy_event(event)
-        return self.device.leave(previous, status, "ordering streams")
+        self.device.leave(previous, status, "ordering streams")
+        return True
 
     def __repr__(self):
         return f"<stream {<uintptr_t>self.handle:#x} of {self.device.name}>"
@@ -210,110 +250,25 @@ cdef Stream stream_at(Device device, void* handle, object owner=None):
     return made
 
 
-# Untracked by the garbage collector, which would clear `device` before the memory goes back.
-@cython.no_gc
-cdef class Memory:
-
-    def __init__(self):
-        raise TypeError("memory is made by a device")
-
-    @property
-    def pinned_host(self):
-        """Whether this is the host's memory, pinned for the device."""
-        return self.placement == MPE_PLACEMENT_HOST
-
-    cdef int moved_to(self, Stream on) except -1:
-        """Give the memory back in the order of another stream, which already follows the last."""
-        self.home = on
-        return 0
-
-    cdef Stream writer(self):
-        return self.device.ordinary if self.written is None else self.written
-
-    def __dealloc__(self):
-        cdef int32_t previous = 0
-        if self.data == NULL:
-            return
-        if self.device.immediate:
-            PyMem_RawFree(self.data)
-            return
-        previous = self.device.enter()
-        if self.placement >= 0:
-            with nogil:
-                self.device.kernels.release(self.data, self.placement)
-        else:
-            if self.readers:
-                for reader in self.readers:
-                    self.home.follow((<Stream>reader).handle)
-            self.device.kernels.give_back(self.data, self.home.handle)
-        self.device.leave(previous, MPE_OK, "")
+cdef list captured = []  # streams that were captured when last asked
 
 
-cdef int64_t failing = 0
+cdef int note_captured(Stream stream) except -1:
+    for known in captured:
+        if (<Stream>known).handle == stream.handle:
+            return 0
+    captured.append(stream_at(stream.device, stream.handle, stream.owner))
+    return 0
 
 
-def fail_borrow(int64_t n):
-    """Let the n-th borrowing of workspace from now on find no memory; return what was left.
-
-    For tests; 0 for none.
-    """
-    global failing
-    left, failing = failing, n
-    return left
-
-
-cdef Memory borrow(Stream on, int64_t nbytes):
-    """Return memory in the order of a stream; what tracemalloc counts on the CPU."""
-    global failing
-    cdef Memory made = Memory.__new__(Memory)
-    cdef mpe_status status
-    cdef int32_t previous
-    if failing > 0:
-        failing -= 1
-        if failing == 0:
-            raise MemoryError("fail_borrow")
-    made.device, made.nbytes, made.placement, made.home = on.device, nbytes, -1, on
-    if on.device.immediate:
-        made.data = PyMem_RawMalloc(nbytes)
-        if made.data == NULL:
-            raise MemoryError(f"not enough memory for {nbytes} bytes of workspace")
-        return made
-    previous = on.device.enter()
-    status = on.device.kernels.borrow(nbytes, on.handle, &made.data)
-    on.device.leave(previous, status, "borrowing workspace")
-    return made
+cdef bint capture_goes_on() except -1:
+    """Whether one of them still is: then device memory must not be freed, whoever's it is."""
+    global captured
+    before, captured = captured, []
+    for stream in before or ():
+        (<Stream>stream).ask()  # notes it again
+    return len(captured) > 0
 
 
-cdef Memory allocate(Device device, int64_t nbytes, int32_t placement):
-    """Return memory that stays until its owner dies."""
-    cdef Memory made = Memory.__new__(Memory)
-    cdef mpe_status status
-    cdef int32_t previous = device.enter()
-    made.device, made.nbytes, made.placement = device, nbytes, placement
-    with nogil:
-        status = device.kernels.allocate(nbytes, placement, &made.data)
-    device.leave(previous, status, f"allocating {nbytes} bytes")
-    return made
-
-
-cdef int upload(Stream on, void* to, const void* source, int64_t nbytes) except -1:
-    """Queue a copy from the host, whose memory may be used again at return."""
-    cdef mpe_status status
-    cdef int32_t previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.copy(to, source, nbytes, on.handle)
-    return on.device.leave(previous, status, "copying to the device")
-
-
-cdef int download(Stream on, void* to, const void* source, int64_t nbytes) except -1:
-    """Copy to the host and wait for it."""
-    cdef mpe_status status
-    cdef int32_t previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.copy(to, source, nbytes, on.handle)
-        if status == MPE_OK:
-            status = on.device.kernels.synchronize(on.handle)
-    return on.device.leave(previous, status, "copying from the device")
-
-
+include "_device_memory.pxi"
 include "_device_calls.pxi"

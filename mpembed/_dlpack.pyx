@@ -127,7 +127,8 @@ cdef object export_capsule(object obj, str name, Stream on):
     if not reachable(device_type, device_id, on):  # asked first: an export might wait for a stream
         refuse_device(name, device_type, device_id, on)
     if not reads_on_host(device_type):
-        options["stream"] = on.number
+        # A graph runs after what the stream of its launch has been given: nothing to order now.
+        options["stream"] = on.number if on.capture == 0 else -1
     try:
         try:
             return obj.__dlpack__(max_version=(1, 1), **options)
@@ -239,7 +240,7 @@ cdef View from_tensor(Tensor tensor, str name, Stream on):
         refuse_device(name, v.device.device_type, v.device.device_id, on)
     if on is None or on.device.immediate:
         on = tensor.memory.device.stream(None)
-        on.follow(tensor.memory.writer().handle)
+        on.follow(tensor.memory.writer())
         on.synchronize("waiting for a tensor in host memory")
     else:
         tensor.readable_on(on)

@@ -4,23 +4,21 @@ The collection checks what callers pass; this class keeps the invariants: the wr
 every call that may write, rows of open tickets are pinned, a slot is unpinned exactly once.
 """
 
-import weakref
 from typing import Any
 
-import numpy as np
-
-from mpembed import _arrays, _inputs
+from mpembed import _captures, _inputs, optim
 from mpembed._core import Batch, Lookups, Work
 from mpembed._device import Calls, Stream
 from mpembed._lock import ForkAwareLock
+from mpembed._open_tickets import OpenTickets
 from mpembed._storage import Storage
 from mpembed.optim import Optimizer
-from mpembed.tickets import MAX_OPEN, Ticket
+from mpembed.tickets import Ticket
 
 MAX_STEP = 1 << 40
 
 
-class Engine:
+class Engine(OpenTickets):
     """The moving parts of a collection. Callers are inside one of `calls` and pass its stream.
 
     Every call first checks, allocates and computes all that can fail, for all groups; only then it
@@ -39,19 +37,13 @@ class Engine:
         self.drop = drop
         self.clock, self.faults = storage.clock, storage.faults
         self.device = storage.device
-        self.calls = Calls(storage.device, ForkAwareLock())
-        self.groups = [group.kernels for group in storage.groups]
+        super().__init__(
+            Calls(storage.device, ForkAwareLock()), [group.kernels for group in storage.groups]
+        )
         self.width = _inputs.pooled_width(storage.configs)
-        self._open: weakref.WeakSet[Ticket] = weakref.WeakSet()
-        self._prefetched: list[Ticket] = []
-        self._implicit: Ticket | None = None
-        self._latest: Ticket | None = None
         self._pending: list[tuple[int, int, int]] = []  # skipped updates, not yet reported
-
-    @property
-    def workspace(self) -> int:
-        """Bytes held by open batches."""
-        return sum(ticket.nbytes for ticket in self._open)
+        if not self.device.immediate:
+            optim.follow(optimizer, self)
 
     def _room_for_step(self) -> None:
         if self.clock.taken + 1 >= MAX_STEP:
@@ -62,7 +54,8 @@ class Engine:
     def prefetch(self, batch: Batch, on: Stream) -> Ticket:
         """Admit a batch and keep its ticket for the forward to come."""
         self._room_for_step()
-        self._room_for_ticket(0)
+        self._settle(on)
+        self._room_for_ticket(0, on)
         ticket = self._reserve(batch, self._prepare(batch, on), on)
         ticket._arguments = batch.index_arguments()
         self.clock.advance(on)
@@ -83,10 +76,12 @@ class Engine:
     def train_forward(self, batch: Batch, views: Any, on: Stream, *, explicit: bool) -> Ticket:
         """Forward of a training batch; an implicit ticket lasts until the next such call."""
         self._room_for_step()
+        self._settle(on)
         lookups = self._prepare(batch, on)
         known = next((t for t in self._prefetched if self._same_batch(t, batch, lookups)), None)
         if known is None:
-            self._room_for_ticket(1 if self._implicit is not None and self._implicit.open else 0)
+            implicit = self._implicit is not None and self._implicit.open
+            self._room_for_ticket(1 if implicit else 0, on)
         ticket = self._reserve(batch, lookups, on) if known is None else known
         parts = ticket._parts(self.groups)
         work = [Work(group, part, views, True, on) for group, part in parts]
@@ -158,10 +153,13 @@ class Engine:
         for group, part in zip(self.groups, lookups, strict=True):
             part.reserve(group, on)
         weighted = batch.weights is not None
-        return Ticket(self, lookups, batch.batch_size, batch.num_indices, weighted=weighted)
+        sizes = batch.batch_size, batch.num_indices
+        return Ticket(self, lookups, *sizes, weighted=weighted, capture=on.capture)
 
     def _admit(self, ticket: Ticket, on: Stream) -> None:
         self._open.add(ticket)
+        if ticket._capture != 0:
+            self._captured.add(ticket)
         try:
             for group, part in ticket._parts(self.groups):
                 if group.cached:
@@ -173,16 +171,14 @@ class Engine:
 
     # ---- backward --------------------------------------------------------------------------
 
-    def backward(self, used: Ticket, views: Any, on: Stream) -> Any:
-        """Update the rows of a ticket; return the gradient of the weights, if it had any."""
+    def backward(self, used: Ticket, views: Any, weight_grad: Any, on: Stream) -> None:
+        """Update the rows of a ticket; write the gradient of the weights, if it had any."""
         self._room_for_step()
         settings = self.optimizer.kernel_settings()
         parts, work = used._parts(self.groups), []
-        weight_grad = None
-        if used.weighted:
-            weight_grad = _arrays.result((used.num_indices,), np.float32, on)
-            if not self.device.immediate:  # a refused batch has no lookups that would write it
-                on.clear(_arrays.address(weight_grad), 4 * used.num_indices)
+        # A refused batch has no lookups that would write it.
+        if weight_grad is not None and not self.device.immediate:
+            on.clear(weight_grad.address, 4 * used.num_indices)
         for group, part in parts:
             part.dedup(group, on)
             work.append(Work(group, part, views, used.weighted, on))
@@ -210,12 +206,12 @@ class Engine:
                 self.clock.retreat()
             raise
         self.close(used)
-        return weight_grad
 
     # ---- what kernels found wrong ------------------------------------------------------------
 
     def skipped_updates(self, on: Stream) -> tuple[int, str, int] | None:
         """Return and forget the updates left out: how many, the first one's table and row."""
+        self._settle(on)
         batch, updates = self.faults.take(on)
         updates, self._pending = self._pending + updates, []
         if batch is not None:
@@ -266,48 +262,21 @@ class Engine:
         counts = batch.table_counts(on)
         return _inputs.unpooled_shapes(self.storage.configs, batch.batch_size, counts)
 
-    # ---- tickets ---------------------------------------------------------------------------
+    # ---- graphs ----------------------------------------------------------------------------
 
-    def ticket_for_backward(self, ticket: Ticket | None) -> Ticket:
-        """Return the open ticket of a forward, by default the latest one's."""
-        used = self._latest if ticket is None else ticket
-        if used is None:
-            raise RuntimeError(
-                "backward without a training forward (training=False leaves nothing to train)"
-            )
-        if not isinstance(used, Ticket):
-            raise TypeError(f"ticket must be a Ticket, got {type(used).__name__}")
-        if not used._belongs_to(self):
-            raise ValueError("the ticket belongs to another collection")
-        if not used.open:
-            raise RuntimeError("the forward of this backward was used already or dropped")
-        if used in self._prefetched:
-            raise RuntimeError("the ticket is a prefetch's: call forward first")
-        return used
+    def refuse_forward(self, indices: Any, out: Any, on: Stream, *, training: bool) -> None:
+        """Raise RuntimeError for a forward that cannot be captured."""
+        several = self.width is None and len(self.storage.configs) > 1
+        _captures.refuse_batch(indices, unpooled_of_several=several)
+        _captures.refuse_result("forward", out)
+        if training:
+            self.refuse_admission(indices, on)
 
-    def close(self, ticket: Ticket) -> None:
-        """Unpin a ticket's rows and forget it; closing twice is harmless."""
-        with self.calls.again() as on:
-            if not ticket.open:
-                return
-            for group, part in zip(self.groups, ticket._close(), strict=True):
-                if group.cached:
-                    group.release(part, on)
-                part.moved_to(on)
-            self._open.discard(ticket)
-            if ticket in self._prefetched:
-                self._prefetched.remove(ticket)
+    def send_lr(self, lr: float) -> None:
+        """Let graphs use this learning rate from their next launch on."""
 
-    def drop_prefetched(self) -> int:
-        """Drop all prefetches that no forward has taken over; return how many."""
-        waiting = list(self._prefetched)
-        for ticket in waiting:
-            self.close(ticket)
-        return len(waiting)
+        def refuse(on: Stream) -> None:
+            raise RuntimeError(f"the learning rate cannot be set {_captures.GRAPH}")
 
-    def _room_for_ticket(self, freed: int) -> None:
-        if len(self._open) - freed >= MAX_OPEN:
-            raise RuntimeError(
-                f"{MAX_OPEN} batches are open, {len(self._prefetched)} of them prefetched; use or "
-                "drop their tickets first, or call drop_prefetched()"
-            )
+        with self.calls.again(refuse) as on:
+            self.clock.set_lr(lr, on)

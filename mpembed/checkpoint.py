@@ -130,7 +130,8 @@ def load(path: str | os.PathLike[str], device: str | None) -> "EmbeddingBagColle
             # Both opened the same file unless a save replaced it in between: then once more.
             if os.path.samestat(os.fstat(file.fileno()), target.stat()):
                 emb = _empty_collection(target, manifest, shapes, device)
-                _fill(emb, target, file, manifest)
+                with emb._calls.again():  # what comes on any stream waits for it
+                    _fill(emb, target, file, manifest)
                 return emb
 
 

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
-from mpembed import _arrays, _inputs, _storage, checkpoint, registry
+from mpembed import _arrays, _captures, _inputs, _storage, checkpoint, registry
 from mpembed._checks import boolean
 from mpembed._describe import describe
 from mpembed._device import Stream
@@ -58,7 +59,8 @@ class EmbeddingBagCollection:
     keep their order. Arguments may be changed or freed in the order of that stream. What
     is wrong with offsets, indices or updates is found later: such a batch changes nothing but the
     step and the cache's clock, and `check` or the next call that waits for the device (`stats`,
-    `rows`, `set_rows`, `flush`, `save`) raises the error.
+    `rows`, `set_rows`, `flush`, `save`) raises the error. Calls on a stream that is being captured
+    become part of its CUDA graph; ``docs/guide.md`` says which can.
     """
 
     def __init__(
@@ -76,7 +78,8 @@ class EmbeddingBagCollection:
         self._configure(
             Settings.checked(tables, cache, optimizer, device, seed, rounding, bounds, on_nonfinite)
         )
-        _storage.draw_initial_rows(self._storage)
+        with self._calls.again():  # what comes on any stream waits for it
+            _storage.draw_initial_rows(self._storage)
 
     def _configure(self, settings: Settings) -> None:
         """Allocate; the rows are left undefined."""
@@ -113,7 +116,7 @@ class EmbeddingBagCollection:
     @property
     def step(self) -> int:
         """The write step: how many calls so far could change state. Waits for a device."""
-        with self._calls.again() as on:
+        with self._calls.again(_captures.waits("step")) as on:
             return int(self._engine.clock.read(on))
 
     # ---- training --------------------------------------------------------------------------
@@ -133,7 +136,7 @@ class EmbeddingBagCollection:
             where they are not compared, with the same arrays, unchanged in the meantime. The
             collection keeps it until then, or until ``ticket.drop()`` or `drop_prefetched`.
         """
-        with self._calls.on(stream) as on:
+        with self._calls.on(stream, partial(self._engine.refuse_admission, indices)) as on:
             return self._engine.prefetch(self._batch(indices, offsets, None, on), on)
 
     def _batch(self, indices: Any, offsets: Any, weights: Any, on: Stream) -> Any:
@@ -142,8 +145,8 @@ class EmbeddingBagCollection:
 
     def drop_prefetched(self) -> int:
         """Drop every prefetch that no forward has taken over; return how many there were."""
-        with self._calls.again():
-            return self._engine.drop_prefetched()
+        with self._calls.again() as on:
+            return self._engine.drop_prefetched(on)
 
     def forward(
         self,
@@ -195,7 +198,8 @@ class EmbeddingBagCollection:
         training, ticket = boolean("training", training), boolean("ticket", ticket)
         if ticket and not training:
             raise ValueError("ticket=True needs training=True")
-        with self._calls.on(stream) as on:
+        refuse = partial(self._engine.refuse_forward, indices, out, training=training)
+        with self._calls.on(stream, refuse) as on:
             batch = self._batch(indices, offsets, per_sample_weights, on)
             shapes = self._engine.batch_shapes(batch, on)
             result, views = _inputs.output_views(out, shapes, batch, on)
@@ -207,7 +211,9 @@ class EmbeddingBagCollection:
             opened._named_counts = _inputs.weight_counts(self._tables, batch)
             return (result, opened) if ticket else result
 
-    def backward(self, grad: Any, ticket: Ticket | None = None, *, stream: Any = None) -> Any:
+    def backward(
+        self, grad: Any, ticket: Ticket | None = None, *, stream: Any = None, out: Any = None
+    ) -> Any:
         """Update the rows of a forward with the fused optimizer.
 
         Parameters
@@ -218,6 +224,9 @@ class EmbeddingBagCollection:
             The forward it belongs to; without one, the latest training forward.
         stream
             As in `forward`.
+        out : float32 array (N,), optional
+            Where to write the gradient of the per-sample weights, if the forward had them as one
+            array.
 
         Returns
         -------
@@ -235,15 +244,32 @@ class EmbeddingBagCollection:
             FloatingPointError, whose `weight_grad` is what would have been returned. On a device
             it comes later, without a `weight_grad`: see `check`.
         """
-        with self._calls.on(stream) as on:
-            used = self._engine.ticket_for_backward(ticket)
+        refuse = partial(self._engine.refuse_backward, ticket, out)
+        with self._calls.on(stream, refuse) as on:
+            used = self._engine.ticket_for_backward(ticket, on)
             views = _inputs.matrix_views(grad, "grad", used._shapes, on, writable=False)
             self._storage.refuse_own_memory(views)
-            weight_grad = self._engine.backward(used, views, on)
+            weight_grad, written = self._weight_grad(used, out, views, on)
+            self._engine.backward(used, views, written, on)
             weight_grad = _inputs.by_table(weight_grad, used._named_counts)
             if on.device.immediate:
                 self._raise_found(on, weight_grad)
             return weight_grad
+
+    def _weight_grad(self, used: Ticket, out: Any, grad: Any, on: Stream) -> tuple[Any, Any]:
+        """Return where the gradient of the per-sample weights goes, and its view."""
+        if not used.weighted:
+            if out is not None:
+                raise ValueError("out is for the gradient of per_sample_weights: there are none")
+            return None, None
+        if out is not None and used._named_counts is not None:
+            raise ValueError("out must be None where the per_sample_weights came as a dict")
+        read = list(grad.values()) if isinstance(grad, dict) else [grad]
+        shape = (used.num_indices,)
+        result, written = _inputs.result_view(out, shape, np.float32, _inputs.FLOAT, on, *read)
+        if out is not None:
+            self._storage.refuse_own_memory(written)
+        return result, written
 
     def check(self) -> None:
         """Wait for the device and raise what it found wrong since the last check.
@@ -257,7 +283,7 @@ class EmbeddingBagCollection:
         NonFiniteUpdateError
             With ``on_nonfinite="raise"``.
         """
-        with self._calls.again() as on:
+        with self._calls.again(_captures.waits("check")) as on:
             self._raise_found(on)
 
     def _raise_found(self, on: Stream, weight_grad: Any = None) -> None:
@@ -273,7 +299,7 @@ class EmbeddingBagCollection:
 
     def flush(self, *, stream: Any = None) -> None:
         """Write every dirty cache row back to its table; the rows stay cached."""
-        with self._calls.on(stream) as on:
+        with self._calls.on(stream, _captures.waits("flush")) as on:
             self._raise_found(on)
             self._engine.flush(on)
 
@@ -281,7 +307,7 @@ class EmbeddingBagCollection:
 
     def rows(self, name: str, ids: Any, *, stream: Any = None) -> Any:
         """Return the current values of rows, cached or not, as float32 (len(ids), D)."""
-        with self._calls.on(stream) as on:
+        with self._calls.on(stream, _captures.waits("rows")) as on:
             table, group, position = self._find(name)
             self._raise_found(on)
             checked = _inputs.row_ids(table, ids, on)
@@ -301,7 +327,7 @@ class EmbeddingBagCollection:
         values : float32 array (n, D)
             Finite and within the precision's range. The optimizer's state does not change.
         """
-        with self._calls.on(stream) as on:
+        with self._calls.on(stream, _captures.waits("set_rows")) as on:
             table, group, position = self._find(name)
             self._raise_found(on)
             checked = _inputs.row_ids(table, ids, on)
@@ -325,7 +351,7 @@ class EmbeddingBagCollection:
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Return exact counts for each table, ``mpembed.STATS`` by name, since the start."""
-        with self._calls.again() as on:
+        with self._calls.again(_captures.waits("stats")) as on:
             self._raise_found(on)
             counts = _arrays.host(_arrays.read_only(self._storage.stats, on))
             return {
@@ -356,7 +382,7 @@ class EmbeddingBagCollection:
 
         On a device they are tensors, in the order of the stream of the latest call.
         """
-        with self._calls.again() as on:
+        with self._calls.again(_captures.waits("state_arrays")) as on:
             step = np.array([self.step], np.uint64)
             arrays = {**self._storage.arrays(), "step": _arrays.sent(step, on)}
             return {name: _arrays.read_only(array, on) for name, array in arrays.items()}
@@ -370,7 +396,7 @@ class EmbeddingBagCollection:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one file, under a temporary name first; resuming is bit-exact."""
-        with self._calls.again() as on:
+        with self._calls.again(_captures.waits("save")) as on:
             self._raise_found(on)
             checkpoint.save(self, path, on)
 

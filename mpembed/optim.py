@@ -1,6 +1,7 @@
 """Fused optimizers: settings only; the arithmetic is in ``include/mpembed/optim/``."""
 
-from typing import Any, ClassVar
+import weakref
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -8,6 +9,13 @@ from mpembed import _core, registry
 from mpembed._checks import finite
 
 _FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
+class Follower(Protocol):
+    """Whoever keeps a copy of a learning rate."""
+
+    def send_lr(self, lr: float) -> None:
+        """Use another learning rate from now on, or raise."""
 
 
 class Optimizer:
@@ -25,7 +33,7 @@ class Optimizer:
     """
 
     # No __dict__: setting `learning_rate` is an error, not a second, unused attribute.
-    __slots__ = ("_lr", "_weight_decay", "_weight_decay_mode")
+    __slots__ = ("__weakref__", "_lr", "_weight_decay", "_weight_decay_mode")
     name: ClassVar[str]
 
     def __init__(
@@ -45,7 +53,10 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self._lr = finite("lr", value, 0.0, _FLOAT_MAX)
+        checked = finite("lr", value, 0.0, _FLOAT_MAX)
+        for follower in list(_followers.get(self, ())):
+            follower.send_lr(checked)
+        self._lr = checked
 
     @property
     def eps(self) -> float:
@@ -94,6 +105,16 @@ class Optimizer:
     def __repr__(self) -> str:
         inside = ", ".join(f"{key}={value!r}" for key, value in self.settings().items())
         return f"{type(self).__name__}({inside})"
+
+
+_followers: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Follower]]
+_followers = weakref.WeakKeyDictionary()
+
+
+def follow(optimizer: Optimizer, follower: Follower) -> None:
+    """Tell a follower the learning rate, now and whenever it changes, as long as it lives."""
+    follower.send_lr(optimizer.lr)
+    _followers.setdefault(optimizer, weakref.WeakSet()).add(follower)
 
 
 class SGD(Optimizer):

@@ -1,6 +1,5 @@
 """Open batches: what a forward or prefetch leaves for the backward."""
 
-import contextlib
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,7 @@ from mpembed import _core
 from mpembed._view import View
 
 if TYPE_CHECKING:
-    from mpembed._engine import Engine
+    from mpembed._open_tickets import OpenTickets
 
 MAX_OPEN = 127  # a slot counts its pins in 7 bits
 
@@ -25,6 +24,7 @@ class Ticket:
         "__weakref__",
         "_arguments",
         "_batch_size",
+        "_capture",
         "_engine",
         "_lookups",
         "_named_counts",
@@ -36,13 +36,15 @@ class Ticket:
 
     def __init__(
         self,
-        engine: "Engine",
+        engine: "OpenTickets",
         lookups: list[_core.Lookups],
         batch_size: int,
         num_indices: int,
         *,
         weighted: bool,
+        capture: int,
     ) -> None:
+        self._capture = capture  # in which the batch was opened, 0 outside of all
         self._engine = weakref.ref(engine)
         self._lookups = lookups
         self._batch_size = batch_size
@@ -80,7 +82,7 @@ class Ticket:
         """Bytes of workspace that the ticket holds."""
         return sum(part.nbytes for part in self._lookups)
 
-    def _belongs_to(self, engine: "Engine") -> bool:
+    def _belongs_to(self, engine: "OpenTickets") -> bool:
         """Whether this collection's engine made the ticket."""
         return self._engine() is engine
 
@@ -117,8 +119,9 @@ class Ticket:
 
     def __del__(self) -> None:
         if getattr(self, "_open", False):
-            with contextlib.suppress(RuntimeError):  # a child forked at a bad moment
-                self.drop()
+            engine = self._engine()
+            if engine is not None:
+                engine.abandon(self)
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"

@@ -119,7 +119,8 @@ uint64_t train(const mpe_backend& k, int32_t policy) {
   }
   Vec<float> out(kBatch * kTables * kDim), weight_grad(kLookups);
   const mpe_outputs outputs{mpe_matrix{out.data(), kTables * kDim}, nullptr};
-  const mpe_optimizer optimizer{MPE_optimizer_rowwise_adagrad, MPE_decay_none, 0.1f, 1e-8f, 0.0f};
+  const mpe_optimizer optimizer{
+      MPE_optimizer_rowwise_adagrad, MPE_decay_none, 0.1f, 1e-8f, 0.0f, nullptr};
   uint64_t sum = 0xCBF29CE484222325u;
   for (int step = 0; step < 3; ++step) {
     Batch b;

@@ -16,7 +16,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 KERNELS = sorted((HERE.parent / "kernels" / "cuda").glob("*.cu"))
-DRIVER = [HERE / "door" / f"{name}.cpp" for name in ("play", "far", "memory")]
+DRIVER = [HERE / "door" / f"{name}.cpp" for name in ("play", "far", "memory", "graph")]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulation needs Linux")
 
 
@@ -88,6 +88,12 @@ def test_hundreds_of_tables(door: Any) -> None:
     case = next(run.cases(1, 2))
     many = {"copies": 15, "rows": 3, "batch_size": 2, "longest": 3, "steps": 3, "dim": 5}
     assert door.play({**case, **many, "sets": 5}) == ""
+
+
+@pytest.mark.parametrize("case", list(run.cases(20, 3)), ids=lambda case: f"{case['seed']:x}")
+def test_launches_of_a_graph(door: Any, case: dict[str, int]) -> None:
+    """A step captured through the door, with a learning rate that changes on the device."""
+    assert door.launches(case) == ""
 
 
 def test_rows_beyond_4_gib(door: Any) -> None:

@@ -14,7 +14,9 @@ from types import ModuleType
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-SOURCES = [TESTS / f"simt_{n}.cu" for n in ("kernels", "intrinsics", "cub", "faults", "runtime")]
+SOURCES = [
+    TESTS / f"simt_{n}.cu" for n in ("kernels", "intrinsics", "cub", "faults", "runtime", "graph")
+]
 # Named fault_*: they end the process. little_memory wants an environment.
 CHECKS = sorted(
     set(re.findall(r"^CHECK\((?!fault_)(\w+)\)", "".join(s.read_text() for s in SOURCES), re.M))

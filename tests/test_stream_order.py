@@ -38,6 +38,9 @@ FUNCTIONS: dict[str, list[Any]] = {
     "destroy_event": [VOID],
     "record": [VOID, VOID],
     "wait": [VOID, VOID],
+    "capturing": [VOID, ctypes.POINTER(ctypes.c_uint64)],
+    "wait_in_graph": [VOID, VOID],
+    "record_in_graph": [VOID, VOID],
     "last_error": [],
 }
 
@@ -58,7 +61,8 @@ class Fake:
     def __init__(self) -> None:
         self.said: list[tuple[Any, ...]] = []
         self.device, self.events, self.blocks = 3, 100, 1 << 20
-        self.table = Table(1, b"fake", b"none")
+        self.table = Table(2, b"fake", b"none")
+        self.captured: dict[int, int] = {}  # a stream's capture
         self.kept: list[Any] = []
         self.message = ctypes.create_string_buffer(b"it failed")
         for name, types in FUNCTIONS.items():
@@ -102,6 +106,10 @@ class Fake:
     def do_borrow(self, nbytes: int, stream: int | None, out: Any) -> int:
         self.blocks += 4096
         out[0] = self.blocks
+        return 0
+
+    def do_capturing(self, stream: int | None, out: Any) -> int:
+        out[0] = self.captured.get(stream or 0, 0)
         return 0
 
     def do_last_error(self) -> int:
@@ -307,5 +315,5 @@ def test_what_the_runtime_says_is_told(fake: Fake, device: Device) -> None:
 def test_another_version_of_the_door_is_refused() -> None:
     old = Fake()
     old.table.api_version = 7
-    with pytest.raises(RuntimeError, match=r"speaks version 7 of mpembed/api\.h, this mpembed 1"):
+    with pytest.raises(RuntimeError, match=r"speaks version 7 of mpembed/api\.h, this mpembed 2"):
         Device(old.capsule, 0)

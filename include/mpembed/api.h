@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define MPE_API_VERSION 1
+#define MPE_API_VERSION 2
 #define MPE_EXPORT __attribute__((visibility("default")))
 
 /* MPE_FORMAT_INT4, MPE_OPTIMIZER_SGD, ... are not spelled out: the ids are those of registry.h. */
@@ -160,6 +160,8 @@ typedef struct mpe_optimizer {
   int32_t kind;
   int32_t decay_mode;
   float lr, eps, weight_decay;
+  const float* device_lr; /* what holds instead of lr when a device's update runs, or NULL; the
+                             CPU's is NULL */
 } mpe_optimizer;
 
 typedef enum mpe_placement {
@@ -201,6 +203,15 @@ typedef struct mpe_backend {
   void (*destroy_event)(void* event);
   mpe_status (*record)(void* event, void* stream);
   mpe_status (*wait)(void* event, void* stream);
+  /* Graphs: the number of the capture that `stream` is part of, 0 if it is in none, UINT64_MAX if
+   * an error has spoiled it. While it is in one, only functions that return nothing from the device
+   * may be called on it, with memory and events that live as long as the graph, or are borrowed and
+   * given back within the capture. The two others are for such a stream: each launch of its graph
+   * waits for what an event recorded last, or lets the event record; all else that event is used
+   * for lies outside of graphs. */
+  mpe_status (*capturing)(void* stream, uint64_t* capture);
+  mpe_status (*wait_in_graph)(void* event, void* stream);
+  mpe_status (*record_in_graph)(void* event, void* stream);
   /* What the device's runtime said last in this thread; never NULL. */
   const char* (*last_error)(void);
 

@@ -21,8 +21,8 @@ struct Update {
 
   __device__ int64_t dim() const { return tables.dim; }
   __device__ OptimizerSettings settings() const {
-    return OptimizerSettings{optimizer.lr, optimizer.eps, optimizer.weight_decay,
-                             optimizer.decay_mode};
+    const float lr = optimizer.device_lr != nullptr ? *optimizer.device_lr : optimizer.lr;
+    return OptimizerSettings{lr, optimizer.eps, optimizer.weight_decay, optimizer.decay_mode};
   }
 };
 

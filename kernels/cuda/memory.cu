@@ -132,5 +132,33 @@ mpe_status wait(void* event, void* stream) {
                "waiting for an event");
 }
 
+mpe_status capturing(void* stream, uint64_t* capture) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long id = 0;
+  *capture = 0;
+  const cudaError_t error = cudaStreamGetCaptureInfo(stream_of(stream), &status, &id);
+  if (error == cudaErrorStreamCaptureImplicit) {
+    return failed(error, "using the default stream while another stream is captured");
+  }
+  if (error != cudaSuccess) {  // a runtime that knows no graphs
+    forget_error();
+  } else if (status != cudaStreamCaptureStatusNone) {  // one that an error has ended has no number
+    *capture = status == cudaStreamCaptureStatusActive ? id : UINT64_MAX;
+  }
+  return MPE_OK;
+}
+
+mpe_status wait_in_graph(void* event, void* stream) {
+  return check(cudaStreamWaitEvent(stream_of(stream), static_cast<cudaEvent_t>(event),
+                                   cudaEventWaitExternal),
+               "waiting for an event in a graph");
+}
+
+mpe_status record_in_graph(void* event, void* stream) {
+  return check(cudaEventRecordWithFlags(static_cast<cudaEvent_t>(event), stream_of(stream),
+                                        cudaEventRecordExternal),
+               "recording an event in a graph");
+}
+
 }  // namespace cuda
 }  // namespace mpembed

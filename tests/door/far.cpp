@@ -96,7 +96,8 @@ std::vector<float> work(Far& f, const std::vector<int64_t>& ids) {
   mpe_unique u{s.make<int64_t>(1), s.make<uint64_t>(n), s.make<int64_t>(n + 1), s.make<int32_t>(n)};
   mpe_error* errors = s.make<mpe_error>(2, std::vector<mpe_error>(2, kNoError).data());
   const mpe_outputs out{{s.make<float>(kDim), kDim}, nullptr};
-  const mpe_optimizer optimizer{MPE_optimizer_rowwise_adagrad, MPE_decay_none, 0.1f, 1e-8f, 0.0f};
+  const mpe_optimizer optimizer{
+      MPE_optimizer_rowwise_adagrad, MPE_decay_none, 0.1f, 1e-8f, 0.0f, nullptr};
   s.check(s.b->advance(f.step, nullptr), "advance");
   s.check(s.b->prepare(&f.group, &b, 0, errors, &l, nullptr, errors + 1), "prepare");
   s.check(s.b->dedup(l.keys, n, static_cast<uint64_t>(kRows), &u, nullptr), "dedup");

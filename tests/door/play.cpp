@@ -137,7 +137,7 @@ class Play {
                                   batch_[i]->weight_grad, nullptr);
     });
     same("weight gradient", n, [&](int i) { return batch_[i]->weight_grad; });
-    const mpe_optimizer optimizer{o_.optimizer, o_.decay, 0.05f, 1e-8f, 0.01f};
+    const mpe_optimizer optimizer{o_.optimizer, o_.decay, 0.05f, 1e-8f, 0.01f, nullptr};
     both("update", [&](int i) {
       return door(i)->update(group(i), &optimizer, &batch_[i]->l, &batch_[i]->u,
                              o_.policy >= 0 ? batch_[i]->fresh : nullptr, &batch_[i]->gradients,

@@ -66,13 +66,19 @@ class Door:
         self.library = ctypes.CDLL(str(library))
         core.mpe_cpu_backend.restype = ctypes.c_void_p
         self.library.mpe_cuda_backend.restype = ctypes.c_void_p
-        for name in ("play", "far_rows", "no_memory"):
-            if hasattr(self.library, name):  # the last needs the emulation
+        for name in ("play", "far_rows", "no_memory", "launches"):
+            if hasattr(self.library, name):  # the last two need the emulation
                 getattr(self.library, name).restype = ctypes.c_char_p
         self.backends = [
             ctypes.c_void_p(core.mpe_cpu_backend()),
             ctypes.c_void_p(self.library.mpe_cuda_backend()),
         ]
+
+    def launches(self, case: dict[str, int]) -> str:
+        """The same for launches of a step in a CUDA graph."""
+        options = Options(**case)
+        report: bytes = self.library.launches(*self.backends, ctypes.byref(options))
+        return report.decode()
 
     def play(self, case: dict[str, int]) -> str:
         """Return what differed, or nothing."""

@@ -25,6 +25,7 @@
   E(cudaErrorNoKernelImageForDevice, 209,                                                       \
     "no kernel image is available for execution on the device")                                 \
   E(cudaErrorInvalidResourceHandle, 400, "invalid resource handle")                             \
+  E(cudaErrorIllegalState, 401, "the operation cannot be performed in the present state")       \
   E(cudaErrorNotReady, 600, "device not ready")                                                 \
   E(cudaErrorIllegalAddress, 700, "an illegal memory access was encountered")                   \
   E(cudaErrorLaunchOutOfResources, 701, "too many resources requested for launch")              \
@@ -37,6 +38,17 @@
   E(cudaErrorNotPermitted, 800, "operation not permitted")                                      \
   E(cudaErrorNotSupported, 801, "operation not supported")                                      \
   E(cudaErrorStreamCaptureUnsupported, 900, "operation not permitted when stream is capturing") \
+  E(cudaErrorStreamCaptureInvalidated, 901,                                                     \
+    "operation failed due to a previous error during capture")                                  \
+  E(cudaErrorStreamCaptureMerge, 902, "operation would result in a merge of separate captures") \
+  E(cudaErrorStreamCaptureUnmatched, 903, "capture was not ended in the stream it began in")    \
+  E(cudaErrorStreamCaptureUnjoined, 904, "capturing stream has unjoined work")                  \
+  E(cudaErrorStreamCaptureIsolation, 905,                                                       \
+    "dependency created on uncaptured work in another stream")                                  \
+  E(cudaErrorStreamCaptureImplicit, 906,                                                        \
+    "operation would make the legacy stream depend on a capturing blocking stream")             \
+  E(cudaErrorCapturedEvent, 907,                                                                \
+    "operation not permitted on an event last recorded in a capturing stream")                  \
   E(cudaErrorUnknown, 999, "unknown error")
 
 #define SIMT_ERROR_ENUM(name, value, text) name = value,
@@ -47,6 +59,9 @@ typedef enum cudaError cudaError_t;
 typedef struct CUstream_st* cudaStream_t;
 typedef struct CUevent_st* cudaEvent_t;
 typedef struct CUmemPoolHandle_st* cudaMemPool_t;
+typedef struct CUgraph_st* cudaGraph_t;
+typedef struct CUgraphExec_st* cudaGraphExec_t;
+typedef struct CUgraphNode_st* cudaGraphNode_t;
 #define cudaStreamLegacy (reinterpret_cast<cudaStream_t>(0x1))
 #define cudaStreamPerThread (reinterpret_cast<cudaStream_t>(0x2))
 
@@ -57,6 +72,9 @@ enum : unsigned {
   cudaEventBlockingSync = 1,
   cudaEventDisableTiming = 2,
   cudaEventWaitDefault = 0,
+  cudaEventWaitExternal = 1,
+  cudaEventRecordDefault = 0,
+  cudaEventRecordExternal = 1,
   cudaHostAllocDefault = 0,
   cudaHostAllocPortable = 1,
   cudaHostAllocMapped = 2,
@@ -76,6 +94,14 @@ enum cudaStreamCaptureStatus {
   cudaStreamCaptureStatusActive,
   cudaStreamCaptureStatusInvalidated,
 };
+
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed,
+};
+
+enum cudaGraphInstantiateFlags { cudaGraphInstantiateFlagAutoFreeOnLaunch = 1 };
 
 enum cudaMemoryType {
   cudaMemoryTypeUnregistered,
@@ -242,9 +268,21 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamQuery(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status,
+                                     unsigned long long* id = nullptr);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
+                                 unsigned long long flags = 0);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaEventCreate(cudaEvent_t* event);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = nullptr);
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream = nullptr,
+                                     unsigned flags = 0);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t end);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "emu/device_memory.h"
+#include "emu/graph.h"
 
 namespace simt {
 namespace {
@@ -52,9 +53,16 @@ template <class F>
 cudaError_t on_stream(cudaStream_t stream, F f) {
   const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
   const DeviceAccess access;
-  cudaError_t error = set_error(cudaSuccess);
-  if (error == cudaSuccess) error = check_stream(stream);
-  return error != cudaSuccess ? set_error(error) : f();
+  const cudaError_t error = set_error(cudaSuccess);
+  return error != cudaSuccess ? error : set_error(submit(stream, f));
+}
+
+// The forms without a stream wait for the device.
+template <class F>
+cudaError_t waiting(F f) {
+  const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
+  const cudaError_t error = refuse_unsafe();
+  return error != cudaSuccess ? set_error(error) : on_stream(nullptr, f);
 }
 
 }  // namespace
@@ -64,18 +72,18 @@ extern "C" {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
-  return simt::on_stream(stream, [&] { return simt::copy(to, from, bytes, kind); });
+  return simt::on_stream(stream, [=] { return simt::copy(to, from, bytes, kind); });
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-  return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+  return simt::waiting([=] { return simt::copy(to, from, bytes, kind); });
 }
 
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
-  return simt::on_stream(stream, [&] { return simt::fill(p, value, bytes); });
+  return simt::on_stream(stream, [=] { return simt::fill(p, value, bytes); });
 }
 
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {
-  return cudaMemsetAsync(p, value, bytes, nullptr);
+  return simt::waiting([=] { return simt::fill(p, value, bytes); });
 }
 }

@@ -10,6 +10,7 @@
 
 #include "cuda_runtime.h"
 #include "emu/device_memory.h"
+#include "emu/graph.h"
 
 namespace simt {
 
@@ -21,8 +22,8 @@ inline cudaError_t cub_refuse(const char* what) {
   return set_error(cudaErrorInvalidValue);
 }
 
-// Runs f() with n checked, the storage overwritten (whoever keeps something there finds out) and
-// device memory open.
+// Runs f(), which owns what it needs, with n checked, the storage overwritten (whoever keeps
+// something there finds out) and device memory open.
 template <class F>
 cudaError_t cub_call(void* storage, size_t& storage_bytes, size_t needed, int64_t n,
                      cudaStream_t stream, F f) {
@@ -31,17 +32,20 @@ cudaError_t cub_call(void* storage, size_t& storage_bytes, size_t needed, int64_
     storage_bytes = needed;
     return set_error(n < 0 ? cudaErrorInvalidValue : cudaSuccess);
   }
-  const DeviceAccess access;
-  cudaError_t error = set_error(cudaSuccess);
-  if (error == cudaSuccess) error = check_stream(stream);
-  if (error != cudaSuccess) return set_error(error);
+  if (const cudaError_t error = set_error(cudaSuccess); error != cudaSuccess) return error;
   if (n < 0) return cub_refuse("a negative number of items");
   if (storage_bytes < needed) return cub_refuse("too little temporary storage");
-  if (!is_device_range(storage, needed)) return cub_refuse("temporary storage is no device memory");
-  memset(storage, 0xA5, needed);
-  f();
-  check_guards();
-  return set_error(cudaSuccess);
+  return set_error(submit(stream, [=] {
+    const DeviceAccess access;
+    if (!is_device_range(storage, needed)) {
+      return cub_refuse("temporary storage is no device memory");
+    }
+    memset(storage, 0xA5, needed);
+    F once = f;  // a launch leaves nothing to the next
+    once();
+    check_guards();
+    return cudaSuccess;
+  }));
 }
 
 }  // namespace simt

@@ -15,7 +15,7 @@ inline size_t scan_storage(int64_t n) { return 512 + (n < 0 ? 0 : static_cast<si
 template <class In, class Out>
 cudaError_t scan(void* storage, size_t& bytes, In in, Out out, int64_t n, bool inclusive,
                  cudaStream_t stream) {
-  return cub_call(storage, bytes, scan_storage(n), n, stream, [&] {
+  return cub_call(storage, bytes, scan_storage(n), n, stream, [=] {
     using T = ValueOf<In>;
     // As CUB accumulates: in the type of a sum of two items.
     decltype(T() + T()) sum{};
@@ -30,7 +30,7 @@ cudaError_t scan(void* storage, size_t& bytes, In in, Out out, int64_t n, bool i
 template <class In, class Out, class Count, class Keep>
 cudaError_t select(void* storage, size_t& bytes, In in, Out out, Count count, int64_t n, Keep keep,
                    cudaStream_t stream) {
-  return cub_call(storage, bytes, scan_storage(n), n, stream, [&] {
+  return cub_call(storage, bytes, scan_storage(n), n, stream, [=] {
     int64_t selected = 0;
     for (int64_t i = 0; i < n; ++i) {
       const ValueOf<In> item = in[i];
@@ -73,7 +73,7 @@ struct DeviceSelect {
                         Predicate predicate, cudaStream_t stream = nullptr) {
     return simt::select(
         storage, bytes, in, out, num_selected, n,
-        [&](int64_t, const simt::ValueOf<In>& item) { return static_cast<bool>(predicate(item)); },
+        [=](int64_t, const simt::ValueOf<In>& item) { return static_cast<bool>(predicate(item)); },
         stream);
   }
   template <class In, class Flags, class Out, class Count>
@@ -81,7 +81,7 @@ struct DeviceSelect {
                              Count num_selected, int64_t n, cudaStream_t stream = nullptr) {
     return simt::select(
         storage, bytes, in, out, num_selected, n,
-        [&](int64_t i, const simt::ValueOf<In>&) { return static_cast<bool>(flags[i]); }, stream);
+        [=](int64_t i, const simt::ValueOf<In>&) { return static_cast<bool>(flags[i]); }, stream);
   }
 };
 
@@ -112,7 +112,7 @@ struct DeviceReduce {
   static cudaError_t reduce(void* storage, size_t& bytes, In in, Out out, N n, cudaStream_t stream,
                             T initial, F f) {
     const int64_t count = static_cast<int64_t>(n);
-    return simt::cub_call(storage, bytes, simt::scan_storage(count), count, stream, [&] {
+    return simt::cub_call(storage, bytes, simt::scan_storage(count), count, stream, [=] {
       auto value = initial;
       for (int64_t i = 0; i < count; ++i) {
         value = static_cast<T>(f(value, static_cast<simt::ValueOf<In>>(in[i])));
@@ -127,7 +127,7 @@ struct DeviceRunLengthEncode {
   static cudaError_t Encode(void* storage, size_t& bytes, In in, Unique unique, Lengths lengths,
                             Count num_runs, N n, cudaStream_t stream = nullptr) {
     const int64_t count = static_cast<int64_t>(n);
-    return simt::cub_call(storage, bytes, simt::scan_storage(count), count, stream, [&] {
+    return simt::cub_call(storage, bytes, simt::scan_storage(count), count, stream, [=] {
       int64_t runs = 0;
       for (int64_t begin = 0, end; begin < count; begin = end) {
         const simt::ValueOf<In> item = in[begin];

@@ -10,6 +10,7 @@
 
 #include "emu/engine.h"
 #include "emu/fiber.h"
+#include "emu/graph.h"
 #include "emu/options.h"
 #include "emu/state.h"
 
@@ -37,6 +38,7 @@ struct Allocation {
   size_t bytes;
   bool pinned;
   int device;
+  bool graph, asleep;
 };
 
 std::map<const char*, Allocation> live;  // by data
@@ -129,7 +131,7 @@ cudaError_t allocate(void** p, size_t bytes, bool pinned) {
     if (begin != nullptr) cursor = begin + total;
   }
   if (begin == nullptr) return set_error(cudaErrorMemoryAllocation);
-  Allocation a{begin, begin + total, begin + kGuard, bytes, pinned, current_device()};
+  Allocation a{begin, begin + total, begin + kGuard, bytes, pinned, current_device(), false, false};
   ASAN_UNPOISON_MEMORY_REGION(a.begin, total);
   memset(a.begin, kGuardByte, kGuard);
   memset(a.data, kNew, bytes);
@@ -164,7 +166,7 @@ void release(const Allocation& a) {
 cudaError_t deallocate(void* p, bool pinned) {
   if (p == nullptr) return set_error(cudaSuccess);
   const auto it = live.find(static_cast<char*>(p));
-  if (it == live.end() || it->second.pinned != pinned) {
+  if (it == live.end() || it->second.pinned != pinned || it->second.graph) {
     fprintf(stderr, "SIMT: %p is freed, which is no live allocation of this kind\n", p);
     return set_error(cudaErrorInvalidValue);
   }
@@ -181,8 +183,29 @@ bool in_device_memory(const volatile void* p) {
 
 bool is_device_range(const void* p, size_t bytes) {
   const Allocation* a = find(p);
-  return a != nullptr &&
+  return a != nullptr && !a->asleep &&
          bytes <= static_cast<size_t>(a->data + a->bytes - static_cast<const char*>(p));
+}
+
+cudaError_t take_graph_memory(void** p, size_t bytes) {
+  const cudaError_t error = allocate(p, bytes, false);
+  if (error != cudaSuccess || *p == nullptr) return error;
+  live.at(static_cast<char*>(*p)).graph = true;
+  set_graph_memory_asleep(*p, true);
+  return error;
+}
+
+void set_graph_memory_asleep(void* p, bool asleep) {
+  Allocation& a = live.at(static_cast<char*>(p));
+  ASAN_UNPOISON_MEMORY_REGION(a.data, a.bytes);
+  memset(a.data, asleep ? kFreed : kNew, a.bytes);
+  if (asleep) ASAN_POISON_MEMORY_REGION(a.data, a.bytes);
+  a.asleep = asleep;
+}
+
+void release_graph_memory(void* p) {
+  const auto it = live.find(static_cast<char*>(p));  // not there after a reset of the device
+  if (it != live.end()) release(it->second);
 }
 
 void check_access(const volatile void* p, size_t bytes, size_t align, Site site) {
@@ -228,40 +251,50 @@ using simt::set_error;
   const std::lock_guard<std::recursive_mutex> lock(simt::runtime_mutex()); \
   const simt::DeviceAccess access;                                         \
   if (const cudaError_t sticky = set_error(cudaSuccess); sticky != cudaSuccess) return sticky
+#define SIMT_ENTER_UNSAFE                                                        \
+  SIMT_ENTER;                                                                    \
+  if (const cudaError_t refused = simt::refuse_unsafe(); refused != cudaSuccess) \
+  return set_error(refused)
 
 extern "C" {
 
 cudaError_t cudaMalloc(void** p, size_t bytes) {
-  SIMT_ENTER;
+  SIMT_ENTER_UNSAFE;
   return allocate(p, bytes, false);
 }
 
 cudaError_t cudaFree(void* p) {
-  SIMT_ENTER;
+  SIMT_ENTER_UNSAFE;
   return deallocate(p, false);
 }
 
 cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t stream) {
   SIMT_ENTER;
-  const cudaError_t error = simt::check_stream(stream);
-  return error != cudaSuccess ? set_error(error) : allocate(p, bytes, false);
+  simt::Capture* capture;
+  const cudaError_t error = simt::enter_stream(stream, &capture);
+  if (error != cudaSuccess) return set_error(error);
+  if (capture != nullptr) return set_error(simt::allocate_in(*capture, stream, p, bytes));
+  return allocate(p, bytes, false);
 }
 
 cudaError_t cudaFreeAsync(void* p, cudaStream_t stream) {
   SIMT_ENTER;
-  const cudaError_t error = simt::check_stream(stream);
-  return error != cudaSuccess ? set_error(error) : deallocate(p, false);
+  simt::Capture* capture;
+  const cudaError_t error = simt::enter_stream(stream, &capture);
+  if (error != cudaSuccess) return set_error(error);
+  if (capture != nullptr) return set_error(simt::free_in(*capture, stream, p));
+  return deallocate(p, false);
 }
 
 cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned flags) {
-  SIMT_ENTER;
+  SIMT_ENTER_UNSAFE;
   return flags > 7 ? set_error(cudaErrorInvalidValue) : allocate(p, bytes, true);
 }
 
 cudaError_t cudaMallocHost(void** p, size_t bytes) { return cudaHostAlloc(p, bytes, 0); }
 
 cudaError_t cudaFreeHost(void* p) {
-  SIMT_ENTER;
+  SIMT_ENTER_UNSAFE;
   return deallocate(p, true);
 }
 
@@ -295,11 +328,15 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   return cudaSuccess;
 }
 
-int64_t simt_live_allocations(void) { return static_cast<int64_t>(simt::live.size()); }
+int64_t simt_live_allocations(void) {
+  int64_t count = 0;
+  for (const auto& [data, a] : simt::live) count += a.asleep ? 0 : 1;
+  return count;
+}
 
 int64_t simt_live_bytes(void) {
   int64_t bytes = 0;
-  for (const auto& [data, a] : simt::live) bytes += static_cast<int64_t>(a.bytes);
+  for (const auto& [data, a] : simt::live) bytes += a.asleep ? 0 : static_cast<int64_t>(a.bytes);
   return bytes;
 }
 }

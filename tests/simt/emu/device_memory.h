@@ -28,6 +28,12 @@ cudaError_t call(F f) {
 int current_device();
 void release_all_memory();
 
+// Memory of a graph has its address from the capture on, and may be used between the nodes that
+// allocate and free it, in each launch anew.
+cudaError_t take_graph_memory(void** p, size_t bytes);
+void set_graph_memory_asleep(void* p, bool asleep);
+void release_graph_memory(void* p);
+
 // Within the range of device memory, allocated or not.
 bool in_device_memory(const volatile void* p);
 // [p, p + bytes) lies in one allocation that the device may use.

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "emu/device_memory.h"
+#include "emu/graph.h"
 #include "emu/launch.h"
 #include "emu/options.h"
 #include "emu/state.h"
@@ -39,7 +40,7 @@ uint64_t splitmix(uint64_t z) {
 
 void lane_main() {
   fiber_started();
-  launch->body(launch->argument);
+  (*launch->body)();
   lane_exits(current());
   fiber_end();
 }
@@ -243,21 +244,15 @@ void* shared_array(const void* key, size_t bytes, size_t align, const char* name
   return current().warp->block->shared.find(key, bytes, align, name, site);
 }
 
-cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*),
-                       void* argument) {
-  const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
-  cudaError_t before = set_error(cudaSuccess);
-  if (before == cudaSuccess) before = check_stream(config.stream);
-  if (before != cudaSuccess) return set_error(before);
-  if (!is_valid(config)) return set_error(cudaErrorInvalidConfiguration);
+cudaError_t run_now(const cudaLaunchConfig_t& config, const void* kernel,
+                    const std::function<void()>& body) {
   install_signal_handler();
   const DeviceAccess access;
   const auto start = Clock::now();
   Launch l;
   l.kernel = kernel;
   l.thread = pthread_self();
-  l.body = body;
-  l.argument = argument;
+  l.body = &body;
   l.grid = config.gridDim;
   l.block = config.blockDim;
   l.random = splitmix(options().seed ^ splitmix(static_cast<uint64_t>(launches++))) | 1;
@@ -276,9 +271,18 @@ cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel, voi
             l.block.z, static_cast<long long>(threads - threads_before), ms);
   }
   launch = nullptr;
-  // As on a device, the launch itself succeeds and later calls return what went wrong.
   if (l.error != cudaSuccess) set_sticky_error(l.error);
   return cudaSuccess;
+}
+
+cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel,
+                       const std::function<void()>& body) {
+  const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
+  if (const cudaError_t before = set_error(cudaSuccess); before != cudaSuccess) return before;
+  if (!is_valid(config)) return set_error(cudaErrorInvalidConfiguration);
+  const cudaError_t error = submit(config.stream, [=] { return run_now(config, kernel, body); });
+  // As on a device, the launch itself succeeds and later calls return what went wrong.
+  return error != cudaSuccess ? set_error(error) : cudaSuccess;
 }
 
 }  // namespace simt

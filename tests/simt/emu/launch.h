@@ -1,7 +1,8 @@
-// cudaLaunchKernelEx: runs the kernel at once, on the calling thread.
+// cudaLaunchKernelEx: runs the kernel at once, on the calling thread, or leaves it to a graph.
 #ifndef SIMT_EMU_LAUNCH_H
 #define SIMT_EMU_LAUNCH_H
 
+#include <functional>
 #include <type_traits>
 #include <utility>
 
@@ -9,9 +10,9 @@
 
 namespace simt {
 
-// Calls body(argument) once a thread.
-cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*),
-                       void* argument);
+// Calls body once a thread.
+cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel,
+                       const std::function<void()>& body);
 
 }  // namespace simt
 
@@ -22,10 +23,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                 "kernel parameters are copied bytewise");
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "4 KiB of kernel parameters at most");
   return [&](Parameters... coerced) {
-    auto call = [&] { kernel(coerced...); };
-    return simt::run_launch(
-        *config, reinterpret_cast<const void*>(kernel),
-        [](void* p) { (*static_cast<decltype(call)*>(p))(); }, &call);
+    return simt::run_launch(*config, reinterpret_cast<const void*>(kernel),
+                            [=] { kernel(coerced...); });
   }(std::forward<Arguments>(arguments)...);
 }
 

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -84,8 +85,7 @@ struct Block {
 struct Launch {
   const void* kernel = nullptr;
   pthread_t thread{};
-  void (*body)(void*) = nullptr;
-  void* argument = nullptr;
+  const std::function<void()>* body = nullptr;
   dim3 grid, block;
   cudaError_t error = cudaSuccess;
   uint64_t random = 1;

@@ -1,30 +1,95 @@
 // Streams and events. Everything is done when a call returns, so they only keep their own rules.
-#include <chrono>
+#include "emu/stream.h"
+
 #include <set>
 
-#include "emu/api.h"
 #include "emu/device_memory.h"
-
-struct CUstream_st {
-  unsigned flags;
-  int priority;
-  int device;
-};
-
-struct CUevent_st {
-  unsigned flags;
-  bool recorded;
-  std::chrono::steady_clock::time_point time;
-};
+#include "emu/graph.h"
 
 namespace simt {
 namespace {
 
-std::set<cudaStream_t> streams;
-std::set<cudaEvent_t> events;
+// Never destroyed: what a program leaves is no leak.
+std::set<cudaStream_t>& streams = *new std::set<cudaStream_t>;
+std::set<cudaEvent_t>& events = *new std::set<cudaEvent_t>;
 
 cudaError_t check_event(cudaEvent_t event) {
   return events.count(event) != 0 ? cudaSuccess : cudaErrorInvalidResourceHandle;
+}
+
+void record_now(cudaEvent_t event) {
+  event->recorded = true;
+  event->capture = 0;
+  event->time = std::chrono::steady_clock::now();
+}
+
+cudaError_t record(cudaEvent_t event, cudaStream_t stream, bool external) {
+  Capture* capture;
+  cudaError_t error = enter_stream(stream, &capture);
+  if (error == cudaSuccess) error = check_event(event);
+  if (error != cudaSuccess) return error;
+  if (capture == nullptr) {
+    if (external) return cudaErrorInvalidValue;
+    record_now(event);
+  } else if (external) {
+    capture->add(stream, [event] {
+      if (check_event(event) != cudaSuccess) return cudaErrorInvalidResourceHandle;
+      record_now(event);
+      return cudaSuccess;
+    });
+  } else {
+    event->capture = capture->id;
+    event->before = capture->seen[stream];
+  }
+  return cudaSuccess;
+}
+
+// A wait for captured work makes the stream part of the capture.
+cudaError_t join(cudaStream_t stream, Capture* capture, const CUevent_st& event) {
+  Capture* other = capture_with(event.capture);
+  if (other == nullptr || !other->valid) return cudaErrorCapturedEvent;
+  if (capture != nullptr && capture != other) return cudaErrorStreamCaptureMerge;
+  if (stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread) {
+    return other->spoil(cudaErrorStreamCaptureUnsupported);
+  }
+  stream->capture = other;
+  Before& seen = other->seen[stream];
+  if (capture == nullptr) seen[stream] = 1;
+  for (const auto& [before, work] : event.before) {
+    if (seen[before] < work) seen[before] = work;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t wait(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+  Capture* capture;
+  cudaError_t error = enter_stream(stream, &capture);
+  if (error == cudaSuccess) error = check_event(event);
+  if (error != cudaSuccess) return error;
+  if ((flags & cudaEventWaitExternal) != 0) {
+    if (capture == nullptr) return cudaErrorInvalidValue;
+    capture->add(stream, [event] { return check_event(event); });
+    return cudaSuccess;
+  }
+  if (event->capture != 0) return join(stream, capture, *event);
+  return capture == nullptr ? cudaSuccess : capture->spoil(cudaErrorStreamCaptureIsolation);
+}
+
+// The host waits for a stream, or asks how far it is.
+cudaError_t wait_for_stream(cudaStream_t stream) {
+  Capture* capture;
+  const cudaError_t error = enter_stream(stream, &capture);
+  if (capture != nullptr) return capture->spoil(cudaErrorStreamCaptureUnsupported);
+  return error != cudaSuccess ? error : refuse_unsafe();
+}
+
+cudaError_t wait_for_event(cudaEvent_t event) {
+  const cudaError_t error = check_event(event);
+  if (error != cudaSuccess) return error;
+  if (Capture* capture = capture_with(event->capture); capture != nullptr) {
+    return capture->spoil(cudaErrorCapturedEvent);
+  }
+  return refuse_unsafe();
 }
 
 }  // namespace
@@ -44,7 +109,7 @@ extern "C" {
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
   return call([&] {
     if (flags > cudaStreamNonBlocking) return cudaErrorInvalidValue;
-    *stream = new CUstream_st{flags, priority, simt::current_device()};
+    *stream = new CUstream_st{flags, priority, simt::current_device(), nullptr};
     simt::streams.insert(*stream);
     return cudaSuccess;
   });
@@ -57,29 +122,24 @@ cudaError_t cudaStreamCreate(cudaStream_t* stream) {
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return call([&] {
-    if (simt::streams.erase(stream) == 0) return cudaErrorInvalidResourceHandle;
+    if (simt::streams.count(stream) == 0) return cudaErrorInvalidResourceHandle;
+    simt::forget_stream(stream);
+    simt::streams.erase(stream);
     delete stream;
     return cudaSuccess;
   });
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  return call([&] { return simt::check_stream(stream); });
+  return call([&] { return simt::wait_for_stream(stream); });
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  return call([&] {
-    const cudaError_t error = simt::check_stream(stream);
-    return error != cudaSuccess ? error : simt::check_event(event);
-  });
-}
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
-  return cudaStreamSynchronize(stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
+  return call([&] { return simt::wait(stream, event, flags); });
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   return call([&] {
-    *event = new CUevent_st{flags, false, {}};
+    *event = new CUevent_st{flags, false, {}, 0, {}};
     simt::events.insert(*event);
     return cudaSuccess;
   });
@@ -87,18 +147,14 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
   return cudaEventCreateWithFlags(event, cudaEventDefault);
 }
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned flags) {
+  return call([&] { return simt::record(event, stream, (flags & cudaEventRecordExternal) != 0); });
+}
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  return call([&] {
-    const cudaError_t bad_stream = simt::check_stream(stream);
-    const cudaError_t error = bad_stream != cudaSuccess ? bad_stream : simt::check_event(event);
-    if (error != cudaSuccess) return error;
-    event->recorded = true;
-    event->time = std::chrono::steady_clock::now();
-    return cudaSuccess;
-  });
+  return cudaEventRecordWithFlags(event, stream, cudaEventRecordDefault);
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  return call([&] { return simt::check_event(event); });
+  return call([&] { return simt::wait_for_event(event); });
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t end) {
