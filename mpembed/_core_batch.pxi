@@ -143,6 +143,7 @@ cdef class Lookups:
     cdef int64_t num_bags
     cdef int64_t room  # for unique rows: on the CPU their number
     cdef bint admitted  # the slots are filled and pinned
+    cdef int64_t admission  # which of the group's
 
     def __init__(self, Group group, Batch batch, Stream on):
         cdef int64_t n = 0, end = 0, bags = group.c.num_tables * batch.c.batch_size

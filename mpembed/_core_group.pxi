@@ -15,6 +15,7 @@ cdef class Group:
     cdef Device device
     cdef Memory descriptors  # the tables again, where a device's kernels run
     cdef int capacity, number
+    cdef int64_t admissions
     cdef readonly list names
     cdef list keep
     cdef readonly int64_t total_rows
@@ -161,6 +162,8 @@ cdef class Group:
         cdef mpe_status status
         cdef int32_t previous
         cdef int32_t* slots = <int32_t*>lookups.slots.data
+        self.admissions += 1
+        lookups.admission = self.admissions
         previous = self.device.enter()
         with nogil:
             status = self.device.kernels.cache_admit(&self.c, &lookups.u, lookups.c.n, slots,
@@ -172,7 +175,11 @@ cdef class Group:
         """Find the slots of admitted rows as they are now; rows not cached are looked up again."""
         cdef mpe_status status
         cdef int32_t previous
-        cdef const int32_t* slots = <const int32_t*>lookups.slots.data
+        cdef int32_t* slots = <int32_t*>lookups.slots.data
+        # Launches of graphs admit rows too, which nobody counts here.
+        if self.device.immediate and lookups.admission == self.admissions:
+            work.unique_slots = slots
+            return
         previous = self.device.enter()
         with nogil:
             status = self.device.kernels.cache_refresh(&self.c, &lookups.u, lookups.c.n, slots,
