@@ -93,7 +93,7 @@ def test_dimensions(optimizer: str, policy: str, pooling: str) -> None:
     tables += [
         mpe.TableConfig(f"{name}{dim}", 9, dim, name, pooling)
         for name in FORMATS
-        for dim in (1, 67)
+        for dim in (1, 12, 67)
     ]
     pair = make_pair(tables, make_cache(policy), make_optimizer(optimizer))
     train(pair, Batches(pair.ref, 2), 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,42 @@ def test_conversions(precision: str, dim: int, rounding: str, send: Any) -> None
     out = send(np.zeros_like(x))
     assert ops.dequantize(send(rows), precision, dim, out=out, stream=1) is out
     same(out, ops.dequantize(rows, precision, dim))
+
+
+class _Shifted:
+    """So many rows of a tensor, from `start` bytes on."""
+
+    def __init__(self, tensor: mpe.Tensor, start: int, rows: int) -> None:
+        self.tensor, self.start, self.rows = tensor, start, rows
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.tensor.__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        capsule = self.tensor.__dlpack__(**options)
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        place = pointer(capsule, b"dltensor_versioned") + 32  # the DLTensor in it
+        ctypes.c_uint64.from_address(place + 40).value += self.start  # byte_offset
+        shape = ctypes.c_uint64.from_address(place + 24).value
+        ctypes.c_int64.from_address(shape).value = self.rows
+        return capsule
+
+
+@pytest.mark.parametrize("start", [1, 2, 4, 8])
+@pytest.mark.parametrize("dim", [8, 12, 13, 64])
+@pytest.mark.parametrize("precision", FORMATS)
+def test_rows_need_no_alignment(precision: str, dim: int, start: int, send: Any) -> None:
+    x = (RNG.standard_normal((9, dim)) * 10).astype(np.float32)
+    rows = ops.quantize(x, precision, seed=5, step=1)
+    indices, offsets = np.arange(9) % 5, np.array([0, 4, 4, 9])
+    room = send(np.zeros((17, rows.shape[1]), np.uint8))
+    there = _Shifted(room, start, 9)
+    assert ops.quantize(send(x), precision, seed=5, step=1, out=there) is there
+    np.testing.assert_array_equal(room.numpy().ravel()[start:][: rows.size], rows.ravel())
+    same(ops.dequantize(there, precision, dim), ops.dequantize(rows, precision, dim))
+    pooled = ops.embedding_bag(rows, precision, dim, indices, offsets)
+    same(ops.embedding_bag(there, precision, dim, send(indices), send(offsets)), pooled)
 
 
 @pytest.mark.parametrize("bits", [2, 4])

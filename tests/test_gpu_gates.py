@@ -19,9 +19,9 @@ from mpembed_gpu.scenarios import SCENARIOS
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = sass.mix(["LDG.E.128", "STG.E", "EXIT"])
-GOOD = Kernel("lookup", "bags_kernel<true>", "90", 64, 0, 0, 0, PLAIN)
+GOOD = Kernel("lookup", "bags_kernel<AnyFormat, 8>", "90", 64, 0, 0, 0, PLAIN)
 OTHERS = [
-    replace(GOOD, name="lookups_kernel<true>", registers=40),
+    replace(GOOD, name="lookups_kernel<8>", registers=40),
     *(
         replace(GOOD, family="cache", name=entry.split()[1], registers=40, stack=8)
         for entry in gates.STACK
@@ -42,7 +42,7 @@ def test_good_kernels_pass() -> None:
         ({"registers": 160}, "160 registers, at most"),
         ({"registers": 160}, "8 warps a multiprocessor, at least"),
         ({"mix": sass.mix(["LDG.E.64"])}, "no loads of 128 bits"),
-        ({"name": "bags_kernel<false>"}, "no such kernel"),
+        ({"name": "bags_kernel<AnyFormat, 1>"}, "no such kernel"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, object], reason: str) -> None:

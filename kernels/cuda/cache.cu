@@ -1,28 +1,18 @@
 // The set-associative cache: admission with victims and write-back, release, flush, lookup of tags.
 //
-// A warp owns a set: its lanes hold the set's tags and policy state while the set's misses are
-// admitted one after the other, in ascending order.
+// Admission is in two steps. A warp owns a set: its lanes hold the set's tags and policy state
+// while the set's misses are given ways one after the other, in ascending order. Then tiles of
+// lanes move the rows of all misses at once: victims back to their tables, new rows in. A slot
+// changes hands once a batch, as it is pinned then, so that no two moves meet.
+#include "cuda/admission.cuh"
 #include "cuda/kernels.h"
-#include "cuda/probe.cuh"
-#include "cuda/row.cuh"
-#include "cuda/sketch.cuh"
+#include "cuda/search.cuh"
 #include "cuda/sort.cuh"
+#include "cuda/stats.cuh"
 
 namespace mpembed {
 namespace cuda {
 namespace {
-
-struct Admission {
-  Tables tables;
-  Rounding rounding;
-  mpe_cache cache;
-  mpe_unique unique;
-  int64_t n;  // room for unique rows
-  int32_t* slots;
-
-  __device__ uint32_t clock() const { return static_cast<uint32_t>(cache.counters[0]); }
-  __device__ int64_t count() const { return *unique.count; }
-};
 
 // Step 1.
 __global__ void tick_kernel(mpe_cache c, const int64_t* unique, int32_t sketch) {
@@ -30,13 +20,11 @@ __global__ void tick_kernel(mpe_cache c, const int64_t* unique, int32_t sketch) 
   if (sketch) c.counters[1] += static_cast<uint64_t>(*unique);
 }
 
-// Statistics of 32 rows, a lane each: lanes of one table add up first. Rows ascend, so a table's
-// lanes are neighbours.
+// Statistics of 32 rows, a lane each. Rows ascend, so a table's lanes are neighbours.
 __device__ void count_found(const Admission& a, int64_t u, bool here, bool hit) {
   const int32_t t = here ? a.tables.find(a.unique.rows[u]) : -1;
-  const unsigned peers = __match_any_sync(kFullMask, static_cast<unsigned>(t));
-  const unsigned hits = __ballot_sync(kFullMask, hit) & peers;
-  if (!here || __ffs(static_cast<int>(peers)) - 1 != lane_index()) return;
+  const unsigned peers = lanes_of(t), hits = __ballot_sync(kFullMask, hit) & peers;
+  if (!here || !leads(peers)) return;
   const mpe_table& table = a.tables.table[t];
   const int64_t rows = __popc(peers), found = __popc(hits);
   count_stat(table, MPE_stat_unique, rows);
@@ -78,147 +66,59 @@ __global__ void sketch_estimate_kernel(Admission a, const uint32_t* sets, const 
   }
 }
 
-// A warp's counts of one table, added up before they go to memory.
-class WarpStats {
- public:
-  __device__ explicit WarpStats(const Tables& tables) : tables_(tables) {}
-  __device__ void add(int32_t t, int stat) {
-    if (t != table_) {
-      commit();
-      table_ = t;
+// Step 4. A warp looks at 32 misses and admits those of the sets that begin there, with the next
+// sets' tags on their way.
+template <class P>
+__global__ void admit_kernel(Admission a, Misses m) {
+  constexpr int kAhead = 4;
+  const int64_t i = thread_index(), first = i - lane_index();
+  const Miss mine = Miss::load<P>(a, m, i);
+  const bool head = mine.number < a.cache.num_sets && (i == 0 || m.sets[i - 1] != mine.number);
+  const uint32_t clock = a.clock();
+  for (unsigned left = __ballot_sync(kFullMask, head); left != 0;) {
+    Set<P> sets[kAhead];
+    int heads[kAhead];
+    MPE_UNROLL
+    for (int j = 0; j < kAhead; ++j) {
+      heads[j] = __ffs(static_cast<int>(left)) - 1;
+      left &= left - 1;
+      const uint32_t number = __shfl_sync(kFullMask, mine.number, heads[j] & (kWarp - 1));
+      if (heads[j] >= 0) sets[j].load(a.cache, number);
     }
-    ++counts_[stat - MPE_stat_conflict_misses];
-  }
-  __device__ void commit() {
-    for (int i = 0; i < kCounts; ++i) {
-      if (lane_index() == i && table_ >= 0) {
-        count_stat(tables_.table[table_], MPE_stat_conflict_misses + i, counts_[i]);
+    MPE_UNROLL
+    for (int j = 0; j < kAhead; ++j) {
+      const uint32_t number = __shfl_sync(kFullMask, mine.number, heads[j] & (kWarp - 1));
+      for (int at = heads[j]; at >= 0; ++at) {
+        // A set's misses may go on where the next warp looks.
+        const Miss one = at < kWarp ? mine.from<P>(at) : Miss::load<P>(a, m, first + at);
+        if (one.number != number) break;
+        const uint64_t outcome = sets[j].admit(a, clock, one.u, one.key, one.estimate);
+        if (lane_index() == 0) m.outcomes[first + at] = outcome;
       }
-      counts_[i] = 0;
     }
   }
-
- private:
-  // conflict_misses, rejected, evictions, write_backs: neighbours in the registry.
-  static constexpr int kCounts = MPE_stat_write_backs - MPE_stat_conflict_misses + 1;
-  const Tables& tables_;
-  int32_t table_ = -1;
-  int32_t counts_[kCounts] = {};
-};
-
-__device__ void write_back(const Tables& tables, const Rounding& rounding, const float* cached,
-                           uint64_t id, const mpe_table& table) {
-  const Tile<kWarp> tile;
-  const int64_t number = static_cast<int64_t>(id) - table.base, dim = tables.dim;
-  with_format(table.precision, [&](auto f) {
-    using F = typename decltype(f)::type;
-    write_row<F>(tile, rounding, kDomainRow, table, number, dim,
-                 table.rows + number * F::row_bytes(dim),
-                 [&](int64_t k) { return cached[tile.lane + kWarp * k]; });
-  });
 }
 
-__device__ void load_row(const Tables& tables, const mpe_table& table, uint64_t key,
-                         float* cached) {
-  const int64_t number = static_cast<int64_t>(key) - table.base, dim = tables.dim;
-  with_format(table.precision, [&](auto f) {
-    using F = typename decltype(f)::type;
-    const RowReader<F> row(table.rows + number * F::row_bytes(dim), dim);
-    for (int64_t c = lane_index(); c < dim; c += kWarp) cached[c] = row(c);
-  });
-}
-
-// One set's tags and policy state, a lane a way.
-template <class P>
-class Set {
- public:
-  __device__ Set(const Admission& a, int64_t set)
-      : a_(a), first_(set * a.cache.ways), lane_(lane_index()), way_(lane_ < a.cache.ways) {
-    tag_ = way_ ? a.cache.tags[first_ + lane_] : 0;
-    meta_ = way_ ? a.cache.meta[first_ + lane_] : 0;
-  }
-
-  // The way to fill for a miss, or -1: the lowest empty one, else the victim with the smallest
-  // rank.
-  __device__ int choose() const {
-    const bool empty = way_ && (tag_ & kTagIdMask) == kTagEmpty;
-    const unsigned empties = __ballot_sync(kFullMask, empty);
-    if (empties != 0) return __ffs(static_cast<int>(empties)) - 1;
-    const bool free = way_ && (tag_ & kTagPinMask) == 0;
-    const uint32_t rank = free ? P::rank(meta_, a_.clock()) : 0;
-    const unsigned candidates = __ballot_sync(kFullMask, free);
-    if (candidates == 0) return -1;
-    uint32_t best = free ? rank : UINT32_MAX;
-    for (int s = kWarp / 2; s > 0; s >>= 1) {
-      const uint32_t other = __shfl_xor_sync(kFullMask, best, s);
-      best = other < best ? other : best;
-    }
-    return __ffs(static_cast<int>(__ballot_sync(kFullMask, free && rank == best))) - 1;
-  }
-
-  // Step 4 for one miss.
-  __device__ void admit(int64_t u, uint32_t estimate, WarpStats& stats) {
-    const uint64_t key = a_.unique.rows[u];
-    const int32_t t = a_.tables.find(key);
-    const int way = choose();
-    if (way < 0) return stats.add(t, MPE_stat_conflict_misses);
-    const int64_t slot = first_ + way;
-    const uint64_t old = __shfl_sync(kFullMask, static_cast<unsigned long long>(tag_), way);
-    float* cached = a_.cache.rows + slot * a_.tables.dim;
-    if ((old & kTagIdMask) != kTagEmpty) {
-      const uint32_t state = __shfl_sync(kFullMask, meta_, way);
-      if (!P::admits(estimate, state)) return stats.add(t, MPE_stat_rejected);
-      evict(old, state, cached, stats);
-    }
-    load_row(a_.tables, a_.tables.table[t], key, cached);
-    if (lane_ != way) return;
-    tag_ = key | kTagPin;
-    meta_ = P::on_admit(a_.clock(), estimate);
-    a_.cache.tags[slot] = tag_;
-    a_.cache.meta[slot] = meta_;
-    a_.slots[u] = static_cast<int32_t>(slot);
-  }
-
- private:
-  __device__ void evict(uint64_t old, uint32_t state, const float* cached, WarpStats& stats) {
-    const uint64_t id = old & kTagIdMask;
-    const int32_t owner = a_.tables.find(id);
-    stats.add(owner, MPE_stat_evictions);
-    if ((old & kTagDirty) != 0) {
-      write_back(a_.tables, a_.rounding, cached, id, a_.tables.table[owner]);
-      stats.add(owner, MPE_stat_write_backs);
-    }
-    if (P::kSketch && lane_ < static_cast<int>(kSketchRows)) {
-      sketch_raise(a_.cache, id, static_cast<uint32_t>(lane_), state);
-    }
-  }
-
-  const Admission& a_;
-  int64_t first_;
-  int lane_;
-  bool way_;
-  uint64_t tag_;
-  uint32_t meta_;
-};
-
-// Step 4. sets, order: the misses by set, within a set by row. A warp looks at 32 of them and
-// admits those of the sets that begin there.
-template <class P>
-__global__ void admit_kernel(Admission a, const uint32_t* sets, const int32_t* order,
-                             const uint32_t* estimates) {
+// The rows of step 4: a tile has as many misses as lanes, and moves their rows one after the other.
+template <bool kLong>
+__global__ void move_kernel(Admission a, Misses m, int32_t shift) {
+  const Tile tile(shift);
   const int64_t i = thread_index();
-  const bool miss = i < a.n && sets[i] < a.cache.num_sets;
-  const bool head = miss && (i == 0 || sets[i - 1] != sets[i]);
-  WarpStats stats(a.tables);
-  for (unsigned left = __ballot_sync(kFullMask, head); left != 0; left &= left - 1) {
-    int64_t j = i - lane_index() + __ffs(static_cast<int>(left)) - 1;
-    const uint32_t number = sets[j];
-    Set<P> set(a, number);
-    for (; j < a.n && sets[j] == number; ++j) {
-      set.admit(order[j], P::kSketch ? estimates[j] : 0, stats);
-    }
+  const bool miss = i < a.n && m.sets[i] < a.cache.num_sets;
+  const int64_t u = miss ? m.order[i] : 0;
+  const uint64_t outcome = miss ? m.outcomes[i] : kConflict;
+  const bool evicts = (outcome & kTagIdMask) != kTagEmpty;
+  Move mine{miss ? a.unique.rows[u] : 0, outcome, miss ? a.slots[u] : -1, -1, -1};
+  if (miss) mine.table = a.tables.find(mine.key);
+  if (evicts) mine.owner = a.tables.find(outcome & kTagIdMask);
+  count_lanes(a.tables, mine.table, MPE_stat_conflict_misses, miss && outcome == kConflict);
+  count_lanes(a.tables, mine.table, MPE_stat_rejected, outcome == kRejected);
+  count_lanes(a.tables, mine.owner, MPE_stat_evictions, evicts);
+  count_lanes(a.tables, mine.owner, MPE_stat_write_backs, evicts && (outcome & kTagDirty) != 0);
+  for (int lane = 0; lane < tile.lanes(); ++lane) {
+    const Move move = mine.from(tile, lane);
+    if (move.slot >= 0) move_row<kLong>(a, tile, move);
   }
-  stats.commit();
 }
 
 // Step 5.
@@ -244,7 +144,9 @@ mpe_status admit(const Admission& a, void* stream) {
   const int bits = bits_for(static_cast<uint64_t>(a.cache.num_sets) + 1);
   PairSort<uint32_t, int32_t> sort(a.n, bits, stream);
   Workspace<uint32_t> estimates(stream);
+  Workspace<uint64_t> outcomes(stream);
   MPE_TRY(sort.take(kName));
+  MPE_TRY(outcomes.take(a.n, kName));
   if (P::kSketch) MPE_TRY(estimates.take(a.n, kName));
   MPE_TRY(launch_one(kName, stream, tick_kernel, a.cache, a.unique.count, P::kSketch ? 1 : 0));
   MPE_TRY(launch(kName, stream, a.n, find_kernel<P>, a, sort.keys(), sort.values()));
@@ -255,7 +157,12 @@ mpe_status admit(const Admission& a, void* stream) {
     MPE_TRY(launch(kName, stream, a.n, sketch_add_kernel, a, s, o));
     MPE_TRY(launch(kName, stream, a.n, sketch_estimate_kernel, a, s, o, estimates.get()));
   }
-  MPE_TRY(launch(kName, stream, a.n, admit_kernel<P>, a, s, o, estimates.get()));
+  const Misses misses{s, o, estimates.get(), outcomes.get()};
+  MPE_TRY(launch(kName, stream, a.n, admit_kernel<P>, a, misses));
+  MPE_TRY(with_rounds(a.tables.dim, [&](auto rounds) {
+    return launch(kName, stream, a.n, move_kernel<decltype(rounds)::value>, a, misses,
+                  tile_shift(a.tables.dim));
+  }));
   if (!P::kSketch) return MPE_OK;
   const int64_t slots = a.cache.num_sets * a.cache.ways;
   const int64_t cells = a.cache.sketch_width * static_cast<int64_t>(kSketchRows);
@@ -279,22 +186,23 @@ __global__ void release_kernel(mpe_cache c, mpe_unique u, const int32_t* slots) 
             static_cast<unsigned long long>(0) - static_cast<unsigned long long>(kTagPin));
 }
 
-__global__ void flush_kernel(Tables tables, Rounding rounding, mpe_cache c) {
+// A tile has as many slots as lanes, and writes their rows back one after the other.
+template <bool kLong>
+__global__ void flush_kernel(Tables tables, Rounding rounding, mpe_cache c, int32_t shift) {
+  const Tile tile(shift);
   const int64_t slot = thread_index();
   const uint64_t tag = slot < c.num_sets * c.ways ? c.tags[slot] : 0;
-  WarpStats stats(tables);
-  for (unsigned left = __ballot_sync(kFullMask, (tag & kTagDirty) != 0); left != 0;
-       left &= left - 1) {
-    const int lane = __ffs(static_cast<int>(left)) - 1;
-    const uint64_t one = __shfl_sync(kFullMask, static_cast<unsigned long long>(tag), lane);
-    const uint64_t id = one & kTagIdMask;
-    const int32_t t = tables.find(id);
-    const float* cached = c.rows + (slot - lane_index() + lane) * tables.dim;
-    write_back(tables, rounding, cached, id, tables.table[t]);
-    stats.add(t, MPE_stat_write_backs);
+  const bool dirty = (tag & kTagDirty) != 0;
+  const int32_t t = dirty ? tables.find(tag & kTagIdMask) : -1;
+  count_lanes(tables, t, MPE_stat_write_backs, dirty);
+  if (dirty) c.tags[slot] = tag & ~kTagDirty;
+  const float* rows = c.rows + (slot - tile.lane) * tables.dim;
+  for (int lane = 0; lane < tile.lanes(); ++lane) {
+    const uint64_t id = tile.shuffle(tag, lane) & kTagIdMask;
+    const int32_t owner = tile.shuffle(t, lane);
+    const float* cached = rows + static_cast<int64_t>(lane) * tables.dim;
+    if (owner >= 0) write_back<kLong>(tile, tables, rounding, id, owner, cached);
   }
-  if ((tag & kTagDirty) != 0) c.tags[slot] = tag & ~kTagDirty;
-  stats.commit();
 }
 
 __global__ void locate_kernel(mpe_cache c, const uint64_t* keys, int64_t n, int32_t* slots) {
@@ -306,11 +214,9 @@ __global__ void locate_kernel(mpe_cache c, const uint64_t* keys, int64_t n, int3
 
 __global__ void scatter_kernel(mpe_unique u, const int32_t* unique_slots, int64_t n,
                                int32_t* slots) {
-  const int64_t j = thread_index();
-  const int64_t count = *u.count;
-  if (j >= n || j >= u.starts[count]) return;
-  const int64_t row = first_at_least(count, j + 1, [&](int64_t i) { return u.starts[i + 1]; });
-  slots[u.positions[j]] = unique_slots[row];
+  const int64_t count = *u.count, used = u.starts[count];
+  each_place(u.starts + 1, count, used < n ? used : n,
+             [&](int64_t place, int64_t row) { slots[u.positions[place]] = unique_slots[row]; });
 }
 
 }  // namespace
@@ -335,7 +241,10 @@ mpe_status cache_release(const mpe_cache* c, const mpe_unique* u, int64_t n, con
 
 mpe_status cache_flush(const mpe_group* g, void* stream) {
   const mpe_cache& c = *g->cache;
-  return launch("flush", stream, c.num_sets * c.ways, flush_kernel, Tables(*g), Rounding(*g), c);
+  return with_rounds(g->dim, [&](auto rounds) {
+    return launch("flush", stream, c.num_sets * c.ways, flush_kernel<decltype(rounds)::value>,
+                  Tables(*g), Rounding(*g), c, tile_shift(g->dim));
+  });
 }
 
 mpe_status cache_locate(const mpe_cache* c, const uint64_t* keys, int64_t n, int32_t* slots,
@@ -347,7 +256,8 @@ mpe_status scatter_slots(const mpe_unique* u, const int32_t* unique_slots, int64
                          int32_t* slots, void* stream) {
   // Dropped lookups keep -1.
   MPE_TRY(fill(slots, 0xFF, n * static_cast<int64_t>(sizeof(int32_t)), stream));
-  return launch("scatter_slots", stream, n, scatter_kernel, *u, unique_slots, n, slots);
+  return launch("scatter_slots", stream, threads_of_places(n), scatter_kernel, *u, unique_slots, n,
+                slots);
 }
 
 }  // namespace cuda

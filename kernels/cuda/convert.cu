@@ -11,45 +11,83 @@ namespace {
 
 __global__ void clear_kernel(mpe_error* error) { *error = mpe_error MPE_NO_ERROR; }
 
-template <int W>
-__global__ void check_values_kernel(const float* x, int64_t n, int64_t dim, uint32_t bound,
-                                    mpe_error* error) {
-  const Tile<W> tile;
-  const int64_t i = Tile<W>::index();
+__global__ void check_values_kernel(const float* x, int64_t n, int32_t dim, int32_t shift,
+                                    uint32_t bound, mpe_error* error) {
+  const Tile tile(shift);
+  const int64_t i = tile.index();
   if (i >= n) return;
   bool bad = false;
-  for (int64_t c = tile.lane; c < dim; c += W) {
-    bad = bad || (float_bits(x[i * dim + c]) & 0x7FFFFFFFu) > bound;
-  }
+  each_chunk<true>(tile, dim, [&](int32_t c) {
+    float v[kChunk];
+    load_floats(x + i * dim + c, dim - c, v);
+    MPE_UNROLL
+    for (int j = 0; j < kChunk; ++j) bad |= (float_bits(v[j]) & 0x7FFFFFFFu) > bound;
+  });
   if (!tile.any(bad) || tile.lane != 0) return;
   error->status = MPE_ERR_VALUE;
   atomic_min64(&error->position, i);
   atomic_add64(&error->count, 1);
 }
 
-template <class F, int W>
-__global__ void quantize_kernel(const float* x, int64_t n, int64_t dim, uint64_t seed,
-                                uint64_t step, int32_t stochastic, uint8_t* rows) {
-  const Tile<W> tile;
-  const int64_t i = Tile<W>::index();
-  if (i >= n) return;
-  const RowStream stream(seed, kDomainRow, 0, static_cast<uint64_t>(i), step);
-  uint8_t* row = rows + i * F::row_bytes(dim);
-  const auto at = [&](int64_t k) { return x[i * dim + tile.lane + W * k]; };
-  if (stochastic) {
-    RowWriter<F>::template write<W, 0, true>(tile, stream, dim, row, at);
-  } else {
-    RowWriter<F>::template write<W, 0, false>(tile, stream, dim, row, at);
+// Gives a row of a matrix to write_row: in registers where it takes one round.
+template <bool kLong>
+class MatrixRow {
+ public:
+  __device__ __forceinline__ MatrixRow(const Tile& tile, const float* x, int32_t dim)
+      : x_(x), dim_(dim) {
+    if constexpr (!kLong) {
+      each_chunk<kLong>(tile, dim, [&](int32_t c) { load_floats(x_ + c, dim_ - c, v_); });
+    }
   }
+  __device__ __forceinline__ void operator()(int32_t c, float* x) const {
+    if constexpr (kLong) {
+      load_floats(x_ + c, dim_ - c, x);
+    } else {
+      MPE_UNROLL
+      for (int j = 0; j < kChunk; ++j) x[j] = v_[j];
+    }
+  }
+
+ private:
+  const float* x_;
+  int32_t dim_;
+  float v_[kChunk] = {};
+};
+
+// Rows of one format, without a table around them.
+struct Matrix {
+  int64_t n;
+  int32_t dim, grain, shift;
+
+  Matrix(int64_t n_, int64_t dim_, const uint8_t* rows)
+      : n(n_),
+        dim(static_cast<int32_t>(dim_)),
+        grain(grain_of(dim_, aligned16(rows))),
+        shift(tile_shift(dim)) {}
+  int64_t lanes() const { return n << shift; }
+};
+
+template <class F, bool kLong>
+__global__ void quantize_kernel(Matrix m, const float* x, uint64_t seed, uint64_t step,
+                                int32_t stochastic, uint8_t* rows) {
+  const Tile tile(m.shift);
+  const int64_t i = tile.index();
+  if (i >= m.n) return;
+  const RowStream stream(seed, kDomainRow, 0, static_cast<uint64_t>(i), step);
+  const Target to{stream, rows + i * F::row_bytes(m.dim), m.dim, m.grain};
+  write_row<F, kLong>(tile, to, stochastic != 0, MatrixRow<kLong>(tile, x + i * m.dim, m.dim));
 }
 
-template <class F, int W>
-__global__ void dequantize_kernel(const uint8_t* rows, int64_t n, int64_t dim, float* x) {
-  const Tile<W> tile;
-  const int64_t i = Tile<W>::index();
-  if (i >= n) return;
-  const RowReader<F> row(rows + i * F::row_bytes(dim), dim);
-  for (int64_t c = tile.lane; c < dim; c += W) x[i * dim + c] = row(c);
+template <class F, bool kLong>
+__global__ void dequantize_kernel(Matrix m, const uint8_t* rows, float* x) {
+  const Tile tile(m.shift);
+  const int64_t i = tile.index();
+  if (i >= m.n) return;
+  each_chunk<kLong>(tile, m.dim, [&](int32_t c) {
+    float v[kChunk];
+    read_chunk<F>(rows + i * F::row_bytes(m.dim), m.dim, c, m.grain, v);
+    store_floats(x + i * m.dim + c, m.dim - c, v);
+  });
 }
 
 __global__ void check_codes_kernel(const uint8_t* codes, int64_t n, int32_t bits,
@@ -97,70 +135,86 @@ template <class Convert>
 __global__ void stochastic_round_kernel(const float* x, int64_t n, uint64_t seed, uint64_t step,
                                         uint16_t* out) {
   constexpr int64_t kLine = 1024;
-  const int64_t first = thread_index() * 8;
+  const int64_t first = thread_index() * kChunk;
   if (first >= n) return;
   const RowStream stream(seed, kDomainRound, 0, static_cast<uint64_t>(first / kLine), step);
   const Philox4 block = stream.block(static_cast<uint32_t>(first % kLine / 8));
-  for (int64_t j = 0; j < 8 && first + j < n; ++j) {
-    out[first + j] = Convert::stochastic(x[first + j], draw16(block, j));
+  const int32_t columns = n - first < kChunk ? static_cast<int32_t>(n - first) : kChunk;
+  float v[kChunk];
+  load_floats(x + first, columns, v);
+  uint32_t words[4] = {};
+  MPE_UNROLL
+  for (int j = 0; j < kChunk; ++j) {
+    words[j / 2] |= static_cast<uint32_t>(Convert::stochastic(v[j], draw16(block, j)))
+                    << (j % 2 * 16);
+  }
+  if (wide(out + first, columns)) {
+    store_piece<16>(reinterpret_cast<uint8_t*>(out + first), words);
+    return;
+  }
+  MPE_UNROLL
+  for (int j = 0; j < kChunk; ++j) {
+    if (j < columns) out[first + j] = static_cast<uint16_t>(words[j / 2] >> (j % 2 * 16));
   }
 }
 
-template <int W>
-__global__ void write_rows_kernel(Tables tables, Rounding rounding, mpe_cache cache,
+template <bool kLong>
+__global__ void write_rows_kernel(Tables tables, Rounding rounding, mpe_cache cache, int32_t shift,
                                   const uint64_t* keys, int64_t n, const float* values) {
-  const Tile<W> tile;
-  const int64_t i = Tile<W>::index(), dim = tables.dim;
+  const Tile tile(shift);
+  const int64_t i = tile.index();
+  const int32_t dim = tables.dim;
   if (i >= n) return;
   const uint64_t key = keys[i];
   const mpe_table& table = tables.table[tables.find(key)];
-  const float* x = values + i * dim;
+  const MatrixRow<kLong> row(tile, values + i * dim, dim);
   const int64_t slot =
       cache.tags == nullptr ? -1 : probe(cache.tags, cache.num_sets, cache.ways, key);
   if (slot >= 0) {
-    for (int64_t c = tile.lane; c < dim; c += W) cache.rows[slot * dim + c] = x[c];
+    each_chunk<kLong>(tile, dim, [&](int32_t c) {
+      float x[kChunk];
+      row(c, x);
+      store_floats(cache.rows + slot * dim + c, dim - c, x);
+    });
     if (tile.lane == 0) mark_dirty(cache, slot);
     return;
   }
-  const int64_t number = static_cast<int64_t>(key) - table.base;
-  with_format(table.precision, [&](auto f) {
-    using F = typename decltype(f)::type;
-    write_row<F>(tile, rounding, kDomainRow, table, number, dim,
-                 table.rows + number * F::row_bytes(dim),
-                 [&](int64_t k) { return x[tile.lane + W * k]; });
-  });
+  write_table_row<kLong>(tile, tables, rounding, table, static_cast<int64_t>(key) - table.base,
+                         row);
 }
 
-__device__ float initial_value(const RowStream& stream, int32_t kind, float a, float b, int64_t c) {
-  if (kind == MPE_init_zeros) return 0.0f;
-  const Philox4 block = stream.block(static_cast<uint32_t>(c / 4));
-  const int word = static_cast<int>(c % 4);
-  const uint32_t w =
-      word < 2 ? (word == 0 ? block.w[0] : block.w[1]) : (word == 2 ? block.w[2] : block.w[3]);
-  return kind == MPE_init_uniform ? uniform_value(w >> 8, a, b) : normal_value(w >> 8, a);
+// The initial values of the chunk at column c: two blocks of four 24-bit draws.
+__device__ void initial_values(const RowStream& stream, int32_t kind, float a, float b, int32_t c,
+                               float* x) {
+  for (int half = 0; half < 2; ++half) {
+    const Philox4 block = stream.block(static_cast<uint32_t>(c / 4 + half));
+    MPE_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t w = block.w[j] >> 8;
+      const float drawn = kind == MPE_init_uniform ? uniform_value(w, a, b) : normal_value(w, a);
+      x[half * 4 + j] = kind == MPE_init_zeros ? 0.0f : drawn;
+    }
+  }
 }
 
-template <int W>
-__global__ void init_rows_kernel(Tables tables, Rounding rounding, int32_t t, int32_t kind, float a,
-                                 float b) {
-  const Tile<W> tile;
-  const int64_t row = Tile<W>::index(), dim = tables.dim;
+template <bool kLong>
+__global__ void init_rows_kernel(Tables tables, Rounding rounding, int32_t shift, int32_t t,
+                                 int32_t kind, float a, float b) {
+  const Tile tile(shift);
+  const int64_t row = tile.index();
   const mpe_table& table = tables.table[t];
   if (row >= table.num_rows) return;
   const RowStream stream = rounding.stream(kDomainInit, table, row);
-  with_format(table.precision, [&](auto f) {
-    using F = typename decltype(f)::type;
-    // Drawn again where it is needed again: cheaper than keeping a row of any length.
-    write_row<F>(tile, rounding, kDomainRow, table, row, dim, table.rows + row * F::row_bytes(dim),
-                 [&](int64_t k) { return initial_value(stream, kind, a, b, tile.lane + W * k); });
-  });
-}
-
-// Calls f with the width and the format as types.
-template <class F>
-mpe_status with_width_and_format(int64_t dim, int32_t precision, F f) {
-  return with_width(static_cast<int32_t>(dim), [&](auto width) {
-    return with_format(precision, [&](auto format) { return f(width, format); });
+  Part<false> part(nullptr);
+  if (!kLong) {
+    float x[kChunk];
+    initial_values(stream, kind, a, b, tile.lane * kChunk, x);
+    part.save(0, x);
+  }
+  write_table_row<kLong>(tile, tables, rounding, table, row, [&](int32_t c, float* x) {
+    // A long row is drawn again where it is needed again: cheaper than keeping it.
+    if (kLong) return initial_values(stream, kind, a, b, c, x);
+    part.load(c, x);
   });
 }
 
@@ -171,29 +225,33 @@ mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precisio
   MPE_TRY(launch_one("check_values", stream, clear_kernel, error));
   const uint32_t bound =
       with_format(precision, [](auto f) { return decltype(f)::type::kMaxAbsBits; });
-  return with_width(static_cast<int32_t>(dim), [&](auto width) {
-    constexpr int W = decltype(width)::value;
-    return launch("check_values", stream, n * W, check_values_kernel<W>, x, n, dim, bound, error);
-  });
+  const int32_t columns = static_cast<int32_t>(dim), shift = tile_shift(columns);
+  return launch("check_values", stream, n << shift, check_values_kernel, x, n, columns, shift,
+                bound, error);
 }
 
 mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, int32_t rounding,
                     uint64_t seed, uint64_t step, uint8_t* rows, void* stream) {
-  return with_width_and_format(dim, precision, [&](auto width, auto f) {
+  const Matrix m(n, dim, rows);
+  return with_format(precision, [&](auto f) {
     using F = typename decltype(f)::type;
-    constexpr int W = decltype(width)::value;
-    const int32_t stochastic = !F::kExact && rounding == MPE_rounding_stochastic ? 1 : 0;
-    return launch("quantize", stream, n * W, quantize_kernel<F, W>, x, n, dim, seed, step,
-                  stochastic, rows);
+    const int32_t stochastic = rounding == MPE_rounding_stochastic ? 1 : 0;
+    return with_rounds(m.dim, [&](auto rounds) {
+      return launch("quantize", stream, m.lanes(), quantize_kernel<F, decltype(rounds)::value>, m,
+                    x, seed, step, stochastic, rows);
+    });
   });
 }
 
 mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t precision, float* x,
                       void* stream) {
-  return with_width_and_format(dim, precision, [&](auto width, auto f) {
+  const Matrix m(n, dim, rows);
+  return with_format(precision, [&](auto f) {
     using F = typename decltype(f)::type;
-    constexpr int W = decltype(width)::value;
-    return launch("dequantize", stream, n * W, dequantize_kernel<F, W>, rows, n, dim, x);
+    return with_rounds(m.dim, [&](auto rounds) {
+      return launch("dequantize", stream, m.lanes(), dequantize_kernel<F, decltype(rounds)::value>,
+                    m, rows, x);
+    });
   });
 }
 
@@ -229,18 +287,19 @@ mpe_status stochastic_round(const float* x, int64_t n, int32_t precision, uint64
 mpe_status write_rows(const mpe_group* g, const uint64_t* keys, int64_t n, const float* values,
                       void* stream) {
   const mpe_cache cache = g->cache != nullptr ? *g->cache : mpe_cache{};
-  return with_width(g->dim, [&](auto width) {
-    constexpr int W = decltype(width)::value;
-    return launch("set_rows", stream, n * W, write_rows_kernel<W>, Tables(*g), Rounding(*g), cache,
-                  keys, n, values);
+  const int32_t shift = tile_shift(g->dim);
+  return with_rounds(g->dim, [&](auto rounds) {
+    return launch("set_rows", stream, n << shift, write_rows_kernel<decltype(rounds)::value>,
+                  Tables(*g), Rounding(*g), cache, shift, keys, n, values);
   });
 }
 
 mpe_status init_rows(const mpe_group* g, int32_t t, int32_t kind, float a, float b, void* stream) {
-  return with_width(g->dim, [&](auto width) {
-    constexpr int W = decltype(width)::value;
-    return launch("init_rows", stream, g->tables[t].num_rows * W, init_rows_kernel<W>, Tables(*g),
-                  Rounding(*g), t, kind, a, b);
+  const int32_t shift = tile_shift(g->dim);
+  return with_rounds(g->dim, [&](auto rounds) {
+    return launch("init_rows", stream, g->tables[t].num_rows << shift,
+                  init_rows_kernel<decltype(rounds)::value>, Tables(*g), Rounding(*g), shift, t,
+                  kind, a, b);
   });
 }
 

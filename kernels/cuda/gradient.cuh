@@ -19,7 +19,7 @@ struct Update {
   const int32_t* slots;  // one a unique row, or NULL
   Outputs grad;
 
-  __device__ int64_t dim() const { return tables.dim; }
+  __device__ int32_t dim() const { return tables.dim; }
   __device__ OptimizerSettings settings() const {
     const float lr = optimizer.device_lr != nullptr ? *optimizer.device_lr : optimizer.lr;
     return OptimizerSettings{lr, optimizer.eps, optimizer.weight_decay, optimizer.decay_mode};
@@ -31,51 +31,13 @@ struct Hot {
   int32_t* blocks;     // how many there are
   int32_t* row_block;  // one a unique row
   int32_t* block_row;  // the unique row of each block
-  float* sums;         // one row a block
+  float* sums;         // one row a block, in whole chunks
   float* scratch;      // three rows a tile, for long rows
+  int64_t stride;      // of the rows of both
 };
 
 // No more blocks than this: a hot row has at least 65 occurrences, so n / 65 rows at most.
 inline int64_t max_hot_blocks(int64_t n) { return n <= kBlock ? 0 : n / kBlock + n / (kBlock + 1); }
-
-// A lane's columns of a row: K registers, or with K = 0 a row of memory.
-template <int W, int K>
-class Columns {
- public:
-  __device__ Columns(float*, int64_t, const Update&) {}
-  __device__ float& operator[](int64_t i) { return v_[i]; }
-  __device__ float operator[](int64_t i) const { return v_[i]; }
-
-  // visit(i, c) for this lane's columns: element i holds column c.
-  template <class Visit>
-  __device__ void each(const Tile<W>& tile, int64_t dim, Visit visit) const {
-    MPE_UNROLL
-    for (int i = 0; i < K; ++i) {
-      const int64_t c = tile.lane + W * i;
-      if (c < dim) visit(i, c);
-    }
-  }
-
- private:
-  float v_[K];
-};
-
-template <int W>
-class Columns<W, 0> {
- public:
-  __device__ Columns(float* rows, int64_t row, const Update& k)
-      : v_(rows + row * k.dim() + (lane_index() & (W - 1))) {}
-  __device__ float& operator[](int64_t i) { return v_[W * i]; }
-  __device__ float operator[](int64_t i) const { return v_[W * i]; }
-
-  template <class Visit>
-  __device__ void each(const Tile<W>& tile, int64_t dim, Visit visit) const {
-    for (int64_t i = 0; tile.lane + W * i < dim; ++i) visit(i, tile.lane + W * i);
-  }
-
- private:
-  float* v_;
-};
 
 // Where the gradient of one occurrence lies, and its factor.
 struct Occurrence {
@@ -96,39 +58,78 @@ struct Occurrence {
   }
 };
 
+// sum += factor * row for kRows occurrences, found by the lanes from `first` on, in order.
+template <int kRows, bool kLong>
+__device__ __forceinline__ void add_rows(const Tile& tile, int32_t dim, const Occurrence& mine,
+                                         int first, Part<kLong>& sum) {
+  const float* rows[kRows];
+  float factors[kRows];
+  MPE_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    rows[r] = reinterpret_cast<const float*>(
+        tile.shuffle(reinterpret_cast<unsigned long long>(mine.row), first + r));
+    factors[r] = tile.shuffle(mine.factor, first + r);
+  }
+  each_chunk<kLong>(tile, dim, [&](int32_t c) {
+    float x[kRows][kChunk], partial[kChunk];
+    MPE_UNROLL
+    for (int r = 0; r < kRows; ++r) load_floats(rows[r] + c, dim - c, x[r]);
+    sum.load(c, partial);
+    MPE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < kChunk; ++i) partial[i] = fmaf(factors[r], x[r][i], partial[i]);
+    }
+    sum.save(c, partial);
+  });
+}
+
 // Partial sum of the lookups at sorted places [begin, end), of table t: the lanes find an
-// occurrence each, then all add them in order.
-template <int W, int K>
-__device__ void sum_block(const Update& k, const Tile<W>& tile, int32_t t, int64_t begin,
-                          int64_t end, Columns<W, K>& sum) {
+// occurrence each, then all add them in order, kAtOnce in flight.
+template <int kAtOnce, bool kLong>
+__device__ __forceinline__ void sum_block(const Update& k, const Tile& tile, int32_t t,
+                                          int64_t begin, int64_t end, Part<kLong>& sum) {
   const mpe_table& table = k.tables.table[t];
   const mpe_matrix m = k.grad.of(table, t);
   const int64_t first_bag = t * k.l.batch_size;
-  sum.each(tile, k.dim(), [&](int64_t i, int64_t) { sum[i] = 0.0f; });
-  for (int64_t base = begin; base < end; base += W) {
+  const int32_t dim = k.dim();
+  const float zeros[kChunk] = {};
+  each_chunk<kLong>(tile, dim, [&](int32_t c) { sum.save(c, zeros); });
+  const int lanes = 1 << tile.shift;
+  for (int64_t base = begin; base < end; base += lanes) {
     const int64_t place = base + tile.lane < end ? base + tile.lane : base;
     const Occurrence mine(k, table, m, first_bag, k.unique.positions[place]);
-    const int here = end - base < W ? static_cast<int>(end - base) : W;
-    for (int j = 0; j < here; ++j) {
-      const float* row = reinterpret_cast<const float*>(
-          tile.shuffle(reinterpret_cast<unsigned long long>(mine.row), j));
-      const float factor = tile.shuffle(mine.factor, j);
-      sum.each(tile, k.dim(), [&](int64_t i, int64_t c) { sum[i] = fmaf(factor, row[c], sum[i]); });
-    }
+    const int here = end - base < lanes ? static_cast<int>(end - base) : lanes;
+    int j = 0;
+    MPE_NO_UNROLL
+    for (; j + kAtOnce <= here; j += kAtOnce) add_rows<kAtOnce>(tile, dim, mine, j, sum);
+    MPE_NO_UNROLL
+    for (; j < here; ++j) add_rows<1>(tile, dim, mine, j, sum);
   }
+  // A factor that is not finite leaves what lies beyond the row undefined.
+  each_chunk<kLong>(tile, dim, [&](int32_t c) {
+    float x[kChunk];
+    sum.load(c, x);
+    fill_beyond(x, dim - c, 0.0f);
+    sum.save(c, x);
+  });
 }
 
 // The gradient of a hot row of n occurrences out of its blocks' sums.
-template <int W, int K>
-__device__ void add_partials(const Update& k, const Tile<W>& tile, const Hot& hot, int64_t u,
-                             int64_t n, Columns<W, K>& total) {
-  const float* sums = hot.sums + static_cast<int64_t>(hot.row_block[u]) * k.dim();
+template <bool kLong>
+__device__ __forceinline__ void add_partials(const Update& k, const Tile& tile, const Hot& hot,
+                                             int64_t u, int64_t n, Part<kLong>& total) {
+  const float* sums = hot.sums + static_cast<int64_t>(hot.row_block[u]) * hot.stride;
   const int64_t blocks = (n + kBlock - 1) / kBlock;
-  total.each(tile, k.dim(), [&](int64_t i, int64_t c) { total[i] = sums[c]; });
-  for (int64_t b = 1; b < blocks; ++b) {
-    total.each(tile, k.dim(),
-               [&](int64_t i, int64_t c) { total[i] = total[i] + sums[b * k.dim() + c]; });
-  }
+  each_chunk<kLong>(tile, k.dim(), [&](int32_t c) {
+    float x[kChunk];
+    load_floats(sums + c, kChunk, x);
+    for (int64_t b = 1; b < blocks; ++b) {
+      float next[kChunk];
+      load_floats(sums + b * hot.stride + c, kChunk, next);
+      for (int i = 0; i < kChunk; ++i) x[i] = x[i] + next[i];
+    }
+    total.save(c, x);
+  });
 }
 
 }  // namespace cuda

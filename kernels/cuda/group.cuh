@@ -8,12 +8,37 @@
 namespace mpembed {
 namespace cuda {
 
+constexpr int kChunk = 8;  // columns that a lane has at once, see chunk.cuh
+constexpr int kHalfChunk = 4;
+
+// How far rows of such a dimension at such places are aligned: the columns that can be loaded at
+// once, 1 where nothing is known.
+inline int32_t grain_of(int64_t dim, bool aligned) {
+  if (!aligned) return 1;
+  return dim % kChunk == 0 ? kChunk : dim % kHalfChunk == 0 ? kHalfChunk : 1;
+}
+
+inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+inline bool aligned_rows(const mpe_group& g) {
+  bool aligned = g.cache == nullptr || aligned16(g.cache->rows);
+  for (int32_t t = 0; t < g.num_tables; ++t) {
+    aligned = aligned && aligned16(g.tables[t].rows) && aligned16(g.tables[t].state);
+  }
+  return aligned;
+}
+
 struct Tables {
   const mpe_table* table;
   int32_t count;
   int32_t dim;
+  int32_t grain;  // of all rows and of the state of their elements
 
-  explicit Tables(const mpe_group& g) : table(g.device_tables), count(g.num_tables), dim(g.dim) {}
+  explicit Tables(const mpe_group& g)
+      : table(g.device_tables),
+        count(g.num_tables),
+        dim(g.dim),
+        grain(grain_of(g.dim, aligned_rows(g))) {}
 
   // The table that holds a linear row id.
   __device__ int32_t find(uint64_t key) const {

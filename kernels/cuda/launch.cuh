@@ -15,8 +15,10 @@
 
 #if defined(__CUDACC__)
 #define MPE_UNROLL _Pragma("unroll")
+#define MPE_NO_UNROLL _Pragma("unroll 1")
 #else
 #define MPE_UNROLL
+#define MPE_NO_UNROLL
 #endif
 
 namespace mpembed {

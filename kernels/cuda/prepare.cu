@@ -1,6 +1,7 @@
 // Checks a caller's batch and turns a group's share of it into linear row ids.
 #include "cuda/group.cuh"
 #include "cuda/kernels.h"
+#include "cuda/search.cuh"
 #include "mpembed/error.h"
 
 namespace mpembed {
@@ -107,17 +108,15 @@ __global__ void bag_offsets_kernel(Share s, const int64_t* starts) {
   s.out.bag_offsets[i + 1] = s.refused() ? 0 : starts[t] + end - s.out.origins[t];
 }
 
-__global__ void keys_kernel(Share s, const int64_t* starts, const float* weights,
-                            mpe_error* error) {
-  const int64_t p = thread_index();
-  if (p >= s.out.n) return;
-  const int64_t* ends = s.out.bag_offsets + 1;
-  if (p >= s.out.bag_offsets[s.bags()]) {
+// Lookup p of a bag.
+__device__ __forceinline__ void write_key(const Share& s, const int64_t* starts,
+                                          const float* weights, mpe_error* error, int64_t p,
+                                          int64_t bag) {
+  if (bag >= s.bags()) {
     s.out.keys[p] = MPE_DROPPED;
     return;
   }
-  const int64_t bag = first_at_least(s.bags(), p + 1, [&](int64_t i) { return ends[i]; });
-  const int64_t t = bag / s.batch_size;
+  const int64_t t = static_cast<uint32_t>(bag) / static_cast<uint32_t>(s.batch_size);
   const mpe_table& table = s.tables.table[t];
   const int64_t i = p - starts[t] + s.out.origins[t];
   const int64_t index = s.indices[i];
@@ -129,6 +128,12 @@ __global__ void keys_kernel(Share s, const int64_t* starts, const float* weights
   s.out.keys[p] = valid ? static_cast<uint64_t>(table.base + index) : MPE_DROPPED;
   s.out.bags[p] = static_cast<int32_t>(bag);
   if (s.out.weights != nullptr) s.out.weights[p] = weights[i];
+}
+
+__global__ void keys_kernel(Share s, const int64_t* starts, const float* weights,
+                            mpe_error* error) {
+  each_place(s.out.bag_offsets + 1, s.bags(), s.out.n,
+             [&](int64_t p, int64_t bag) { write_key(s, starts, weights, error, p, bag); });
 }
 
 __global__ void index_found_kernel(Share s, int32_t drop, mpe_error* error) {
@@ -200,7 +205,8 @@ mpe_status prepare(const mpe_group* g, const mpe_batch* b, int32_t drop, const m
   MPE_TRY(launch("prepare", stream, kThreads, segments_kernel, share, starts.get(), error));
   const int64_t bags = g->num_tables * b->batch_size;
   MPE_TRY(launch("prepare", stream, bags + 1, bag_offsets_kernel, share, starts.get()));
-  MPE_TRY(launch("prepare", stream, out->n, keys_kernel, share, starts.get(), b->weights, error));
+  MPE_TRY(launch("prepare", stream, threads_of_places(out->n), keys_kernel, share, starts.get(),
+                 b->weights, error));
   return launch_one("prepare", stream, index_found_kernel, share, drop, error);
 }
 

@@ -1,196 +1,264 @@
-// Rows read and written by a tile of lanes: lane l has the columns l, l + W, l + 2W, ...
-//
-// The lane tree of docs/numerics.md (section 5) is this layout with W = 32; narrower tiles serve
-// rows of at most W columns, whose other lanes hold zero.
+// Rows read and written by a tile of lanes, eight neighbouring columns a lane; rows of more than
+// 256 columns in rounds.
 #pragma once
 
-#include "cuda/group.cuh"
-#include "mpembed/reduce.h"
+#include "cuda/chunk.cuh"
 
 namespace mpembed {
 namespace cuda {
 
-// W lanes of a warp: 8, 16 or 32. All of them call every member together.
-template <int W>
+// Lanes of a warp that share a row: a power of two. All of them call the collectives together.
 struct Tile {
+  int32_t shift;  // its logarithm
   int lane;
   unsigned mask;
 
-  __device__ Tile() {
-    const int in_warp = lane_index();
-    lane = in_warp & (W - 1);
-    mask = W == kWarp ? kFullMask : ((1u << (W & 31)) - 1u) << (in_warp & ~(W - 1));
+  __device__ explicit Tile(int32_t shift_) : shift(shift_) {
+    const int in_warp = lane_index(), last = lanes() - 1;
+    lane = in_warp & last;
+    mask = (kFullMask >> (kWarp - 1 - last)) << (in_warp & ~last);
   }
 
-  // Number of the tile in the grid.
-  static __device__ int64_t index() { return thread_index() / W; }
+  __device__ int lanes() const { return 1 << shift; }
+  __device__ int64_t index() const { return thread_index() >> shift; }  // in the grid
 
   template <class T>
   __device__ T shuffle(T v, int from) const {
-    return __shfl_sync(mask, v, from, W);
+    return __shfl_sync(mask, v, from, 1 << shift);
   }
-  __device__ float min(float v) const {
-    for (int s = W / 2; s > 0; s >>= 1) {
-      const float other = __shfl_xor_sync(mask, v, s, W);
-      v = other < v ? other : v;
-    }
-    return v;
-  }
-  __device__ float max(float v) const {
-    for (int s = W / 2; s > 0; s >>= 1) {
-      const float other = __shfl_xor_sync(mask, v, s, W);
-      v = other > v ? other : v;
-    }
-    return v;
+  __device__ uint64_t shuffle(uint64_t v, int from) const {
+    return __shfl_sync(mask, static_cast<unsigned long long>(v), from, 1 << shift);
   }
   __device__ bool any(bool v) const { return __any_sync(mask, v) != 0; }
-
-  // The lane tree's fold; every lane gets the result.
-  __device__ float fold(float v) const {
-    for (int s = kTreeLanes / 2; s >= W; s >>= 1) v = v + 0.0f;
-    for (int s = W / 2; s > 0; s >>= 1) v = v + __shfl_down_sync(mask, v, s, W);
-    return __shfl_sync(mask, v, 0, W);
-  }
-};
-
-// The narrowest tile for a dimension: calls f with an integral constant.
-template <class F>
-mpe_status with_width(int32_t dim, F f) {
-  if (dim <= 8) return f(std::integral_constant<int, 8>{});
-  if (dim <= 16) return f(std::integral_constant<int, 16>{});
-  return f(std::integral_constant<int, 32>{});
-}
-
-// The 16-bit draws of a row, eight columns a Philox block. A tile computes W blocks at a time, one
-// a lane, which serve 8 * W columns.
-template <int W>
-class Draws {
- public:
-  __device__ Draws(const Tile<W>& tile, const RowStream& stream) : tile_(tile), stream_(stream) {}
-
-  // Draw of column lane + W * k; k ascends from 0 in steps of one.
-  __device__ __forceinline__ uint32_t next(int64_t k) {
-    if (k % 8 == 0) block_ = stream_.block(static_cast<uint32_t>(k / 8 * W + tile_.lane));
-    const int from = tile_.lane / 8 + static_cast<int>(k % 8) * (W / 8);
-    const int word = (tile_.lane & 7) >> 1;
-    const uint32_t w0 = tile_.shuffle(block_.w[0], from), w1 = tile_.shuffle(block_.w[1], from);
-    const uint32_t w2 = tile_.shuffle(block_.w[2], from), w3 = tile_.shuffle(block_.w[3], from);
-    const uint32_t w = word < 2 ? (word == 0 ? w0 : w1) : (word == 2 ? w2 : w3);
-    return (w >> ((tile_.lane & 1) * 16)) & 0xFFFFu;
-  }
-
- private:
-  const Tile<W>& tile_;
-  RowStream stream_;
-  Philox4 block_{};
-};
-
-// Calls visit(k, c) for every lane, also where column c = lane + W * k lies beyond the row, as the
-// collectives want it. K: at most so many, unrolled so that arrays of K stay in registers; 0: any.
-template <int W, int K, class Visit>
-__device__ __forceinline__ void each_column(const Tile<W>& tile, int64_t dim, Visit visit) {
-  if constexpr (K > 0) {
-    MPE_UNROLL
-    for (int k = 0; k < K; ++k) {
-      if (W * k < dim) visit(k, tile.lane + W * k);
+  __device__ void range(float& mn, float& mx) const {
+    for (int s = 1 << shift >> 1; s > 0; s >>= 1) {
+      const float low = __shfl_xor_sync(mask, mn, s), high = __shfl_xor_sync(mask, mx, s);
+      mn = low < mn ? low : mn;
+      mx = high > mx ? high : mx;
     }
-  } else {
-    for (int64_t k = 0; W * k < dim; ++k) visit(k, tile.lane + W * k);
   }
+};
+
+constexpr int32_t kRound = kWarp * kChunk;  // columns that a warp has at once
+
+// The logarithm of the lanes that have a row's columns, `each` of them a lane.
+inline int32_t tile_shift(int32_t dim, int32_t each = kChunk) {
+  int32_t shift = 0;
+  while ((1 << shift) < kWarp && (each << shift) < dim) ++shift;
+  return shift;
 }
 
-// The codes of a byte come together in the lane of its first column, which writes it.
-template <int W, int kPerByte>
-__device__ inline void store_codes(const Tile<W>& tile, uint32_t code, int64_t c, int64_t dim,
-                                   uint8_t* row) {
-  constexpr int kBits = 8 / kPerByte;
-  for (int s = 1; s < kPerByte; s *= 2) {
-    code |= __shfl_down_sync(tile.mask, code, s, W) << (kBits * s);
-  }
-  if (c < dim && tile.lane % kPerByte == 0) row[c / kPerByte] = static_cast<uint8_t>(code);
-}
-
-// Row writers, one a family of formats. at(k): the value of column lane + W * k, for columns of the
-// row. Values are storable. K as for each_column.
+// Calls f with whether a row takes several rounds, as an integral constant.
 template <class F>
-struct RowWriter;
+mpe_status with_rounds(int32_t dim, F f) {
+  if (dim > kRound) return f(std::true_type{});
+  return f(std::false_type{});
+}
 
+// Calls visit(c) for each of this lane's chunks within the row; one, unless the row is long.
+template <bool kLong, class Visit>
+__device__ __forceinline__ void each_chunk(const Tile& tile, int32_t dim, Visit visit) {
+  int32_t c = tile.lane * kChunk;
+  if constexpr (kLong) {
+    for (; c < dim; c += kRound) visit(c);
+  } else {
+    if (c < dim) visit(c);
+  }
+}
+
+// What lies beyond the row becomes `value`.
+__device__ __forceinline__ void fill_beyond(float* x, int32_t columns, float value) {
+  if (!kModel && columns < kChunk) {
+    MPE_UNROLL
+    for (int j = 0; j < kChunk; ++j) x[j] = j < columns ? x[j] : value;
+  }
+}
+
+// The values of a stored row's chunk at column c; zero beyond the row.
+template <class F>
+__device__ __forceinline__ void read_chunk(const uint8_t* row, int32_t dim, int32_t c,
+                                           int32_t grain, float* x) {
+  with_grain(grain, [&](auto g) {
+    using C = Chunk<F, decltype(g)::value>;
+    uint32_t raw[C::kRaw], header[C::kRawHeader + 1], words[C::kWords];
+    C::load_header(row, dim, header);
+    C::load(row, dim, c, raw);
+    const typename F::RowHeader h = C::header(header);
+    C::join(raw, words);
+    MPE_UNROLL
+    for (int j = 0; j < kChunk; ++j) x[j] = C::value(words, h, j);
+  });
+  fill_beyond(x, dim - c, 0.0f);
+}
+
+template <class F>
+__device__ __forceinline__ void store_words(uint8_t* row, int32_t dim, int32_t c, int32_t grain,
+                                            const uint32_t* words) {
+  with_grain(grain, [&](auto g) { Chunk<F, decltype(g)::value>::store(row, dim, c, words); });
+}
+
+// Where an encoded row goes and what it is rounded with.
+struct Target {
+  RowStream stream;
+  uint8_t* row;
+  int32_t dim;
+  int32_t grain;
+
+  __device__ __forceinline__ Philox4 draws(int32_t c, bool stochastic) const {
+    return stochastic ? stream.block(static_cast<uint32_t>(c / kChunk)) : Philox4{};
+  }
+};
+
+// Row writers, one a family of formats. at(c, x) gives the values of the chunk at column c, which
+// are storable; what it gives beyond the row does not matter.
 template <class F>
 struct PlainWriter {
-  using Stored = typename F::Stored;
   using Convert = typename F::Convert;
 
-  template <int W, int K, bool kStochastic, class At>
-  static __device__ __forceinline__ void write(const Tile<W>& tile, const RowStream& stream,
-                                               int64_t dim, uint8_t* row, At at) {
-    Draws<W> draws(tile, stream);
-    each_column<W, K>(tile, dim, [&](int64_t k, int64_t c) {
-      const uint32_t r = kStochastic ? draws.next(k) : 0u;
-      if (c >= dim) return;
-      store_unaligned(row + c * static_cast<int64_t>(sizeof(Stored)),
-                      kStochastic ? Convert::stochastic(at(k), r) : Convert::nearest(at(k)));
+  template <bool kLong, bool kStochastic, class At>
+  static __device__ __forceinline__ void write(const Tile& tile, const Target& to, At at) {
+    constexpr int kBits = F::kBitsPerCode;
+    each_chunk<kLong>(tile, to.dim, [&](int32_t c) {
+      float x[kChunk];
+      at(c, x);
+      const Philox4 draws = to.draws(c, kStochastic);
+      uint32_t words[Chunk<F, kChunk>::kWords] = {};
+      MPE_UNROLL
+      for (int j = 0; j < kChunk; ++j) {
+        words[j * kBits / 32] |=
+            bits(kStochastic ? Convert::stochastic(x[j], draw16(draws, j)) : Convert::nearest(x[j]))
+            << (j * kBits % 32);
+      }
+      store_words<F>(to.row, to.dim, c, to.grain, words);
     });
   }
+
+ private:
+  static __device__ uint32_t bits(float v) { return float_bits(v); }
+  static __device__ uint32_t bits(uint16_t v) { return v; }
 };
-template <>
-struct RowWriter<Fp32> : PlainWriter<Fp32> {};
-template <>
-struct RowWriter<Fp16> : PlainWriter<Fp16> {};
-template <>
-struct RowWriter<Bf16> : PlainWriter<Bf16> {};
 
 template <class F>
-struct RowWriter {
-  template <int W, int K, bool kStochastic, class At>
-  static __device__ __forceinline__ void write(const Tile<W>& tile, const RowStream& stream,
-                                               int64_t dim, uint8_t* row, At at) {
+struct AffineWriter {
+  template <bool kLong, bool kStochastic, class At>
+  static __device__ __forceinline__ void write(const Tile& tile, const Target& to, At at) {
     float mn = INFINITY, mx = -INFINITY;
-    each_column<W, K>(tile, dim, [&](int64_t k, int64_t c) {
-      if (c >= dim) return;
-      const float x = at(k);
-      mn = x < mn ? x : mn;
-      mx = x > mx ? x : mx;
-    });
-    const AffineHeader h = F::fit(tile.min(mn), tile.max(mx));
-    if (tile.lane == 0) F::store_header(row, dim, h);
-    const float inv = h.scale == 0.0f ? 0.0f : 1.0f / h.scale;
-    Draws<W> draws(tile, stream);
-    each_column<W, K>(tile, dim, [&](int64_t k, int64_t c) {
-      const uint32_t r = kStochastic ? draws.next(k) : 0u;
-      uint32_t code = 0;
-      if (c < dim && h.scale != 0.0f) {
-        code = kStochastic ? affine_stochastic(at(k), h, inv, F::kLevels, r)
-                           : affine_nearest(at(k), h, inv, F::kLevels);
+    each_chunk<kLong>(tile, to.dim, [&](int32_t c) {
+      float x[kChunk];
+      at(c, x);
+      fill_beyond(x, to.dim - c, x[0]);
+      MPE_UNROLL
+      for (int j = 0; j < kChunk; ++j) {
+        mn = x[j] < mn ? x[j] : mn;
+        mx = x[j] > mx ? x[j] : mx;
       }
-      store_codes<W, F::kPerByte>(tile, code, c, dim, row);
     });
+    tile.range(mn, mx);
+    const AffineHeader h = F::fit(mn, mx);
+    if (tile.lane == 0) {
+      with_grain(to.grain,
+                 [&](auto g) { Chunk<F, decltype(g)::value>::store_header(to.row, to.dim, h); });
+    }
+    const float inv = h.scale == 0.0f ? 0.0f : 1.0f / h.scale;
+    each_chunk<kLong>(tile, to.dim, [&](int32_t c) {
+      uint32_t words[Chunk<F, kChunk>::kWords] = {};
+      if (h.scale != 0.0f) {
+        float x[kChunk];
+        at(c, x);
+        fill_beyond(x, to.dim - c, h.bias);  // pad bits are zero, as the bias' code is
+        encode<kStochastic>(x, h, inv, to.draws(c, kStochastic), words);
+      }
+      store_words<F>(to.row, to.dim, c, to.grain, words);
+    });
+  }
+
+ private:
+  template <bool kStochastic>
+  static __device__ __forceinline__ void encode(const float* x, AffineHeader h, float inv,
+                                                const Philox4& draws, uint32_t* words) {
+    constexpr int kBits = F::kBitsPerCode;
+    MPE_UNROLL
+    for (int j = 0; j < kChunk; ++j) {
+      const uint32_t code = kStochastic
+                                ? affine_stochastic(x[j], h, inv, F::kLevels, draw16(draws, j))
+                                : affine_nearest(x[j], h, inv, F::kLevels);
+      words[j * kBits / 32] |= code << (j * kBits % 32);
+    }
   }
 };
 
+template <class F>
+using RowWriter = std::conditional_t<F::kHeaderBytes == 0, PlainWriter<F>, AffineWriter<F>>;
+
 // Encodes a row by the tile.
-template <class F, int K = 0, int W, class At>
-__device__ __forceinline__ void write_row(const Tile<W>& tile, const Rounding& rounding,
-                                          RngDomain domain, const mpe_table& table, int64_t number,
-                                          int64_t dim, uint8_t* row, At at) {
-  const RowStream stream = rounding.stream(domain, table, number);
-  if (!F::kExact && rounding.stochastic()) {
-    RowWriter<F>::template write<W, K, true>(tile, stream, dim, row, at);
+template <class F, bool kLong, class At>
+__device__ __forceinline__ void write_row(const Tile& tile, const Target& to, bool stochastic,
+                                          At at) {
+  if (!F::kExact && stochastic) {
+    RowWriter<F>::template write<kLong, true>(tile, to, at);
   } else {
-    RowWriter<F>::template write<W, K, false>(tile, stream, dim, row, at);
+    RowWriter<F>::template write<kLong, false>(tile, to, at);
   }
 }
 
-// A column of a stored row: made once a row, then called with columns.
-template <class F>
-class RowReader {
+// The same for a row of a table, whatever its format.
+template <bool kLong, class At>
+__device__ __forceinline__ void write_table_row(const Tile& tile, const Tables& tables,
+                                                const Rounding& rounding, const mpe_table& table,
+                                                int64_t number, At at) {
+  with_format(table.precision, [&](auto f) {
+    using F = typename decltype(f)::type;
+    const int32_t dim = tables.dim;
+    const Target to{rounding.stream(kDomainRow, table, number),
+                    table.rows + number * F::row_bytes(dim), dim, tables.grain};
+    write_row<F, kLong>(tile, to, rounding.stochastic(), at);
+  });
+}
+
+// The chunk of a table's row, whatever its format.
+__device__ __forceinline__ void read_table_chunk(const Tables& tables, const mpe_table& table,
+                                                 int64_t number, int32_t c, float* x) {
+  with_format(table.precision, [&](auto f) {
+    using F = typename decltype(f)::type;
+    read_chunk<F>(table.rows + number * F::row_bytes(tables.dim), tables.dim, c, tables.grain, x);
+  });
+}
+
+// A lane's part of a row while it is worked on: in registers, or a long row's in memory that has
+// room for whole chunks.
+template <bool kLong>
+class Part {
  public:
-  __device__ RowReader(const uint8_t* row, int64_t dim) : row_(row), header_(F::header(row, dim)) {}
-  __device__ float operator()(int64_t c) const { return F::value(row_, header_, c); }
+  __device__ explicit Part(float*) {}
+  __device__ __forceinline__ void load(int32_t, float* x) const {
+    MPE_UNROLL
+    for (int j = 0; j < kChunk; ++j) x[j] = v_[j];
+  }
+  __device__ __forceinline__ void save(int32_t, const float* x) {
+    MPE_UNROLL
+    for (int j = 0; j < kChunk; ++j) v_[j] = x[j];
+  }
 
  private:
-  const uint8_t* row_;
-  typename F::RowHeader header_;
+  float v_[kChunk] = {};
 };
+
+template <>
+class Part<true> {
+ public:
+  __device__ explicit Part(float* row) : row_(row) {}
+  __device__ __forceinline__ void load(int32_t c, float* x) const {
+    load_floats(row_ + c, kChunk, x);
+  }
+  __device__ __forceinline__ void save(int32_t c, const float* x) {
+    store_floats(row_ + c, kChunk, x);
+  }
+
+ private:
+  float* row_;
+};
+
+inline int64_t whole_chunks(int32_t dim) { return ceil_div(dim, kChunk) * kChunk; }
 
 }  // namespace cuda
 }  // namespace mpembed

@@ -17,6 +17,7 @@ from mpembed_build.settings import CudaSettings
 # Wheels that read cubins, for machines whose toolkit lacks the programs. They read older releases'.
 READERS = ["nvidia-cuda-cuobjdump==13.2.*", "nvidia-cuda-nvdisasm==13.2.*"]
 FLAGS = [flag for flag in cuda.FLAGS if flag != "-lineinfo"]
+_MODEL = ["-DMPE_MODEL=1"]
 _PROBES = BUILD / "probes"
 _SWITCH = re.compile(
     r"auto with_format\(int32_t id, F f\) \{\n.*?\n\}\n", re.DOTALL
@@ -40,10 +41,12 @@ class Kernels:
         """The toolkit's release, such as ``13.0``: registers differ from one to the next."""
         return ".".join(self.toolkit.version.split(".")[:2])
 
-    def job(self, source: Path, arch: str, include: tuple[str, ...] = ()) -> Job:
-        """Return the job for one file and architecture."""
+    def job(
+        self, source: Path, arch: str, include: tuple[str, ...] = (), model: bool = False
+    ) -> Job:
+        """Return the job for one file and architecture; `model`: for its workload alone."""
         paths = [f"-I{path}" for path in (*include, "include", "kernels")]
-        flags = [*FLAGS, f"-arch=sm_{arch}", *paths]
+        flags = [*FLAGS, *(_MODEL if model else ()), f"-arch=sm_{arch}", *paths]
         made = target(source, [f"CUDA {self.toolkit.version}", *flags]).with_suffix(".cubin")
         files = ["-MMD", "-MF", str(made.with_suffix(".d")), str(source), "-o", str(made)]
         command = [self.toolkit.nvcc, *flags, "-ccbin", self.ccbin, "-cubin", *files]
@@ -66,7 +69,7 @@ class Kernels:
         if not header.exists() or header.read_text() != text:
             header.parent.mkdir(parents=True, exist_ok=True)
             header.write_text(text)
-        return self.job(source, arch, (str(include),))
+        return self.job(source, arch, (str(include),), model=True)
 
     def resources(self, cubin: Path) -> str:
         """Return what cuobjdump says about registers and memory."""

@@ -36,7 +36,7 @@ class Evaluation:
         self.kernels = {(k.family, k.arch, k.name): k for k in kernels}
         sources = {source.stem: source for source in cubins.sources()}
         plain = {
-            (s.family, ""): tools.job(sources[s.family], ARCH)
+            (s.family, ""): tools.job(sources[s.family], ARCH, model=True)
             for s in (*SCENARIOS, *BATCH)
             if not s.probe
         }

@@ -1,9 +1,9 @@
 """The longest path through a kernel's machine code, each loop taken as often as the work says.
 
 It is an estimate from above of what a warp executes: where the code branches forwards the longer
-side counts, unless it copies byte by byte what was not aligned; a call of a slow path (division of
-subnormals) counts as one instruction. Where the longer side is not the usual one, a pattern of
-preferred or avoided opcodes leads the path the other way.
+side counts, unless it copies byte by byte what was not aligned or calls a slow path (division of
+subnormals). Where the longer side is not the usual one, a pattern of preferred or avoided opcodes
+leads the path the other way.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mpembed_gpu.sass import LOADS, STORES, Instruction, width
 _LABEL = re.compile(r"`\((\S+?)\)")
 _TARGETS = re.compile(r"\.L_\w+")
 _BYTE = 8  # against paths that copy byte by byte
+_CALL = 100  # against slow paths, such as the division of subnormals
 _NONE = r"(?!)"
 _PREFERRED = 1000
 _LOOP = 300  # for a loop: a path around it does no work
@@ -222,6 +223,8 @@ class _Search:
 def _weight(one: Instruction, prefer: re.Pattern[str], avoid: re.Pattern[str]) -> int:
     if avoid.match(one.opcode):
         return -_PREFERRED
+    if one.base == "CALL":
+        return -_CALL
     if one.base in (*LOADS, *STORES) and width(one.opcode) == 8:
         return 0 if one.guard else -_BYTE  # a guarded one stands beside the wide one
     return _PREFERRED if prefer.match(one.opcode) else 1

@@ -16,9 +16,9 @@ from mpembed_gpu.traffic import POOL, Bytes, Format
 
 DIMS = (16, 64, 128)
 _LOAD, _COLUMNS = r"LDG|LD\.", 8
-_LOAD_FP32, _STORE_FP32, _STORE_NARROW = r"(LDG|LD)\.E$", r"(STG|ST)\.E$", r"(STG|ST)\.E\.U"
+_STORE = r"(STG|ST)\."
 _ONE_TABLE = Trips(0, r"LDG?\.E\.64", needs=r"LDG?\.E\.64")  # the search for a row's table
-_STATISTICS = "ATOM|RED"  # a warp's counts go to memory where the next row has another table
+_STATISTICS = r"ATOM|REDG?\."  # of 32 rows at once, for each table that they are of
 _BAGS = 1 << 16  # of a batch: what the search for a lookup's bag halves
 
 
@@ -50,22 +50,12 @@ class Scenario:
         return Path(dict(units), waits(steps), self.rows(dim), self.memory)
 
 
-def tile(dim: int) -> int:
-    """Return the lanes that own a row in all kernels but the forward."""
-    return 8 if dim <= 8 else 16 if dim <= 16 else 32
-
-
-def per_lane(dim: int) -> int:
-    """Return the columns a lane has then."""
-    return -(-dim // tile(dim))
-
-
-def bag_lanes(dim: int) -> int:
-    """Return the lanes that own a bag in the forward."""
-    lanes = 1
-    while lanes < 32 and lanes * _COLUMNS < dim:
-        lanes *= 2
-    return lanes
+def lanes(dim: int) -> int:
+    """Return the lanes that share a row, or a bag in the forward."""
+    found = 1
+    while found < 32 and found * _COLUMNS < dim:
+        found *= 2
+    return found
 
 
 def _forward_rules(fmt: Format, dim: int) -> tuple[Trips, ...]:
@@ -74,30 +64,29 @@ def _forward_rules(fmt: Format, dim: int) -> tuple[Trips, ...]:
     return (Trips(POOL * _COLUMNS * per_column, "FFMA", _LOAD),)
 
 
-def _columns(depth: int | None, warp: bool = False) -> Callable[[Format, int], tuple[Trips, ...]]:
-    """Return rules for loops over the columns of a row, `depth` deep in a loop over rows.
+def _range(_: Format, dim: int) -> Trips:
+    """Return the rule for the steps in which lanes find their row's smallest and largest value."""
+    return Trips(2 * (lanes(dim).bit_length() - 1), "SHFL", needs="SHFL", without=_STORE)
 
-    An FP32 column is one load or store, a narrow one may be several, of which some are left out.
-    """
 
-    def rules(_: Format, dim: int) -> tuple[Trips, ...]:
-        n = -(-dim // 32) if warp else per_lane(dim)
-        rows = (Trips(32, depth=0), Trips(1, depth=1))[: depth or 0]
-        encode = Trips(n, _LOAD_FP32, needs=_STORE_NARROW, depth=depth)
-        decode = Trips(n, _STORE_FP32, needs=_STORE_FP32, depth=depth)
-        return (*rows, encode, decode, Trips(n, _LOAD_FP32, needs=_LOAD_FP32, depth=depth))
+def _one_row(fmt: Format, dim: int) -> tuple[Trips, ...]:
+    """Return rules for a tile that has one row."""
+    return (_range(fmt, dim),)
 
-    return rules
+
+def _rows_of_warp(fmt: Format, dim: int) -> tuple[Trips, ...]:
+    """Return rules for a warp that has 32 rows, a row of each tile at a time."""
+    return (Trips(lanes(dim), needs=_STORE, depth=0), _range(fmt, dim))
 
 
 def _update(optimizer: str, cpp_type: str) -> Scenario:
     return Scenario(
         f"backward and update, {optimizer}",
         "update",
-        lambda _, dim: f"update_kernel<{cpp_type}, {tile(dim)}, {per_lane(dim)}",
+        lambda *_: f"update_kernel<{cpp_type}, false",
         partial(traffic.update, optimizer=optimizer),
-        lambda _, dim: (Trips(per_lane(dim), "FFMA", needs=_LOAD),),
-        lambda dim: 32 / tile(dim),
+        _rows_of_warp,
+        lambda _: 32,
         prefer="FFMA|SHFL",  # few rows are hot: the path of those that are is not this one
         # The row, and its state: what leads there is read in order or shared by many rows.
         memory=1 if optimizer == "sgd" else 2,
@@ -108,48 +97,49 @@ SCENARIOS = (
     Scenario(
         "forward, sum of 20",
         "lookup",
-        lambda *_: "bags_kernel<true",
+        lambda fmt, _: f"bags_kernel<{fmt.type}, 8",
         traffic.forward,
         _forward_rules,
-        lambda dim: 32 / bag_lanes(dim) * POOL,
+        lambda dim: 32 / lanes(dim) * POOL,
+        probe=False,
     ),
     _update("sgd", "Sgd"),
     _update("rowwise_adagrad", "RowwiseAdagrad"),
     _update("adagrad", "Adagrad"),
     Scenario(
-        "admission in the place of a dirty row, LRU",
+        "admission in the place of a dirty row: the rows",
         "cache",
-        lambda *_: "admit_kernel<Lru",
-        traffic.admit,
-        _columns(depth=2, warp=True),
+        lambda *_: "move_kernel<false",
+        traffic.move,
+        _rows_of_warp,
         lambda _: 32,
         avoid=_STATISTICS,
     ),
     Scenario(
         "flush of a dirty row",
         "cache",
-        lambda *_: "flush_kernel",
+        lambda *_: "flush_kernel<false",
         traffic.flush,
-        _columns(depth=1, warp=True),
+        _rows_of_warp,
         lambda _: 32,
         avoid=_STATISTICS,
     ),
     Scenario(
         "quantize",
         "convert",
-        lambda fmt, dim: f"quantize_kernel<{fmt.type}, {tile(dim)}",
+        lambda fmt, _: f"quantize_kernel<{fmt.type}, false",
         traffic.convert,
-        _columns(depth=None),
-        lambda dim: 32 / tile(dim),
+        _one_row,
+        lambda dim: 32 / lanes(dim),
         probe=False,
     ),
     Scenario(
         "dequantize",
         "convert",
-        lambda fmt, dim: f"dequantize_kernel<{fmt.type}, {tile(dim)}",
+        lambda fmt, _: f"dequantize_kernel<{fmt.type}, false",
         traffic.convert,
-        _columns(depth=None),
-        lambda dim: 32 / tile(dim),
+        _one_row,
+        lambda dim: 32 / lanes(dim),
         probe=False,
     ),
 )
@@ -162,6 +152,8 @@ def _lookup(
     moved: Bytes,
     rules: tuple[Trips, ...],
     memory: float | None,
+    prefer: str = "",
+    rows: int = 32,
 ) -> Scenario:
     """Return an operation on a batch's lookups or unique rows, a lane each."""
     return Scenario(
@@ -170,14 +162,20 @@ def _lookup(
         lambda *_: kernel,
         lambda *_: moved,
         lambda *_: rules,
-        lambda _: 32,
+        lambda _: rows,
         probe=False,
+        prefer=prefer,
         memory=memory,
     )
 
 
+_PLACES = 256  # lookups of a warp where it searches once for all of them
+
+
 def _search(steps: int) -> tuple[Trips, ...]:
-    return (Trips(steps, "LDG", needs="LDG"),)
+    """Return rules for a search and rounds of 32 lookups, whose ranges a warp reads at once."""
+    rounds = Trips(_PLACES // 32, needs=_STORE, depth=0)
+    return (rounds, Trips(1, needs="SHFL", depth=1), Trips(steps, "LDG", needs="LDG"))
 
 
 # What a batch costs whatever its format. CUB's sort and selection are counted in bytes alone.
@@ -188,7 +186,8 @@ BATCH = (
         "keys_kernel",
         traffic.prepare(),
         _search(_BAGS.bit_length()),
-        memory=1,
+        memory=_PLACES // 32,
+        rows=_PLACES,
     ),
     _lookup("unique rows (`dedup`)", "dedup", "", traffic.dedup(), (), memory=None),
     _lookup(
@@ -200,11 +199,22 @@ BATCH = (
         memory=None,
     ),
     _lookup(
+        "admission: ways for missing rows, LRU",
+        "cache",
+        "admit_kernel<Lru",
+        traffic.choose(),
+        # Four sets at a time, each with one miss.
+        (Trips(4, needs=_STORE, depth=1), Trips(8, depth=0)),
+        memory=None,
+        prefer="SHFL",  # the misses of a set are known to the warp
+    ),
+    _lookup(
         "slots of lookups (`scatter_slots`)",
         "cache",
         "scatter_kernel",
         traffic.scatter(),
         _search((_BAGS * POOL).bit_length()),
-        memory=1,
+        memory=_PLACES // 32,
+        rows=_PLACES,
     ),
 )

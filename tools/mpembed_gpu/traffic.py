@@ -89,13 +89,21 @@ def find() -> Bytes:
     return Bytes(floor, moved, moved)
 
 
-def admit(fmt: Format, dim: int) -> Bytes:
-    """Admit a missing row in the place of a dirty one."""
-    row, cached = fmt.row(dim), 4 * dim
+def choose() -> Bytes:
+    """Give a missing row a way of its set, in the place of another row."""
     state = WAYS * (TAG + META)
-    floor = KEY + state + 2 * cached + 2 * row + TAG + META
-    moved = state + 2 * sectors(cached) + 2 * sectors(row) + 2 * SECTOR  # tag and meta written
-    moved += 2 * POSITION + 2 * SECTOR  # set and place; the row's key and slot, at random places
+    floor = KEY + state + TAG + META + SLOT
+    # The row's key and slot, the way's tag and state at random places; set, place and outcome.
+    moved = state + 4 * SECTOR + 2 * POSITION + TAG
+    return Bytes(floor, moved, moved)
+
+
+def move(fmt: Format, dim: int) -> Bytes:
+    """Write a dirty row back and put a missing row in its place."""
+    row, cached = fmt.row(dim), 4 * dim
+    floor = 2 * cached + 2 * row
+    moved = 2 * sectors(cached) + 2 * sectors(row)
+    moved += 2 * SECTOR + 2 * POSITION + TAG  # the row's key and slot; set, place and outcome
     return Bytes(floor, moved, moved)
 
 

@@ -1,0 +1,27 @@
+// Statistics of 32 rows, a lane each: lanes of one table add up before they go to memory.
+#pragma once
+
+#include "cuda/group.cuh"
+
+namespace mpembed {
+namespace cuda {
+
+// The lanes of the warp that have the same table.
+__device__ inline unsigned lanes_of(int32_t t) {
+  return __match_any_sync(kFullMask, static_cast<unsigned>(t));
+}
+
+__device__ inline bool leads(unsigned lanes) {
+  return __ffs(static_cast<int>(lanes)) - 1 == lane_index();
+}
+
+// Counts the lanes of table t (-1: none) where `counts`. All lanes of the warp call it.
+__device__ inline void count_lanes(const Tables& tables, int32_t t, int stat, bool counts) {
+  const unsigned counted = __ballot_sync(kFullMask, counts);
+  if (counted == 0) return;
+  const unsigned peers = lanes_of(t);
+  if (t >= 0 && leads(peers)) count_stat(tables.table[t], stat, __popc(counted & peers));
+}
+
+}  // namespace cuda
+}  // namespace mpembed
