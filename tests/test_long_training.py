@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 from on_device import fetch
 from reference.pair import Batches, assert_same
