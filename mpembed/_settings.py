@@ -31,7 +31,7 @@ class Settings:
         tables: Sequence[TableConfig],
         cache: CacheConfig | None,
         optimizer: Optimizer,
-        device: str,
+        device: str | devices.CudaDevice,
         seed: int,
         rounding: str,
         bounds: str,

@@ -119,10 +119,12 @@ def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str], on: Stream
             temporary.unlink()
 
 
-def load(path: str | os.PathLike[str], device: str | None) -> "EmbeddingBagCollection":
+def load(
+    path: str | os.PathLike[str], device: str | devices.CudaDevice | None
+) -> "EmbeddingBagCollection":
     """Return the collection that `path` holds, on a device or where it was."""
     if device is not None:
-        devices.get(device)  # a wrong one is the caller's fault, not the file's
+        device = devices.get(device).name  # a wrong one is the caller's fault, not the file's
     target = Path(path)
     while True:
         with target.open("rb") as file:  # a missing file or a folder is an OSError that names it

@@ -17,6 +17,7 @@ from mpembed._memory_report import memory_report
 from mpembed._settings import Settings
 from mpembed._view import require
 from mpembed.config import CacheConfig, TableConfig
+from mpembed.devices import CudaDevice
 from mpembed.errors import NonFiniteUpdateError
 from mpembed.optim import Optimizer
 from mpembed.tickets import Ticket
@@ -34,8 +35,9 @@ class EmbeddingBagCollection:
         straight in its table.
     optimizer : SGD, Adagrad or RowwiseAdagrad
         Its `lr` may change at every step.
-    device : str
-        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Every array of a call lies there.
+    device : str or object with ``device_id``
+        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``, or a ``cuda.core.Device``. Every array of a call
+        lies there.
     seed : int
         0 <= seed < 2^64; initial rows and rounding depend on nothing else.
     rounding : str
@@ -69,7 +71,7 @@ class EmbeddingBagCollection:
         *,
         optimizer: Optimizer,
         cache: CacheConfig | None = None,
-        device: str = "cpu",
+        device: str | CudaDevice = "cpu",
         seed: int = 0,
         rounding: str = "stochastic",
         bounds: str = "raise",
@@ -402,7 +404,7 @@ class EmbeddingBagCollection:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], device: str | None = None
+        cls, path: str | os.PathLike[str], device: str | CudaDevice | None = None
     ) -> "EmbeddingBagCollection":
         """Return a collection as it was saved; batches open at the time are not part of it.
 
@@ -410,7 +412,7 @@ class EmbeddingBagCollection:
         ----------
         path : path-like
             What `save` wrote, on whatever device.
-        device : str, optional
+        device : str or object with ``device_id``, optional
             Where to put it, by default where it was. On the CPU no table is placed elsewhere.
 
         Raises

@@ -6,7 +6,7 @@ import importlib
 import json
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,13 +21,21 @@ _lock = threading.Lock()
 _known: dict[str, Device] = {"cpu": CPU}
 
 
-def get(name: str) -> Device:
+class CudaDevice(Protocol):
+    """An object that stands for a CUDA device, such as ``cuda.core.Device``."""
+
+    @property
+    def device_id(self) -> int:
+        """The device's number."""
+
+
+def get(name: str | CudaDevice) -> Device:
     """Return a device by its name.
 
     Parameters
     ----------
-    name : str
-        ``"cpu"``, ``"cuda"`` (the same as ``"cuda:0"``) or ``"cuda:N"``.
+    name : str or object with ``device_id``
+        ``"cpu"``, ``"cuda"`` (the same as ``"cuda:0"``) or ``"cuda:N"``; a ``cuda.core.Device``.
 
     Raises
     ------
@@ -37,7 +45,7 @@ def get(name: str) -> Device:
         If the build has no CUDA, or the machine has no driver or device for it.
     """
     if not isinstance(name, str):
-        raise TypeError(f"device must be a string like 'cpu' or 'cuda:0', got {name!r}")
+        name = _name_of(name)
     known = _known.get("cuda:0" if name == "cuda" else name)
     if known is not None:
         return known
@@ -45,6 +53,16 @@ def get(name: str) -> Device:
     if kind != "cuda" or (colon and not (number.isascii() and number.isdecimal())):
         raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {name!r}")
     return _cuda_device(int(number) if colon else 0)
+
+
+def _name_of(device: CudaDevice) -> str:
+    index = getattr(device, "device_id", None)
+    if not isinstance(index, int):
+        raise TypeError(
+            "device must be a string like 'cpu' or 'cuda:0', or an object with device_id such as "
+            f"cuda.core.Device, got {device!r}"
+        )
+    return f"cuda:{int(index)}"
 
 
 def _cuda_device(index: int) -> Device:
@@ -58,14 +76,14 @@ def _cuda_device(index: int) -> Device:
         return _known[name]
 
 
-def to_device(array: Any, device: str) -> Any:
+def to_device(array: Any, device: str | CudaDevice) -> Any:
     """Copy an array to a device, or to the CPU.
 
     Parameters
     ----------
     array : array
         Any DLPack tensor, C-contiguous; a NumPy array may have any strides.
-    device : str
+    device : str or object with ``device_id``
         As `EmbeddingBagCollection` takes it.
 
     Returns

@@ -56,22 +56,22 @@ def cases(count: int, seed: int) -> Iterator[dict[str, int]]:
 
 
 class Door:
-    """The driver's functions on the CPU backend and the library's own."""
+    """The driver's functions on the CPU backend and another one: by default the library's own."""
 
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library: Path, other: Path | None = None) -> None:
         spec = importlib.util.find_spec("mpembed._core")
         assert spec is not None
         assert spec.origin is not None
         core = ctypes.CDLL(spec.origin, mode=ctypes.RTLD_GLOBAL)  # the driver asks it for row sizes
         self.library = ctypes.CDLL(str(library))
-        core.mpe_cpu_backend.restype = ctypes.c_void_p
-        self.library.mpe_cuda_backend.restype = ctypes.c_void_p
+        cuda = self.library if other is None else ctypes.CDLL(str(other))
+        core.mpe_cpu_backend.restype = cuda.mpe_cuda_backend.restype = ctypes.c_void_p
         for name in ("play", "far_rows", "no_memory", "launches"):
             if hasattr(self.library, name):  # the last two need the emulation
                 getattr(self.library, name).restype = ctypes.c_char_p
         self.backends = [
             ctypes.c_void_p(core.mpe_cpu_backend()),
-            ctypes.c_void_p(self.library.mpe_cuda_backend()),
+            ctypes.c_void_p(cuda.mpe_cuda_backend()),
         ]
 
     def launches(self, case: dict[str, int]) -> str:

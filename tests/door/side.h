@@ -2,6 +2,7 @@
 // the comparison of what they hold.
 #pragma once
 
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -133,12 +134,21 @@ struct Collection {
   }
 };
 
+// Equal bytes; any NaN equals any other, for its sign and payload are the hardware's.
+template <class T>
+inline bool same(const T& x, const T& y) {
+  return memcmp(&x, &y, sizeof(T)) == 0;
+}
+inline bool same(float x, float y) {
+  return memcmp(&x, &y, sizeof x) == 0 || (std::isnan(x) && std::isnan(y));
+}
+
 template <class T>
 inline void compare(Side& a, const T* x, Side& b, const T* y, int64_t n, const std::string& what) {
   const std::vector<T> p = a.read(x, n), q = b.read(y, n);
   int64_t first = -1, count = 0;
   for (int64_t i = 0; i < n; ++i) {
-    if (memcmp(&p[static_cast<size_t>(i)], &q[static_cast<size_t>(i)], sizeof(T)) == 0) continue;
+    if (same(p[static_cast<size_t>(i)], q[static_cast<size_t>(i)])) continue;
     if (first < 0) first = i;
     ++count;
   }

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# The CUDA extension as nvcc builds it, run on a stand-in for the CUDA runtime library: no GPU is needed.
+#
+#   bash .ci/nvcc_on_stand_in.sh [short|full]
+#
+# short (what .ci/run does): the tests of devices and two long trainings. full: every test of a device,
+# then hundreds of steps of each training, the C door and the devices under random schedules with
+# several seeds. Needs nvcc and, in MPEMBED_STAND_IN (../shared/tools/vgpu), the
+# stand-in. Installs into the Python of $PYTHON (python3), which must have what the tests need; the
+# stand-in's copy and its translations of kernels stay in build/stand_in.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+  sed -n 's/^#   //p' "${BASH_SOURCE[0]}" >&2
+  exit 2
+}
+(($# <= 1)) || usage
+selection=${1:-short}
+[[ $selection == short || $selection == full ]] || usage
+
+python=${PYTHON:-python3}
+stand_in=${MPEMBED_STAND_IN:-../shared/tools/vgpu}
+work=$PWD/build/stand_in
+if [[ ! -d $stand_in ]]; then
+  echo "$0: there is no stand-in in $stand_in, see MPEMBED_STAND_IN" >&2
+  exit 1
+fi
+
+mkdir -p "$work"
+cp -r "$stand_in/." "$work/runtime" # what is there may be read-only
+chmod -R u+w "$work/runtime"
+"$work/runtime/build.sh"
+MPEMBED_CUDA=1 MPEMBED_CUDART=shared MPEMBED_CUDA_ARCHS=compute_80 \
+  "$python" -m pip install --quiet --no-deps --force-reinstall .
+"$python" -m pip install --quiet --constraint constraints.txt cuda-python cuda-core
+
+export LD_LIBRARY_PATH="$work/runtime/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export VGPU_CACHE="$work/cache" VGPU_RACE=2 VGPU_STRICT=1 VGPU_MEMCHECK=1
+export MPEMBED_TEST_CUDA=installed
+
+# Here a table of 6 GB would be committed: it is played in the host's memory, below.
+far=tests/test_door.py::test_rows_beyond_4_gib
+
+# play MODE SEED STEPS ARGUMENTS...: pytest, with kernels scheduled in a mode.
+play() {
+  printf '\n-- %s, seed %s, trainings of %s steps (%d s)\n' "$1" "$2" "$3" "$SECONDS"
+  VGPU_MODE=$1 VGPU_SEED=$2 MPEMBED_TEST_STEPS=$3 \
+    "$python" -P -m pytest -q -n "${MAX_JOBS:-2}" -m gpu --deselect "$far" "${@:4}"
+}
+
+if [[ $selection == short ]]; then
+  training=tests/test_long_training.py::test_the_devices_bytes_are_the_cpus
+  play lockstep 1 300 tests/test_devices.py tests/test_device_calls.py tests/test_cuda_core.py \
+    "${training}[adagrad_bf16-lru-8]" "${training}[rowwise_adagrad-lfu-32]"
+  exit
+fi
+
+play lockstep 1 300
+VGPU_PAGEABLE=1 "$python" -P -m pytest -q "$far"
+for mode in random its; do
+  play "$mode" 1 300 tests/test_long_training.py
+  for seed in 2 3; do
+    play "$mode" "$seed" 100 tests/test_long_training.py tests/test_door.py tests/test_device*.py \
+      tests/test_tickets.py
+  done
+done
