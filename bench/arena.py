@@ -1,0 +1,86 @@
+"""Puts contenders together: what each one needs, what is kept from one comparison to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import rounds
+from rounds import Contender
+
+import mpembed as mpe
+
+
+class AbsentError(Exception):
+    """A contender cannot take part, for the reason given."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender to be: its tables, which other comparisons may share, and how it uses them."""
+
+    name: str
+    key: Hashable  # of what `build` returns
+    build: Callable[[], Any]
+    join: Callable[[Any], Contender]
+
+
+class Shelf:
+    """Keeps what the last comparison built; the next one may take it over, the rest is freed."""
+
+    def __init__(self) -> None:
+        self._held: dict[Hashable, Any] = {}
+
+    def use(self, entries: list[Entry]) -> tuple[list[Contender], dict[str, str]]:
+        """Return the contenders, and why others are absent."""
+        wanted = {entry.key for entry in entries}
+        self._held = {key: held for key, held in self._held.items() if key in wanted}
+        found, absent = [], {}
+        for entry in entries:
+            try:
+                if entry.key not in self._held:
+                    self._held[entry.key] = entry.build()
+                contender = entry.join(self._held[entry.key])
+            except AbsentError as reason:
+                absent[entry.name] = str(reason)
+                continue
+            contender.name = entry.name
+            found.append(contender)
+        return found, absent
+
+
+def set_threads(threads: int) -> None:
+    """Give mpembed and PyTorch the same number of threads."""
+    mpe.set_num_threads(threads)
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return
+    torch.set_num_threads(threads)
+
+
+@dataclass
+class Arena:
+    """Runs comparisons; `quick` ones have smaller tables and fewer rounds."""
+
+    quick: bool
+    shelf: Shelf
+
+    def compare(
+        self, benchmark: Any, group: str, case: dict[str, Any], items: int, entries: list[Entry]
+    ) -> dict[str, Any]:
+        """Compare the entries, mpembed's first, over batches of `items`; note all that was found.
+
+        The case says what was compared, by the words the report looks for.
+        """
+        benchmark.group = group
+        set_threads(case["threads"])
+        contenders, absent = self.shelf.use(entries)
+        if not contenders or contenders[0].name != rounds.OURS:
+            raise RuntimeError(f"mpembed cannot take part: {absent}")
+        plan = rounds.Plan(0.1, 10, 3) if self.quick else rounds.Plan(1.2, 30, 7)
+        found = rounds.compare(benchmark, contenders, plan)
+        found.update(case=case, items=items, absent=absent, quick=self.quick)
+        benchmark.extra_info.update(found)
+        return found
