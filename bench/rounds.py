@@ -43,8 +43,8 @@ class Plan:
     """How long a comparison may take."""
 
     budget: float  # seconds of rounds
-    most: int = 40
-    least: int = 5
+    most: int
+    least: int
 
     def rounds(self, round_seconds: float) -> int:
         """Return how many rounds fit."""

@@ -156,6 +156,6 @@ def test_hit_rate(benchmark: Any, arena: Any, case: tuple[float, int]) -> None:
         peers.fbgemm_backward("fp32", OPTIMIZER, batches, whole=True),
     ]
     what = {"operation": "step", "share": share, "precision": "int4", "threads": threads}
-    arena.compare(benchmark, "cache hit rate", what, shape.lookups, entries)
+    arena.compare(benchmark, "cache hit rate", what, shape.lookups, entries, workloads.FRESH)
     emb, before = seen
     benchmark.extra_info["hit_rate"] = ours.hit_rate(before, emb.stats())

@@ -38,7 +38,7 @@ def test_step(benchmark: Any, arena: Any, case: tuple[str, str, int]) -> None:
         "threads": threads,
     }
     entries = [first, peers.fbgemm_backward("fp32", OPTIMIZER, batches, whole=True)]
-    arena.compare(benchmark, "step", what, shape.lookups, entries)
+    arena.compare(benchmark, "step", what, shape.lookups, entries, workloads.FRESH)
 
 
 @pytest.mark.parametrize("threads", workloads.THREADS)

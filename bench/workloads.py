@@ -18,7 +18,8 @@ OPTIMIZERS = {"sgd": mpe.SGD, "adagrad": mpe.Adagrad, "rowwise_adagrad": mpe.Row
 PRECISIONS = ["fp32", "fp16", "int8", "int4"]
 DISTRIBUTIONS = ["uniform", "zipf1.05"]
 THREADS = [1, 2]
-BATCHES = 32  # more than there are rounds, so that no row is in a processor's cache by repetition
+BATCHES = 32  # together more rows than a processor's cache holds, so repeating them does not help
+FRESH = BATCHES - 2  # rounds in which no batch comes again, two having warmed up
 LR = 0.01
 
 
