@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ class Shelf:
         """Return the contenders, and why others are absent."""
         wanted = {entry.key for entry in entries}
         self._held = {key: held for key, held in self._held.items() if key in wanted}
+        gc.collect()  # gigabytes may hang on a cycle, and what is built next needs the room
         found, absent = [], {}
         for entry in entries:
             try:

@@ -43,8 +43,7 @@ def inference(shape: Shape, precision: str) -> Any:
 
     kind = SparseType(precision)
     tables = [
-        (f"t{t}", shape.rows, shape.dim, kind, EmbeddingLocation.HOST)
-        for t in range(shape.tables)
+        (f"t{t}", shape.rows, shape.dim, kind, EmbeddingLocation.HOST) for t in range(shape.tables)
     ]
     bag = IntNBitTableBatchedEmbeddingBagsCodegen(
         tables, device="cpu", output_dtype=SparseType.FP32

@@ -131,7 +131,8 @@ double limit_modify(uint8_t* rows, int64_t row_bytes, uint8_t* state, int64_t st
 double limit_copy(uint8_t* to, const uint8_t* from, int64_t bytes, int threads) {
   return timed(threads, [&](int t) {
     const int64_t begin = share(bytes, t, threads);
-    std::memcpy(to + begin, from + begin, static_cast<size_t>(share(bytes, t + 1, threads) - begin));
+    std::memcpy(to + begin, from + begin,
+                static_cast<size_t>(share(bytes, t + 1, threads) - begin));
   });
 }
 }

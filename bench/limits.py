@@ -82,5 +82,5 @@ def copy(size: int, threads: int) -> Entry:
         LIMIT,
         (LIMIT, "copy", size),
         _where_compiled(lambda: (limit.Memory(size // 2), limit.Memory(size // 2))),
-        lambda memory: limit.copy(*memory, threads),
+        lambda memory: limit.copy(memory[0], memory[1], threads),
     )

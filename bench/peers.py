@@ -159,9 +159,7 @@ def fbgemm_forward(precision: str, batches: Stream) -> Entry:
     return Entry(f"FBGEMM {precision}", key, build, join)
 
 
-def fbgemm_backward(
-    precision: str, optimizer: str, batches: Stream, whole: bool = False
-) -> Entry:
+def fbgemm_backward(precision: str, optimizer: str, batches: Stream, whole: bool = False) -> Entry:
     """Fused backward; INT8 and INT4 tables it does not train."""
     shape = batches.shape
 

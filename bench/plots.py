@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import targets
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
+plt.switch_backend("Agg")
 Result = dict[str, Any]
 COLOURS = {"mpembed": "#1f6f8b", "torch": "#e0a030", "FBGEMM": "#b04a5a"}
 LIMIT = "#333333"
 # Text stays text, and the same numbers give the same bytes.
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "mpembed", "font.size": 9}
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "mpembed", "font.size": 9}
 PEERS, ROWS, HITS = "benchmarks_peers.svg", "benchmarks_rows.svg", "benchmarks_hits.svg"
 BACKWARD = [
     ("fp32", "sgd"),
@@ -41,14 +41,14 @@ def rate(found: Result, name: str) -> float:
     return float(found["items"] / found["seconds"][name] / 1e6)
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout()
+def _save(figure: Any, path: Path, below: float = 0) -> None:
+    figure.tight_layout(rect=(0, below, 1, 1))
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 
 def _bars(axes: Any, groups: dict[str, Result], title: str) -> None:
-    """Draw a bar for each contender and a line for the limit; groups without a result stay empty."""
+    """Draw a bar for each contender and a line for the limit; what was not run stays empty."""
     for at, found in enumerate(groups.values()):
         contenders = [name for name in found.get("seconds", {}) if name != "limit"]
         width = 0.8 / max(len(contenders), 1)
@@ -78,10 +78,11 @@ def _peers(results: list[Result], path: Path) -> str:
     for axes, cases, title in ((left, forward, "forward"), (right, backward, "backward + update")):
         groups = {name: targets.find(results, case, 2) for name, case in cases.items()}
         _bars(axes, groups, f"{title}, 4M x 64, uniform, 2 threads")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
-    handles.append(plt.Line2D([], [], color=LIMIT, linestyle="--"))
-    left.legend(handles, [*COLOURS, "limit"], frameon=False)
-    _save(figure, path)
+    handles: list[Any] = [Patch(color=colour) for colour in COLOURS.values()]
+    handles.append(Line2D([], [], color=LIMIT, linestyle="--"))
+    names = [*COLOURS, "limit"]
+    figure.legend(handles, names, ncols=len(names), loc="lower center", frameon=False)
+    _save(figure, path, below=0.07)
     return "Rates of mpembed and its peers; the dashed lines are the limit"
 
 
@@ -105,7 +106,9 @@ def _lines(axes: Any, series: dict[int, list[tuple[float, Result]]], other: str)
         theirs = [(x, rate(one, other)) for x, one in points if other in one["seconds"]]
         if theirs:
             colour = COLOURS.get(other.split()[0], LIMIT)
-            axes.plot(*zip(*theirs, strict=True), "--", color=colour, label=f"{other}, {label}", **style)
+            axes.plot(
+                *zip(*theirs, strict=True), "--", color=colour, label=f"{other}, {label}", **style
+            )
     axes.set_ylim(bottom=0)
     axes.set_ylabel("million lookups a second")
     if series:

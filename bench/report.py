@@ -162,7 +162,9 @@ def write(docs: Path, results: list[Result], run: Result) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print and write."""
-    parser = argparse.ArgumentParser(prog="bench.report", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="bench.report", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("results", type=Path, help="what pytest bench --benchmark-json wrote")
     parser.add_argument("--all", action="store_true", help="print every comparison")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the page and the plots are")

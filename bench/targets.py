@@ -35,11 +35,13 @@ class Bound:
     most: dict[int, float]
 
 
-def _forward(shape: str, precision: str, *numbers: Any) -> Target:
+def _forward(
+    shape: str, precision: str, fbgemm: tuple[float, float], best: float, limit: float
+) -> Target:
     case = {"operation": "forward", "shape": shape, "precision": precision}
     case["distribution"] = "uniform"
     label = f"forward {precision}, {shape}"
-    return Target(label, case, *numbers, peer=f"FBGEMM {precision}")
+    return Target(label, case, fbgemm, best, limit, peer=f"FBGEMM {precision}")
 
 
 def _backward(precision: str, optimizer: str, *numbers: Any) -> Target:
@@ -111,7 +113,9 @@ def best_peer(found: dict[str, Any]) -> float | None:
     return min((ratio for name, ratio in ratios if name != "limit"), default=None)
 
 
-def beside(measured: float | None, target: float | None, unit: str = "x", least: bool = True) -> str:
+def beside(
+    measured: float | None, target: float | None, unit: str = "x", least: bool = True
+) -> str:
     """Return a result and its target as the table shows them."""
     if target is None:
         return "" if measured is None else f"{measured:.2f}{unit}"

@@ -84,9 +84,7 @@ def finding(emb: Any, batch: Array, offsets: Array) -> Contender:
     return Contender("prefetch of hits", run, prepare=lambda _: emb.drop_prefetched())
 
 
-@pytest.mark.parametrize(
-    "case", cases.product(["int8", "int4"], workloads.THREADS), ids=cases.name
-)
+@pytest.mark.parametrize("case", cases.product(["int8", "int4"], workloads.THREADS), ids=cases.name)
 def test_insert(benchmark: Any, arena: Any, case: tuple[str, int]) -> None:
     precision, threads = case
     shape = Shape(1, 400_000 if arena.quick else 4_000_000, 64, 2 if arena.quick else 20)

@@ -21,9 +21,7 @@ def entries(batches: Stream) -> list[Entry]:
         torch = peers.torch()
         tensors = [torch.from_numpy(x) for x in batches.batches]
         unique = torch.unique
-        return Contender(
-            "torch", lambda i: unique(tensors[i % len(tensors)], return_inverse=True)
-        )
+        return Contender("torch", lambda i: unique(tensors[i % len(tensors)], return_inverse=True))
 
     return [
         Entry(OURS, OURS, lambda: None, lambda _: Contender(OURS, ours(batches))),

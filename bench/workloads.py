@@ -107,9 +107,7 @@ def draw(rng: np.random.Generator, distribution: str, rows: int, n: int) -> Arra
 def stream(shape: Shape, distribution: str, seed: int = 0, count: int = BATCHES) -> Stream:
     """Return batches; the seed changes the draws and not which rows are frequent."""
     rng = np.random.default_rng([7, seed])
-    return Stream(
-        shape, [draw(rng, distribution, shape.rows, shape.lookups) for _ in range(count)]
-    )
+    return Stream(shape, [draw(rng, distribution, shape.rows, shape.lookups) for _ in range(count)])
 
 
 def gradient(shape: Shape) -> Array:
