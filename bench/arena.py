@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import rounds
-from rounds import Contender
+from rounds import Contender, Plan
 
 import mpembed as mpe
+
+PAUSE = 0.01
 
 
 class AbsentError(Exception):
@@ -84,11 +87,13 @@ class Arena:
         many rounds: where a batch must not come twice, as many as there are batches.
         """
         benchmark.group = group
-        set_threads(case["threads"])
+        set_threads(len(os.sched_getaffinity(0)))  # to build with; large tables take long
         contenders, absent = self.shelf.use(entries)
+        set_threads(case["threads"])
         if not contenders or contenders[0].name != rounds.OURS:
             raise RuntimeError(f"mpembed cannot take part: {absent}")
-        plan = rounds.Plan(0.1, 10, 3) if self.quick else rounds.Plan(1.2, most, 7)
+        pause = PAUSE if case["threads"] > 1 else 0.0
+        plan = Plan(0.1, 10, 3, pause) if self.quick else Plan(1.2, most, 7, pause)
         found = rounds.compare(benchmark, contenders, plan)
         found.update(case=case, items=items, absent=absent, quick=self.quick)
         benchmark.extra_info.update(found)

@@ -116,11 +116,15 @@ def split_by_owner(indices: np.ndarray[Any, Any], threads: int) -> tuple[Any, An
 
 
 def modify(
-    rows: tuple[Memory, int], state: tuple[Memory, int], batches: list[Any], threads: int
+    rows: tuple[Memory, int],
+    state: tuple[Memory, int],
+    batches: list[Any],
+    threads: int,
+    whole: bool,
 ) -> Contender:
-    """Return changes of the rows and the optimizer's state of each batch, after an untimed read.
+    """Return changes of the rows and the optimizer's state of each batch, after a read.
 
-    `rows` and `state` are memory and the bytes of a row in it.
+    `rows` and `state` are memory and the bytes of a row in it. A `whole` step times the read too.
     """
     streams = [split_by_owner(x, threads) for x in batches]
     before = gather(*rows, batches, threads)
@@ -134,6 +138,8 @@ def modify(
             )
         )
 
+    if whole:
+        return Contender("limit", lambda i: before.run(i) + run(i), reports=True)
     return Contender("limit", run, prepare=before.run, reports=True)
 
 

@@ -36,10 +36,10 @@ def _rows(shape: Shape, precision: str, optimizer: str) -> tuple[int, int]:
     return all_rows * row_bytes(precision, shape.dim), all_rows * state_bytes(optimizer, shape.dim)
 
 
-def gather(precision: str, batches: Stream, threads: int) -> Entry:
-    """Read the rows."""
+def gather(precision: str, batches: Stream, threads: int, optimizer: str = "sgd") -> Entry:
+    """Read the rows, in memory that `modify` for that optimizer may share."""
     shape = batches.shape
-    sizes = _rows(shape, precision, "sgd")
+    sizes = _rows(shape, precision, optimizer)
     each = row_bytes(precision, shape.dim)
     return Entry(
         LIMIT,
@@ -49,8 +49,10 @@ def gather(precision: str, batches: Stream, threads: int) -> Entry:
     )
 
 
-def modify(precision: str, optimizer: str, batches: Stream, threads: int) -> Entry:
-    """Read and write the rows and the optimizer's state, once a lookup."""
+def modify(
+    precision: str, optimizer: str, batches: Stream, threads: int, whole: bool = False
+) -> Entry:
+    """Read and write the rows and the optimizer's state, once a lookup; `whole`: read first."""
     shape = batches.shape
     sizes = _rows(shape, precision, optimizer)
     each = row_bytes(precision, shape.dim), state_bytes(optimizer, shape.dim)
@@ -59,7 +61,7 @@ def modify(precision: str, optimizer: str, batches: Stream, threads: int) -> Ent
         (LIMIT, *sizes),
         _where_compiled(lambda: [limit.Memory(size) for size in sizes]),
         lambda memory: limit.modify(
-            *((memory[0], each[0]), (memory[1], each[1]), batches.linear, threads)
+            *((memory[0], each[0]), (memory[1], each[1]), batches.linear, threads, whole)
         ),
     )
 

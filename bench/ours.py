@@ -24,8 +24,8 @@ def collection(
     return mpe.EmbeddingBagCollection(tables, optimizer=chosen, cache=cache)
 
 
-def forward(precision: str, batches: Stream) -> Entry:
-    """Look up without training."""
+def forward(precision: str, batches: Stream, optimizer: str = "sgd") -> Entry:
+    """Look up without training, in tables that `backward` of that optimizer may share."""
     shape = batches.shape
 
     def join(emb: Any) -> Contender:
@@ -36,9 +36,8 @@ def forward(precision: str, batches: Stream) -> Entry:
 
         return Contender(OURS, run)
 
-    # The optimizer is in the key because `backward` asks for the same tables.
-    key = (OURS, shape, precision, "sgd", None)
-    return Entry(OURS, key, lambda: collection(shape, precision), join)
+    key = (OURS, shape, precision, optimizer, None)
+    return Entry(OURS, key, lambda: collection(shape, precision, optimizer), join)
 
 
 def training(emb: Any, batches: Stream, whole: bool) -> Contender:

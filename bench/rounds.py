@@ -31,6 +31,11 @@ class Contender:
     reports: bool = False  # run returns its seconds
     seconds: list[float] = field(default_factory=list)
 
+    def ready(self, i: int, pause: float) -> None:
+        """Do what comes before the run of batch i and is not timed."""
+        self.prepare(i)
+        time.sleep(pause)
+
     def timed(self, i: int) -> None:
         """Run batch i and note its time."""
         start = time.perf_counter()
@@ -40,24 +45,29 @@ class Contender:
 
 @dataclass
 class Plan:
-    """How long a comparison may take."""
+    """How long a comparison may take.
+
+    OpenMP's threads go on spinning for some milliseconds after a peer's work, on a processor that
+    the next contender's second thread needs: `pause` is longer than that.
+    """
 
     budget: float  # seconds of rounds
     most: int
     least: int
+    pause: float  # seconds before each run
 
     def rounds(self, round_seconds: float) -> int:
         """Return how many rounds fit."""
         return max(self.least, min(self.most, int(self.budget / max(round_seconds, 1e-6))))
 
 
-def warm_up(contenders: list[Contender]) -> float:
+def warm_up(contenders: list[Contender], pause: float) -> float:
     """Run all of them for two rounds; return the seconds of the second."""
     start = 0.0
     for i in range(2):
         start = time.perf_counter()
         for one in contenders:
-            one.prepare(i)
+            one.ready(i, pause)
             one.timed(i)
     taken = time.perf_counter() - start
     for one in contenders:
@@ -68,15 +78,15 @@ def warm_up(contenders: list[Contender]) -> float:
 def compare(benchmark: Any, contenders: list[Contender], plan: Plan) -> dict[str, Any]:
     """Run the rounds; the first contender is mpembed's. Return what extra_info holds of it."""
     ours, others = contenders[0], contenders[1:]
-    count = plan.rounds(warm_up(contenders))
+    count = plan.rounds(warm_up(contenders, plan.pause))
     at = iter(range(2, 2 + count + 1))
 
     def setup() -> tuple[tuple[int], dict[str, Any]]:
         i = next(at)
         for one in others:
-            one.prepare(i)
+            one.ready(i, plan.pause)
             one.timed(i)
-        ours.prepare(i)
+        ours.ready(i, plan.pause)
         return (i,), {}
 
     benchmark.pedantic(ours.timed, setup=setup, rounds=count)

@@ -152,6 +152,7 @@ def test_hit_rate(benchmark: Any, arena: Any, case: tuple[float, int]) -> None:
     entries = [
         Entry(OURS, (OURS, shape, "hot", share, threads), build, join),
         peers.fbgemm_backward("fp32", OPTIMIZER, batches, whole=True),
+        limits.modify("int4", OPTIMIZER, batches, threads, whole=True),
     ]
     what = {"operation": "step", "share": share, "precision": "int4", "threads": threads}
     arena.compare(benchmark, "cache hit rate", what, shape.lookups, entries, workloads.FRESH)

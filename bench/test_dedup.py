@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import cases
+import limits
 import numpy as np
 import peers
 import pytest
@@ -48,4 +49,5 @@ def test_unique(benchmark: Any, arena: Any, case: tuple[str, int]) -> None:
     shape = cases.shape_of(arena, "4Mx64")
     what = {"operation": "unique", "distribution": distribution, "threads": threads}
     batches = workloads.stream(shape, distribution)
-    arena.compare(benchmark, "dedup", what, shape.lookups, entries(batches))
+    copied = limits.copy((8 + 8 + 8 + 4) * shape.lookups, threads)  # what is read and written
+    arena.compare(benchmark, "dedup", what, shape.lookups, [*entries(batches), copied])

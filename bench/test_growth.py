@@ -25,7 +25,10 @@ OPTIMIZER = "rowwise_adagrad"
 def entries(operation: str, batches: Stream, threads: int) -> list[Entry]:
     """Return mpembed's and the limit's."""
     if operation == "forward":
-        return [ours.forward("int4", batches), limits.gather("int4", batches, threads)]
+        return [
+            ours.forward("int4", batches, OPTIMIZER),
+            limits.gather("int4", batches, threads, OPTIMIZER),
+        ]
     return [
         ours.backward("int4", OPTIMIZER, batches),
         limits.modify("int4", OPTIMIZER, batches, threads),
@@ -47,8 +50,9 @@ def test_rows(benchmark: Any, arena: Any, case: tuple[int, str, int]) -> None:
     rows, operation, threads = case
     if arena.quick and rows > 10**6:
         pytest.skip("tables of this size are left out of a quick run")
-    batches = workloads.stream(Shape(1, rows, 64, 20), "uniform")
-    found = what(operation, rows, "uniform", threads)
+    # As many different rows in the smallest table as in the largest, and no batch twice.
+    batches = workloads.stream(Shape(1, rows, 64, 20, bags=400), "distinct", count=110)
+    found = what(operation, rows, "distinct", threads)
     contenders = entries(operation, batches, threads)
     arena.compare(benchmark, "growth rows", found, batches.shape.lookups, contenders)
 

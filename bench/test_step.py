@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import cases
+import limits
 import ours
 import peers
 import pytest
@@ -37,7 +38,11 @@ def test_step(benchmark: Any, arena: Any, case: tuple[str, str, int]) -> None:
         "distribution": distribution,
         "threads": threads,
     }
-    entries = [first, peers.fbgemm_backward("fp32", OPTIMIZER, batches, whole=True)]
+    entries = [
+        first,
+        peers.fbgemm_backward("fp32", OPTIMIZER, batches, whole=True),
+        limits.modify(precision, OPTIMIZER, batches, threads, whole=True),
+    ]
     arena.compare(benchmark, "step", what, shape.lookups, entries, workloads.FRESH)
 
 
@@ -58,5 +63,6 @@ def test_step_against_torch(benchmark: Any, arena: Any, threads: int) -> None:
         ours.step("fp32", "adagrad", batches),
         peers.fbgemm_backward("fp32", "adagrad", batches, whole=True),
         peers.torch_backward("adagrad", batches, whole=True),
+        limits.modify("fp32", "adagrad", batches, threads, whole=True),
     ]
     arena.compare(benchmark, "step", what, shape.lookups, entries)

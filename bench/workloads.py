@@ -92,11 +92,13 @@ def _zipf(rows: int, exponent: float) -> tuple[Array, Array]:
 
 
 def draw(rng: np.random.Generator, distribution: str, rows: int, n: int) -> Array:
-    """Return n rows: "uniform", "zipf" and its exponent, or "half" to one row and half uniform."""
+    """Return n rows: "uniform", "distinct", "zipf" and its exponent, or "half": to one row."""
     if distribution.startswith("zipf"):
         cumulative, row_of = _zipf(rows, float(distribution.removeprefix("zipf")))
         ranks = np.searchsorted(cumulative, rng.random(n))
         return np.asarray(row_of[np.minimum(ranks, rows - 1)])
+    if distribution == "distinct":
+        return rng.choice(rows, n, replace=False)
     drawn = rng.integers(0, rows, n)
     if distribution == "half":
         drawn[rng.permutation(n)[: n // 2]] = rows // 2
