@@ -87,7 +87,7 @@ class Arena:
         many rounds: where a batch must not come twice, as many as there are batches.
         """
         benchmark.group = group
-        set_threads(len(os.sched_getaffinity(0)))  # to build with; large tables take long
+        set_threads(os.cpu_count() or 1)  # to build with; large tables take long
         contenders, absent = self.shelf.use(entries)
         set_threads(case["threads"])
         if not contenders or contenders[0].name != rounds.OURS:

@@ -88,7 +88,9 @@ void* limit_allocate(int64_t bytes) {
   void* p = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) return nullptr;
+#ifdef MADV_HUGEPAGE
   madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+#endif
   std::memset(p, 1, static_cast<size_t>(bytes));
   return p;
 }
