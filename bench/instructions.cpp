@@ -84,8 +84,15 @@ void look_up(const mpe_backend& k, World& w) {
   must(k.lookup(&w.group, &w.lookups, nullptr, &w.outputs, nullptr));
 }
 
+mpe_optimizer optimizer(int32_t kind) {
+  mpe_optimizer made{};
+  made.kind = kind, made.decay_mode = MPE_decay_none;
+  made.lr = 0.1f, made.eps = 1e-8f;
+  return made;
+}
+
 void update(const mpe_backend& k, World& w) {
-  const mpe_optimizer rowwise{MPE_optimizer_rowwise_adagrad, MPE_decay_none, 0.1f, 1e-8f, 0.0f};
+  const mpe_optimizer rowwise = optimizer(MPE_optimizer_rowwise_adagrad);
   mpe_error error = MPE_NO_ERROR;
   must(k.update(&w.group, &rowwise, &w.lookups, &w.unique, nullptr, &w.outputs, &error, nullptr));
 }
@@ -98,7 +105,7 @@ void admit(const mpe_backend& k, World& w) {
 void fill_cache(const mpe_backend& k, World& w) {
   must(k.advance(&w.step, nullptr));
   admit(k, w);
-  const mpe_optimizer sgd{MPE_optimizer_sgd, MPE_decay_none, 0.1f, 1e-8f, 0.0f};
+  const mpe_optimizer sgd = optimizer(MPE_optimizer_sgd);
   mpe_error error = MPE_NO_ERROR;
   must(k.advance(&w.step, nullptr));
   must(
