@@ -10,6 +10,7 @@ from typing import Any
 
 import rounds
 from rounds import Contender, Plan
+from workloads import FRESH
 
 import mpembed as mpe
 
@@ -79,12 +80,12 @@ class Arena:
         case: dict[str, Any],
         items: int,
         entries: list[Entry],
-        most: int = 100,
+        fresh: bool = False,
     ) -> None:
         """Compare the entries, mpembed's first, over batches of `items`; note all that was found.
 
-        The case says what was compared, by the words the report looks for. There are at most so
-        many rounds: where a batch must not come twice, as many as there are batches.
+        The case says what was compared, by the words the report looks for. In a `fresh` one no
+        batch comes twice.
         """
         benchmark.group = group
         set_threads(os.cpu_count() or 1)  # to build with; large tables take long
@@ -93,7 +94,10 @@ class Arena:
         if not contenders or contenders[0].name != rounds.OURS:
             raise RuntimeError(f"mpembed cannot take part: {absent}")
         pause = PAUSE if case["threads"] > 1 else 0.0
-        plan = Plan(0.1, 10, 3, pause) if self.quick else Plan(1.2, most, 7, pause)
+        most, calls = (FRESH, 1) if fresh else (100, 4)
+        plan = Plan(1.2, most, 7, pause, calls)
+        if self.quick:
+            plan = Plan(0.1, 10, 3, pause, calls)
         found = rounds.compare(benchmark, contenders, plan)
         found.update(case=case, items=items, absent=absent, quick=self.quick)
         benchmark.extra_info.update(found)

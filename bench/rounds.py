@@ -1,4 +1,4 @@
-"""Interleaved rounds: every round runs each contender once, on the same batch.
+"""Interleaved rounds: every round runs each contender once, on the same batches.
 
 `pytest-benchmark` times mpembed; its setup hook, which runs before each of its rounds and is not
 timed, runs the others. So a disturbance of the machine meets all of them alike, and the ratios are
@@ -36,11 +36,14 @@ class Contender:
         self.prepare(i)
         time.sleep(pause)
 
-    def timed(self, i: int) -> None:
-        """Run batch i and note its time."""
-        start = time.perf_counter()
-        result = self.run(i)
-        self.seconds.append(float(result) if self.reports else time.perf_counter() - start)
+    def timed(self, i: int, calls: int) -> None:
+        """Run so many batches, the i-th time, and note the time of one."""
+        start, reported = time.perf_counter(), 0.0
+        for call in range(calls):
+            result = self.run(i * calls + call)
+            reported += result if self.reports else 0.0
+        taken = reported if self.reports else time.perf_counter() - start
+        self.seconds.append(taken / calls)
 
 
 @dataclass
@@ -55,20 +58,21 @@ class Plan:
     most: int
     least: int
     pause: float  # seconds before each run
+    calls: int  # a run, one after the other: threads wake up in the first
 
     def rounds(self, round_seconds: float) -> int:
         """Return how many rounds fit."""
         return max(self.least, min(self.most, int(self.budget / max(round_seconds, 1e-6))))
 
 
-def warm_up(contenders: list[Contender], pause: float) -> float:
+def warm_up(contenders: list[Contender], pause: float, calls: int) -> float:
     """Run all of them for two rounds; return the seconds of the second."""
     start = 0.0
     for i in range(2):
         start = time.perf_counter()
         for one in contenders:
             one.ready(i, pause)
-            one.timed(i)
+            one.timed(i, calls)
     taken = time.perf_counter() - start
     for one in contenders:
         one.seconds.clear()
@@ -78,23 +82,25 @@ def warm_up(contenders: list[Contender], pause: float) -> float:
 def compare(benchmark: Any, contenders: list[Contender], plan: Plan) -> dict[str, Any]:
     """Run the rounds; the first contender is mpembed's. Return what extra_info holds of it."""
     ours, others = contenders[0], contenders[1:]
-    count = plan.rounds(warm_up(contenders, plan.pause))
+    # What is prepared is prepared for one call.
+    calls = plan.calls if all(one.prepare is nothing for one in contenders) else 1
+    count = plan.rounds(warm_up(contenders, plan.pause, calls))
     at = iter(range(2, 2 + count + 1))
 
-    def setup() -> tuple[tuple[int], dict[str, Any]]:
+    def setup() -> tuple[tuple[int, int], dict[str, Any]]:
         i = next(at)
         for one in others:
             one.ready(i, plan.pause)
-            one.timed(i)
+            one.timed(i, calls)
         ours.ready(i, plan.pause)
-        return (i,), {}
+        return (i, calls), {}
 
     benchmark.pedantic(ours.timed, setup=setup, rounds=count)
-    return summary(contenders)
+    return {"calls": calls, **summary(contenders)}
 
 
 def summary(contenders: list[Contender]) -> dict[str, Any]:
-    """Return medians, and how many times as fast as each other one mpembed is.
+    """Return medians of a call, and how many times as fast as each other one mpembed is.
 
     A ratio is the median over the rounds of the other one's time by mpembed's in the same round;
     that of the limit is the fraction of what the machine can do.

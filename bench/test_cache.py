@@ -155,6 +155,6 @@ def test_hit_rate(benchmark: Any, arena: Any, case: tuple[float, int]) -> None:
         limits.modify("int4", OPTIMIZER, batches, threads, whole=True),
     ]
     what = {"operation": "step", "share": share, "precision": "int4", "threads": threads}
-    arena.compare(benchmark, "cache hit rate", what, shape.lookups, entries, workloads.FRESH)
+    arena.compare(benchmark, "cache hit rate", what, shape.lookups, entries, fresh=True)
     emb, before = seen
     benchmark.extra_info["hit_rate"] = ours.hit_rate(before, emb.stats())

@@ -43,7 +43,7 @@ def test_step(benchmark: Any, arena: Any, case: tuple[str, str, int]) -> None:
         peers.fbgemm_backward("fp32", OPTIMIZER, batches, whole=True),
         limits.modify(precision, OPTIMIZER, batches, threads, whole=True),
     ]
-    arena.compare(benchmark, "step", what, shape.lookups, entries, workloads.FRESH)
+    arena.compare(benchmark, "step", what, shape.lookups, entries, fresh=True)
 
 
 @pytest.mark.parametrize("threads", workloads.THREADS)
