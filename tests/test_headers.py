@@ -1,4 +1,4 @@
-"""Every public header compiles alone, without a warning, the doors also as C; rows by them alone."""
+"""Public headers compile alone and without a warning, the doors also as C; rows by headers alone."""
 
 from __future__ import annotations
 
