@@ -11,11 +11,13 @@ constexpr int64_t kPlaces = 8 * kWarp;  // of a warp
 
 inline int64_t threads_of_places(int64_t n) { return ceil_div(n, kPlaces) * kWarp; }
 
-// For ascending ends: the first from `window` on that is beyond place + lane, or count.
+// For ascending ends: the first from `window` on that is beyond place + lane, or count. A window in
+// which no lane finds its range is the begin of a long run of empty ranges: that is searched.
 __device__ inline int64_t range_of(const int64_t* ends, int64_t count, int64_t window,
                                    int64_t place) {
   const int lane = lane_index();
-  for (int64_t found = -1;; window += kWarp) {
+  int64_t found = -1;
+  for (unsigned waiting = kFullMask;;) {
     const int64_t i = window + lane, end = i < count ? ends[i] - place : kWarp;
     const int mine = static_cast<int>(end < kWarp ? end : kWarp);
     int passed = 0;  // of this window's ends, those that are not beyond
@@ -25,7 +27,15 @@ __device__ inline int64_t range_of(const int64_t* ends, int64_t count, int64_t w
     }
     passed += __shfl_sync(kFullMask, mine, passed) <= lane ? 1 : 0;
     if (found < 0 && passed < kWarp) found = window + passed;
-    if (!__any_sync(kFullMask, found < 0)) return found;
+    const unsigned left = __ballot_sync(kFullMask, found < 0);
+    if (left == 0) return found;
+    window += kWarp;
+    if (left == waiting) {
+      const int64_t next = place + __ffs(static_cast<int>(left));  // beyond the first that waits
+      const int64_t* rest = ends + window;
+      window += first_at_least(count - window, next, [&](int64_t j) { return rest[j]; });
+    }
+    waiting = left;
   }
 }
 
