@@ -48,6 +48,10 @@ def rows_of(kind: str, rng: np.random.Generator, rows: int, dim: int, limit: flo
         far = (normal[:, :1] * 10.0 ** rng.uniform(-30, 4, (rows, 1))).astype(np.float32)
         steps = rng.integers(0, rng.integers(1, 600), shape)
         x = (np.abs(far).view(np.int32) + steps).astype(np.int32).view(np.float32) * np.sign(far)
+    elif kind == "beyond":  # the range of the others does not reach the first
+        x = limit / (1 + 2.0**-6) * (rng.random(shape) * 2.0 ** -rng.uniform(4, 14, shape) - 1)
+        x[:, 0] = -limit
+        x *= rng.choice([-1.0, 1.0])
     elif kind == "grid":
         x = rng.integers(-512, 513, shape) * 2.0 ** rng.integers(-20, 5, (rows, 1)) / 2
     else:
@@ -58,7 +62,7 @@ def rows_of(kind: str, rng: np.random.Generator, rows: int, dim: int, limit: flo
 
 
 KINDS = ["scaled", "mixed", "subnormal", "half_subnormal", "constant", "extreme", "zeros"]
-KINDS += ["narrow", "grid", "bits"]
+KINDS += ["narrow", "grid", "bits", "beyond"]
 
 
 def compare(x: F32, precision: str, rounding: str, seed: int, step: int) -> None:

@@ -24,7 +24,7 @@ MPE_HD auto half_value(K h) {
 
 MPE_HD float half_to_float(uint16_t h) {
 #if defined(__F16C__) && !defined(__CUDACC__)
-  return _cvtsh_ss(h);  // exact too
+  return _cvtsh_ss(h);  // exact too; a signaling NaN becomes a quiet one
 #else
   return half_value(static_cast<int32_t>(h));
 #endif

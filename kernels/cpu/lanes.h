@@ -129,7 +129,7 @@ inline Ints load_halves(const void* p) {
   return widen(halves);
 }
 
-#if defined(__F16C__)  // exact, as the template of round.h is
+#if defined(__F16C__) && defined(__AVX2__)  // exact, as the template of round.h is, but for NaNs
 inline Floats half_value(Ints codes) {
   const LaneHalves halves = __builtin_convertvector(codes.v, LaneHalves);
 #if defined(__AVX512F__)
@@ -167,7 +167,7 @@ inline Floats root(Floats x) {
 inline Floats fused(Floats a, Floats b, Floats c) {
 #if defined(__AVX512F__)
   return Floats((Floats::Vector)_mm512_fmadd_ps(a.v, b.v, c.v));
-#elif defined(__FMA__)
+#elif defined(__FMA__) && defined(__AVX2__)
   return Floats((Floats::Vector)_mm256_fmadd_ps(a.v, b.v, c.v));
 #else
   Floats::Vector r;

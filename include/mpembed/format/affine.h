@@ -106,7 +106,8 @@ MPE_HD auto affine_split(X x, AffineHeader h, float inv, int32_t levels) {
 template <class X, class Draw>
 MPE_HD auto affine_stochastic(X x, AffineHeader h, float inv, int32_t levels, Draw draw16) {
   const auto s = affine_split(x, h, inv, levels);
-  const auto fixed = rn_to_int(s.p * 65536.0f);
+  // A value far below the stored range has a p that rn_to_int does not reach: code 0 as well.
+  const auto fixed = rn_to_int(larger(s.p, X(-32.0f)) * 65536.0f);
   const decltype(to_int(x)) r = draw16;
   return clamp(s.k + ((fixed + r) >> 16), 0, levels);
 }
