@@ -115,6 +115,27 @@ def test_whoever_waits_for_the_device_hears_of_the_error(name: str, cuda: str, s
         SYNCHRONISING[name](emb, *arguments)
 
 
+def test_long_runs_of_empty_bags(cuda: str, send: Any) -> None:
+    """Between lookups, before them, after them, and whole tables without any."""
+    tables = [mpe.TableConfig(name, 50, 8, precision="int8") for name in "abc"]
+    bags = 700
+    for used in ([0, 699], [350], [699 + bags, 2 * bags], [3 * bags - 1], [0, 1, 700, 1399]):
+        sizes = np.zeros(3 * bags, np.int64)
+        sizes[used] = 1 + np.arange(len(used))
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        indices = np.arange(offsets[-1]) * 7 % 50
+        grad = np.sin(np.arange(bags * 24, dtype=np.float32)).reshape(bags, 24)
+        outs, states = [], []
+        for device in ("cpu", cuda):
+            emb = mpe.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.1), device=device)
+            there = send if device == cuda else np.asarray
+            outs.append(fetch(emb.forward(there(indices), there(offsets))).tobytes())
+            emb.backward(there(grad))
+            states.append(state(emb))
+        assert outs[0] == outs[1]
+        assert states[0] == states[1]
+
+
 def test_the_first_error_is_told(cuda: str, send: Any) -> None:
     emb = trained(cuda, send)
     for wrong in (77, 88):
