@@ -1,4 +1,4 @@
-"""Public headers compile alone and without a warning, the doors also as C; rows by headers alone."""
+"""Headers compile alone and without a warning, the doors also as C; rows by headers alone."""
 
 from __future__ import annotations
 
