@@ -1,4 +1,4 @@
-# The workspace of one call over a group's lookups, and the forward of all groups; part of _core.pyx.
+# The workspace of one call over a group's lookups, and the forward of groups; part of _core.pyx.
 
 
 cdef class Work:

@@ -130,7 +130,7 @@ class Flaky(_core.Group):
             raise MemoryError(name)
 
 
-def flaky_lookup(groups: list[Flaky], *arguments: Any) -> None:
+def flaky_lookup(groups: Any, *arguments: Any) -> None:
     """The forward of all groups, for want of memory where one of them says so."""
     for group in groups:
         group.check("lookup")

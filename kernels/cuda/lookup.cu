@@ -238,9 +238,9 @@ mpe_status launch_unpooled(const mpe_group& g, const Lookup& k, void* stream) {
 
 }  // namespace
 
-// One launch serves all groups, in the kernel of the smallest grain. Rows that are not aligned at
-// all have a launch of their own: they are loaded column by column, and in one kernel with them so
-// would all others be.
+// One launch serves all groups, in the kernel of the smallest grain: halves of chunks cost aligned
+// rows little. Rows that are not aligned at all have a launch of their own, for they are loaded
+// column by column, and in one kernel with them so would all others be.
 mpe_status lookup(const mpe_part* parts, int32_t n, void* stream) {
   Launches aligned(stream), others(stream);
   for (int32_t i = 0; i < n; ++i) {
