@@ -1,21 +1,55 @@
-"""Benchmarks take one thread by default; MPEMBED_NUM_THREADS gives more, to PyTorch too."""
+"""Options and fixtures of the benchmarks, and what the results say of the machine."""
 
+from __future__ import annotations
+
+import os
 import sys
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+PACKAGES = ["mpembed", "torch", "fbgemm-gpu-cpu", "numpy"]
 
-@pytest.fixture(scope="session", autouse=True)
-def same_threads() -> int:
-    """Give PyTorch as many threads as mpembed has."""
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick", action="store_true", help="smaller tables, few rounds: does everything run?"
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     import mpembed as mpe
 
+    machine_info["bench"] = {
+        "quick": config.getoption("--quick"),
+        "load": os.getloadavg()[0],
+        "simd": mpe.info()["simd"],
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(name: str) -> str:
     try:
-        import torch
-    except ModuleNotFoundError:
-        return mpe.get_num_threads()
-    torch.set_num_threads(mpe.get_num_threads())
-    return mpe.get_num_threads()
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+@pytest.fixture(scope="session")
+def arena(request: pytest.FixtureRequest) -> Any:
+    """Return what runs the comparisons and keeps their tables."""
+    from arena import Arena, Shelf
+
+    return Arena(request.config.getoption("--quick"), Shelf())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the peers warn: elsewhere a warning is an error."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.filterwarnings("ignore"))

@@ -17,7 +17,7 @@ import mpembed as mpe
 
 FORMATS = ("fp32", "fp16", "bf16", "int8", "int8_fp16", "int4", "int2")
 POLICIES = ("lru", "lfu", None)
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Any] = {
     "sgd": lambda: mpe.SGD(lr=0.1),
     "adagrad": lambda: mpe.Adagrad(lr=0.1),
     "rowwise_adagrad": lambda: mpe.RowwiseAdagrad(lr=0.1),
@@ -62,10 +62,10 @@ def train(device: str, optimizer: str, policy: str | None, steps: int) -> list[A
 
     out = None
     for indices, offsets, weights in batches(len(names), steps):
-        arguments = [there(x) for x in (indices, offsets)]
+        x, o = there(indices), there(offsets)
         if policy is not None:
-            emb.prefetch(*arguments)
-        out = emb.forward(*arguments, per_sample_weights=there(weights))
+            emb.prefetch(x, o)
+        out = emb.forward(x, o, per_sample_weights=there(weights))
         grad = np.sin(np.arange(np.prod(out.shape), dtype=np.float32)).reshape(out.shape)
         emb.backward(there(grad))
     emb.flush()

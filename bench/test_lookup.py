@@ -1,28 +1,33 @@
 """Forward, sum pooling."""
 
+from __future__ import annotations
+
 from typing import Any
 
+import cases
+import limits
+import ours
+import peers
 import pytest
 import workloads
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
-@pytest.mark.benchmark(group="lookup uniform")
-def test_mpembed(benchmark: Any, precision: str) -> None:
-    step = workloads.forward_ours(precision, workloads.batches("uniform"))
-    benchmark.extra_info["lookups"] = workloads.LOOKUPS
-    benchmark.pedantic(step, args=(0,), rounds=20, warmup_rounds=2)
-
-
-@pytest.mark.benchmark(group="lookup uniform")
-def test_torch(benchmark: Any) -> None:
-    pytest.importorskip("torch")
-    step = workloads.forward_torch(workloads.batches("uniform"))
-    benchmark.pedantic(step, args=(0,), rounds=20, warmup_rounds=2)
-
-
-@pytest.mark.skipif(not workloads.has_fbgemm(), reason="FBGEMM is not installed")
-@pytest.mark.benchmark(group="lookup uniform")
-def test_fbgemm(benchmark: Any) -> None:
-    step = workloads.forward_fbgemm("fp32", workloads.batches("uniform"))
-    benchmark.pedantic(step, args=(0,), rounds=20, warmup_rounds=2)
+@pytest.mark.parametrize("case", cases.LOOKUP, ids=cases.name)
+def test_forward(benchmark: Any, arena: Any, case: tuple[str, str, str, int]) -> None:
+    label, precision, distribution, threads = case
+    shape = cases.shape_of(arena, label)
+    batches = workloads.stream(shape, distribution)
+    entries = [
+        ours.forward(precision, batches),
+        peers.torch_forward(precision, batches),
+        peers.fbgemm_forward(precision, batches),
+        limits.gather(precision, batches, threads),
+    ]
+    what = {
+        "operation": "forward",
+        "shape": label,
+        "precision": precision,
+        "distribution": distribution,
+        "threads": threads,
+    }
+    arena.compare(benchmark, "lookup", what, shape.lookups, entries)

@@ -1,36 +1,36 @@
-"""Forward and fused backward."""
+"""Fused backward: sort, sum the gradients of a row, update it. The forward is not timed."""
+
+from __future__ import annotations
 
 from typing import Any
 
+import cases
+import limits
+import ours
+import peers
 import pytest
 import workloads
 
-import mpembed as mpe
 
-
-@pytest.mark.parametrize("distribution", ["uniform", "zipf"])
-@pytest.mark.parametrize("optimizer", list(workloads.OPTIMIZERS))
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_mpembed(benchmark: Any, precision: str, optimizer: str, distribution: str) -> None:
-    benchmark.group = f"train {optimizer} {distribution}"
-    step = workloads.train_ours(precision, optimizer, workloads.batches(distribution))
-    benchmark.pedantic(step, args=(0,), rounds=20, warmup_rounds=2)
-
-
-@pytest.mark.parametrize("distribution", ["uniform", "zipf"])
-@pytest.mark.parametrize("precision", ["int8", "int4"])
-def test_mpembed_cached(benchmark: Any, precision: str, distribution: str) -> None:
-    benchmark.group = f"train rowwise_adagrad {distribution}"
-    cache = mpe.CacheConfig(load_factor=0.05, policy="lfu")
-    indices = workloads.batches(distribution)
-    step = workloads.train_ours(precision, "rowwise_adagrad", indices, cache)
-    benchmark.pedantic(step, args=(0,), rounds=20, warmup_rounds=2)
-
-
-@pytest.mark.skipif(not workloads.has_fbgemm(), reason="FBGEMM is not installed")
-@pytest.mark.parametrize("distribution", ["uniform", "zipf"])
-@pytest.mark.parametrize("optimizer", list(workloads.OPTIMIZERS))
-def test_fbgemm(benchmark: Any, optimizer: str, distribution: str) -> None:
-    benchmark.group = f"train {optimizer} {distribution}"
-    step = workloads.train_fbgemm("fp32", optimizer, workloads.batches(distribution))
-    benchmark.pedantic(step, args=(0,), rounds=20, warmup_rounds=2)
+@pytest.mark.parametrize("case", cases.UPDATE, ids=cases.name)
+def test_backward(benchmark: Any, arena: Any, case: tuple[str, str, str, str, int]) -> None:
+    label, optimizer, precision, distribution, threads = case
+    shape = cases.shape_of(arena, label)
+    batches = workloads.stream(shape, distribution)
+    entries = [
+        ours.backward(precision, optimizer, batches),
+        peers.fbgemm_backward("fp32", optimizer, batches),
+        peers.torch_backward(optimizer, batches),
+        limits.modify(precision, optimizer, batches, threads),
+    ]
+    if precision == "fp16":
+        entries.insert(2, peers.fbgemm_backward("fp16", optimizer, batches))
+    what = {
+        "operation": "backward",
+        "shape": label,
+        "optimizer": optimizer,
+        "precision": precision,
+        "distribution": distribution,
+        "threads": threads,
+    }
+    arena.compare(benchmark, "update", what, shape.lookups, entries)

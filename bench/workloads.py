@@ -1,137 +1,118 @@
-"""Forward and fused backward of one table, by mpembed and its peers, on the same indices."""
+"""Tables, index streams and optimizers of the comparisons."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import mpembed as mpe
 
-ROWS, DIM, BAGS, POOL = 1_000_000, 64, 2048, 20
-BATCHES = 8
-LOOKUPS = BAGS * POOL
-OFFSETS = np.arange(0, LOOKUPS + 1, POOL)
-OPTIMIZERS = {"sgd": mpe.SGD, "adagrad": mpe.Adagrad, "rowwise_adagrad": mpe.RowwiseAdagrad}
-
+Array = np.ndarray[Any, Any]
 Step = Callable[[int], Any]  # runs batch i
+OPTIMIZERS = {"sgd": mpe.SGD, "adagrad": mpe.Adagrad, "rowwise_adagrad": mpe.RowwiseAdagrad}
+PRECISIONS = ["fp32", "fp16", "int8", "int4"]
+DISTRIBUTIONS = ["uniform", "zipf1.05"]
+THREADS = [1, 2]
+BATCHES = 32  # together more rows than a processor's cache holds, so repeating them does not help
+FRESH = BATCHES - 2  # rounds in which no batch comes again, two having warmed up
+LR = 0.01
 
 
 def has_fbgemm() -> bool:
-    """Whether FBGEMM's CPU package can be imported."""
+    """Whether FBGEMM's package can be imported."""
     return importlib.util.find_spec("fbgemm_gpu") is not None
 
 
-def batches(distribution: str) -> list[np.ndarray[Any, Any]]:
-    """Return index batches: "uniform", or "zipf" with exponent 1.05 over shuffled rows."""
-    rng = np.random.default_rng(0)
-    if distribution == "uniform":
-        return [rng.integers(0, ROWS, LOOKUPS) for _ in range(BATCHES)]
-    weights = np.arange(1, ROWS + 1, dtype=np.float64) ** -1.05
-    cumulative = np.cumsum(weights) / weights.sum()
-    ranks = [np.searchsorted(cumulative, rng.random(LOOKUPS)) for _ in range(BATCHES)]
-    shuffled = rng.permutation(ROWS)
-    return [shuffled[np.minimum(rank, ROWS - 1)] for rank in ranks]
+@dataclass(frozen=True)
+class Shape:
+    """Tables of one size, and a batch of them."""
+
+    tables: int
+    rows: int
+    dim: int
+    pool: int
+    bags: int = 2048
+
+    @property
+    def lookups(self) -> int:
+        """Indices of a batch."""
+        return self.tables * self.bags * self.pool
+
+    @property
+    def offsets(self) -> Array:
+        """Offsets of a batch, table-major."""
+        return np.arange(0, self.lookups + 1, self.pool)
+
+    @property
+    def width(self) -> int:
+        """Columns of the output."""
+        return self.tables * self.dim
+
+    def smaller(self, divisor: int) -> Shape:
+        """Return the same with fewer rows."""
+        return Shape(self.tables, self.rows // divisor, self.dim, self.pool, self.bags)
 
 
-def gradient() -> np.ndarray[Any, Any]:
+SHAPES = {
+    "4Mx64": Shape(1, 4_000_000, 64, 20),
+    "2Mx128": Shape(1, 2_000_000, 128, 20),
+    "8x1.25Mx16": Shape(8, 1_250_000, 16, 1),
+}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Batches of indices, all of one shape."""
+
+    shape: Shape
+    batches: list[Array]  # table-major rows of each table
+
+    def at(self, i: int) -> Array:
+        """Return batch i, over and over."""
+        return self.batches[i % len(self.batches)]
+
+    @functools.cached_property
+    def linear(self) -> list[Array]:
+        """The same rows, numbered through all tables."""
+        each = self.shape.bags * self.shape.pool
+        base = np.repeat(np.arange(self.shape.tables) * self.shape.rows, each)
+        return [x + base for x in self.batches]
+
+
+@functools.lru_cache(maxsize=2)
+def _zipf(rows: int, exponent: float) -> tuple[Array, Array]:
+    """Return the cumulative weights of the ranks, and the row of each rank."""
+    weights = np.arange(1, rows + 1, dtype=np.float64) ** -exponent
+    return np.cumsum(weights) / weights.sum(), np.random.default_rng(0).permutation(rows)
+
+
+def draw(rng: np.random.Generator, distribution: str, rows: int, n: int) -> Array:
+    """Return n rows: "uniform", "distinct", "zipf" and its exponent, or "half": to one row."""
+    if distribution.startswith("zipf"):
+        cumulative, row_of = _zipf(rows, float(distribution.removeprefix("zipf")))
+        ranks = np.searchsorted(cumulative, rng.random(n))
+        return np.asarray(row_of[np.minimum(ranks, rows - 1)])
+    if distribution == "distinct":
+        return rng.choice(rows, n, replace=False)
+    drawn = rng.integers(0, rows, n)
+    if distribution == "half":
+        drawn[rng.permutation(n)[: n // 2]] = rows // 2
+    return drawn
+
+
+@functools.lru_cache(maxsize=4)
+def stream(shape: Shape, distribution: str, seed: int = 0, count: int = BATCHES) -> Stream:
+    """Return batches; the seed changes the draws and not which rows are frequent."""
+    rng = np.random.default_rng([7, seed])
+    return Stream(shape, [draw(rng, distribution, shape.rows, shape.lookups) for _ in range(count)])
+
+
+def gradient(shape: Shape) -> Array:
     """Return an output gradient."""
-    return np.random.default_rng(1).standard_normal((BAGS, DIM)).astype(np.float32)
-
-
-def ours(
-    precision: str, optimizer: str, cache: mpe.CacheConfig | None = None
-) -> mpe.EmbeddingBagCollection:
-    """Return a collection of one table."""
-    table = mpe.TableConfig("t", ROWS, DIM, precision=precision)
-    return mpe.EmbeddingBagCollection(
-        [table], optimizer=OPTIMIZERS[optimizer](lr=0.01), cache=cache
-    )
-
-
-def fbgemm(precision: str, optimizer: str) -> Any:
-    """Return FBGEMM's table-batched embedding of one table on the CPU."""
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-        ComputeDevice,
-        EmbeddingLocation,
-        SplitTableBatchedEmbeddingBagsCodegen,
-    )
-
-    kinds = {
-        "sgd": EmbOptimType.EXACT_SGD,
-        "adagrad": EmbOptimType.EXACT_ADAGRAD,
-        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    }
-    return SplitTableBatchedEmbeddingBagsCodegen(
-        [(ROWS, DIM, EmbeddingLocation.HOST, ComputeDevice.CPU)],
-        optimizer=kinds[optimizer],
-        learning_rate=0.01,
-        weights_precision=SparseType(precision),
-    )
-
-
-def forward_ours(precision: str, indices: list[Any]) -> Step:
-    """Return mpembed's forward without training."""
-    emb = ours(precision, "sgd")
-    out = np.empty((BAGS, DIM), np.float32)
-    return lambda i: emb.forward(indices[i % BATCHES], OFFSETS, out=out, training=False)
-
-
-def forward_torch(indices: list[Any]) -> Step:
-    """Return torch.nn.EmbeddingBag's forward (FP32)."""
-    import torch
-
-    bag = torch.nn.EmbeddingBag(ROWS, DIM, mode="sum")
-    offsets = torch.from_numpy(OFFSETS[:-1])
-    tensors = [torch.from_numpy(x) for x in indices]
-
-    def run(i: int) -> Any:
-        with torch.no_grad():
-            return bag(tensors[i % BATCHES], offsets)
-
-    return run
-
-
-def forward_fbgemm(precision: str, indices: list[Any]) -> Step:
-    """Return FBGEMM's forward."""
-    import torch
-
-    bag = fbgemm(precision, "sgd")
-    offsets = torch.from_numpy(OFFSETS)
-    tensors = [torch.from_numpy(x) for x in indices]
-
-    def run(i: int) -> Any:
-        with torch.no_grad():
-            return bag(tensors[i % BATCHES], offsets)
-
-    return run
-
-
-def train_ours(
-    precision: str, optimizer: str, indices: list[Any], cache: mpe.CacheConfig | None = None
-) -> Step:
-    """Return mpembed's forward and fused backward."""
-    emb, grad = ours(precision, optimizer, cache), gradient()
-
-    def run(i: int) -> None:
-        emb.forward(indices[i % BATCHES], OFFSETS)
-        emb.backward(grad)
-
-    return run
-
-
-def train_fbgemm(precision: str, optimizer: str, indices: list[Any]) -> Step:
-    """Return FBGEMM's forward and fused backward."""
-    import torch
-
-    bag, grad = fbgemm(precision, optimizer), torch.from_numpy(gradient())
-    offsets = torch.from_numpy(OFFSETS)
-    tensors = [torch.from_numpy(x) for x in indices]
-
-    def run(i: int) -> None:
-        bag(tensors[i % BATCHES], offsets).backward(grad)
-
-    return run
+    rng = np.random.default_rng(1)
+    return rng.standard_normal((shape.bags, shape.width)).astype(np.float32)

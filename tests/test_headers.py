@@ -1,13 +1,20 @@
-"""Every public header compiles alone, without a warning; the doors also as C."""
+"""Public headers compile alone and without a warning, the doors also as C; rows by headers alone."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from reference.rounding import DOMAIN_ROW, draws16
+
+import mpembed as mpe
+from mpembed.registry import FORMATS, OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 INCLUDE = ROOT / "include"
@@ -54,6 +61,65 @@ def test_all_headers_in_two_units_of_one_program(tmp_path: Path) -> None:
     compile_text(
         CXX, tmp_path / "two.cpp", text, str(tmp_path / "one.o"), "-o", str(tmp_path / "p")
     )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Functions of the headers, compiled without the package."""
+    out = tmp_path_factory.mktemp("headers") / "alone.so"
+    source = Path(__file__).parent / "headers_driver.cpp"
+    flags = ["-O1", "-ffp-contract=off", "-shared", "-fPIC", f"-I{INCLUDE}"]
+    subprocess.run([*CXX, *WARNINGS, *flags, str(source), "-o", str(out)], check=True)
+    return ctypes.CDLL(str(out))
+
+
+def address(a: np.ndarray[Any, Any] | None) -> ctypes.c_void_p | None:
+    return None if a is None else ctypes.c_void_p(a.ctypes.data)
+
+
+@pytest.mark.parametrize("precision", list(FORMATS))
+@pytest.mark.parametrize("dim", [1, 7, 16, 50])
+def test_rows_by_the_headers_alone(alone: ctypes.CDLL, precision: str, dim: int) -> None:
+    """One value at a time they give the bytes that kernels give in vectors."""
+    number = ctypes.c_int32(FORMATS[precision])
+    x = np.random.default_rng(dim).standard_normal((3, dim)).astype(np.float32)
+    x[1] = x[1, 0]
+    for rounding in ("stochastic", "nearest"):
+        rows = mpe.ops.quantize(x, precision, rounding=rounding, seed=5, step=6)
+        for i in range(3):
+            drawn = draws16(5, DOMAIN_ROW, 0, [i], dim, 6)[0].astype(np.uint16)
+            draws = drawn if rounding == "stochastic" else None
+            row, values = np.zeros_like(rows[i]), np.empty(dim, np.float32)
+            alone.encode_row(
+                number, address(x[i]), ctypes.c_int64(dim), address(row), address(draws)
+            )
+            alone.decode_row(number, address(row), ctypes.c_int64(dim), address(values))
+            assert row.tobytes() == rows[i].tobytes()
+            decoded = mpe.ops.dequantize(rows[i : i + 1], precision, dim)
+            assert values.tobytes() == decoded.tobytes()
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("dim", [1, 7, 16, 50])
+def test_steps_by_the_headers_alone(alone: ctypes.CDLL, optimizer: str, dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    w, g = (rng.standard_normal((4, dim)).astype(np.float32) for _ in range(2))
+    h = rng.random((4, dim) if optimizer == "adagrad" else 4).astype(np.float32)
+    expected_w, expected_h = w.copy(), h.copy()
+    settings = [ctypes.c_float(0.1), ctypes.c_float(1e-8)]
+    for i in range(4):
+        state = None if optimizer == "sgd" else expected_h[i : i + 1]
+        row = expected_w[i]
+        number = ctypes.c_int32(OPTIMIZERS[optimizer])
+        arrays = [address(row), address(g[i]), address(state)]
+        alone.update_row(number, *settings, *arrays, ctypes.c_int64(dim))
+    rows = np.arange(4)
+    if optimizer == "sgd":
+        mpe.ops.sgd_(w, rows, g, lr=0.1)
+    else:
+        getattr(mpe.ops, f"{optimizer}_")(w, rows, g, h, lr=0.1, eps=1e-8)
+    assert w.tobytes() == expected_w.tobytes()
+    assert h.tobytes() == expected_h.tobytes()
 
 
 def test_headers_include_no_more_than_the_standard_library() -> None:

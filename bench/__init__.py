@@ -1,0 +1,6 @@
+"""Benchmarks. The modules import each other by bare name, also when run as ``bench.report``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,52 @@
+"""FBGEMM's table-batched embeddings on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workloads import LR, Shape
+
+
+def training(shape: Shape, precision: str, optimizer: str) -> Any:
+    """Return tables of the operator that trains."""
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+        ComputeDevice,
+        EmbeddingLocation,
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
+
+    kinds = {
+        "sgd": EmbOptimType.EXACT_SGD,
+        "adagrad": EmbOptimType.EXACT_ADAGRAD,
+        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    }
+    table = (shape.rows, shape.dim, EmbeddingLocation.HOST, ComputeDevice.CPU)
+    bag = SplitTableBatchedEmbeddingBagsCodegen(
+        [table] * shape.tables,
+        optimizer=kinds[optimizer],
+        learning_rate=LR,
+        weights_precision=SparseType(precision),
+    )
+    # Untouched zero pages would all be one page of memory.
+    bag.init_embedding_weights_uniform(-0.001, 0.001)
+    return bag
+
+
+def inference(shape: Shape, precision: str) -> Any:
+    """Return tables of the operator that reads INT8 and INT4."""
+    from fbgemm_gpu.split_embedding_configs import SparseType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+    from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
+        IntNBitTableBatchedEmbeddingBagsCodegen,
+    )
+
+    kind = SparseType(precision)
+    tables = [
+        (f"t{t}", shape.rows, shape.dim, kind, EmbeddingLocation.HOST) for t in range(shape.tables)
+    ]
+    bag = IntNBitTableBatchedEmbeddingBagsCodegen(
+        tables, device="cpu", output_dtype=SparseType.FP32
+    )
+    bag.fill_random_weights()
+    return bag

@@ -1,0 +1,140 @@
+// What the machine can do: bare reads, read-modify-writes and copies of the same rows in the same
+// order, with prefetches and huge pages, and no arithmetic. Loaded by limit.py.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr int64_t kAhead = 32, kLine = 64;
+using Clock = std::chrono::steady_clock;
+typedef uint64_t Vector __attribute__((vector_size(32)));
+
+// Runs work(t) on `threads` threads and returns the seconds between a common start, after all of
+// them have been created, and the end of the last.
+template <class Work>
+double timed(int threads, Work work) {
+  std::atomic<int> waiting{threads};
+  std::vector<Clock::time_point> begun(threads), done(threads);
+  const auto run = [&](int t) {
+    waiting.fetch_sub(1);
+    while (waiting.load() > 0) std::this_thread::yield();
+    begun[t] = Clock::now();
+    work(t);
+    done[t] = Clock::now();
+  };
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back(run, t);
+  run(0);
+  for (auto& other : others) other.join();
+  const auto first = *std::min_element(begun.begin(), begun.end());
+  const auto last = *std::max_element(done.begin(), done.end());
+  return std::chrono::duration<double>(last - first).count();
+}
+
+template <bool kWrite>
+void prefetch(const uint8_t* row, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += kLine) __builtin_prefetch(row + b, kWrite);
+  __builtin_prefetch(row + bytes - 1, kWrite);  // an unaligned row may end in one more line
+}
+
+Vector read(const uint8_t* row, int64_t bytes, Vector sum) {
+  Vector part;
+  int64_t b = 0;
+  for (; b + 32 <= bytes; b += 32) {
+    std::memcpy(&part, row + b, 32);
+    sum ^= part;
+  }
+  for (; b + 4 <= bytes; b += 4) {
+    uint32_t word;
+    std::memcpy(&word, row + b, 4);
+    sum[0] ^= word;
+  }
+  for (; b < bytes; ++b) sum[0] ^= row[b];
+  return sum;
+}
+
+void modify(uint8_t* row, int64_t bytes) {
+  Vector part;
+  int64_t b = 0;
+  for (; b + 32 <= bytes; b += 32) {
+    std::memcpy(&part, row + b, 32);
+    part = ~part;
+    std::memcpy(row + b, &part, 32);
+  }
+  for (; b + 4 <= bytes; b += 4) {
+    uint32_t word;
+    std::memcpy(&word, row + b, 4);
+    word = ~word;
+    std::memcpy(row + b, &word, 4);
+  }
+  for (; b < bytes; ++b) row[b] = static_cast<uint8_t>(~row[b]);
+}
+
+int64_t share(int64_t n, int t, int threads) { return n * t / threads; }
+
+}  // namespace
+
+extern "C" {
+
+// Huge pages where the system gives them; every page is touched. NULL without memory.
+void* limit_allocate(int64_t bytes) {
+  void* p = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) return nullptr;
+#ifdef MADV_HUGEPAGE
+  madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+#endif
+  std::memset(p, 1, static_cast<size_t>(bytes));
+  return p;
+}
+
+void limit_free(void* p, int64_t bytes) { munmap(p, static_cast<size_t>(bytes)); }
+
+// Reads n rows in order; each thread takes a part of the stream.
+double limit_gather(const uint8_t* rows, int64_t row_bytes, const int64_t* indices, int64_t n,
+                    int threads, uint64_t* sink) {
+  std::vector<uint64_t> sums(threads);
+  const double seconds = timed(threads, [&](int t) {
+    const int64_t end = share(n, t + 1, threads);
+    Vector sum{};
+    for (int64_t i = share(n, t, threads); i < end; ++i) {
+      const int64_t next = std::min(i + kAhead, end - 1);
+      prefetch<false>(rows + indices[next] * row_bytes, row_bytes);
+      sum = read(rows + indices[i] * row_bytes, row_bytes, sum);
+    }
+    sums[t] = sum[0] ^ sum[1] ^ sum[2] ^ sum[3];
+  });
+  for (const uint64_t sum : sums) *sink ^= sum;
+  return seconds;
+}
+
+// Changes n rows of two arrays in order (a second one of no bytes is left out). Thread t has
+// indices[bounds[t] .. bounds[t + 1]), none of which may be another thread's.
+double limit_modify(uint8_t* rows, int64_t row_bytes, uint8_t* state, int64_t state_bytes,
+                    const int64_t* indices, const int64_t* bounds, int threads) {
+  return timed(threads, [&](int t) {
+    for (int64_t i = bounds[t]; i < bounds[t + 1]; ++i) {
+      const int64_t next = indices[std::min(i + kAhead, bounds[t + 1] - 1)];
+      prefetch<true>(rows + next * row_bytes, row_bytes);
+      if (state_bytes > 0) prefetch<true>(state + next * state_bytes, state_bytes);
+      modify(rows + indices[i] * row_bytes, row_bytes);
+      modify(state + indices[i] * state_bytes, state_bytes);
+    }
+  });
+}
+
+double limit_copy(uint8_t* to, const uint8_t* from, int64_t bytes, int threads) {
+  return timed(threads, [&](int t) {
+    const int64_t begin = share(bytes, t, threads);
+    std::memcpy(to + begin, from + begin,
+                static_cast<size_t>(share(bytes, t + 1, threads) - begin));
+  });
+}
+}

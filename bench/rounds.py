@@ -1,0 +1,118 @@
+"""Interleaved rounds: every round runs each contender once, on the same batches.
+
+`pytest-benchmark` times mpembed; its setup hook, which runs before each of its rounds and is not
+timed, runs the others. So a disturbance of the machine meets all of them alike, and the ratios are
+those of neighbours in time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+OURS, LIMIT = "mpembed", "limit"
+Step = Callable[[int], Any]  # runs batch i
+
+
+def nothing(_: int) -> None:
+    """Prepare nothing."""
+
+
+@dataclass
+class Contender:
+    """What takes part in a comparison."""
+
+    name: str
+    run: Step
+    prepare: Step = nothing  # before each run, not timed
+    reports: bool = False  # run returns its seconds
+    seconds: list[float] = field(default_factory=list)
+
+    def ready(self, i: int, pause: float) -> None:
+        """Do what comes before the run of batch i and is not timed."""
+        self.prepare(i)
+        time.sleep(pause)
+
+    def timed(self, i: int, calls: int) -> None:
+        """Run so many batches, the i-th time, and note the time of one."""
+        start, reported = time.perf_counter(), 0.0
+        for call in range(calls):
+            result = self.run(i * calls + call)
+            reported += result if self.reports else 0.0
+        taken = reported if self.reports else time.perf_counter() - start
+        self.seconds.append(taken / calls)
+
+
+@dataclass
+class Plan:
+    """How long a comparison may take.
+
+    OpenMP's threads go on spinning for some milliseconds after a peer's work, on a processor that
+    the next contender's second thread needs: `pause` is longer than that.
+    """
+
+    budget: float  # seconds of rounds
+    most: int
+    least: int
+    pause: float  # seconds before each run
+    calls: int  # a run, one after the other: threads wake up in the first
+
+    def rounds(self, round_seconds: float) -> int:
+        """Return how many rounds fit."""
+        return max(self.least, min(self.most, int(self.budget / max(round_seconds, 1e-6))))
+
+
+def warm_up(contenders: list[Contender], pause: float, calls: int) -> float:
+    """Run all of them for two rounds; return the seconds of the second."""
+    start = 0.0
+    for i in range(2):
+        start = time.perf_counter()
+        for one in contenders:
+            one.ready(i, pause)
+            one.timed(i, calls)
+    taken = time.perf_counter() - start
+    for one in contenders:
+        one.seconds.clear()
+    return taken
+
+
+def compare(benchmark: Any, contenders: list[Contender], plan: Plan) -> dict[str, Any]:
+    """Run the rounds; the first contender is mpembed's. Return what extra_info holds of it."""
+    ours, others = contenders[0], contenders[1:]
+    # What is prepared is prepared for one call.
+    calls = plan.calls if all(one.prepare is nothing for one in contenders) else 1
+    count = plan.rounds(warm_up(contenders, plan.pause, calls))
+    at = iter(range(2, 2 + count + 1))
+
+    def setup() -> tuple[tuple[int, int], dict[str, Any]]:
+        i = next(at)
+        for one in others:
+            one.ready(i, plan.pause)
+            one.timed(i, calls)
+        ours.ready(i, plan.pause)
+        return (i, calls), {}
+
+    benchmark.pedantic(ours.timed, setup=setup, rounds=count)
+    return {"calls": calls, **summary(contenders)}
+
+
+def summary(contenders: list[Contender]) -> dict[str, Any]:
+    """Return medians of a call, and how many times as fast as each other one mpembed is.
+
+    A ratio is the median over the rounds of the other one's time by mpembed's in the same round;
+    that of the limit is the fraction of what the machine can do.
+    """
+    ours = contenders[0].seconds
+    ratios = {
+        one.name: statistics.median(b / a for a, b in zip(ours, one.seconds, strict=True))
+        for one in contenders[1:]
+    }
+    return {
+        "rounds": len(ours),
+        "seconds": {one.name: statistics.median(one.seconds) for one in contenders},
+        "fastest": {one.name: min(one.seconds) for one in contenders},
+        "ratios": ratios,
+    }
