@@ -81,7 +81,8 @@ struct World {
 };
 
 void look_up(const mpe_backend& k, World& w) {
-  must(k.lookup(&w.group, &w.lookups, nullptr, &w.outputs, nullptr));
+  const mpe_part part{&w.group, &w.lookups, nullptr, &w.outputs};
+  must(k.lookup(&part, 1, nullptr));
 }
 
 mpe_optimizer optimizer(int32_t kind) {

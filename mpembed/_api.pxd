@@ -92,6 +92,12 @@ cdef extern from "mpembed/api.h" nogil:
         mpe_matrix shared
         const mpe_matrix *tables
 
+    ctypedef struct mpe_part:
+        const mpe_group *group
+        const mpe_lookups *lookups
+        const int32_t *slots
+        const mpe_outputs *outputs
+
     ctypedef struct mpe_optimizer:
         int32_t kind
         int32_t decay_mode
@@ -154,8 +160,7 @@ cdef extern from "mpembed/api.h" nogil:
                                    void *) noexcept nogil
         mpe_status (*scatter_slots)(const mpe_unique *, const int32_t *, int64_t, int32_t *,
                                     void *) noexcept nogil
-        mpe_status (*lookup)(const mpe_group *, const mpe_lookups *, const int32_t *,
-                             const mpe_outputs *, void *) noexcept nogil
+        mpe_status (*lookup)(const mpe_part *, int32_t, void *) noexcept nogil
         mpe_status (*weight_grad)(const mpe_group *, const mpe_lookups *, const int32_t *,
                                   const mpe_outputs *, float *, void *) noexcept nogil
         mpe_status (*update)(const mpe_group *, const mpe_optimizer *, const mpe_lookups *,

@@ -230,16 +230,6 @@ cdef class Group:
             status = self.device.kernels.cache_flush(&self.c, on.handle)
         self.device.leave(previous, status, "flush")
 
-    def lookup(self, Lookups lookups, Work work, Stream on):
-        """Run the forward of these lookups."""
-        cdef mpe_status status
-        cdef int32_t previous
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.lookup(&self.c, &lookups.c, work.slots, &work.outputs,
-                                                on.handle)
-        self.device.leave(previous, status, "lookup")
-
     def weight_grad(self, Lookups lookups, Work work, out, Stream on):
         """Write the gradient of the per-sample weights of this group's tables into `out`."""
         cdef mpe_status status

@@ -1,4 +1,4 @@
-# The workspace of one call over a group's lookups; part of _core.pyx.
+# The workspace of one call over a group's lookups, and the forward of groups; part of _core.pyx.
 
 
 cdef class Work:
@@ -41,3 +41,23 @@ cdef class Work:
         self.matrices = borrow(on, tables.size() * sizeof(mpe_matrix))
         upload(on, self.matrices.data, tables.data(), tables.size() * sizeof(mpe_matrix))
         self.outputs.tables = <const mpe_matrix*>self.matrices.data
+
+
+def lookup(list groups, list lookups, list work, Stream on):
+    """Run the forward of several groups' lookups."""
+    cdef Group group
+    cdef Lookups share
+    cdef Work space
+    cdef vector[mpe_part] parts
+    cdef mpe_part one
+    cdef mpe_status status
+    cdef int32_t previous, count
+    for group, share, space in zip(groups, lookups, work, strict=True):
+        one.group, one.lookups = &group.c, &share.c
+        one.slots, one.outputs = space.slots, &space.outputs
+        parts.push_back(one)
+    count = <int32_t>parts.size()
+    previous = on.device.enter()
+    with nogil:
+        status = on.device.kernels.lookup(parts.data(), count, on.handle)
+    on.device.leave(previous, status, "lookup")

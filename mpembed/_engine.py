@@ -6,7 +6,7 @@ every call that may write, rows of open tickets are pinned, a slot is unpinned e
 
 from typing import Any
 
-from mpembed import _captures, _inputs, optim
+from mpembed import _captures, _core, _inputs, optim
 from mpembed._core import Batch, Lookups, Work
 from mpembed._device import Calls, Stream
 from mpembed._lock import ForkAwareLock
@@ -67,11 +67,12 @@ class Engine(OpenTickets):
         """Forward without any change of state."""
         lookups = self._prepare(batch, on)
         self._clear_unpooled(views, on)
-        for group, part in zip(self.groups, lookups, strict=True):
-            work = Work(group, part, views, True, on)
+        parts = list(zip(self.groups, lookups, strict=True))
+        work = [Work(group, part, views, True, on) for group, part in parts]
+        for (group, part), space in zip(parts, work, strict=True):
             if group.cached:
-                group.locate(part, work, on)
-            group.lookup(part, work, on)
+                group.locate(part, space, on)
+        _core.lookup(self.groups, lookups, work, on)
 
     def train_forward(self, batch: Batch, views: Any, on: Stream, *, explicit: bool) -> Ticket:
         """Forward of a training batch; an implicit ticket lasts until the next such call."""
@@ -100,7 +101,7 @@ class Engine(OpenTickets):
                 if group.cached:
                     group.refresh(part, space, on)
                     group.scatter(part, space, on)
-                group.lookup(part, space, on)
+            _core.lookup(self.groups, [part for _, part in parts], work, on)
         except BaseException:  # no memory: the batch is admitted and counted, and open no more
             self.close(ticket)
             raise

@@ -181,5 +181,6 @@ def embedding_bag(
     group.add_table("rows", table, None, None, fmt, 0, mode, 0, 0)
     group.seal(on, False)
     lookups = table_lookups(group, table.shape[0], batch, on)
-    group.lookup(lookups, _core.Work(group, lookups, target, False, on), on)
+    work = _core.Work(group, lookups, target, False, on)
+    _core.lookup([group], [lookups], [work], on)
     return result

@@ -142,7 +142,8 @@ uint64_t train(const mpe_backend& k, int32_t policy) {
     must(k.cache_refresh(group, &b.unique, kLookups, b.unique_slots.data(), b.fresh.data(),
                          nullptr));
     must(k.scatter_slots(&b.unique, b.fresh.data(), kLookups, b.slots.data(), nullptr));
-    must(k.lookup(group, &b.lookups, b.slots.data(), &outputs, nullptr));
+    const mpe_part part{group, &b.lookups, b.slots.data(), &outputs};
+    must(k.lookup(&part, 1, nullptr));
     must(k.weight_grad(group, &b.lookups, b.slots.data(), &outputs, weight_grad.data(), nullptr));
     must(k.advance(&g.step, nullptr));
     must(k.update(group, &optimizer, &b.lookups, &b.unique, b.fresh.data(), &outputs, &error,

@@ -19,7 +19,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 KERNELS = sorted((HERE.parent / "kernels" / "cuda").glob("*.cu"))
-DRIVER = [HERE / "door" / f"{name}.cpp" for name in ("play", "far")]
+DRIVER = [HERE / "door" / f"{name}.cpp" for name in ("play", "groups", "far")]
 # These need an emulation, whose allocations can fail and which has graphs.
 EMULATED = [HERE / "door" / f"{name}.cpp" for name in ("memory", "graph")]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulation needs Linux")
@@ -88,6 +88,14 @@ def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("case", list(run.cases(40, 0)), ids=lambda case: f"{case['seed']:x}")
 def test_random_training(door: Any, case: dict[str, int]) -> None:
     assert door.play(case) == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("policy", [-1, 0])
+def test_one_lookup_of_many_groups(door: Any, seed: int, policy: int) -> None:
+    case = {**next(run.cases(1, seed)), "seed": seed, "policy": policy, "batch_size": 3}
+    assert door.groups({**case, "longest": 4, "rows": 20}) == ""
 
 
 @pytest.mark.gpu

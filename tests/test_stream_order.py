@@ -61,7 +61,7 @@ class Fake:
     def __init__(self) -> None:
         self.said: list[tuple[Any, ...]] = []
         self.device, self.events, self.blocks = 3, 100, 1 << 20
-        self.table = Table(2, b"fake", b"none")
+        self.table = Table(3, b"fake", b"none")
         self.captured: dict[int, int] = {}  # a stream's capture
         self.kept: list[Any] = []
         self.message = ctypes.create_string_buffer(b"it failed")
@@ -315,5 +315,5 @@ def test_what_the_runtime_says_is_told(fake: Fake, device: Device) -> None:
 def test_another_version_of_the_door_is_refused() -> None:
     old = Fake()
     old.table.api_version = 7
-    with pytest.raises(RuntimeError, match=r"speaks version 7 of mpembed/api\.h, this mpembed 2"):
+    with pytest.raises(RuntimeError, match=r"speaks version 7 of mpembed/api\.h, this mpembed 3"):
         Device(old.capsule, 0)

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define MPE_API_VERSION 2
+#define MPE_API_VERSION 3
 #define MPE_EXPORT __attribute__((visibility("default")))
 
 /* MPE_FORMAT_INT4, MPE_OPTIMIZER_SGD, ... are not spelled out: the ids are those of registry.h. */
@@ -156,6 +156,14 @@ typedef struct mpe_outputs {
   const mpe_matrix* tables; /* one matrix a table, where the kernels run */
 } mpe_outputs;
 
+/* A group's part in a forward. */
+typedef struct mpe_part {
+  const mpe_group* group;
+  const mpe_lookups* lookups;
+  const int32_t* slots; /* one a lookup, or NULL without a cache */
+  const mpe_outputs* outputs;
+} mpe_part;
+
 typedef struct mpe_optimizer {
   int32_t kind;
   int32_t decay_mode;
@@ -253,10 +261,9 @@ typedef struct mpe_backend {
   mpe_status (*scatter_slots)(const mpe_unique*, const int32_t* unique_slots, int64_t n,
                               int32_t* slots, void* stream);
 
-  /* slots: one a lookup, or NULL without a cache. */
-  mpe_status (*lookup)(const mpe_group*, const mpe_lookups*, const int32_t* slots,
-                       const mpe_outputs* out, void* stream);
-  /* Gradient of the per-sample weights, one an index of the batch. */
+  /* The forward of n groups at once, each its share of the same batch or of another one. */
+  mpe_status (*lookup)(const mpe_part*, int32_t n, void* stream);
+  /* Gradient of the per-sample weights, one an index of the batch. slots: one a lookup, or NULL. */
   mpe_status (*weight_grad)(const mpe_group*, const mpe_lookups*, const int32_t* slots,
                             const mpe_outputs* grad, float* out, void* stream);
   /* slots: one a unique row (fresh), or NULL. A row whose update would not be finite stays as it

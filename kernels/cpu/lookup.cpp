@@ -132,36 +132,52 @@ void table_weight_grad(const Lookup& k, int64_t t, int64_t begin, int64_t end,
   }
 }
 
-// Runs task(first bag, last bag) over all bags, cut by lookups plus bags.
-template <class Task>
-void over_bags(const mpe_group& g, const mpe_lookups& l, Task task) {
-  const int64_t bags = g.num_tables * l.batch_size;
-  const int64_t work = l.n + bags;
-  const int64_t tasks = task_count(work, kGrain);
-  const auto border = [&](int64_t t) {
-    return first_at_least(bags, task_begin(work, tasks, t),
-                          [&](int64_t b) { return l.bag_offsets[b] + b; });
-  };
-  mpe::parallel(tasks, [&](int64_t t) { task(border(t), border(t + 1)); });
+// Bags [bag, end) of a part, a table at a time.
+void lookup_bags(const mpe_part& part, int64_t bag, int64_t end) {
+  const Lookup k{*part.group, *part.lookups, part.slots};
+  while (bag < end) {
+    const int64_t t = bag / k.l.batch_size;
+    const mpe_table& table = k.g.tables[t];
+    const mpe_matrix matrix = matrix_of(k.g, *part.outputs, t);
+    const int64_t last = min64(end, (t + 1) * k.l.batch_size);
+    with_format(table.precision, [&](auto f) {
+      for (; bag < last; ++bag) {
+        lookup_bag<typename decltype(f)::type>(k, table, bag, matrix);
+      }
+    });
+  }
+}
+
+int64_t bags_of(const mpe_part& part) { return part.group->num_tables * part.lookups->batch_size; }
+int64_t work_of(const mpe_part& part) { return part.lookups->n + bags_of(part); }
+
+// The bag at which so much of a part's work is done.
+int64_t bag_at(const mpe_part& part, int64_t work) {
+  return first_at_least(bags_of(part), work,
+                        [&](int64_t b) { return part.lookups->bag_offsets[b] + b; });
+}
+
+// Work [begin, end) of all parts, one after the other.
+void lookup_parts(const mpe_part* parts, int32_t n, int64_t begin, int64_t end) {
+  for (int32_t i = 0; i < n && end > 0; ++i) {
+    const int64_t work = work_of(parts[i]);
+    if (begin < work) {
+      lookup_bags(parts[i], bag_at(parts[i], begin), bag_at(parts[i], min64(end, work)));
+    }
+    begin = begin > work ? begin - work : 0;
+    end -= work;
+  }
 }
 
 }  // namespace
 
-mpe_status lookup(const mpe_group* g, const mpe_lookups* l, const int32_t* slots,
-                  const mpe_outputs* out, void*) {
-  const Lookup k{*g, *l, slots};
-  over_bags(*g, *l, [&](int64_t bag, int64_t end) {
-    while (bag < end) {
-      const int64_t t = bag / l->batch_size;
-      const mpe_table& table = g->tables[t];
-      const mpe_matrix matrix = matrix_of(*g, *out, t);
-      const int64_t last = min64(end, (t + 1) * l->batch_size);
-      with_format(table.precision, [&](auto f) {
-        for (; bag < last; ++bag) {
-          lookup_bag<typename decltype(f)::type>(k, table, bag, matrix);
-        }
-      });
-    }
+// The work is cut by lookups plus bags, across all groups: a group may have a few bags only.
+mpe_status lookup(const mpe_part* parts, int32_t n, void*) {
+  int64_t work = 0;
+  for (int32_t i = 0; i < n; ++i) work += work_of(parts[i]);
+  const int64_t tasks = task_count(work, kGrain);
+  mpe::parallel(tasks, [&](int64_t t) {
+    lookup_parts(parts, n, task_begin(work, tasks, t), task_begin(work, tasks, t + 1));
   });
   return MPE_OK;
 }

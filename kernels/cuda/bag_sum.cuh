@@ -34,8 +34,9 @@ struct Work {
   int64_t unit;
   int32_t column;
 
-  __device__ explicit Work(const Lookup& k) {
-    const int64_t i = thread_index(), group = i >> k.shift;
+  // `block`: counted from the first one that works on `k`.
+  __device__ Work(const Lookup& k, uint32_t block) {
+    const int64_t i = static_cast<int64_t>(block) * blockDim.x + threadIdx.x, group = i >> k.shift;
     const int64_t part = k.parts == 1 ? 0 : group % k.parts;
     unit = k.parts == 1 ? group : group / k.parts;
     column = static_cast<int32_t>((part << k.shift) + (i & ((1 << k.shift) - 1))) * kChunk;

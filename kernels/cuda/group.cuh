@@ -34,6 +34,7 @@ struct Tables {
   int32_t dim;
   int32_t grain;  // of all rows and of the state of their elements
 
+  Tables() = default;
   explicit Tables(const mpe_group& g)
       : table(g.device_tables),
         count(g.num_tables),

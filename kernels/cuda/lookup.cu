@@ -2,6 +2,8 @@
 //
 // A bag is served by as many lanes as its rows have chunks of eight columns, so that a warp serves
 // several bags of short rows; each lane keeps kAhead rows in flight and adds them in order.
+#include <algorithm>
+
 #include "cuda/bag_sum.cuh"
 #include "cuda/kernels.h"
 #include "cuda/row.cuh"
@@ -16,31 +18,51 @@ constexpr int blocks_of() {
   return (kGrain == 1 ? 3 : 4) - (std::is_same<Format, AnyFormat>::value ? 1 : 0);
 }
 
+// Groups that one launch serves, with the first block of each. Kernels keep it where their
+// parameters lie: a copy would be indexed in local memory.
+struct Parts {
+  static constexpr int kMost = 8;
+  Lookup part[kMost];
+  uint32_t first[kMost];  // ascending; of no block where there is no part
+
+  __device__ __forceinline__ int32_t of(uint32_t block) const {
+    int32_t p = 0;
+    MPE_UNROLL
+    for (int i = 1; i < kMost; ++i) p += block >= first[i] ? 1 : 0;
+    return p;
+  }
+};
+
 template <class Format, int kGrain>
-__global__ void __launch_bounds__(kThreads, (blocks_of<Format, kGrain>())) bags_kernel(Lookup k) {
-  const Work work(k);
-  const int64_t bag = work.unit;
+__global__ void __launch_bounds__(kThreads, (blocks_of<Format, kGrain>()))
+    bags_kernel(const __grid_constant__ Parts parts) {
+  const int32_t part = parts.of(blockIdx.x);
+  const Lookup& k = parts.part[part];
+  const Work work(k, blockIdx.x - parts.first[part]);
   const int32_t c = work.column, dim = k.tables.dim;
-  if (bag >= k.bags() || c >= dim) return;
-  const int32_t t = k.table_of(bag);
+  if (work.unit >= k.bags() || c >= dim) return;
+  const int32_t bag = static_cast<int32_t>(work.unit), t = k.table_of(bag);
   const mpe_table& table = k.tables.table[t];
   if (table.pooling == MPE_pooling_none) return;
   const int32_t begin = static_cast<int32_t>(k.l.bag_offsets[bag]);
   const int32_t end = static_cast<int32_t>(k.l.bag_offsets[bag + 1]);
+  // What is known of the bag goes into few registers before the rows come: a mean of one is a sum.
+  const bool divided = table.pooling == MPE_pooling_mean && end > begin;
+  const float n = divided ? static_cast<float>(end - begin) : 1.0f;
+  const mpe_matrix m = k.out.of(table, t);
+  float* to = m.data + (bag - t * k.l.batch_size) * m.stride + c;
   float acc[kChunk] = {};
   sum_table<Format, kGrain, kAhead>(k, table, begin, end, c, acc);
-  if (table.pooling == MPE_pooling_mean && end > begin) {
-    const float n = static_cast<float>(end - begin);
+  if (n != 1.0f) {
     for (int j = 0; j < kChunk; ++j) acc[j] /= n;
   }
-  const mpe_matrix m = k.out.of(table, t);
-  store_floats(m.data + (bag - t * k.l.batch_size) * m.stride + c, dim - c, acc);
+  store_floats(to, dim - c, acc);
 }
 
 // Tables without pooling: every lookup is a bag of one.
 template <int kGrain>
 __global__ void lookups_kernel(Lookup k) {
-  const Work work(k);
+  const Work work(k, blockIdx.x);
   const int64_t p = work.unit;
   const int32_t c = work.column, dim = k.tables.dim;
   if (p >= k.l.bag_offsets[k.bags()] || c >= dim) return;
@@ -143,41 +165,92 @@ Lookup make_lookup(const mpe_group& g, const mpe_lookups& l, const int32_t* slot
   return Lookup{Tables(g), l, cached, slots, Outputs{out}, slotted, weighted, shift, parts};
 }
 
-template <int kGrain>
-mpe_status launch_lookup(const mpe_group& g, const Lookup& k, void* stream) {
-  const mpe_table* first = nullptr;  // that is pooled
-  bool same = true, unpooled = false;
-  for (int32_t t = 0; t < g.num_tables; ++t) {
-    const mpe_table& table = g.tables[t];
-    if (table.pooling == MPE_pooling_none) {
-      unpooled = true;
-      continue;
+// The pooled tables of several groups, gathered for launches of one kernel.
+class Launches {
+ public:
+  explicit Launches(void* stream) : stream_(stream) {}
+
+  mpe_status add(const mpe_group& g, const Lookup& k) {
+    const int64_t lanes = static_cast<int64_t>(k.parts) << k.shift;
+    const int64_t blocks = ceil_div(lanes * g.num_tables * k.l.batch_size, kThreads);
+    const int32_t format = format_of(g);
+    if (format == kNone || blocks == 0) return MPE_OK;
+    if (count_ == Parts::kMost || blocks_ + blocks > INT32_MAX) MPE_TRY(run());
+    format_ = count_ == 0 || format == format_ ? format : kSeveral;
+    grain_ = count_ == 0 || k.tables.grain < grain_ ? k.tables.grain : grain_;
+    parts_.part[count_] = k;
+    parts_.first[count_] = static_cast<uint32_t>(blocks_);
+    blocks_ += blocks;
+    ++count_;
+    return MPE_OK;
+  }
+  mpe_status run() {
+    if (count_ == 0) return MPE_OK;
+    for (int32_t i = count_; i < Parts::kMost; ++i) parts_.first[i] = UINT32_MAX;
+    const mpe_status status = grain_ == kChunk       ? launch_grain<kChunk>()
+                              : grain_ == kHalfChunk ? launch_grain<kHalfChunk>()
+                                                     : launch_grain<1>();
+    count_ = 0;
+    blocks_ = 0;
+    return status;
+  }
+
+ private:
+  static constexpr int32_t kNone = -1, kSeveral = -2;
+
+  // The format of all pooled tables.
+  static int32_t format_of(const mpe_group& g) {
+    int32_t format = kNone;
+    for (int32_t t = 0; t < g.num_tables; ++t) {
+      const mpe_table& table = g.tables[t];
+      if (table.pooling == MPE_pooling_none || table.precision == format) continue;
+      if (format != kNone) return kSeveral;
+      format = table.precision;
     }
-    first = first != nullptr ? first : &table;
-    same = same && table.precision == first->precision;
+    return format;
   }
-  const int64_t lanes = static_cast<int64_t>(k.parts) << k.shift;
-  const int64_t bags = g.num_tables * k.l.batch_size;
-  if (first != nullptr && same) {
-    MPE_TRY(with_format(first->precision, [&](auto f) {
-      return launch("lookup", stream, lanes * bags, bags_kernel<typename decltype(f)::type, kGrain>,
-                    k);
-    }));
-  } else if (first != nullptr) {
-    MPE_TRY(launch("lookup", stream, lanes * bags, bags_kernel<AnyFormat, kGrain>, k));
+  template <int kGrain>
+  mpe_status launch_grain() const {
+    if (format_ == kSeveral) return launch_kernel(bags_kernel<AnyFormat, kGrain>);
+    return with_format(format_, [&](auto f) {
+      return launch_kernel(bags_kernel<typename decltype(f)::type, kGrain>);
+    });
   }
-  if (!unpooled) return MPE_OK;
-  return launch("lookup", stream, lanes * k.l.n, lookups_kernel<kGrain>, k);
+  mpe_status launch_kernel(void (*kernel)(Parts)) const {
+    return launch_blocks("lookup", stream_, blocks_, kThreads, kernel, parts_);
+  }
+
+  void* stream_;
+  Parts parts_{};
+  int64_t blocks_ = 0;
+  int32_t count_ = 0, format_ = kNone, grain_ = kChunk;
+};
+
+mpe_status launch_unpooled(const mpe_group& g, const Lookup& k, void* stream) {
+  const auto unpooled = [](const mpe_table& t) { return t.pooling == MPE_pooling_none; };
+  if (std::none_of(g.tables, g.tables + g.num_tables, unpooled)) return MPE_OK;
+  const int64_t threads = (static_cast<int64_t>(k.parts) << k.shift) * k.l.n;
+  const auto kernel = k.tables.grain == kChunk       ? lookups_kernel<kChunk>
+                      : k.tables.grain == kHalfChunk ? lookups_kernel<kHalfChunk>
+                                                     : lookups_kernel<1>;
+  return launch("lookup", stream, threads, kernel, k);
 }
 
 }  // namespace
 
-mpe_status lookup(const mpe_group* g, const mpe_lookups* l, const int32_t* slots,
-                  const mpe_outputs* out, void* stream) {
-  const Lookup k = make_lookup(*g, *l, slots, *out);
-  if (k.tables.grain == kChunk) return launch_lookup<kChunk>(*g, k, stream);
-  if (k.tables.grain == kHalfChunk) return launch_lookup<kHalfChunk>(*g, k, stream);
-  return launch_lookup<1>(*g, k, stream);
+// One launch serves all groups, in the kernel of the smallest grain: halves of chunks cost aligned
+// rows little. Rows that are not aligned at all have a launch of their own, for they are loaded
+// column by column, and in one kernel with them so would all others be.
+mpe_status lookup(const mpe_part* parts, int32_t n, void* stream) {
+  Launches aligned(stream), others(stream);
+  for (int32_t i = 0; i < n; ++i) {
+    const mpe_part& p = parts[i];
+    const Lookup k = make_lookup(*p.group, *p.lookups, p.slots, *p.outputs);
+    MPE_TRY((k.tables.grain > 1 ? aligned : others).add(*p.group, k));
+    MPE_TRY(launch_unpooled(*p.group, k, stream));
+  }
+  MPE_TRY(aligned.run());
+  return others.run();
 }
 
 mpe_status weight_grad(const mpe_group* g, const mpe_lookups* l, const int32_t* slots,

@@ -58,7 +58,8 @@ class Trainer {
       check(d->cache_refresh(g, &b.u, n, b.slots, b.fresh, s), "cache_refresh");
       check(d->scatter_slots(&b.u, b.fresh, n, b.each, s), "scatter_slots");
     }
-    check(d->lookup(g, &b.l, each, &b.outputs, s), "lookup");
+    const mpe_part part{g, &b.l, each, &b.outputs};
+    check(d->lookup(&part, 1, s), "lookup");
     check(d->advance(c.step, s), "advance");
     check(d->weight_grad(g, &b.l, each, &b.gradients, b.weight_grad, s), "weight_grad");
     const mpe_optimizer optimizer{o_.optimizer, o_.decay, host_lr, 1e-8f, 0.01f, device_lr};

@@ -96,7 +96,8 @@ class Play {
     same("positions", valid, [&](int i) { return batch_[i]->u.positions; });
     if (o_.policy >= 0) admit(n);
     both("lookup", [&](int i) {
-      return door(i)->lookup(group(i), &batch_[i]->l, each(i), &batch_[i]->outputs, nullptr);
+      const mpe_part part{group(i), &batch_[i]->l, each(i), &batch_[i]->outputs};
+      return door(i)->lookup(&part, 1, nullptr);
     });
     const int64_t room = n > o_.batch_size ? n : o_.batch_size;
     same("output", room * sides_[0]->width(), [&](int i) { return batch_[i]->out; });

@@ -23,7 +23,7 @@ NAMES: tuple[str, ...] = (
     "rows",
     "sets",
 )
-NAMES += ("rounding", "decay", "drop", "state_format", "copies")
+NAMES += ("rounding", "decay", "drop", "state_format", "copies", "format")
 DIMS = (1, 3, 8, 9, 16, 17, 24, 32, 33, 40, 64, 65, 100, 128, 200, 256, 257, 300)
 
 
@@ -52,6 +52,7 @@ def cases(count: int, seed: int) -> Iterator[dict[str, int]]:
             "drop": draw.randrange(2),
             "state_format": draw.choice([0, 2]),
             "copies": 1,
+            "format": -1,
         }
 
 
@@ -66,7 +67,7 @@ class Door:
         self.library = ctypes.CDLL(str(library))
         cuda = self.library if other is None else ctypes.CDLL(str(other))
         core.mpe_cpu_backend.restype = cuda.mpe_cuda_backend.restype = ctypes.c_void_p
-        for name in ("play", "far_rows", "no_memory", "launches"):
+        for name in ("play", "groups", "far_rows", "no_memory", "launches"):
             if hasattr(self.library, name):  # the last two need the emulation
                 getattr(self.library, name).restype = ctypes.c_char_p
         self.backends = [
@@ -84,6 +85,12 @@ class Door:
         """Return what differed, or nothing."""
         options = Options(**case)
         report: bytes = self.library.play(*self.backends, ctypes.byref(options))
+        return report.decode()
+
+    def groups(self, case: dict[str, int]) -> str:
+        """Return what differed between lookups of many groups and of each, or nothing."""
+        options = Options(**case)
+        report: bytes = self.library.groups(*self.backends, ctypes.byref(options))
         return report.decode()
 
     def far_rows(self, mapped: bool) -> str:
@@ -105,7 +112,7 @@ def main() -> None:
     door = Door(Path(sys.argv[1]))
     count, seed = (int(word) for word in [*sys.argv[2:], "20", "0"][:2])
     for number, case in enumerate(cases(count, seed)):
-        if report := door.play(case):
+        if report := door.play(case) + (door.groups(case) if number % 4 == 0 else ""):
             sys.exit(f"case {number}, {case}:\n{report}")
     print(f"{count} plays, every byte equal")
 

@@ -18,6 +18,7 @@ struct Options {
   uint64_t seed;
   int32_t dim, steps, optimizer, policy, batch_size, longest, rows, sets, rounding, decay, drop;
   int32_t state_format, copies;
+  int32_t format;  // of all tables, or -1: one table each
 };
 
 inline std::string g_report;  // what differed or failed
@@ -67,7 +68,7 @@ class Side {
 
 inline const mpe_error kNoError = MPE_NO_ERROR;
 
-// A group of one table a format and pooling, and its cache.
+// A group of one table a format and pooling (and copy), and its cache.
 struct Collection {
   Side side;
   std::vector<mpe_table> tables;
@@ -78,10 +79,11 @@ struct Collection {
 
   Collection(const mpe_backend* backend, const Options& o) : side(backend) {
     int64_t base = 0, column = 0;
-    for (int32_t i = 0; i < MPE_NUM_FORMATS * MPE_NUM_POOLINGS * o.copies; ++i) {
+    const int32_t formats = o.format < 0 ? MPE_NUM_FORMATS : 1;
+    for (int32_t i = 0; i < formats * MPE_NUM_POOLINGS * o.copies; ++i) {
       mpe_table t{};
-      t.precision = i % MPE_NUM_FORMATS;
-      t.pooling = i / MPE_NUM_FORMATS % MPE_NUM_POOLINGS;
+      t.precision = o.format < 0 ? i % formats : o.format;
+      t.pooling = i / formats % MPE_NUM_POOLINGS;
       t.num_rows = o.rows + i % 21;
       t.base = base;
       t.table_id = t.feature = i;

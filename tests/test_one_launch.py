@@ -1,0 +1,92 @@
+"""The forward of a collection on a device: one launch for its tables of all dimensions."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cuda_backend
+import numpy as np
+import pytest
+
+import mpembed as mpe
+from mpembed import _core
+
+pytestmark = pytest.mark.gpu
+BATCH = 5
+# Dimensions and launches: rows whose columns are not aligned have a launch of their own, and one
+# launch serves eight dimensions.
+CASES = [
+    ((8, 16, 64), 1),
+    ((64, 20, 4), 1),
+    ((3, 5, 7), 1),
+    ((64, 3, 16), 2),
+    (tuple(range(4, 40, 4)), 2),
+]
+
+
+def make(dims: Sequence[int], formats: Sequence[str], device: str, cached: bool) -> Any:
+    tables = [
+        mpe.TableConfig(f"t{i}", 30, dim, formats[i % len(formats)], ("sum", "mean")[i // 2 % 2])
+        for i, dim in enumerate([*dims, *dims])
+    ]
+    cache = mpe.CacheConfig(num_sets=1, policy="lru") if cached else None
+    return mpe.EmbeddingBagCollection(
+        tables, cache=cache, optimizer=mpe.RowwiseAdagrad(0.1), device=device
+    )
+
+
+def batch(tables: int) -> list[Any]:
+    random = np.random.default_rng(3)
+    offsets = np.append(0, np.cumsum(random.integers(0, 5, tables * BATCH)))
+    indices = random.integers(0, 30, offsets[-1])
+    return [indices, offsets, random.random(offsets[-1], np.float32)]
+
+
+class Counted:
+    """Calls of the door's `lookup`, and their launches where the emulation counts them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.launches: list[int] = []
+        self.real = _core.lookup
+        self.count: Callable[[], int] = int  # always 0
+        if cuda_backend.choice() == "emulation":
+            from mpembed import _cuda
+
+            counter = ctypes.CDLL(_cuda.__file__).simt_launches
+            counter.restype = ctypes.c_int64
+            self.count = counter
+        monkeypatch.setattr(_core, "lookup", self)
+
+    def __call__(self, *arguments: Any) -> None:
+        before = self.count()
+        self.real(*arguments)
+        self.launches.append(self.count() - before)
+
+
+@pytest.mark.parametrize("formats", [("int4",), ("int4", "fp16", "int8")], ids=["one", "several"])
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(("dims", "launches"), CASES)
+def test_launches_of_a_forward(
+    dims: Sequence[int],
+    launches: int,
+    formats: Sequence[str],
+    cached: bool,
+    cuda: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, there = (make(dims, formats, device, cached) for device in ("cpu", cuda))
+    arrays = batch(2 * len(dims))
+    sent = [mpe.to_device(array, cuda) for array in arrays]
+    counted = Counted(monkeypatch)
+    for training in (True, False):
+        expected = here.forward(*arrays, training=training)
+        counted.launches.clear()
+        out = there.forward(*sent, training=training)
+        emulated = cuda_backend.choice() == "emulation"
+        assert counted.launches == [launches if emulated else 0]
+        np.testing.assert_array_equal(out.numpy(), expected, strict=True)
+        if training:
+            here.backward(np.ones_like(expected))
+            there.backward(mpe.to_device(np.ones_like(expected), cuda))
