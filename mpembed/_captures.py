@@ -34,6 +34,15 @@ def refuse_batch(indices: Any, *, unpooled_of_several: bool) -> None:
         )
 
 
+def needs_out(call: str, out: Any) -> Refuse:
+    """Return what refuses a call that a graph would have to own the result of."""
+
+    def refuse(on: Stream) -> None:
+        refuse_result(call, out)
+
+    return refuse
+
+
 def refuse_result(call: str, out: Any) -> None:
     """Raise RuntimeError where a graph would have to own what a call returns."""
     if out is None:

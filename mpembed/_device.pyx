@@ -115,6 +115,7 @@ cdef class Device:
         """
         cdef Stream made
         if given is None:
+            self.ordinary.ask()  # while a stream is captured that it would wait for: an error
             return self.ordinary
         if self.immediate:
             raise ValueError("stream must be None on the CPU")
