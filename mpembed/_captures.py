@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mpembed._device import Stream
+from mpembed._device import Calls, Stream
 
 Refuse = Callable[[Stream], None]
 GRAPH = "in a CUDA graph"
@@ -18,6 +18,15 @@ def waits(call: str) -> Refuse:
         )
 
     return refuse
+
+
+def refuse_unsent(calls: Calls) -> None:
+    """Raise RuntimeError where the device has not been told the learning rate yet."""
+    if calls.later is not None:
+        raise RuntimeError(
+            f"the learning rate was set and is not on the device yet, which cannot be done {GRAPH}:"
+            " call emb.check() after setting lr and before capturing"
+        )
 
 
 def refuse_batch(indices: Any, *, unpooled_of_several: bool) -> None:

@@ -158,6 +158,7 @@ class OpenTickets:
 
     def refuse_backward(self, ticket: Ticket | None, out: Any, on: Stream) -> None:
         """Raise RuntimeError for a backward that cannot be captured."""
+        _captures.refuse_unsent(self.calls)
         used = self.ticket_for_backward(ticket, on)
         if used._capture == 0:
             raise RuntimeError(
