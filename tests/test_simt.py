@@ -116,6 +116,7 @@ FAULTS = {
     "exits_later": r"names lanes that have exited \(0x00000080|lane 7 of the mask 0xffffffff exits",
     "no_such_lane": r"names lanes that the block does not have \(it has 0x0000ffff",
     "bad_width": r"__shfl_down_sync: the width 3 is no power of two",
+    "destroyed_stream": r"stream 0x[0-9a-f]+ was destroyed",
     "barrier_and_collective": r"(?s)deadlock.* 2 thread\(s\)[^\n]* wait in __syncwarp, mask 0xfff"
     r".* 62 thread\(s\)[^\n]* wait in __syncthreads",
     "different_barriers": r"__syncthreads: other threads of the block are at a different barrier",
