@@ -18,9 +18,7 @@ BYTE = DTYPES["uint8"]
 Output = Any  # an array, or a dict of table name -> array
 
 
-def begin(
-    values: Any, name: str, stream: Any, refuse: _captures.Refuse
-) -> tuple[Stream, View]:
+def begin(values: Any, name: str, stream: Any, refuse: _captures.Refuse) -> tuple[Stream, View]:
     """Return where a stateless call happens, which its first array decides, and that array.
 
     `refuse` is called with the stream if the call would be captured, before anything is queued.

@@ -1,4 +1,4 @@
-"""The kernels of `mpembed.ops` in a capture: what a graph cannot have is refused, and adds nothing."""
+"""The kernels of `mpembed.ops` in a capture: what a graph cannot have adds nothing to it."""
 
 from __future__ import annotations
 

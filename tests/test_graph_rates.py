@@ -1,4 +1,4 @@
-"""Learning rates and graphs: set for all collections or for none, and never in somebody's capture."""
+"""Learning rates and graphs: set for all collections or for none."""
 
 from __future__ import annotations
 
