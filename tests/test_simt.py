@@ -116,7 +116,6 @@ FAULTS = {
     "exits_later": r"names lanes that have exited \(0x00000080|lane 7 of the mask 0xffffffff exits",
     "no_such_lane": r"names lanes that the block does not have \(it has 0x0000ffff",
     "bad_width": r"__shfl_down_sync: the width 3 is no power of two",
-    "destroyed_stream": r"stream 0x[0-9a-f]+ was destroyed",
     "barrier_and_collective": r"(?s)deadlock.* 2 thread\(s\)[^\n]* wait in __syncwarp, mask 0xfff"
     r".* 62 thread\(s\)[^\n]* wait in __syncthreads",
     "different_barriers": r"__syncthreads: other threads of the block are at a different barrier",
@@ -127,6 +126,12 @@ WHERE = (
     r"SIMT fault in \(anonymous namespace\)::mistake\(int, int\*\), "
     r"block \(0,0,0\), thread \(\d+,0,0\)"
 )
+
+
+def test_asking_a_destroyed_stream_aborts(plain: Path) -> None:
+    done = run(plain, "fault_destroyed_stream")
+    assert done.returncode == -signal.SIGABRT, done.stderr
+    assert re.search(r"stream 0x[0-9a-f]+ was destroyed", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize("environment", [SCHEDULES[0], SCHEDULES[1]], ids=["lockstep", "random"])
