@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mpembed._device import Stream
+from mpembed._device import Calls, Stream
 
 Refuse = Callable[[Stream], None]
 GRAPH = "in a CUDA graph"
@@ -20,6 +20,15 @@ def waits(call: str) -> Refuse:
     return refuse
 
 
+def refuse_unsent(calls: Calls) -> None:
+    """Raise RuntimeError where the device has not been told the learning rate yet."""
+    if calls.later is not None:
+        raise RuntimeError(
+            f"the learning rate was set and is not on the device yet, which cannot be done {GRAPH}:"
+            " call emb.check() after setting lr and before capturing"
+        )
+
+
 def refuse_batch(indices: Any, *, unpooled_of_several: bool) -> None:
     """Raise RuntimeError for a batch whose shapes a device has to be asked for."""
     if isinstance(indices, Mapping):
@@ -32,6 +41,15 @@ def refuse_batch(indices: Any, *, unpooled_of_several: bool) -> None:
             f"a forward of several tables with pooling='none' among them cannot be captured "
             f"{GRAPH}: its shapes depend on the offsets"
         )
+
+
+def needs_out(call: str, out: Any) -> Refuse:
+    """Return what refuses a call that a graph would have to own the result of."""
+
+    def refuse(on: Stream) -> None:
+        refuse_result(call, out)
+
+    return refuse
 
 
 def refuse_result(call: str, out: Any) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from mpembed import _core, registry
+from mpembed import _captures, _core, registry
 from mpembed._checks import integer
 from mpembed._device import Stream
 from mpembed._inputs import BYTE, FLOAT, begin, draw_key, packed_rows, result_view, storable
@@ -12,8 +12,10 @@ from mpembed._view import DTYPES, View, require
 from mpembed.registry import MAX_DIM
 
 
-def _matrix(values: Any, name: str, kinds: int, stream: Any) -> tuple[Stream, View, int, int]:
-    on, checked = begin(values, name, stream)
+def _matrix(
+    values: Any, name: str, kinds: int, stream: Any, call: str
+) -> tuple[Stream, View, int, int]:
+    on, checked = begin(values, name, stream, _captures.waits(call))
     require(checked, kinds, 2)
     rows, dim = checked.shape
     integer(f"columns of {name}", dim, 1, MAX_DIM)
@@ -56,7 +58,7 @@ def quantize(
     fmt = registry.choose("precision", precision, registry.FORMATS)
     mode = registry.choose("rounding", rounding, registry.ROUNDINGS)
     seed, step = draw_key(seed, step)
-    on, source, rows, dim = _matrix(x, "x", FLOAT, stream)
+    on, source, rows, dim = _matrix(x, "x", FLOAT, stream, "quantize")
     shape = rows, registry.row_bytes(precision, dim)
     result, target = result_view(out, shape, np.uint8, BYTE, on, source)
     storable(source, rows, dim, precision, "x", on)
@@ -82,7 +84,7 @@ def dequantize(rows: Any, precision: str, dim: int, *, out: Any = None, stream: 
     """
     fmt = registry.choose("precision", precision, registry.FORMATS)
     dim = integer("dim", dim, 1, MAX_DIM)
-    on, source = begin(rows, "rows", stream)
+    on, source = begin(rows, "rows", stream, _captures.needs_out("dequantize", out))
     n = packed_rows(source, precision, dim).shape[0]
     result, target = result_view(out, (n, dim), np.float32, FLOAT, on, source)
     _core.dequantize(source, n, dim, fmt, target, on)
@@ -122,7 +124,7 @@ def unpack_int2(packed: Any, dim: int, *, out: Any = None, stream: Any = None) -
 
 
 def _pack(codes: Any, bits: int, out: Any, stream: Any) -> Any:
-    on, source, rows, dim = _matrix(codes, "codes", BYTE, stream)
+    on, source, rows, dim = _matrix(codes, "codes", BYTE, stream, f"pack_int{bits}")
     found = _core.oversized_code(source, bits, on)
     if found is not None:
         raise ValueError(f"codes must be below {1 << bits}, got {found[1]} at {found[0]}")
@@ -133,7 +135,7 @@ def _pack(codes: Any, bits: int, out: Any, stream: Any) -> Any:
 
 def _unpack(packed: Any, dim: int, bits: int, out: Any, stream: Any) -> Any:
     dim = integer("dim", dim, 1, MAX_DIM)
-    on, source = begin(packed, "packed", stream)
+    on, source = begin(packed, "packed", stream, _captures.needs_out(f"unpack_int{bits}", out))
     require(source, BYTE, 2)
     rows, width = source.shape
     if width != -(-dim * bits // 8):
@@ -167,7 +169,7 @@ def stochastic_round(
     kinds = {"fp16": DTYPES["float16"], "bf16": DTYPES["bfloat16"] | DTYPES["uint16"]}
     registry.choose("precision", precision, dict.fromkeys(kinds, 0))
     seed, step = draw_key(seed, step)
-    on, source = begin(x, "x", stream)
+    on, source = begin(x, "x", stream, _captures.waits("stochastic_round"))
     require(source, FLOAT)
     dtype = np.float16 if precision == "fp16" else np.uint16
     result, target = result_view(out, source.shape, dtype, kinds[precision], on, source)

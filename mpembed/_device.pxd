@@ -69,6 +69,7 @@ cdef class Calls:
     cdef void* launched  # behind the last launch of a graph; NULL before the first capture
     cdef Stream graph  # of the last call that was captured; None once that is known to be over
     cdef uint64_t capture  # its number
+    cdef public object later  # is called with the stream of the next call outside of captures
     cdef int depth
     cdef int32_t previous
 
@@ -76,6 +77,7 @@ cdef class Calls:
     cpdef Call again(self, object refuse=?)
     cdef int begin(self, Stream on, object refuse) except -1
     cdef int start(self, Stream on, object refuse) except -1
+    cdef int do_later(self, Stream on) except -1
     cdef int order(self, Stream on) except -1
     cdef int order_in_graph(self, Stream on) except -1
     cdef bint is_captured(self) except -1

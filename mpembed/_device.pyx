@@ -115,6 +115,7 @@ cdef class Device:
         """
         cdef Stream made
         if given is None:
+            self.ordinary.ask()  # while a stream is captured that it would wait for: an error
             return self.ordinary
         if self.immediate:
             raise ValueError("stream must be None on the CPU")
@@ -177,8 +178,6 @@ cdef class Stream:
         status = self.device.kernels.capturing(self.handle, &capture)
         self.device.leave(previous, status, "asking for captures")
         self.capture = capture
-        if capture != 0:
-            note_captured(self)
         return 0
 
     cdef int refuse_capture(self, str what) except -1:
@@ -248,26 +247,6 @@ cdef Stream stream_at(Device device, void* handle, object owner=None):
     # Two names of the same stream, of which one is as good as the other.
     made.handle = NULL if <uintptr_t>handle == 1 else handle
     return made
-
-
-cdef list captured = []  # streams that were captured when last asked
-
-
-cdef int note_captured(Stream stream) except -1:
-    for known in captured:
-        if (<Stream>known).handle == stream.handle:
-            return 0
-    captured.append(stream_at(stream.device, stream.handle, stream.owner))
-    return 0
-
-
-cdef bint capture_goes_on() except -1:
-    """Whether one of them still is: then device memory must not be freed, whoever's it is."""
-    global captured
-    before, captured = captured, []
-    for stream in before or ():
-        (<Stream>stream).ask()  # notes it again
-    return len(captured) > 0
 
 
 include "_device_memory.pxi"

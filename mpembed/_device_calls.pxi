@@ -31,6 +31,11 @@ cdef class Calls:
             self.device.kernels.destroy_event(self.launched)
         self.device.leave(previous, MPE_OK, "")
 
+    @property
+    def was_captured(self):
+        """Whether a capture has taken calls."""
+        return self.launched != NULL
+
     cpdef Call on(self, object stream, object refuse=None):
         """Return the context of a call on a caller's stream.
 
@@ -72,12 +77,25 @@ cdef class Calls:
         if on.capture == 0:
             self.order(on)
             self.last = on  # the same stream too: this object may be what keeps it
+            self.do_later(on)
         else:
             if refuse is not None:
                 refuse(on)
             self.order_in_graph(on)
             self.graph, self.capture = on, on.capture
         self.now = on
+        return 0
+
+    cdef int do_later(self, Stream on) except -1:
+        later, self.later = self.later, None
+        if later is None:
+            return 0
+        try:
+            later(on)
+        except BaseException:
+            if self.later is None:
+                self.later = later
+            raise
         return 0
 
     cdef int order(self, Stream on) except -1:

@@ -44,9 +44,7 @@ cdef class Memory:
             PyMem_RawFree(self.data)
             return
         previous = self.device.enter()
-        if self.placement >= 0 and capture_goes_on():
-            waiting.append(same_memory(self))
-        elif self.placement >= 0:
+        if self.placement >= 0:
             with nogil:
                 self.device.kernels.release(self.data, self.placement)
         elif self.may_go_back():

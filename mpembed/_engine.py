@@ -4,6 +4,7 @@ The collection checks what callers pass; this class keeps the invariants: the wr
 every call that may write, rows of open tickets are pinned, a slot is unpinned exactly once.
 """
 
+from functools import partial
 from typing import Any
 
 from mpembed import _captures, _core, _inputs, optim
@@ -273,11 +274,23 @@ class Engine(OpenTickets):
         if training:
             self.refuse_admission(indices, on)
 
-    def send_lr(self, lr: float) -> None:
-        """Let graphs use this learning rate from their next launch on."""
+    def ask_lr(self) -> None:
+        """Raise RuntimeError where graphs of this collection cannot be given another rate now."""
+        if self.calls.was_captured:
+            with self.calls.again(_refuse_lr):
+                pass
 
-        def refuse(on: Stream) -> None:
-            raise RuntimeError(f"the learning rate cannot be set {_captures.GRAPH}")
+    def take_lr(self, lr: float) -> None:
+        """Let graphs use this learning rate from their next launch on.
 
-        with self.calls.again(refuse) as on:
-            self.clock.set_lr(lr, on)
+        Before the first of them it is the next call that sends it: that need not come at all, and
+        the stream of the one before may be gone.
+        """
+        self.calls.later = partial(self.clock.set_lr, lr)
+        if self.calls.was_captured:
+            with self.calls.again(_refuse_lr):
+                pass
+
+
+def _refuse_lr(on: Stream) -> None:
+    raise RuntimeError(f"the learning rate cannot be set {_captures.GRAPH}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mpembed import _arrays, _core, devices, registry
+from mpembed import _arrays, _captures, _core, devices, registry
 from mpembed._checks import integer
 from mpembed._device import Stream
 from mpembed._dlpack import device_pair, view
@@ -18,13 +18,18 @@ BYTE = DTYPES["uint8"]
 Output = Any  # an array, or a dict of table name -> array
 
 
-def begin(values: Any, name: str, stream: Any) -> tuple[Stream, View]:
-    """Return where a stateless call happens, which its first array decides, and that array."""
+def begin(values: Any, name: str, stream: Any, refuse: _captures.Refuse) -> tuple[Stream, View]:
+    """Return where a stateless call happens, which its first array decides, and that array.
+
+    `refuse` is called with the stream if the call would be captured, before anything is queued.
+    """
     try:
         device = devices.of_dlpack(*device_pair(values, name))
     except RuntimeError as error:
         raise BufferError(f"{name}: is on a CUDA device, but {error}") from None
     on = device.stream(stream)
+    if on.capture != 0:
+        refuse(on)
     return on, view(values, name, on)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from mpembed import _arrays, _core, registry
+from mpembed import _arrays, _captures, _core, registry
 from mpembed._checks import integer
 from mpembed._device import Stream
 from mpembed._dlpack import view
@@ -42,7 +42,7 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
     positions : numpy.ndarray (N,), int32
         Ascending within a row.
     """
-    on, source = begin(indices, "indices", stream)
+    on, source = begin(indices, "indices", stream, _captures.waits("unique_rows"))
     require(source, INDEX, 1)
     n = integer("the number of indices", source.size, 0, 2**31 - 1)
     keys = _keys(indices, source, "indices", 2**63 - 1, on)
@@ -118,7 +118,7 @@ def cache_lookup(tags: Any, rows: Any, *, out: Any = None, stream: Any = None) -
     numpy.ndarray (N,), int32
         set * ways + way, or -1 where the row is not cached.
     """
-    on, table = begin(tags, "tags", stream)
+    on, table = begin(tags, "tags", stream, _captures.waits("cache_lookup"))
     require(table, DTYPES["uint64"], 2)
     sets, ways = table.shape
     integer("sets of tags", sets, 1, 2**31 - 1)
@@ -171,7 +171,7 @@ def embedding_bag(
     mode = registry.choose("pooling", pooling, registry.POOLINGS)
     fmt = registry.choose("precision", precision, registry.FORMATS)
     dim = integer("dim", dim, 1, MAX_DIM)
-    on, table = begin(rows, "rows", stream)
+    on, table = begin(rows, "rows", stream, _captures.waits("embedding_bag"))
     packed_rows(table, precision, dim)
     batch = make_batch_of_one(indices, offsets, per_sample_weights, on)
     count = batch.num_indices if pooling == "none" else batch.batch_size

@@ -26,7 +26,7 @@ class OpenTickets:
     @property
     def workspace(self) -> int:
         """Bytes held by open batches."""
-        return sum(ticket.nbytes for ticket in self._open)
+        return sum(ticket.nbytes for ticket in [*self._open, *self._abandoned])
 
     def ticket_for_backward(self, ticket: Ticket | None, on: Stream) -> Ticket:
         """Return the open ticket of a forward, by default the latest one's."""
@@ -82,17 +82,25 @@ class OpenTickets:
             self.close(ticket)
         except RuntimeError:  # or in a child forked at a bad moment, which never closes it
             if ticket.open:
+                self._forget(ticket)  # a weak set still has what its `__del__` has revived
                 self._abandoned.append(ticket)
 
     def _settle(self, on: Stream) -> None:
         """Forget what captures that are over left open, and close what waited for their end."""
         lost = [ticket for ticket in self._captured if ticket._capture != on.capture]
         if on.capture == 0 and self._abandoned:
-            abandoned, self._abandoned = self._abandoned, []
-            for ticket in abandoned:
-                self.close(ticket)
+            self._close_abandoned()
         if lost:
             self._lose(lost)
+
+    def _close_abandoned(self) -> None:
+        abandoned, self._abandoned = self._abandoned, []  # to close one asks for them again
+        try:
+            while abandoned:
+                self.close(abandoned[-1])
+                abandoned.pop()
+        finally:
+            self._abandoned.extend(abandoned)
 
     def _lose(self, tickets: list[Ticket]) -> None:
         """Forget tickets of a capture that is over: their memory is its graph's."""
@@ -134,6 +142,7 @@ class OpenTickets:
     def refuse_admission(self, indices: Any, on: Stream) -> None:
         """Raise RuntimeError where a capture would have to take over what was opened outside."""
         _captures.refuse_batch(indices, unpooled_of_several=False)
+        _captures.refuse_unsent(self.calls)
         self._settle(on)
         implicit = self._implicit
         if implicit is not None and implicit.open and implicit._capture == 0:
@@ -149,6 +158,7 @@ class OpenTickets:
 
     def refuse_backward(self, ticket: Ticket | None, out: Any, on: Stream) -> None:
         """Raise RuntimeError for a backward that cannot be captured."""
+        _captures.refuse_unsent(self.calls)
         used = self.ticket_for_backward(ticket, on)
         if used._capture == 0:
             raise RuntimeError(

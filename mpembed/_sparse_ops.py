@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mpembed import _core, optim, registry
+from mpembed import _captures, _core, optim, registry
 from mpembed._checks import integer
 from mpembed._device import Stream
 from mpembed._dlpack import view
@@ -98,7 +98,7 @@ def _apply(
     fmt = registry.choose("precision", precision, registry.FORMATS)
     mode = registry.choose("rounding", rounding, registry.ROUNDINGS)
     seed, step = draw_key(seed, step)
-    on, source = begin(weights, "weights", stream)
+    on, source = begin(weights, "weights", stream, _captures.waits(f"{optimizer.name}_"))
     table, columns = _table(source, precision, dim)
     ids = view(rows, "rows", on)
     require(ids, INDEX, 1)

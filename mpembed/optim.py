@@ -1,6 +1,7 @@
 """Fused optimizers: settings only; the arithmetic is in ``include/mpembed/optim/``."""
 
 import weakref
+from contextlib import ExitStack
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,8 +15,11 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 class Follower(Protocol):
     """Whoever keeps a copy of a learning rate."""
 
-    def send_lr(self, lr: float) -> None:
-        """Use another learning rate from now on, or raise."""
+    def ask_lr(self) -> None:
+        """Raise where the learning rate cannot be changed now."""
+
+    def take_lr(self, lr: float) -> None:
+        """Use another learning rate from now on."""
 
 
 class Optimizer:
@@ -54,9 +58,13 @@ class Optimizer:
     @lr.setter
     def lr(self, value: float) -> None:
         checked = finite("lr", value, 0.0, _FLOAT_MAX)
-        for follower in list(_followers.get(self, ())):
-            follower.send_lr(checked)
+        followers = list(_followers.get(self, ()))
+        for follower in followers:  # all before any: one that refuses leaves everything as it was
+            follower.ask_lr()
         self._lr = checked
+        with ExitStack() as each:  # the others too where one fails
+            for follower in followers:
+                each.callback(follower.take_lr, checked)
 
     @property
     def eps(self) -> float:
@@ -113,8 +121,8 @@ _followers = weakref.WeakKeyDictionary()
 
 def follow(optimizer: Optimizer, follower: Follower) -> None:
     """Tell a follower the learning rate, now and whenever it changes, as long as it lives."""
-    follower.send_lr(optimizer.lr)
     _followers.setdefault(optimizer, weakref.WeakSet()).add(follower)
+    follower.take_lr(optimizer.lr)
 
 
 class SGD(Optimizer):

@@ -211,6 +211,13 @@ __global__ void too_much_shared() {
 CHECK(fault_too_much_shared) { start(too_much_shared, 1, 1); }
 #endif
 
+CHECK(fault_destroyed_stream) {
+  cudaStream_t stream;
+  cudaStreamCaptureStatus status;
+  EXPECT(cudaStreamCreate(&stream) == cudaSuccess && cudaStreamDestroy(stream) == cudaSuccess);
+  cudaStreamIsCapturing(stream, &status);
+}
+
 __global__ void ends(int how, int* out) {
   if (threadIdx.x == 40) {
     assert(how != 1);

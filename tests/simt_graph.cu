@@ -214,6 +214,22 @@ CHECK(graph_modes) {
          cudaErrorStreamCaptureUnsupported);
 }
 
+// A relaxed thread may do what captures forbid the others; it says so itself.
+CHECK(graph_thread_mode) {
+  int *p, *host;
+  const cudaStream_t stream = captured(), other = new_stream();
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  EXPECT(cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess);
+  EXPECT(mode == cudaStreamCaptureModeGlobal);
+  EXPECT(cudaMalloc(&p, 4) == cudaSuccess && cudaFree(p) == cudaSuccess);
+  EXPECT(cudaHostAlloc(&host, 4, 0) == cudaSuccess && cudaFreeHost(host) == cudaSuccess);
+  EXPECT(cudaStreamSynchronize(other) == cudaSuccess);
+  EXPECT(cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess);
+  EXPECT(mode == cudaStreamCaptureModeRelaxed);
+  EXPECT(status_of(stream) == cudaStreamCaptureStatusActive);
+  EXPECT_SPOILED(stream, cudaErrorStreamCaptureUnsupported, cudaMalloc(&p, 4));
+}
+
 CHECK(graph_and_the_legacy_stream) {
   Array<int> value(1);
   cudaStreamCaptureStatus status;

@@ -345,8 +345,6 @@ def test_kernels_without_a_collection(runtime: Any) -> None:
     with runtime.capture(stream) as made:
         ops.dequantize(rows, "int4", 6, out=values, stream=stream)
         ops.unpack_int4(codes, 6, out=numbers, stream=stream)
-        with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
-            ops.quantize(values, "int4", out=rows, stream=stream)
     runtime.write(rows, packed, stream)
     made[0].launch(stream)
     np.testing.assert_array_equal(values.numpy(), ops.dequantize(packed, "int4", 6))

@@ -311,6 +311,50 @@ def test_launches_have_room_for_their_pins(twins: Twins) -> None:
     assert not (tags >> np.uint64(56) & np.uint64(0x7F)).any()
 
 
+def test_dropped_tickets_count_once(twins: Twins) -> None:
+    """What is dropped in a capture is closed after it; until then it takes one place."""
+    before = twins.there.memory_report()["workspace"]
+    kept = [twins.forward(ticket=True)[1] for _ in range(60)]
+    held = twins.there.memory_report()["workspace"]
+    with twins.runtime.capture(twins.stream):
+        twins.step()
+        kept.clear()
+        gc.collect()
+        assert twins.there.memory_report()["workspace"] == held
+        tickets = [twins.forward(ticket=True)[1] for _ in range(MAX_OPEN - 60)]
+        with pytest.raises(RuntimeError, match="batches are open"):
+            twins.forward(ticket=True)
+        for ticket in tickets:
+            ticket.drop()
+    twins.there.drop_prefetched()
+    assert twins.there.memory_report()["workspace"] == before
+
+
+def test_a_close_that_fails_is_tried_again(twins: Twins, monkeypatch: Any) -> None:
+    kept = [twins.forward(ticket=True)[1] for _ in range(3)]
+    with twins.runtime.capture(twins.stream):
+        twins.step()
+        kept.clear()
+        gc.collect()
+    engine, left = twins.there._engine, [1]
+    close = type(engine).close
+
+    def fail_once(self: Any, ticket: Any) -> None:
+        if left:
+            left.pop()
+            raise MemoryError("no memory")
+        close(self, ticket)
+
+    monkeypatch.setattr(type(engine), "close", fail_once)
+    with pytest.raises(MemoryError):
+        twins.there.drop_prefetched()
+    assert len(engine._abandoned) == 3
+    twins.there.drop_prefetched()
+    assert twins.there.memory_report()["workspace"] == 0
+    tags = twins.there._storage.arrays()["cache.5.tags"].numpy()
+    assert not (tags >> np.uint64(56) & np.uint64(0x7F)).any()
+
+
 def test_the_default_stream_beside_a_blocking_one(twins: Twins) -> None:
     blocking = twins.runtime.stream(flags=0)
     twins.runtime.begin(blocking)

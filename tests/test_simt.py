@@ -128,6 +128,12 @@ WHERE = (
 )
 
 
+def test_asking_a_destroyed_stream_aborts(plain: Path) -> None:
+    done = run(plain, "fault_destroyed_stream")
+    assert done.returncode == -signal.SIGABRT, done.stderr
+    assert re.search(r"stream 0x[0-9a-f]+ was destroyed", done.stderr), done.stderr
+
+
 @pytest.mark.parametrize("environment", [SCHEDULES[0], SCHEDULES[1]], ids=["lockstep", "random"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_misuse_aborts(plain: Path, name: str, environment: dict[str, str]) -> None:

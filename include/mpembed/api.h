@@ -123,7 +123,7 @@ typedef struct mpe_batch {
 
 /* A group's share of a batch, in the order of its tables, in num_tables * batch_size bags. There
  * are bag_offsets[num_tables * batch_size] lookups; n is the room for them, on the CPU the same
- * number.
+ * number. n and num_tables * batch_size are at most INT32_MAX.
  */
 typedef struct mpe_lookups {
   int64_t n;

@@ -68,9 +68,26 @@ void keep_workspace() {
   }
 }
 
+// Lets the thread do what the captures of others would forbid it, and be ended by, to no use: what
+// is allocated, freed and waited for here is no part of a graph.
+class Uncaptured {
+ public:
+  Uncaptured() { exchange(); }
+  ~Uncaptured() { exchange(); }
+  Uncaptured(const Uncaptured&) = delete;
+  Uncaptured& operator=(const Uncaptured&) = delete;
+
+ private:
+  void exchange() {
+    if (cudaThreadExchangeStreamCaptureMode(&mode_) != cudaSuccess) forget_error();
+  }
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 }  // namespace
 
 mpe_status allocate(int64_t bytes, int32_t placement, void** out) {
+  const Uncaptured uncaptured;
   const size_t size = static_cast<size_t>(bytes > 0 ? bytes : 1);
   if (placement == MPE_PLACEMENT_HOST) {
     return check(cudaHostAlloc(out, size, cudaHostAllocMapped | cudaHostAllocPortable),
@@ -81,6 +98,7 @@ mpe_status allocate(int64_t bytes, int32_t placement, void** out) {
 }
 
 void release(void* p, int32_t placement) {
+  const Uncaptured uncaptured;
   const cudaError_t error = placement == MPE_PLACEMENT_HOST ? cudaFreeHost(p) : cudaFree(p);
   if (error != cudaSuccess) forget_error();
 }
@@ -107,6 +125,7 @@ mpe_status fill(void* p, int32_t byte, int64_t bytes, void* stream) {
 }
 
 mpe_status synchronize(void* stream) {
+  const Uncaptured uncaptured;
   return check(cudaStreamSynchronize(stream_of(stream)), "waiting for the stream");
 }
 

@@ -2,6 +2,8 @@
 
 #include <stdio.h>
 
+#include <utility>
+
 struct CUgraph_st {
   std::shared_ptr<simt::Graph> graph;
 };
@@ -20,6 +22,7 @@ std::map<uint64_t, std::unique_ptr<Capture>>& captures =
 std::set<cudaGraph_t>& graphs = *new std::set<cudaGraph_t>;
 std::set<cudaGraphExec_t>& execs = *new std::set<cudaGraphExec_t>;
 uint64_t last_id = 0;
+thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
 bool is_legacy(cudaStream_t stream) { return stream == nullptr || stream == cudaStreamLegacy; }
 
@@ -98,8 +101,10 @@ cudaError_t refuse_unsafe() {
   cudaError_t error = cudaSuccess;
   for (const auto& [id, c] : captures) {
     const bool here = pthread_equal(c->thread, pthread_self()) != 0;
-    if (c->mode == cudaStreamCaptureModeGlobal ||
-        (c->mode == cudaStreamCaptureModeThreadLocal && here)) {
+    const bool global =
+        c->mode == cudaStreamCaptureModeGlobal && thread_mode == cudaStreamCaptureModeGlobal;
+    if (thread_mode != cudaStreamCaptureModeRelaxed &&
+        (global || (c->mode != cudaStreamCaptureModeRelaxed && here))) {
       error = c->spoil(cudaErrorStreamCaptureUnsupported);
     }
   }
@@ -156,6 +161,7 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatu
   return call([&] {
     *status = cudaStreamCaptureStatusNone;
     if (id != nullptr) *id = 0;
+    simt::fault_if_destroyed(stream, simt::Site::here());
     const cudaError_t error = simt::check_stream(stream);
     if (error != cudaSuccess) return error;
     if (simt::is_legacy(stream) && simt::blocking_capture() != nullptr) {
@@ -193,6 +199,12 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
     simt::captures[made->id] = std::move(made);
     return cudaSuccess;
   });
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  if (*mode > cudaStreamCaptureModeRelaxed) return simt::set_error(cudaErrorInvalidValue);
+  std::swap(*mode, simt::thread_mode);
+  return cudaSuccess;
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {

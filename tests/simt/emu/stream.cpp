@@ -11,6 +11,7 @@ namespace {
 
 // Never destroyed: what a program leaves is no leak.
 std::set<cudaStream_t>& streams = *new std::set<cudaStream_t>;
+std::set<cudaStream_t>& destroyed = *new std::set<cudaStream_t>;  // kept: no handle comes again
 std::set<cudaEvent_t>& events = *new std::set<cudaEvent_t>;
 
 cudaError_t check_event(cudaEvent_t event) {
@@ -100,6 +101,10 @@ cudaError_t check_stream(cudaStream_t stream) {
   return builtin || streams.count(stream) != 0 ? cudaSuccess : cudaErrorInvalidResourceHandle;
 }
 
+void fault_if_destroyed(cudaStream_t stream, Site site) {
+  if (destroyed.count(stream) != 0) fault(site, "stream %p was destroyed", (void*)stream);
+}
+
 }  // namespace simt
 
 using simt::call;
@@ -125,7 +130,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     if (simt::streams.count(stream) == 0) return cudaErrorInvalidResourceHandle;
     simt::forget_stream(stream);
     simt::streams.erase(stream);
-    delete stream;
+    simt::destroyed.insert(stream);
     return cudaSuccess;
   });
 }

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "emu/api.h"
+#include "emu/fail.h"
 
 namespace simt {
 
@@ -32,5 +33,12 @@ struct CUevent_st {
   uint64_t capture;  // in which it was recorded last, or 0
   simt::Before before;
 };
+
+namespace simt {
+
+// A destroyed stream may crash the hardware's runtime: to ask about one is a mistake.
+void fault_if_destroyed(cudaStream_t stream, Site site);
+
+}  // namespace simt
 
 #endif
