@@ -182,13 +182,6 @@ struct Chunk {
   }
 };
 
-// The model of docs/gpu.md compiles the kernels for its workload alone: aligned rows of whole
-// chunks, none of which occurs twice in a batch.
-#ifndef MPE_MODEL
-#define MPE_MODEL 0
-#endif
-constexpr bool kModel = MPE_MODEL != 0;
-
 // Calls f with an integral constant: the grain as a type, one branch for all of a launch.
 template <class Visit>
 __device__ __forceinline__ void with_grain(int32_t grain, Visit visit) {

@@ -24,6 +24,13 @@
 namespace mpembed {
 namespace cuda {
 
+// The model of docs/gpu.md compiles the kernels for its workload alone: aligned rows of whole
+// chunks, none of which occurs twice in a batch, in bags without long runs of empty ones.
+#ifndef MPE_MODEL
+#define MPE_MODEL 0
+#endif
+constexpr bool kModel = MPE_MODEL != 0;
+
 constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr unsigned kFullMask = 0xFFFFFFFFu;

@@ -30,7 +30,7 @@ __device__ inline int64_t range_of(const int64_t* ends, int64_t count, int64_t w
     const unsigned left = __ballot_sync(kFullMask, found < 0);
     if (left == 0) return found;
     window += kWarp;
-    if (left == waiting) {
+    if (!kModel && left == waiting) {
       const int64_t next = place + __ffs(static_cast<int>(left));  // beyond the first that waits
       const int64_t* rest = ends + window;
       window += first_at_least(count - window, next, [&](int64_t j) { return rest[j]; });
