@@ -1,4 +1,4 @@
-"""FBGEMM's table-batched embeddings on the CPU."""
+"""FBGEMM's table-batched embeddings."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 from workloads import LR, Shape
 
 
-def training(shape: Shape, precision: str, optimizer: str) -> Any:
-    """Return tables of the operator that trains."""
+def operator(
+    tables: list[tuple[int, int]], precision: str, optimizer: str, lr: float, *, gpu: bool = False
+) -> Any:
+    """Return the operator that trains, for tables of so many rows and columns."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
         ComputeDevice,
@@ -21,13 +23,19 @@ def training(shape: Shape, precision: str, optimizer: str) -> Any:
         "adagrad": EmbOptimType.EXACT_ADAGRAD,
         "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
     }
-    table = (shape.rows, shape.dim, EmbeddingLocation.HOST, ComputeDevice.CPU)
-    bag = SplitTableBatchedEmbeddingBagsCodegen(
-        [table] * shape.tables,
+    place = EmbeddingLocation.DEVICE if gpu else EmbeddingLocation.HOST
+    compute = ComputeDevice.CUDA if gpu else ComputeDevice.CPU
+    return SplitTableBatchedEmbeddingBagsCodegen(
+        [(rows, dim, place, compute) for rows, dim in tables],
         optimizer=kinds[optimizer],
-        learning_rate=LR,
+        learning_rate=lr,
         weights_precision=SparseType(precision),
     )
+
+
+def training(shape: Shape, precision: str, optimizer: str) -> Any:
+    """Return tables of the operator that trains."""
+    bag = operator([(shape.rows, shape.dim)] * shape.tables, precision, optimizer, LR)
     # Untouched zero pages would all be one page of memory.
     bag.init_embedding_weights_uniform(-0.001, 0.001)
     return bag

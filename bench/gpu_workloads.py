@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import fbgemm_peer
 import numpy as np
 import workloads
 
@@ -135,24 +136,8 @@ def fbgemm(
 ) -> tuple[Step, Wait]:
     """Return FBGEMM's forward, with its fused backward if that is asked for."""
     import torch
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-        ComputeDevice,
-        EmbeddingLocation,
-        SplitTableBatchedEmbeddingBagsCodegen,
-    )
 
-    kinds = {
-        "sgd": EmbOptimType.EXACT_SGD,
-        "adagrad": EmbOptimType.EXACT_ADAGRAD,
-        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    }
-    bag = SplitTableBatchedEmbeddingBagsCodegen(
-        [(ROWS, dim, EmbeddingLocation.DEVICE, ComputeDevice.CUDA)],
-        optimizer=kinds[optimizer],
-        learning_rate=0.01,
-        weights_precision=SparseType(precision),
-    )
+    bag = fbgemm_peer.operator([(ROWS, dim)], precision, optimizer, 0.01, gpu=True)
     offsets = torch.from_numpy(OFFSETS).cuda()
     tensors = [torch.from_numpy(x).cuda() for x in indices]
     grad = torch.randn(BAGS, dim, device="cuda")

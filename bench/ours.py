@@ -58,25 +58,14 @@ def training(emb: Any, batches: Stream, whole: bool) -> Contender:
     return Contender(OURS, step) if whole else Contender(OURS, back, prepare=forth)
 
 
-def backward(precision: str, optimizer: str, batches: Stream) -> Entry:
-    """Sort, sum and update; the forward is not timed."""
+def backward(precision: str, optimizer: str, batches: Stream, *, whole: bool = False) -> Entry:
+    """Sort, sum and update, without a cache; `whole`: the forward is timed too."""
     shape = batches.shape
     return Entry(
         OURS,
         (OURS, shape, precision, optimizer, None),
         lambda: collection(shape, precision, optimizer),
-        lambda emb: training(emb, batches, whole=False),
-    )
-
-
-def step(precision: str, optimizer: str, batches: Stream) -> Entry:
-    """Forward and fused backward without a cache."""
-    shape = batches.shape
-    return Entry(
-        OURS,
-        (OURS, shape, precision, optimizer, None),
-        lambda: collection(shape, precision, optimizer),
-        lambda emb: training(emb, batches, whole=True),
+        lambda emb: training(emb, batches, whole=whole),
     )
 
 

@@ -28,7 +28,7 @@ def test_step(benchmark: Any, arena: Any, case: tuple[str, str, int]) -> None:
     if cached:
         first = ours.cached_step(precision, OPTIMIZER, batches, distribution)
     else:
-        first = ours.step(precision, OPTIMIZER, batches)
+        first = ours.backward(precision, OPTIMIZER, batches, whole=True)
     what = {
         "operation": "step",
         "shape": "4Mx64",
@@ -60,7 +60,7 @@ def test_step_against_torch(benchmark: Any, arena: Any, threads: int) -> None:
         "threads": threads,
     }
     entries = [
-        ours.step("fp32", "adagrad", batches),
+        ours.backward("fp32", "adagrad", batches, whole=True),
         peers.fbgemm_backward("fp32", "adagrad", batches, whole=True),
         peers.torch_backward("adagrad", batches, whole=True),
         limits.modify("fp32", "adagrad", batches, threads, whole=True),
