@@ -103,6 +103,10 @@ class Twins:
             self.step(weighted)
         return made[0]
 
+    def assert_evaluated(self) -> None:
+        expected = self.here.forward(*self.batch[:2], training=False)
+        np.testing.assert_array_equal(self.out.numpy(), expected)
+
     def step_here(self, weighted: bool = False) -> tuple[Any, Any]:
         indices, offsets, weights, grad = self.batch
         out = self.here.forward(indices, offsets, weights if weighted else None)
@@ -173,8 +177,7 @@ def test_an_evaluation(runtime: Any) -> None:
     for _ in range(3):
         twins.draw()
         made[0].launch(twins.stream)
-        expected = twins.here.forward(*twins.batch[:2], training=False)
-        np.testing.assert_array_equal(twins.out.numpy(), expected)
+        twins.assert_evaluated()
     twins.assert_equal()
 
 
@@ -284,8 +287,7 @@ def test_two_graphs_of_one_collection(runtime: Any) -> None:
         training.launch(twins.stream)
         twins.step_here()
         made[0].launch(twins.stream)
-        expected = twins.here.forward(*twins.batch[:2], training=False)
-        np.testing.assert_array_equal(twins.out.numpy(), expected)
+        twins.assert_evaluated()
     twins.assert_equal()
 
 

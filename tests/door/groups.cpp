@@ -20,15 +20,8 @@ struct Share {
 
   Share(const mpe_backend* b, const Options& o) : c(b, o) {
     std::mt19937_64 rng(o.seed);
-    std::vector<int64_t> indices, offsets{0};
-    for (const mpe_table& t : c.tables) {
-      for (int32_t bag = 0; bag < o.batch_size; ++bag) {
-        for (uint64_t i = rng() % (static_cast<uint64_t>(o.longest) + 1); i > 0; --i) {
-          indices.push_back(static_cast<int64_t>(rng() % static_cast<uint64_t>(t.num_rows)));
-        }
-        offsets.push_back(static_cast<int64_t>(indices.size()));
-      }
-    }
+    std::vector<int64_t> indices, offsets;
+    draw_bags(c, o, rng, &indices, &offsets);
     const size_t room = std::max(indices.size(), static_cast<size_t>(o.batch_size));
     size = static_cast<int64_t>(room) * c.width();
     std::vector<float> weights(indices.size()), grad(static_cast<size_t>(size));

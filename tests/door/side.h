@@ -165,6 +165,20 @@ inline void compare(Side& a, const T* x, Side& b, const T* y, int64_t n, const s
   g_report += line;
 }
 
+// Bags of rows that are all in range.
+inline void draw_bags(const Collection& c, const Options& o, std::mt19937_64& rng,
+                      std::vector<int64_t>* indices, std::vector<int64_t>* offsets) {
+  offsets->assign(1, 0);
+  for (const mpe_table& t : c.tables) {
+    for (int32_t bag = 0; bag < o.batch_size; ++bag) {
+      for (uint64_t i = rng() % (static_cast<uint64_t>(o.longest) + 1); i > 0; --i) {
+        indices->push_back(static_cast<int64_t>(rng() % static_cast<uint64_t>(t.num_rows)));
+      }
+      offsets->push_back(static_cast<int64_t>(indices->size()));
+    }
+  }
+}
+
 // What a batch leaves behind on one side.
 struct Batch {
   mpe_batch b{};
