@@ -22,10 +22,13 @@ MPE_HD int32_t probe_set(const uint64_t* tags, int32_t ways, uint64_t id) {
   return way;
 }
 
+MPE_HD int64_t set_of(uint64_t id, int64_t num_sets) {
+  return static_cast<int64_t>(cache_set(splitmix64(id), static_cast<uint64_t>(num_sets)));
+}
+
 // The slot (set * ways + way) of `id`, or -1.
 MPE_HD int64_t probe(const uint64_t* tags, int64_t num_sets, int32_t ways, uint64_t id) {
-  const uint64_t set = cache_set(splitmix64(id), static_cast<uint64_t>(num_sets));
-  const int64_t first = static_cast<int64_t>(set) * ways;
+  const int64_t first = set_of(id, num_sets) * ways;
   const int32_t way = probe_set(tags + first, ways, id);
   return way < 0 ? -1 : first + way;
 }

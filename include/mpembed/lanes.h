@@ -24,6 +24,12 @@ MPE_HD int32_t clamp(int32_t k, int32_t low, int32_t high) {
   return k > high ? high : k;
 }
 
+// Round to nearest even for |x| < 2^22, by the adder: a value or a vector of them.
+template <class X>
+MPE_HD auto rn_to_int(X x) {
+  return int_bits(x + 12582912.0f) - 0x4B400000;
+}
+
 MPE_END
 
 #endif

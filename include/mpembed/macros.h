@@ -65,11 +65,6 @@ MPE_HD void store_unaligned(void* p, T v) {
   memcpy(p, &v, sizeof v);
 }
 
-// Round to nearest even for |x| < 2^22, without a library call, so that loops vectorise.
-MPE_HD int32_t rn_to_int(float x) {
-  return static_cast<int32_t>(float_bits(x + 12582912.0f) - 0x4B400000u);
-}
-
 MPE_END
 
 #endif

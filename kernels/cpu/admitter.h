@@ -6,10 +6,6 @@
 
 MPE_BEGIN
 
-inline int64_t set_of(const mpe_cache& c, uint64_t key) {
-  return static_cast<int64_t>(cache_set(splitmix64(key), static_cast<uint64_t>(c.num_sets)));
-}
-
 // Writes rows of the cache back to their tables, for one task.
 struct WriteBack {
   const mpe_group& g;
@@ -66,7 +62,7 @@ class Admitter {
   void admit(int64_t unique, uint32_t estimate) {
     const uint64_t key = a_.u.rows[unique];
     const int32_t t = find_table(a_.g, key);
-    const int64_t first = set_of(a_.c, key) * a_.c.ways;
+    const int64_t first = set_of(key, a_.c.num_sets) * a_.c.ways;
     const int32_t way = choose_way<P>(a_.c, first, a_.clock);
     if (way < 0) {
       write_back_.stats.add(t, MPE_stat_conflict_misses);

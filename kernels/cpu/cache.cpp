@@ -10,7 +10,7 @@ constexpr int64_t kGrain = 1024;
 constexpr int64_t kAhead = 8;
 
 inline void prefetch_set(const mpe_cache& c, uint64_t key) {
-  const int64_t first = set_of(c, key) * c.ways;
+  const int64_t first = set_of(key, c.num_sets) * c.ways;
   prefetch_bytes(c.tags + first, c.ways * 8, false);
 }
 
@@ -55,7 +55,8 @@ uint64_t* sorted_misses(const Admission& a, int64_t misses, uint64_t* list, uint
   int64_t n = 0;
   for (int64_t i = 0; i < a.count; ++i) {
     if (a.slots[i] >= 0) continue;
-    list[n++] = (static_cast<uint64_t>(set_of(a.c, a.u.rows[i])) << 32) | static_cast<uint64_t>(i);
+    list[n++] =
+        (static_cast<uint64_t>(set_of(a.u.rows[i], a.c.num_sets)) << 32) | static_cast<uint64_t>(i);
   }
   return radix_sort(list, tmp, misses, 32, bits_for(static_cast<uint64_t>(a.c.num_sets)));
 }

@@ -4,21 +4,12 @@
 // only those, and what is left in the high halves never matters.
 #pragma once
 
+#include "cpu/lanes.h"
 #include "mpembed/philox.h"
-
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
 
 MPE_BEGIN
 
-#if defined(__AVX512F__)
-constexpr int kDrawLanes = 8;
-#elif defined(__AVX2__)
-constexpr int kDrawLanes = 4;
-#else
-constexpr int kDrawLanes = 2;
-#endif
+constexpr int kDrawLanes = kLanes / 2;
 typedef uint64_t DrawLanes __attribute__((vector_size(kDrawLanes * 8)));
 
 inline DrawLanes multiply_low_halves(DrawLanes a, DrawLanes b) {
@@ -109,8 +100,6 @@ class DrawBatch {
     }
     n_ = 0;
   }
-
-  int64_t blocks() const { return n_; }
 
  private:
   static DrawLanes load(const uint64_t* p) {

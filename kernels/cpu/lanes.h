@@ -87,7 +87,6 @@ inline Ints to_int(Floats x) { return Ints(__builtin_convertvector(x.v, Ints::Ve
 inline Floats to_float(Ints k) { return Floats(__builtin_convertvector(k.v, Floats::Vector)); }
 inline Ints int_bits(Floats x) { return Ints(reinterpret_cast<Ints::Vector>(x.v)); }
 inline Floats bits_value(Ints bits) { return Floats(reinterpret_cast<Floats::Vector>(bits.v)); }
-inline Ints rn_to_int(Floats x) { return int_bits(x + 12582912.0f) - 0x4B400000; }
 
 // True in the first n lanes.
 inline Ints first_lanes(int64_t n) {

@@ -30,18 +30,14 @@ struct Lookup {
   }
 };
 
-// Columns [c, c + kVectors * kLanes) of the sum over lookups [begin, end), in order; kept in
-// registers. The first pass over a bag prefetches whole rows.
-template <class F, int kVectors>
-inline void sum_columns(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end,
-                        int64_t c, float* acc) {
+// Calls add(row, weight) for lookups [begin, end), in order. `ahead`: with prefetches of whole
+// rows, for the first of several passes over a bag.
+template <class F, class Add>
+inline void each_row(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end,
+                     bool ahead, Add add) {
   const int64_t dim = k.g.dim, bytes = F::row_bytes(dim);
-  Floats sum[kVectors];
-  const auto add = [&](const auto& row, float w) {
-    for (int v = 0; v < kVectors; ++v) sum[v] = fused(w, row.load(c + v * kLanes), sum[v]);
-  };
   for (int64_t p = begin; p < end; ++p) {
-    if (c == 0) k.prefetch(p + kAhead, &table, bytes);
+    if (ahead) k.prefetch(p + kAhead, &table, bytes);
     if (k.l.keys[p] == MPE_DROPPED) continue;
     const float w = k.l.weights != nullptr ? k.l.weights[p] : 1.0f;
     if (k.slots != nullptr && k.slots[p] >= 0) {
@@ -50,6 +46,16 @@ inline void sum_columns(const Lookup& k, const mpe_table& table, int64_t begin, 
       add(StoredRow<F>(row_address(table, k.l.keys[p], bytes), dim), w);
     }
   }
+}
+
+// Columns [c, c + kVectors * kLanes) of the sum over lookups [begin, end); kept in registers.
+template <class F, int kVectors>
+inline void sum_columns(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end,
+                        int64_t c, float* acc) {
+  Floats sum[kVectors];
+  each_row<F>(k, table, begin, end, c == 0, [&](const auto& row, float w) {
+    for (int v = 0; v < kVectors; ++v) sum[v] = fused(w, row.load(c + v * kLanes), sum[v]);
+  });
   for (int v = 0; v < kVectors; ++v) sum[v].store(acc + c + v * kLanes);
 }
 
@@ -57,19 +63,10 @@ inline void sum_columns(const Lookup& k, const mpe_table& table, int64_t begin, 
 template <class F>
 void sum_rest(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end, int64_t c,
               float* acc) {
-  const int64_t dim = k.g.dim, bytes = F::row_bytes(dim), n = dim - c;
+  const int64_t n = k.g.dim - c;
   Floats sum;
-  for (int64_t p = begin; p < end; ++p) {
-    if (c == 0) k.prefetch(p + kAhead, &table, bytes);
-    if (k.l.keys[p] == MPE_DROPPED) continue;
-    const float w = k.l.weights != nullptr ? k.l.weights[p] : 1.0f;
-    if (k.slots != nullptr && k.slots[p] >= 0) {
-      sum = fused(w, cached_row(k.g, k.slots[p]).load_some(c, n), sum);
-    } else {
-      const StoredRow<F> row(row_address(table, k.l.keys[p], bytes), dim);
-      sum = fused(w, row.load_some(c, n), sum);
-    }
-  }
+  each_row<F>(k, table, begin, end, c == 0,
+              [&](const auto& row, float w) { sum = fused(w, row.load_some(c, n), sum); });
   for (int64_t i = 0; i < n; ++i) acc[c + i] = sum.v[i];
 }
 

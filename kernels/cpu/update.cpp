@@ -46,6 +46,8 @@ class TableUpdate {
         table_(k.g.tables[t]),
         grads_(k, t),
         o_{k.o.lr, k.o.eps, k.o.weight_decay, k.o.decay_mode},
+        state_bound_(with_format(table_.state_format,
+                                 [](auto f) { return decltype(f)::type::kMaxAbsBits; })),
         s_(s),
         report_(report) {}
 
@@ -139,7 +141,7 @@ class TableUpdate {
   }
 
   // New weights and state of row j. False: not storable.
-  bool step(int64_t j, uint32_t state_bound) {
+  bool step(int64_t j) {
     const int64_t dim = k_.g.dim;
     Ints bad(0);
     for (int64_t c = 0; c < dim; c += kLanes) {
@@ -153,7 +155,7 @@ class TableUpdate {
         O::apply(o_, weight, grad, state);
         if (O::kState == kStateElement) {
           state.store(h(j) + c);
-          wrong = wrong | beyond(state, state_bound);
+          wrong = wrong | beyond(state, state_bound_);
         }
       }
       weight.store(w(j) + c);
@@ -170,9 +172,7 @@ class TableUpdate {
   // Steps and stores row j. False: non-finite, nothing changed.
   bool finish(int64_t j) {
     const int64_t dim = k_.g.dim, row = row_[j], slot = slot_[j];
-    const uint32_t state_bound =
-        with_format(table_.state_format, [](auto f) { return decltype(f)::type::kMaxAbsBits; });
-    if (!step(j, state_bound)) return false;
+    if (!step(j)) return false;
     if (O::kState == kStateRow && count_beyond(state_ + j, 1, Fp32::kMaxAbsBits) != 0) return false;
     uint8_t* stored = table_.rows + row * F::row_bytes(dim);
     if (slot >= 0) {
@@ -195,6 +195,7 @@ class TableUpdate {
   const mpe_table& table_;
   const GradRows grads_;
   const OptimizerSettings o_;
+  const uint32_t state_bound_;
   Scratch& s_;
   const Nonfinite& report_;
   int64_t row_[kMaxRows], slot_[kMaxRows];

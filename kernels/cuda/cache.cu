@@ -44,7 +44,7 @@ __global__ void find_kernel(Admission a, uint32_t* sets, int32_t* order) {
   count_found(a, u, here, hit);
   if (u >= a.n) return;
   order[u] = static_cast<int32_t>(u);
-  sets[u] = static_cast<uint32_t>(here && !hit ? set_of(a.cache, key) : a.cache.num_sets);
+  sets[u] = static_cast<uint32_t>(here && !hit ? set_of(key, a.cache.num_sets) : a.cache.num_sets);
   if (here) a.slots[u] = static_cast<int32_t>(slot);
   if (!hit) return;
   atomicAdd(reinterpret_cast<unsigned long long*>(a.cache.tags + slot),

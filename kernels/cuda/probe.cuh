@@ -6,14 +6,10 @@
 namespace mpembed {
 namespace cuda {
 
-__device__ inline int64_t set_of(const mpe_cache& c, uint64_t key) {
-  return static_cast<int64_t>(cache_set(splitmix64(key), static_cast<uint64_t>(c.num_sets)));
-}
-
 // The slot of a key that all lanes have, or -1. A collection's sets have 32 ways at most; tags that
 // a caller brings may have more.
 __device__ inline int64_t warp_probe(const mpe_cache& c, uint64_t key) {
-  const int64_t first = set_of(c, key) * c.ways;
+  const int64_t first = set_of(key, c.num_sets) * c.ways;
   const int lane = lane_index();
   for (int32_t base = 0; base < c.ways; base += kWarp) {
     const bool here = base + lane < c.ways;
