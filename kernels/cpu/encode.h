@@ -57,41 +57,96 @@ inline void store_codes(CodeBytes codes, uint8_t* out) {
   }
 }
 
-// The codes of 16 columns, of which `out` gets 16 / kPerByte bytes.
+// The codes of vectors of a row, by the definition. r: its draws; unused for nearest.
 template <class F, bool kStochastic>
-inline void encode_block(const float* x, const uint16_t* r, AffineHeader h, float inv,
-                         uint8_t* out) {
-  uint8_t bytes[kCodeBlock];
-  for (int c = 0; c < kCodeBlock; c += kLanes) {
-    const Floats v = Floats::load(x + c);
-    Ints code(0);
+class ExactCodes {
+ public:
+  ExactCodes(AffineHeader h, const uint16_t* r) : h_(h), inv_(1.0f / h.scale), r_(r) {}
+
+  Ints at(int64_t c, Floats x) {
     if constexpr (kStochastic) {
-      code = affine_stochastic(v, h, inv, F::kLevels, load_halves(r + c));
+      return affine_stochastic(x, h_, inv_, F::kLevels, load_halves(r_ + c));
     } else {
-      code = affine_nearest(v, h, inv, F::kLevels);
+      return affine_nearest(x, h_, inv_, F::kLevels);
     }
-    const LaneBytes narrow = __builtin_convertvector(code.v, LaneBytes);
-    memcpy(bytes + c, &narrow, sizeof narrow);
   }
-  CodeBytes codes;
-  memcpy(&codes, bytes, sizeof codes);
-  store_codes<F::kPerByte>(codes, out);
+
+ private:
+  const AffineHeader h_;
+  const float inv_;
+  const uint16_t* r_;
+};
+
+// The same in a third of the instructions, for a row that allows it (affine.h): they hold unless
+// some came too near to another.
+template <bool kStochastic>
+class QuickCodes {
+ public:
+  QuickCodes(AffineHeader h, const uint16_t* r) : bias_(h.bias), inv_(1.0f / h.scale), r_(r) {}
+
+  Ints at(int64_t c, Floats x) {
+    Ints sum = affine_quick(x, bias_, inv_);
+    if constexpr (kStochastic) {
+      sum = sum + load_halves(r_ + c);
+    } else {
+      sum = sum + 32768;
+    }
+    near_ = near_ | affine_is_near(sum);
+    return sum >> 16;
+  }
+  bool hold() const { return !any(near_); }
+
+ private:
+  const float bias_, inv_;
+  const uint16_t* r_;
+  Ints near_ = 0;
+};
+
+// The codes of 16 columns from c on, of which `out` gets 16 / kPerByte bytes.
+template <class F, class Codes>
+inline void encode_block(const float* x, int64_t c, Codes& codes, uint8_t* out) {
+  uint8_t bytes[kCodeBlock];
+  for (int i = 0; i < kCodeBlock; i += kLanes) {
+    const LaneBytes narrow =
+        __builtin_convertvector(codes.at(c + i, Floats::load(x + i)).v, LaneBytes);
+    memcpy(bytes + i, &narrow, sizeof narrow);
+  }
+  CodeBytes all;
+  memcpy(&all, bytes, sizeof all);
+  store_codes<F::kPerByte>(all, out);
+}
+
+// pad: a value of code 0, for what lies beyond the row.
+template <class F, class Codes>
+inline void encode_codes(const float* x, int64_t dim, float pad, Codes& codes, uint8_t* row) {
+  int64_t c = 0;
+  for (; c + kCodeBlock <= dim; c += kCodeBlock) {
+    encode_block<F>(x + c, c, codes, row + c / F::kPerByte);
+  }
+  if (c == dim) return;
+  float rest[kCodeBlock];
+  uint8_t bytes[kCodeBlock];
+  for (int64_t i = 0; i < kCodeBlock; ++i) rest[i] = c + i < dim ? x[c + i] : pad;
+  encode_block<F>(rest, c, codes, bytes);
+  memcpy(row + c / F::kPerByte, bytes, static_cast<size_t>(F::code_bytes(dim) - c / F::kPerByte));
 }
 
 template <class F, bool kStochastic>
-inline void encode_codes(const float* x, const uint16_t* r, int64_t dim, AffineHeader h,
-                         uint8_t* row) {
-  const float inv = 1.0f / h.scale;
-  int64_t c = 0;
-  for (; c + kCodeBlock <= dim; c += kCodeBlock) {
-    encode_block<F, kStochastic>(x + c, r + c, h, inv, row + c / F::kPerByte);
+__attribute__((noinline)) void encode_exactly(const float* x, const uint16_t* r, int64_t dim,
+                                              AffineHeader h, uint8_t* row) {
+  ExactCodes<F, kStochastic> codes(h, r);
+  encode_codes<F>(x, dim, h.bias, codes, row);
+}
+
+template <class F, bool kStochastic>
+inline void encode_affine(const float* x, const uint16_t* r, int64_t dim, AffineHeader h,
+                          bool quick, uint8_t* row) {
+  if (quick) {
+    QuickCodes<kStochastic> codes(h, r);
+    encode_codes<F>(x, dim, h.bias, codes, row);
+    if (codes.hold()) return;
   }
-  if (c == dim) return;
-  float rest[kCodeBlock];  // what lies beyond the row gets code 0
-  uint8_t bytes[kCodeBlock];
-  for (int64_t i = 0; i < kCodeBlock; ++i) rest[i] = c + i < dim ? x[c + i] : h.bias;
-  encode_block<F, kStochastic>(rest, r + c, h, inv, bytes);
-  memcpy(row + c / F::kPerByte, bytes, static_cast<size_t>(F::code_bytes(dim) - c / F::kPerByte));
+  encode_exactly<F, kStochastic>(x, r, dim, h, row);
 }
 
 struct EncodedRow {
@@ -108,21 +163,28 @@ void encode_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t*
     for (int64_t i = 0; i < n; ++i) F::encode(rows[i].x, dim, rows[i].out, draws(i));
   } else {
     float mn[kMaxRows] = {}, mx[kMaxRows] = {}, scale[kMaxRows], bias[kMaxRows];
+    int32_t packed[kMaxRows];
     for (int64_t i = 0; i < n; ++i) range_of(rows[i].x, dim, mn + i, mx + i);
     for (int64_t i = 0; i < n; i += kLanes) {
       const ScaleAndBias<Floats> h = F::fit(Floats::load(mn + i), Floats::load(mx + i));
       h.scale.store(scale + i);
       h.bias.store(bias + i);
+      if constexpr (F::kHeaderBytes == sizeof(int32_t)) F::HeaderType::packed(h).store(packed + i);
     }
     for (int64_t i = 0; i < n; ++i) {
       const AffineHeader h{scale[i], bias[i]};
-      F::store_header(rows[i].out, dim, h);
+      const bool quick = affine_is_quick(mn[i], mx[i], h.scale, bits_float(F::kRangeBits));
+      if constexpr (F::kHeaderBytes == sizeof(int32_t)) {
+        store_unaligned(rows[i].out + F::code_bytes(dim), packed[i]);
+      } else {
+        F::store_header(rows[i].out, dim, h);
+      }
       if (h.scale == 0.0f) {
         memset(rows[i].out, 0, static_cast<size_t>(F::code_bytes(dim)));
       } else if (r != nullptr) {
-        encode_codes<F, true>(rows[i].x, draws(i), dim, h, rows[i].out);
+        encode_affine<F, true>(rows[i].x, draws(i), dim, h, quick, rows[i].out);
       } else {
-        encode_codes<F, false>(rows[i].x, nullptr, dim, h, rows[i].out);
+        encode_affine<F, false>(rows[i].x, nullptr, dim, h, quick, rows[i].out);
       }
     }
   }
