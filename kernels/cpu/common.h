@@ -7,6 +7,7 @@
 
 #include "cpu/decode.h"
 #include "cpu/parallel.h"
+#include "cpu/workspace.h"
 #include "mpembed/api.h"
 #include "mpembed/cache.h"
 #include "mpembed/macros.h"
@@ -19,8 +20,9 @@ template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t n)
-      : data_(static_cast<T*>(std::malloc(static_cast<size_t>(n > 0 ? n : 1) * sizeof(T)))) {}
-  ~Buffer() { std::free(data_); }
+      : data_(
+            static_cast<T*>(mpe::take_workspace(static_cast<size_t>(n > 0 ? n : 1) * sizeof(T)))) {}
+  ~Buffer() { mpe::give_workspace(data_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 

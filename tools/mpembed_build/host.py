@@ -16,7 +16,8 @@ from pathlib import Path
 from mpembed_build.objects import Job, target
 from mpembed_build.settings import BuildError
 
-ONCE = {"parallel.cpp", "dispatch.cpp"}  # every other kernel file is compiled for each SIMD level
+# Every other kernel file is compiled for each SIMD level.
+ONCE = {"parallel.cpp", "dispatch.cpp", "workspace.cpp"}
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Iinclude", "-Ikernels"]
 SHARED = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
