@@ -76,9 +76,7 @@ class BuildExt(build_ext):
     def build_library(self, name: str, jobs: list[objects.Job], libraries: list[str]) -> Path:
         """Build a library that extensions and C++ programs link; return its path."""
         target = self.built("lib", sdk.file_name(name))
-        self.make(
-            self.jobs.link_library(target.name, objects.compile_all(jobs), libraries), target
-        )
+        self.make(self.jobs.link_library(target.name, objects.compile_all(jobs), libraries), target)
         return target
 
     def make(self, command: list[str], target: Path) -> None:

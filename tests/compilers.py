@@ -39,7 +39,7 @@ def _version(command: list[str]) -> str:
     return (released or lines or ["no version"])[0]
 
 
-def run(command: Sequence[str | Path], timeout: float = 300, **options: object) -> str:
+def run(command: Sequence[object], timeout: float = 300, **options: object) -> str:
     """Run a program and return what it prints; its words are the failure's."""
     done = subprocess.run(
         [str(word) for word in command],
@@ -63,7 +63,7 @@ def tool(name: str) -> str:
 
 def cmake(source: Path, build: Path, compiler: list[str], *definitions: str) -> None:
     """Configure and build a project for one C++ compiler."""
-    command = [tool("cmake"), "-S", source, "-B", build, "-G", "Ninja"]
+    command: list[object] = [tool("cmake"), "-S", source, "-B", build, "-G", "Ninja"]
     command += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DCMAKE_CXX_COMPILER={compiler[0]}"]
     flags = shlex.join([*compiler[1:], *WARNINGS])
     command += [f"-DCMAKE_CXX_FLAGS={flags}", *(f"-D{definition}" for definition in definitions)]

@@ -1,4 +1,4 @@
-"""The C interface stays what it is: its declarations, numbers and symbols against a checked-in list.
+"""The C interface stays what it is: declarations, numbers and symbols against a checked-in list.
 
 Where a test fails on purpose: raise MPE_API_VERSION if a program that was compiled before would
 misbehave (api.h says when), then ``python tests/test_api.py >tests/api.txt``.

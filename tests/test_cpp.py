@@ -49,6 +49,20 @@ def test_headers_by_nvcc(package_alone: Path, tmp_path: Path) -> None:
     ctest(tmp_path)
 
 
+@pytest.mark.parametrize("compiler", CXX)
+def test_the_manuals_example_compiles(compiler: str, package_alone: Path, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "cpp.md").read_text()
+    blocks = re.findall(r"^```cpp\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        includes, code = block.split("\n\n", 1)
+        source = f"{includes}\n#include <vector>\nvoid shown(float* values) {{\n{code}}}\n"
+        (tmp_path / "shown.cpp").write_text(source)
+        include = f"-I{package_alone / 'mpembed' / 'include'}"
+        flags = ["-std=c++17", *compilers.WARNINGS, include]
+        compilers.run([*CXX[compiler], *flags, "-fsyntax-only", tmp_path / "shown.cpp"])
+
+
 def test_a_check_that_does_not_hold_fails(tmp_path: Path) -> None:
     (tmp_path / "bad.cpp").write_text('#include "check.h"\nCASE(bad) { CHECK(1 + 1 == 3); }\n')
     command = [*compilers._GXX, "-std=c++17", f"-I{SOURCES}", tmp_path / "bad.cpp"]

@@ -75,9 +75,7 @@ def test_all_headers_in_two_units_of_one_program(compiler: str, tmp_path: Path) 
 
 
 @pytest.fixture(scope="module", params=list(CXX))
-def alone(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> ctypes.CDLL:
+def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Functions of the headers, compiled without the package."""
     out = tmp_path_factory.mktemp("headers") / "alone.so"
     source = Path(__file__).parent / "headers_driver.cpp"

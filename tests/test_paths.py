@@ -91,9 +91,9 @@ def test_cmake_takes_versions_and_components_by_their_rules(
     }
     lines = [
         f"find_package(mpembed {words} CONFIG QUIET)\n"
-        f"message(STATUS \"case {i}: ${{mpembed_FOUND}} ${{mpembed_NOT_FOUND_MESSAGE}}\")\n"
+        f'message(STATUS "case {i}: ${{mpembed_FOUND}} ${{mpembed_NOT_FOUND_MESSAGE}}")\n'
         "unset(mpembed_FOUND)\nunset(mpembed_NOT_FOUND_MESSAGE)\n"
-        f"set(mpembed_DIR {package_alone / 'mpembed' / 'cmake'} CACHE PATH \"\" FORCE)\n"
+        f'set(mpembed_DIR {package_alone / "mpembed" / "cmake"} CACHE PATH "" FORCE)\n'
         for i, words in enumerate(cases)
     ]
     found = f"-Dmpembed_DIR={package_alone / 'mpembed' / 'cmake'}"
@@ -111,7 +111,7 @@ def test_cmake_finds_it_by_its_prefix(package_alone: Path, tmp_path: Path) -> No
     (recorded,) = package_alone.glob("mpembed-*.dist-info/entry_points.txt")
     assert "[cmake.prefix]\nmpembed = mpembed\n" in recorded.read_text()
     assert "[pkg_config]\nmpembed = mpembed.pkgconfig\n" in recorded.read_text()
-    text = "find_package(mpembed CONFIG REQUIRED)\nmessage(STATUS \"at ${mpembed_DIR}\")\n"
+    text = 'find_package(mpembed CONFIG REQUIRED)\nmessage(STATUS "at ${mpembed_DIR}")\n'
     prefix = package_alone / "mpembed"
     shown = configure(tmp_path, text, f"-DCMAKE_PREFIX_PATH={prefix}")
     assert f"at {prefix / 'cmake'}" in shown

@@ -55,7 +55,8 @@ def _fill(folder: Path) -> None:
 def _build(folder: Path) -> None:
     needs = ("setuptools", "Cython", "tvm_ffi")
     complete = all(importlib.util.find_spec(name) for name in needs)
-    how = ["--no-build-isolation"] if complete else []
+    recent = complete and int(importlib.metadata.version("setuptools").split(".")[0]) >= 77
+    how = ["--no-build-isolation"] if recent else []  # else pip fetches them
     command = [sys.executable, "-m", "pip", "install", "--no-deps", *how, "--target", folder]
     environment = {**os.environ, "MPEMBED_CUDA": "0"}
     environment.pop("PYTHONPATH", None)  # where a path lies in it, pip takes that for installed

@@ -1,5 +1,5 @@
-// One INT4 table with an FP32 cache, trained through mpembed/api.h by rowwise Adagrad: the same code
-// on every backend. All arrays are ours; kernels only see pointers to them.
+// One INT4 table with an FP32 cache, trained through mpembed/api.h by rowwise Adagrad: the same
+// code on every backend. All arrays are ours; kernels only see pointers to them.
 #pragma once
 
 #include <mpembed/api.h>
@@ -197,7 +197,7 @@ inline Embedding::Embedding(const Device& device, const Sizes& s, uint64_t seed)
   batch_.batch_size = s.batch_size;
   batch_.num_features = 1;
   batch_.index_bits = batch_.offset_bits = 64;
-  lookups_ = mpe_lookups{s.num_indices,       s.batch_size,   keys_.get(),    bags_.get(),
+  lookups_ = mpe_lookups{s.num_indices,      s.batch_size,   keys_.get(),    bags_.get(),
                          bag_offsets_.get(), origins_.get(), dropped_.get(), nullptr};
   rows_of_batch_ = mpe_unique{count_.get(), unique_.get(), starts_.get(), positions_.get()};
   const float bound = static_cast<float>(1.0 / std::sqrt(static_cast<double>(s.rows)));

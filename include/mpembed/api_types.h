@@ -61,17 +61,17 @@ typedef struct mpe_error {
 
 /* One table. Rows are packed as docs/numerics.md says; mpe_row_bytes has their size. */
 typedef struct mpe_table {
-  uint8_t* rows;  /* E x row_bytes */
-  void* state;    /* optimizer state: E or E x D values in state_format, or NULL (mpe_state_shape) */
-  int64_t* stats; /* MPE_NUM_STATS counters, or NULL: nothing is counted */
-  int64_t num_rows;      /* E, 1 .. 2^47 */
-  int64_t base;          /* linear row id of row 0: the rows of the group's tables before it */
-  int32_t precision;     /* MPE_format_... of the rows */
-  int32_t table_id;      /* the random key's table, 0 .. 65535, unique under one seed */
-  int32_t pooling;       /* MPE_pooling_... */
-  int32_t feature;       /* this table's place in the batch's offsets */
-  int32_t state_format;  /* of a state of E x D: MPE_format_fp32 or _bf16; E values are FP32 */
-  int64_t column;        /* where its columns begin in a shared output */
+  uint8_t* rows; /* E x row_bytes */
+  void* state;   /* optimizer state: E or E x D values in state_format, or NULL (mpe_state_shape) */
+  int64_t* stats;       /* MPE_NUM_STATS counters, or NULL: nothing is counted */
+  int64_t num_rows;     /* E, 1 .. 2^47 */
+  int64_t base;         /* linear row id of row 0: the rows of the group's tables before it */
+  int32_t precision;    /* MPE_format_... of the rows */
+  int32_t table_id;     /* the random key's table, 0 .. 65535, unique under one seed */
+  int32_t pooling;      /* MPE_pooling_... */
+  int32_t feature;      /* this table's place in the batch's offsets */
+  int32_t state_format; /* of a state of E x D: MPE_format_fp32 or _bf16; E values are FP32 */
+  int64_t column;       /* where its columns begin in a shared output */
 } mpe_table;
 
 /* A cache of num_sets x ways slots. It starts with every tag MPE_EMPTY_TAG and all else zero. */

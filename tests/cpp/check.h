@@ -28,8 +28,8 @@ inline void that(bool holds, const char* what, const char* file, int line) {
 
 }  // namespace check
 
-#define CASE(name)                                             \
-  static void name();                                          \
-  static const bool added_##name = check::add(#name, name);    \
+#define CASE(name)                                          \
+  static void name();                                       \
+  static const bool added_##name = check::add(#name, name); \
   static void name()
 #define CHECK(...) check::that((__VA_ARGS__), #__VA_ARGS__, __FILE__, __LINE__)

@@ -112,7 +112,11 @@ class Compiler:
     ) -> list[str]:
         """Return the command that links a library of the package under its file's name."""
         if MACOS:
-            kind = ["-dynamiclib", f"-Wl,-install_name,@rpath/{name}", "-Wl,-exported_symbol,_mpe_*"]
+            kind = [
+                "-dynamiclib",
+                f"-Wl,-install_name,@rpath/{name}",
+                "-Wl,-exported_symbol,_mpe_*",
+            ]
         else:
             kind = ["-shared", f"-Wl,-soname,{name}", f"-Wl,--version-script={EXPORTS}"]
         return self._link(kind, [*objects, *libraries])
