@@ -53,9 +53,13 @@ class BuildExt(build_ext):
             facts = {"built": False, "reason": str(reason)}
             self.extensions: list[Extension] = [e for e in self.extensions if e.name != cuda.NAME]
         self.remove_stale(self.built())
-        self.libraries_of = {KERNELS: self.build_library(sdk.LIBRARY, self.jobs.kernels(), [])}
+        kernels, on_cuda = self.jobs.kernels(), self.cuda.jobs() if self.cuda else []
+        # All at once, so that no compiler waits for another file's linker.
+        bindings = [job for extension in self.extensions for job in self.bindings(extension)]
+        objects.compile_all([*kernels, *on_cuda, *bindings])
+        self.libraries_of = {KERNELS: self.build_library(sdk.LIBRARY, kernels, [])}
         if self.cuda:
-            made = self.build_library(sdk.CUDA_LIBRARY, self.cuda.jobs(), self.cuda.libraries())
+            made = self.build_library(sdk.CUDA_LIBRARY, on_cuda, self.cuda.libraries())
             self.libraries_of[cuda.NAME] = made
         for extension in self.extensions:
             self.build_extension(extension)
@@ -65,13 +69,16 @@ class BuildExt(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Compile what changed, and link."""
-        sources = [Path(source) for source in ext.sources]
-        compiler = self.cuda if self.cuda and ext.name == cuda.NAME else self.jobs
         libraries: list[str] = []
         if ext.name in self.libraries_of:
             libraries = [str(self.libraries_of[ext.name]), host.LIBRARIES]
-        made = objects.compile_all([*map(compiler.binding, sources)])
+        made = objects.compile_all(self.bindings(ext))
         self.make(self.jobs.link(made, libraries), Path(self.get_ext_fullpath(ext.name)))
+
+    def bindings(self, ext: Extension) -> list[objects.Job]:
+        """Return the jobs for what Cython wrote."""
+        compiler = self.cuda if self.cuda and ext.name == cuda.NAME else self.jobs
+        return [compiler.binding(Path(source)) for source in ext.sources]
 
     def build_library(self, name: str, jobs: list[objects.Job], libraries: list[str]) -> Path:
         """Build a library that extensions and C++ programs link; return its path."""

@@ -133,7 +133,8 @@ def emulated_library(folder: Path) -> Path:
     """Return the CUDA backend as a library, out of the kernels that g++ compiles."""
     simt: Any = cuda_backend._simt_build()
     kernels = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
-    library: Path = simt.build(kernels, folder / "libmpembed_cuda.so")
+    with cuda_backend._locked(simt.cache_folder() / "library.lock"):  # one worker compiles
+        library: Path = simt.build(kernels, folder / "libmpembed_cuda.so")
     return library
 
 
