@@ -59,6 +59,14 @@ class Admitter {
       : a_(a), write_back_(a.g, space, task) {}
   ~Admitter() { settle(); }
 
+  // Asks for a row ahead of its admission.
+  void prefetch(int64_t unique) {
+    const uint64_t key = a_.u.rows[unique];
+    const int32_t t = find_table(a_.g, key, ahead_);
+    prefetch_bytes(stored(key, t), row_bytes_of(a_.g.tables[t], a_.g.dim), false);
+    ahead_ = t;
+  }
+
   void admit(int64_t unique, uint32_t estimate) {
     const uint64_t key = a_.u.rows[unique];
     const int32_t t = find_table(a_.g, key);
@@ -76,16 +84,21 @@ class Admitter {
     a_.c.tags[slot] = key | kTagPin;
     a_.c.meta[slot] = P::on_admit(a_.clock, estimate);
     a_.slots[unique] = static_cast<int32_t>(slot);
-    newcomers_[n_++] = Newcomer{key, slot, t};
+    newcomers_[n_++] = Newcomer{stored(key, t), slot, a_.g.tables[t].precision};
     if (n_ == kMaxRows) settle();
   }
 
  private:
   struct Newcomer {
-    uint64_t key;
+    const uint8_t* row;
     int64_t slot;
-    int32_t table;
+    int32_t precision;
   };
+
+  const uint8_t* stored(uint64_t key, int32_t t) const {
+    const mpe_table& table = a_.g.tables[t];
+    return row_address(table, key, row_bytes_of(table, a_.g.dim));
+  }
 
   // Whether the slot is free for a row of this estimate.
   bool evict(int64_t slot, uint32_t estimate) {
@@ -96,23 +109,22 @@ class Admitter {
     const int32_t owner = find_table(a_.g, id);
     write_back_.stats.add(owner, MPE_stat_evictions);
     if ((old & kTagDirty) != 0) write_back_.add(slot, id, owner);
-    if (P::kSketch) sketch_raise(a_.c, id, a_.c.meta[slot]);
+    if (P::kSketch) sketch_raise(a_.c, splitmix64(id), a_.c.meta[slot]);
     return true;
   }
 
   void settle() {
     write_back_.encoder.flush();
     for (int i = 0; i < n_; ++i) {
-      const Newcomer& row = newcomers_[i];
-      const mpe_table& table = a_.g.tables[row.table];
-      decode(table, row_address(table, row.key, row_bytes_of(table, a_.g.dim)), a_.g.dim,
-             cache_row(a_.g, row.slot));
+      const Newcomer& one = newcomers_[i];
+      decode(one.precision, one.row, a_.g.dim, cache_row(a_.g, one.slot));
     }
     n_ = 0;
   }
 
   const Admission& a_;
   WriteBack write_back_;
+  int32_t ahead_ = 0;  // the table of the last row asked for
   int n_ = 0;
   Newcomer newcomers_[kMaxRows];
 };

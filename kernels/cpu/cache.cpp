@@ -14,6 +14,12 @@ inline void prefetch_set(const mpe_cache& c, uint64_t key) {
   prefetch_bytes(c.tags + first, c.ways * 8, false);
 }
 
+inline void prefetch_slot(const mpe_cache& c, int64_t slot) {
+  if (slot < 0) return;
+  __builtin_prefetch(c.tags + slot, 1, 3);
+  __builtin_prefetch(c.meta + slot, 1, 3);
+}
+
 // Finds the slots of all rows, changing nothing else. Returns the number of misses.
 int64_t find_slots(const Admission& a) {
   const int64_t tasks = task_count(a.count, kGrain);
@@ -40,6 +46,7 @@ void touch_hits(const Admission& a, int64_t begin, int64_t end, TaskStats& stats
   for (int64_t i = begin; i < end; ++i) {
     const int32_t owner = find_table(a.g, a.u.rows[i], t);
     if (owner != t) counts = stats.of(t = owner);
+    prefetch_slot(a.c, i + kAhead < end ? a.slots[i + kAhead] : -1);
     const int64_t slot = a.slots[i];
     ++counts[MPE_stat_unique];
     counts[MPE_stat_accesses] += a.u.starts[i + 1] - a.u.starts[i];
@@ -63,17 +70,11 @@ uint64_t* sorted_misses(const Admission& a, int64_t misses, uint64_t* list, uint
 
 inline int64_t miss_row(uint64_t miss) { return static_cast<int64_t>(miss & 0xFFFFFFFFu); }
 
-void prefetch_miss(const Admission& a, uint64_t miss) {
-  const uint64_t key = a.u.rows[miss_row(miss)];
-  const mpe_table& table = a.g.tables[find_table(a.g, key)];
-  const int64_t bytes = row_bytes_of(table, a.g.dim);
-  prefetch_bytes(row_address(table, key, bytes), bytes, false);
-}
-
-// Steps 3 and 4. sorted: the misses; estimates: room for as many where the policy has a sketch.
+// Steps 3 and 4. sorted: the misses; hashes and estimates: room for as many where the policy has a
+// sketch.
 template <class P>
-void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, uint32_t* estimates,
-                  const EncoderSpace& space) {
+void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, uint64_t* hashes,
+                  uint32_t* estimates, const EncoderSpace& space) {
   const int64_t tasks = task_count(misses, kGrain);
   const auto each = [&](auto visit) {
     mpe::parallel(tasks, [&](int64_t t) {
@@ -82,8 +83,12 @@ void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, ui
     });
   };
   if (P::kSketch) {
-    each([&](int64_t i) { sketch_add(a.c, a.u.rows[miss_row(sorted[i])]); });
-    each([&](int64_t i) { estimates[i] = sketch_estimate(a.c, a.u.rows[miss_row(sorted[i])]); });
+    each([&](int64_t i) { hashes[i] = splitmix64(a.u.rows[miss_row(sorted[i])]); });
+    // A task has the cells of its own row of the sketch.
+    mpe::parallel(kSketchRows, [&](int64_t row) {
+      for (int64_t i = 0; i < misses; ++i) sketch_add(a.c, hashes[i], static_cast<uint32_t>(row));
+    });
+    each([&](int64_t i) { estimates[i] = sketch_estimate(a.c, hashes[i]); });
   }
   // A set belongs to one task: borders move up to where a set begins.
   const auto border = [&](int64_t t) {
@@ -95,7 +100,10 @@ void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, ui
     Admitter<P> admitter(a, space, t);
     const int64_t end = border(t + 1);
     for (int64_t i = border(t); i < end; ++i) {
-      if (i + kAhead < misses) prefetch_miss(a, sorted[i + kAhead]);
+      // What was seen before is likely to be admitted; of the others most are not.
+      if (i + kAhead < misses && (!P::kSketch || estimates[i + kAhead] > 1)) {
+        admitter.prefetch(miss_row(sorted[i + kAhead]));
+      }
       admitter.admit(miss_row(sorted[i]), P::kSketch ? estimates[i] : 0);
     }
   });
@@ -124,7 +132,8 @@ mpe_status admit(const Admission& a) {
     TaskStats stats(a.g);
     touch_hits<P>(a, task_begin(a.count, tasks, t), task_begin(a.count, tasks, t + 1), stats);
   });
-  admit_misses<P>(a, sorted, misses, estimates.get(), space);
+  uint64_t* unused = sorted == list.get() ? tmp.get() : list.get();
+  admit_misses<P>(a, sorted, misses, unused, estimates.get(), space);
   if (P::kSketch) {
     uint64_t& samples = a.c.counters[1];
     samples += static_cast<uint64_t>(a.count);

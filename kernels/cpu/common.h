@@ -113,9 +113,8 @@ inline void prefetch_bytes(const void* p, int64_t bytes, bool write) {
   }
 }
 
-inline void decode(const mpe_table& table, const uint8_t* row, int64_t dim, float* out) {
-  with_format(table.precision,
-              [&](auto f) { decode_row<typename decltype(f)::type>(row, dim, out); });
+inline void decode(int32_t precision, const uint8_t* row, int64_t dim, float* out) {
+  with_format(precision, [&](auto f) { decode_row<typename decltype(f)::type>(row, dim, out); });
 }
 
 // How many values are not finite or exceed the bound in magnitude (bits of a positive float).

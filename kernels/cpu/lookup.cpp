@@ -29,7 +29,7 @@ class TableLookup {
         num_rows_(static_cast<uint64_t>(table.num_rows)),
         dim_(k.g.dim),
         bytes_(F::row_bytes(dim_)),
-        ahead_(min64(kAheadBytes / bytes_ + 1, kMaxAhead)) {}
+        ahead_(min64(kAheadBytes / (k.slots != nullptr ? dim_ * 4 : bytes_) + 1, kMaxAhead)) {}
 
   int64_t dim() const { return dim_; }
 
@@ -255,7 +255,8 @@ mpe_status read_rows(const mpe_group* g, const uint64_t* keys, int64_t n, float*
       if (slot >= 0) {
         memcpy(out, cache_row(*g, slot), static_cast<size_t>(g->dim) * sizeof(float));
       } else {
-        decode(table, row_address(table, keys[i], row_bytes_of(table, g->dim)), g->dim, out);
+        const uint8_t* row = row_address(table, keys[i], row_bytes_of(table, g->dim));
+        decode(table.precision, row, g->dim, out);
       }
     }
   });
