@@ -151,6 +151,8 @@ class EmbeddingBag(_OneTable):
         if input.dim() == 2:
             if offsets is not None:
                 raise ValueError("offsets must be None where input has two dimensions")
+            if input.is_nested:
+                raise ValueError("a nested input is not supported: pass its values and offsets")
             offsets = self._fixed(input, *input.shape)
             input = input.reshape(-1)
             if per_sample_weights is not None:

@@ -84,8 +84,7 @@ class Calls:
         self, indices: Tensor, offsets: Tensor, weights: Tensor | None, order: Sequence[int]
     ) -> Tensor:
         """Look up without any change of state; `order` as in `arranged`."""
-        if order:
-            indices, offsets, weights, _ = arranged(indices, offsets, weights, order)
+        indices, offsets, weights, _ = _ordered(indices, offsets, weights, order)
         result = self.collection.forward(
             indices, offsets, weights, stream=self._stream(), training=False
         )
@@ -95,12 +94,13 @@ class Calls:
         self, indices: Tensor, offsets: Tensor, weights: Tensor | None, order: Sequence[int]
     ) -> tuple[Tensor, Opened]:
         """Look up a training batch, whose rows are pinned until `update` or its ticket's end."""
-        count, pieces = indices.shape[0], None
-        if order:
-            indices, offsets, weights, pieces = arranged(indices, offsets, weights, order)
+        count = indices.shape[0]
+        indices, offsets, weights, pieces = _ordered(indices, offsets, weights, order)
         result, ticket = self.collection.forward(
             indices, offsets, weights, stream=self._stream(), ticket=True
         )
+        # The graph alone decides how long the batch stays open.
+        self.collection._engine._latest = None
         return self._tensor(result), (ticket, pieces, count)
 
     # ---- backward --------------------------------------------------------------------------
@@ -205,6 +205,17 @@ def arranged(
     if weights is not None:
         weights = torch.cat([weights[a:b] for a, b in pieces])
     return joined, result, weights, pieces
+
+
+def _ordered(
+    indices: Tensor, offsets: Tensor, weights: Tensor | None, order: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor | None, Pieces | None]:
+    """Put the features in order where there is one to put them in; make all contiguous."""
+    if order:
+        return arranged(indices, offsets, weights, order)
+    if weights is not None:
+        weights = weights.contiguous()
+    return indices.contiguous(), offsets.contiguous(), weights, None
 
 
 def _returned(values: Tensor, pieces: Pieces, count: int) -> Tensor:
