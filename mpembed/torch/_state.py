@@ -115,9 +115,10 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[Named, int
         tensor = found[keys[name]]
         dtype = np.dtype(own.dtype)
         wanted = np.dtype(f"i{dtype.itemsize}") if dtype.kind == "u" else dtype
-        values = tensor.detach().cpu().numpy() if isinstance(tensor, torch.Tensor) else None
-        if values is None or values.dtype != wanted or values.shape != tuple(own.shape):
-            what = None if values is None else (values.dtype.name, values.shape)
+        values = tensor.detach().cpu().numpy() if isinstance(tensor, torch.Tensor) else tensor
+        if not isinstance(values, np.ndarray) or values.dtype != wanted or values.shape != tuple(own.shape):
+            known = isinstance(values, np.ndarray)
+            what = (values.dtype.name, values.shape) if known else type(values).__name__
             raise ValueError(
                 f"{keys[name]} of the state is {what}, not {(wanted.name, tuple(own.shape))}"
             )
@@ -126,7 +127,9 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[Named, int
             values = values & ~_PINS  # of batches that are open there
             checkpoint._check_tags(collection, Path("the state"), name, values)
         result[name] = values
-    return result, integer("step of the state", int(found["step"]), 0, 2**40 - 1)
+    if tuple(found["step"].shape) != (1,):
+        raise ValueError(f"step of the state has the shape {tuple(found['step'].shape)}, not (1,)")
+    return result, integer("step of the state", int(found["step"][0]), 0, 2**40 - 1)
 
 
 def _write(
@@ -157,10 +160,15 @@ class Portable:
         load(twin, state_of(self.collection))
         return Portable(twin)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        s = self.collection._settings
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        s, state = self.collection._settings, state_of(self.collection)
+        if protocol >= 4:
+            # Not torch.save, which uses 2 and writes tensors as they are. Elsewhere tensors may
+            # travel as shared memory, which is gone with these ones before it arrives.
+            arrays = {name: tensor.numpy() for name, tensor in state["arrays"].items()}
+            state = {**state, "arrays": arrays}
         places = s.device.name, s.seed, s.rounding, s.bounds, s.on_nonfinite
-        return _rebuilt, (s.tables, s.cache, s.optimizer, places, state_of(self.collection))
+        return _rebuilt, (s.tables, s.cache, s.optimizer, places, state)
 
 
 def _made(settings: Settings) -> EmbeddingBagCollection:
