@@ -9,6 +9,7 @@ blocks of 64. The order of nn.EmbeddingBag is another: some of its losses differ
 """
 
 import sys
+from functools import partial
 
 import torch
 from torch import nn
@@ -31,10 +32,8 @@ class Dlrm(nn.Module):
         self.tables = nn.ModuleList()
         for table in start.tables:
             rows = torch.from_numpy(start.rows(table.name, torch.arange(table.num_embeddings)))
-            if kind == "EmbeddingBag":
-                self.tables.append(nn.EmbeddingBag(*rows.shape, mode="sum", _weight=rows))
-            else:
-                self.tables.append(nn.Embedding(*rows.shape, _weight=rows))
+            made = nn.Embedding if kind == "Embedding" else partial(nn.EmbeddingBag, mode="sum")
+            self.tables.append(made(rows.shape[0], rows.shape[1], _weight=rows))
 
     def forward(self, dense: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Return the log odds of clicks with the integers (B, 13) and the ids (26, B)."""
@@ -83,4 +82,5 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]), *sys.argv[2:4])
+    given = sys.argv[1:]
+    main(int(given[0]) if given else 5000, *given[1:])

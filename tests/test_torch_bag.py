@@ -37,6 +37,7 @@ def step(module: Any, *arguments: Any) -> torch.Tensor:
     (out * torch.arange(out.numel()).view_as(out)).sum().backward()
     if isinstance(module, torch.nn.EmbeddingBag):
         with torch.no_grad():
+            assert module.weight.grad is not None
             module.weight -= 0.5 * module.weight.grad
         module.weight.grad = None
     return out.detach()

@@ -251,7 +251,9 @@ def test_wrong_batches_are_refused_before_anything_changes() -> None:
         falling._offsets[B], falling._offsets[2 * B] = 6, 2
         with pytest.raises(ValueError, match="must not decrease"):
             module(falling)
-    own = types.SimpleNamespace(**{name: getattr(good, name) for name in dir(good) if "_" not in name})
+    own = types.SimpleNamespace(
+        **{name: getattr(good, name) for name in dir(good) if "_" not in name}
+    )
     own.weights_or_none, own.variable_stride_per_key = good.weights_or_none, lambda: True
     with pytest.raises(ValueError, match="a batch size of their own"):
         module(own)

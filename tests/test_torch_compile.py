@@ -50,7 +50,7 @@ def test_opcheck_of_the_lookup(training: bool, weighted: bool) -> None:
     module, indices, offsets, weights = weighted_bag()  # a rate of 0: each run looks up the same
     anchor = module._anchor if training else module._anchor.detach()
     given = weights.requires_grad_(training) if weighted else None
-    arguments = anchor, indices, offsets, given, module._handle, [], training, 2, 6
+    arguments: Any = anchor, indices, offsets, given, module._handle, [], training, 2, 6
     results = opcheck(torch.ops.mpembed.lookup.default, arguments)
     assert set(results.values()) == {"SUCCESS"}
     assert open_batches(module) == 0
@@ -100,7 +100,8 @@ def twice(module: Any) -> Loss:
         first = module(indices, offsets, weights)
         second = module(indices, offsets, weights)
         module(indices, offsets)
-        return (first * 0.5 + second * 2).sum()
+        result: torch.Tensor = (first * 0.5 + second * 2).sum()
+        return result
 
     return loss
 
@@ -124,10 +125,11 @@ def test_training_gives_the_bytes_of_eager(
             weights = torch.ones(len(indices), requires_grad=True)
             loss = one(indices, offsets, weights)
             loss.backward()
+            assert weights.grad is not None
             grads.append(weights.grad)
             values.append(loss.detach())
         torch.testing.assert_close(*values)
-        assert torch.equal(*grads)
+        assert torch.equal(grads[0], grads[1])
         assert state(module) == state(twin)
     del loss
     assert open_batches(twin) == 0

@@ -88,7 +88,7 @@ def test_a_plateau_lowers_the_rate() -> None:
 
 def test_each_optimizer_of_the_model_is_a_group() -> None:
     shared = mpe.SGD(lr=0.1)
-    modules = torch.nn.ModuleList(
+    modules: Any = torch.nn.ModuleList(
         [bag(optimizer=shared), bag(optimizer=mpe.SGD(lr=0.2)), bag(optimizer=shared)]
     )
     fused = mt.FusedOptimizer(modules)

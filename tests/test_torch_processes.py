@@ -43,7 +43,8 @@ WORKERS = """
 
     if __name__ == "__main__":
         module, plain, dataset = bag(), bag(), Batches()
-        train(module, [dataset[i] for i in range(6)])  # so that there are threads and open files to be forked
+        # So that there are threads to be forked.
+        train(module, [dataset[i] for i in range(6)])
         train(plain, [dataset[i] for i in range(6)])
         loader = DataLoader(
             Batches(), batch_size=None, num_workers=2, multiprocessing_context=sys.argv[1]

@@ -19,7 +19,7 @@ import mpembed as mpe
 from mpembed import torch as mt
 
 pytestmark = pytest.mark.torch
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Any] = {
     "sgd": lambda: mpe.SGD(lr=0.1),
     "bf16": lambda: mpe.Adagrad(lr=0.1, state_precision="bf16"),
     "rowwise": lambda: mpe.RowwiseAdagrad(lr=0.1),
@@ -88,7 +88,7 @@ def test_copies_train_on_alike_and_apart(way: str) -> None:
     module = model[0]
     train(module)
     module(*batch())  # still open
-    twins = {
+    twins: dict[str, Any] = {
         "deepcopy": lambda: copy.deepcopy(model),
         "pickle": lambda: pickle.loads(pickle.dumps(model)),
         "torch.save": lambda: saved(model, weights_only=False),

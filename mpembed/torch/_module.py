@@ -207,7 +207,7 @@ class TableModule(nn.Module):
                 )
             if fn(torch.zeros((), device=here)).device.type == "cpu":
                 raise RuntimeError(f"the tables lie on {here} and cannot be moved to the CPU")
-        if probe.is_shared():  # type: ignore[no-untyped-call]
+        if probe.is_shared():
             raise RuntimeError("the tables cannot be shared between processes")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

@@ -116,7 +116,11 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[Named, int
         dtype = np.dtype(own.dtype)
         wanted = np.dtype(f"i{dtype.itemsize}") if dtype.kind == "u" else dtype
         values = tensor.detach().cpu().numpy() if isinstance(tensor, torch.Tensor) else tensor
-        if not isinstance(values, np.ndarray) or values.dtype != wanted or values.shape != tuple(own.shape):
+        if (
+            not isinstance(values, np.ndarray)
+            or values.dtype != wanted
+            or values.shape != tuple(own.shape)
+        ):
             known = isinstance(values, np.ndarray)
             what = (values.dtype.name, values.shape) if known else type(values).__name__
             raise ValueError(
