@@ -158,8 +158,13 @@ def test_wrong_models_groups_and_copies_are_refused() -> None:
             way(fused)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_scaled_gradients_are_unscaled_and_those_not_finite_update_nothing(compiled: bool) -> None:
+@pytest.mark.parametrize(
+    ("compiled", "clearing", "unscaling"),
+    [(False, True, False), (True, True, False), (False, False, False), (False, False, True)],
+)
+def test_scaled_gradients_are_unscaled_and_those_not_finite_update_nothing(
+    compiled: bool, clearing: bool, unscaling: bool
+) -> None:
     module, plain = (model(precision="fp32", cache=None) for _ in range(2))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
     dense = torch.optim.SGD(module.parameters(), lr=0.1)
@@ -167,13 +172,15 @@ def test_scaled_gradients_are_unscaled_and_those_not_finite_update_nothing(compi
     fused = mt.FusedOptimizer(module, grad_scaler=scaler)
     run = torch.compile(loss_of, fullgraph=True, backend="aot_eager") if compiled else loss_of
     for seed, broken in enumerate((False, True, False, False)):
-        for one in (dense, fused, dense_plain):
+        for one in (dense, fused, dense_plain) if clearing else (dense, dense_plain):
             one.zero_grad()
         loss = run(module, *batch(seed))
         before = state(module[0])["table.table.rows"]
         weights = module[1].weight.detach().clone()
         scaler.scale(loss * (torch.inf if broken else 1.0)).backward()
         for one in (dense, fused):
+            if unscaling:
+                scaler.unscale_(one)
             scaler.step(one)
         scale = scaler.get_scale()
         scaler.update()

@@ -133,11 +133,10 @@ class Calls:
         facade = None if self._facade is None else self._facade()
         if facade is not None:
             facade.apply(self._group)
-            scaler = facade.grad_scaler
-            if scaler is not None and scaler.is_enabled():
-                grad = grad * (1.0 / scaler.get_scale())
-                if not bool(torch.isfinite(grad).all()):
-                    return None
+            unscaled = facade.unscaled(grad)
+            if unscaled is None:
+                return None
+            grad = unscaled
         if self.clip_value is not None:
             grad = grad.clamp(-self.clip_value, self.clip_value)
         if self.clip_norm is not None:

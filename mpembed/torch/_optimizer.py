@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mpembed.optim import Optimizer
 from mpembed.torch._module import TableModule
@@ -51,6 +51,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         for module in modules:
             grouped.setdefault(id(module.optimizer), []).append(module)
         self.grad_scaler = grad_scaler
+        self._lost_at: float | None = None  # the scale at which a gradient was not finite
         self._fused: list[Optimizer] = [group[0].optimizer for group in grouped.values()]
         groups = [
             {"params": [module._anchor for module in group], "lr": group[0].optimizer.lr}
@@ -78,6 +79,31 @@ class FusedOptimizer(torch.optim.Optimizer):
         lr, fused = float(self.param_groups[number]["lr"]), self._fused[number]
         if lr != fused.lr:
             fused.lr = lr
+
+    def unscaled(self, grad: Tensor) -> Tensor | None:
+        """Divide a gradient by the scale of the loss.
+
+        Parameters
+        ----------
+        grad : Tensor
+            Of an output, scaled if there is a scaler.
+
+        Returns
+        -------
+        Tensor or None
+            None where it is not finite and a scaler will look for a smaller scale.
+        """
+        scaler = self.grad_scaler
+        if scaler is None or not scaler.is_enabled():
+            return grad
+        scale = float(scaler.get_scale())
+        if self._lost_at is not None and self._lost_at != scale:
+            self.zero_grad()  # the scaler knows: it has lowered the scale
+        grad = grad * (1.0 / scale)
+        if bool(torch.isfinite(grad).all()):
+            return grad
+        self._lost_at = scale
+        return None
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Take the learning rates over; the rows have been updated.
@@ -108,6 +134,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         set_to_none : bool
             Without meaning here.
         """
+        self._lost_at = None
         for group in self.param_groups:
             for anchor in group["params"]:
                 # A gradient must be there, for a scaler insists on having looked at one.
