@@ -13,9 +13,8 @@ pytest.importorskip("torch")
 
 import torch
 import torch._inductor.config
-from test_torch_collection import NAMES, Jagged, collection, features
 from torch.library import opcheck
-from torch_modules import bag, batch, open_batches, state
+from torch_modules import NAMES, Jagged, bag, batch, collection, features, open_batches, state
 
 import mpembed as mpe
 from mpembed import torch as mt

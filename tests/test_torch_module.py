@@ -42,13 +42,16 @@ def test_evaluation_and_no_grad_change_nothing() -> None:
     before = state(module)
     with torch.no_grad():
         out = module(*batch())
+    sized = torch.tensor([[1, 2], [3, 4]])
     with torch.inference_mode():
         assert torch.equal(module(*batch()), out)
+        module(sized)
     assert torch.equal(module.eval()(*batch()), out)
     assert not out.requires_grad
     assert not module(*batch()).requires_grad
     assert state(module) == before
     assert module.train()(*batch()).requires_grad
+    module(sized).sum().backward()  # whatever was kept of the call above
 
 
 def test_a_frozen_module_is_not_trained() -> None:

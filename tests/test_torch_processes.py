@@ -90,12 +90,16 @@ THERE = """
 """
 
 
+# Python 3.12 and later warn of it where there are threads.
+FORK = "ignore::DeprecationWarning:multiprocessing.popen_fork"
+
+
 def start(folder: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
     """Start a program, in a process where modules of its own can be found again."""
     path = folder / "program.py"
     path.write_text(textwrap.dedent(script))
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-W", "ignore:::torch", str(path), *arguments],
+        [sys.executable, "-W", "error", "-W", FORK, str(path), *arguments],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         stdout=subprocess.PIPE,

@@ -86,7 +86,7 @@ class EmbeddingBagCollection(TableModule):
                     "tables up"
                 )
         self._layout = Layout(collection.tables, feature_names)
-        self._num_tables, self.is_weighted = len(collection.tables), is_weighted
+        self._num_tables, self._is_weighted = len(collection.tables), is_weighted
 
     def forward(
         self,
@@ -139,7 +139,7 @@ class EmbeddingBagCollection(TableModule):
             raise ValueError("features with a batch size of their own each are not supported")
         order = self._layout.order(keys)
         weights = None
-        if self.is_weighted:
+        if self._is_weighted:
             weights = features.weights_or_none()
             if weights is None:
                 raise ValueError("the features have no weights, and is_weighted is True")
@@ -153,6 +153,10 @@ class EmbeddingBagCollection(TableModule):
         layout = self._layout
         out = self._lookup(features.values(), offsets, weights, order)
         return keyed(features, list(layout.names), list(layout.lengths), layout.blocks(out, stride))
+
+    def is_weighted(self) -> bool:
+        """Return whether the weights of the features are used."""
+        return self._is_weighted
 
     def embedding_bag_configs(self) -> list[BagConfig]:
         """Return the tables with their features, as TorchRec's models ask for them."""

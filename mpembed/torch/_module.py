@@ -116,6 +116,11 @@ class TableModule(nn.Module):
         """The collection's optimizer; `FusedOptimizer` is the one for schedulers."""
         return self._calls.collection.optimizer
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tables lie."""
+        return torch.device(self._calls.collection.device)
+
     # ---- calls -----------------------------------------------------------------------------
 
     def _lookup(
@@ -197,7 +202,7 @@ class TableModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Refuse other devices and shared memory; tables keep their own element types."""
         probe = fn(torch.zeros(()))
-        here = torch.device(self.tables.device)
+        here = self.device
         if probe.device.type != here.type or (here.index or 0) != (probe.device.index or 0):
             # A probe on the CPU says nothing: half() and the like leave it where it is.
             if probe.device.type != "cpu":
