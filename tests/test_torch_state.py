@@ -33,6 +33,10 @@ def saved(value: Any, **options: Any) -> Any:
     return torch.load(file, **options)
 
 
+def saved_whole(model: Any) -> Any:
+    return saved(model, weights_only=False)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("cache", [None, CACHE])
 def test_a_saved_state_resumes_bit_for_bit(optimizer: str, cache: Any) -> None:
@@ -91,7 +95,7 @@ def test_copies_train_on_alike_and_apart(way: str) -> None:
     twins: dict[str, Any] = {
         "deepcopy": lambda: copy.deepcopy(model),
         "pickle": lambda: pickle.loads(pickle.dumps(model)),
-        "torch.save": lambda: saved(model, weights_only=False),
+        "torch.save": lambda: saved_whole(model),
     }
     twin = twins[way]()[0]
     assert twin.tables is not module.tables
@@ -118,6 +122,14 @@ def test_copies_of_a_model_share_an_optimizer_as_the_model_does() -> None:
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert twin[0].optimizer is twin[1].optimizer
         assert twin[0].optimizer is not optimizer
+
+
+def test_modules_that_share_tables_share_their_copy() -> None:
+    module = bag()
+    model = torch.nn.ModuleList([module, mt.EmbeddingBag.from_collection(module.tables)])
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), saved_whole(model)):
+        assert twin[0].tables is twin[1].tables
+        assert twin[0].tables is not module.tables
 
 
 def test_a_frozen_module_and_evaluation_are_copied() -> None:

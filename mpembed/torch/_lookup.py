@@ -47,10 +47,9 @@ class Lookup(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(_NO_GRAPH)
         weight_grad, done = ctx.calls.update(ctx.opened, grads[0])
-        return None if done else _INFINITE, weight_grad, None, None, None, None
+        lost = None if done else torch.tensor(torch.inf)
+        return lost, weight_grad, None, None, None, None
 
-
-_INFINITE = torch.tensor(torch.inf)
 
 # ---- operators -----------------------------------------------------------------------------------
 #
@@ -64,8 +63,8 @@ def _ticket_tensor(opened: Opened) -> Tensor:
     memory = np.zeros(1, np.int64)
     address = memory.ctypes.data
 
-    def forget(_: object) -> None:
-        del _tickets[address]
+    def forget(_: object, tickets: dict[int, Any] = _tickets) -> None:
+        tickets.pop(address, None)
 
     _tickets[address] = opened, weakref.ref(memory, forget)
     return torch.from_numpy(memory)

@@ -249,7 +249,7 @@ class TableModule(nn.Module):
         state = self.__dict__.copy()
         for name in ("_calls", "_handle", "_anchor"):
             del state[name]
-        state["_portable"] = _state.Portable(self.tables), self._anchor.requires_grad
+        state["_portable"] = _state.Portable.of(self.tables), self._anchor.requires_grad
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,14 @@ class Portable:
     def __init__(self, collection: EmbeddingBagCollection) -> None:
         self.collection = collection
 
+    @classmethod
+    def of(cls, collection: EmbeddingBagCollection) -> Portable:
+        """Return the one of a collection: modules that share it share its copy."""
+        found = _on_their_way.get(id(collection))
+        if found is None:
+            found = _on_their_way[id(collection)] = cls(collection)
+        return found
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Portable:
         settings = self.collection._settings
         optimizer = copy.deepcopy(settings.optimizer, memo)  # one for all that share it
@@ -173,6 +182,9 @@ class Portable:
             state = {**state, "arrays": arrays}
         places = s.device.name, s.seed, s.rounding, s.bounds, s.on_nonfinite
         return _rebuilt, (s.tables, s.cache, s.optimizer, places, state)
+
+
+_on_their_way: weakref.WeakValueDictionary[int, Portable] = weakref.WeakValueDictionary()
 
 
 def _made(settings: Settings) -> EmbeddingBagCollection:
