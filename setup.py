@@ -21,15 +21,16 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from mpembed_build import cuda, host, objects  # noqa: E402
+from mpembed_build import cuda, host, objects, sdk  # noqa: E402
 from mpembed_build.settings import BuildError, CudaSettings  # noqa: E402
 from mpembed_build.toolkit import UnusableError  # noqa: E402
 
 FACTS = "_build_facts.json"  # beside the extensions, for mpembed.info()
+KERNELS = "mpembed._core"  # the extension that links the CPU's kernels
 
 
 class BuildExt(build_ext):
-    """Builds extensions from the object cache."""
+    """Builds extensions, and the libraries of kernels behind them, from the object cache."""
 
     def build_extensions(self) -> None:
         """Build all of them; only the one for CUDA may be left out."""
@@ -51,58 +52,93 @@ class BuildExt(build_ext):
             print(f"building without CUDA: {reason}", flush=True)
             facts = {"built": False, "reason": str(reason)}
             self.extensions: list[Extension] = [e for e in self.extensions if e.name != cuda.NAME]
-            # One of an earlier build must not be packed.
-            Path(self.get_ext_fullpath(cuda.NAME)).unlink(missing_ok=True)
+        self.remove_stale(self.built())
+        kernels, on_cuda = self.jobs.kernels(), self.cuda.jobs() if self.cuda else []
+        # All at once, so that no compiler waits for another file's linker.
+        bindings = [job for extension in self.extensions for job in self.bindings(extension)]
+        objects.compile_all([*kernels, *on_cuda, *bindings])
+        self.libraries_of = {KERNELS: self.build_library(sdk.LIBRARY, kernels, [])}
+        if self.cuda:
+            made = self.build_library(sdk.CUDA_LIBRARY, on_cuda, self.cuda.libraries())
+            self.libraries_of[cuda.NAME] = made
         for extension in self.extensions:
             self.build_extension(extension)
-        self.facts_paths()[0].write_text(json.dumps({"cuda": facts}, indent=1) + "\n")
+        sdk.copy_headers(self.built())
+        sdk.describe(self.built(), self.distribution.get_version(), "include")
+        self.built(FACTS).write_text(json.dumps({"cuda": facts}, indent=1) + "\n")
 
     def build_extension(self, ext: Extension) -> None:
         """Compile what changed, and link."""
-        sources = [Path(source) for source in ext.sources]
         libraries: list[str] = []
-        if self.cuda and ext.name == cuda.NAME:
-            jobs = [*map(self.cuda.binding, sources), *self.cuda.jobs()]
-            libraries = self.cuda.libraries()
-        else:
-            jobs = [*map(self.jobs.binding, sources)]
-        if ext.name == "mpembed._core":
-            jobs += self.jobs.kernels()
-        command = self.jobs.link(objects.compile_all(jobs), libraries)
-        target = Path(self.get_ext_fullpath(ext.name))
+        if ext.name in self.libraries_of:
+            libraries = [str(self.libraries_of[ext.name]), host.LIBRARIES]
+        made = objects.compile_all(self.bindings(ext))
+        self.make(self.jobs.link(made, libraries), Path(self.get_ext_fullpath(ext.name)))
+
+    def bindings(self, ext: Extension) -> list[objects.Job]:
+        """Return the jobs for what Cython wrote."""
+        compiler = self.cuda if self.cuda and ext.name == cuda.NAME else self.jobs
+        return [compiler.binding(Path(source)) for source in ext.sources]
+
+    def build_library(self, name: str, jobs: list[objects.Job], libraries: list[str]) -> Path:
+        """Build a library that extensions and C++ programs link; return its path."""
+        target = self.built("lib", sdk.file_name(name))
+        self.make(self.jobs.link_library(target.name, objects.compile_all(jobs), libraries), target)
+        return target
+
+    def make(self, command: list[str], target: Path) -> None:
+        """Run a linker."""
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_suffix(".new")  # a running process may have the old one mapped
-        command += ["-o", str(fresh)]
+        command = [*command, "-o", str(fresh)]
         print(shlex.join(command), flush=True)
         if subprocess.run(command).returncode:
-            raise CompileError(f"linking {ext.name} failed")
+            raise CompileError(f"linking {target.name} failed")
         fresh.replace(target)
+
+    def remove_stale(self, package: Path) -> None:
+        """Remove what an earlier build with CUDA left, which must not be packed or imported."""
+        if self.cuda is None:
+            name = Path(self.get_ext_filename(cuda.NAME)).name
+            (package / name).unlink(missing_ok=True)
+            (package / "lib" / sdk.file_name(sdk.CUDA_LIBRARY)).unlink(missing_ok=True)
 
     def copy_extensions_to_source(self) -> None:
         """Bring the source tree to the same state, in a build in place."""
         super().copy_extensions_to_source()
-        built, source = self.facts_paths()
-        self.copy_file(str(built), str(source))
-        if self.cuda is None:
-            name = Path(self.get_ext_filename(cuda.NAME)).name
-            source.with_name(name).unlink(missing_ok=True)
+        self.copy_file(str(self.built(FACTS)), str(self.source(FACTS)))
+        self.mkpath(str(self.source("lib")))
+        for library in self.libraries_of.values():
+            self.copy_file(str(library), str(self.source("lib", library.name)))
+        self.remove_stale(self.source())
+        sdk.describe(self.source(), self.distribution.get_version(), "../include")
 
     def get_outputs(self) -> list[str]:
-        """Return the files of this build, the facts included."""
-        return sorted({*super().get_outputs(), str(self.facts_paths()[0])})
+        """Return the files of this build: extensions, facts, and what C++ programs get."""
+        folders = ("lib", "include", "cmake", "pkgconfig")
+        files = [path for folder in folders for path in self.built(folder).rglob("*.*")]
+        own = [str(path) for path in (self.built(FACTS), *files) if path.is_file()]
+        return sorted({*super().get_outputs(), *own})
 
     def get_output_mapping(self) -> dict[str, str]:
         """Return which files of a build in place stand for which built ones."""
         mapping: dict[str, str] = super().get_output_mapping()
         if self.inplace:
-            built, source = self.facts_paths()
-            mapping[str(built)] = str(source)
+            mapping[str(self.built(FACTS))] = str(self.source(FACTS))
+            for library in self.built("lib").glob("*.*"):
+                mapping[str(library)] = str(self.source("lib", library.name))
+            for header in sdk.headers():
+                mapping[str(self.built(str(header)))] = str(header)
         return mapping
 
-    def facts_paths(self) -> tuple[Path, Path]:
-        """Return where the facts are built, and where they lie in a source tree."""
+    def built(self, *names: str) -> Path:
+        """Return where a file of the package is built."""
+        return Path(self.build_lib, "mpembed", *names)
+
+    def source(self, *names: str) -> Path:
+        """Return where a file of the package lies in a source tree."""
         package = self.get_finalized_command("build_py").get_package_dir("mpembed")
-        return Path(self.build_lib, "mpembed", FACTS), Path(package, FACTS)
+        return Path(package, *names)
 
 
 def extensions() -> list[Extension]:

@@ -3,7 +3,7 @@
 #
 #   bash .ci/nvcc_on_stand_in.sh [short|full]
 #
-# short (what .ci/run does): the tests of devices and two long trainings. full: every test of a device,
+# short (what .ci/run does): the tests of devices, the C++ example and two long trainings. full: every test of a device,
 # then hundreds of steps of each training, the C door and the devices under random schedules with
 # several seeds. Needs nvcc and, in MPEMBED_STAND_IN (../shared/tools/vgpu), the
 # stand-in. Installs into the Python of $PYTHON (python3), which must have what the tests need; the
@@ -52,6 +52,7 @@ play() {
 if [[ $selection == short ]]; then
   training=tests/test_long_training.py::test_the_devices_bytes_are_the_cpus
   play lockstep 1 300 tests/test_devices.py tests/test_device_calls.py tests/test_cuda_core.py \
+    tests/test_examples_cpp.py \
     "${training}[adagrad_bf16-lru-8]" "${training}[rowwise_adagrad-lfu-32]"
   exit
 fi

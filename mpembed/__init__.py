@@ -3,6 +3,7 @@
 import os as _os
 
 from mpembed import _core, ops, registry
+from mpembed._paths import get_cmake_dir, get_include, get_pkgconfig_dir
 from mpembed._tensor import Tensor
 from mpembed._version import __version__
 from mpembed.collection import EmbeddingBagCollection
@@ -15,16 +16,13 @@ from mpembed.tickets import Ticket
 
 STATS = registry.STATS
 
-if not _core.threads_variable_valid():
-    raise ValueError(
-        f"MPEMBED_NUM_THREADS must be an integer in 1 .. 1024, got "
-        f"{_os.environ.get('MPEMBED_NUM_THREADS')!r}"
-    )
-# As with the threads, an empty variable is an unset one.
-if _os.environ.get("MPEMBED_ISA", "") not in ("", "base", "avx2", "avx512"):
-    raise ValueError(
-        f"MPEMBED_ISA must be base, avx2 or avx512, got {_os.environ.get('MPEMBED_ISA')!r}"
-    )
+_invalid = _core.invalid_variable()
+if _invalid is not None:
+    _known = {
+        "MPEMBED_NUM_THREADS": "an integer in 1 .. 1024",
+        "MPEMBED_ISA": "base, avx2 or avx512",
+    }
+    raise ValueError(f"{_invalid} must be {_known[_invalid]}, got {_os.environ.get(_invalid)!r}")
 
 __all__ = [
     "SGD",
@@ -38,7 +36,10 @@ __all__ = [
     "Tensor",
     "Ticket",
     "__version__",
+    "get_cmake_dir",
+    "get_include",
     "get_num_threads",
+    "get_pkgconfig_dir",
     "info",
     "ops",
     "registry",

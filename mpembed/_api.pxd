@@ -195,3 +195,4 @@ cdef extern from "mpembed/api.h" nogil:
     int32_t mpe_policy_has_sketch(int32_t)
     int32_t mpe_get_num_threads()
     void mpe_set_num_threads(int32_t)
+    const char *mpe_invalid_variable()

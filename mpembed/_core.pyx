@@ -45,10 +45,6 @@ cdef extern from *:
     const char* const mpe_names_inits[]
     const char* const mpe_names_stats[]
 
-cdef extern from "cpu/parallel.h" namespace "mpe" nogil:
-    bint set_threads(int)
-    bint threads_env_valid()
-
 BACKEND = PyCapsule_New(<void*>mpe_cpu_backend(), "mpembed.backend", NULL)
 
 
@@ -93,11 +89,13 @@ def get_num_threads():
 
 
 def set_num_threads(int n):
-    return set_threads(n)
+    mpe_set_num_threads(n)
 
 
-def threads_variable_valid():
-    return threads_env_valid()
+def invalid_variable():
+    """The name of a variable of the environment whose value is not known, or None."""
+    cdef const char* name = mpe_invalid_variable()
+    return None if name == NULL else name.decode()
 
 
 cdef inline char* at(Memory memory, int64_t offset) noexcept:

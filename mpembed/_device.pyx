@@ -5,13 +5,13 @@ again at the end: other libraries in the process have theirs.
 """
 
 cimport cython
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint64_t, uintptr_t
 
 from mpembed._api cimport (
     MPE_API_VERSION, MPE_ERR_MEMORY, MPE_OK, MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST, mpe_backend,
     mpe_device, mpe_status)
+from mpembed._tracing cimport TRACE_DOMAIN, trace, untrace
 
 DEVICE, PINNED_HOST = MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST
 

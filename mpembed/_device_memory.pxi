@@ -40,8 +40,9 @@ cdef class Memory:
         cdef int32_t previous = 0
         if self.data == NULL:
             return
-        if self.device.immediate:
-            PyMem_RawFree(self.data)
+        if self.device.immediate and self.placement < 0:
+            untrace(TRACE_DOMAIN, <uintptr_t>self.data)
+            self.device.kernels.give_back(self.data, NULL)
             return
         previous = self.device.enter()
         if self.placement >= 0:
@@ -100,9 +101,9 @@ cdef Memory borrow(Stream on, int64_t nbytes):
             raise MemoryError("fail_borrow")
     made.device, made.nbytes, made.placement, made.home = on.device, nbytes, -1, on
     if on.device.immediate:
-        made.data = PyMem_RawMalloc(nbytes)
-        if made.data == NULL:
+        if on.device.kernels.borrow(nbytes, NULL, &made.data) != MPE_OK:
             raise MemoryError(f"not enough memory for {nbytes} bytes of workspace")
+        trace(TRACE_DOMAIN, <uintptr_t>made.data, nbytes)
         return made
     retry_waiting()
     on.ask()

@@ -5,6 +5,8 @@ from libc.stdint cimport int64_t, uintptr_t
 cimport numpy as cnp
 from cpython.ref cimport Py_INCREF
 
+from mpembed._tracing cimport TRACE_DOMAIN, trace, untrace
+
 import math
 import operator
 
@@ -25,12 +27,6 @@ cdef extern from *:
     #include <cstring>
     #include <sys/mman.h>
     #include <unistd.h>
-
-    // Python 3.11 declares these without C linkage; in a namespace of their own that does no harm.
-    namespace tracing {
-    extern "C" int PyTraceMalloc_Track(unsigned int domain, std::uintptr_t ptr, std::size_t size);
-    extern "C" int PyTraceMalloc_Untrack(unsigned int domain, std::uintptr_t ptr);
-    }
 
     namespace {
 
@@ -95,10 +91,7 @@ cdef extern from *:
     void* reserve(size_t size, bint zero) noexcept nogil
     void release(void* data, size_t size) noexcept nogil
     int64_t allocated() noexcept nogil
-    int trace "tracing::PyTraceMalloc_Track" (unsigned int domain, uintptr_t ptr, size_t size)
-    int untrace "tracing::PyTraceMalloc_Untrack" (unsigned int domain, uintptr_t ptr)
 
-cdef unsigned int TRACE_DOMAIN = 0x6D7065  # tracemalloc shows these arrays under a domain of theirs
 cdef object MAX_BYTES = 1 << 62
 
 

@@ -1,6 +1,7 @@
 """Settings of the test suite: the installed package is tested, never the source tree."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,12 +29,28 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit("mpembed was found without its compiled modules: pip install '.[test]'", 4)
 
 
+def pytest_report_header() -> list[str]:
+    """Say which compilers the tests of headers and C++ programs have found."""
+    import compilers
+
+    return compilers.versions()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run."""
     if importlib.util.find_spec("torch") is None:
         for item in items:
             if item.get_closest_marker("torch"):
                 item.add_marker(pytest.mark.skip(reason="PyTorch is not installed"))
+
+
+@pytest.fixture(scope="session")
+def package_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that holds what the package's wheel installs, and nothing else."""
+    import wheel
+
+    base = tmp_path_factory.getbasetemp()
+    return wheel.alone((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel")
 
 
 @pytest.fixture(scope="session")

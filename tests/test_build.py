@@ -149,6 +149,17 @@ def test_flags_and_libraries(source: Path, tmp_path: Path, monkeypatch: pytest.M
     assert shared.endswith("libcudart.so.13")
 
 
+def test_the_table_of_functions_knows_its_architectures(source: Path, tmp_path: Path) -> None:
+    nvcc = str(make_toolkit(tmp_path / "system"))
+    (source / cuda.KERNELS / cuda.TABLE).touch()
+    flag = '-DMPE_CUDA_ARCHS="sm_80 compute_80"'
+    other, table = prepare(MPEMBED_NVCC=nvcc, MPEMBED_CUDA_ARCHS="80+PTX").jobs()
+    assert flag in table.command
+    assert flag not in other.command
+    (_, again) = prepare(MPEMBED_NVCC=nvcc, MPEMBED_CUDA_ARCHS="80").jobs()
+    assert again.target != table.target
+
+
 def test_older_compilers_get_no_newer_flags(source: Path, tmp_path: Path) -> None:
     make_toolkit(tmp_path / "system", version="12.4")
     assert "--compress-mode=size" not in prepare(PATH="/none").flags()

@@ -1,4 +1,4 @@
-"""Headers compile alone and without a warning, the doors also as C; rows by headers alone."""
+"""Headers compile alone and without a warning by every compiler; rows by headers alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import compilers
 import numpy as np
 import pytest
+from compilers import NVCC, NVCC_FLAGS, WARNINGS
 from reference.rounding import DOMAIN_ROW, draws16
 
 import mpembed as mpe
@@ -19,8 +21,7 @@ from mpembed.registry import FORMATS, OPTIMIZERS
 ROOT = Path(__file__).resolve().parent.parent
 INCLUDE = ROOT / "include"
 HEADERS = sorted(str(path.relative_to(INCLUDE)) for path in INCLUDE.rglob("*.h"))
-WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-CXX = [*os.environ.get("CXX", "g++").split(), "-std=c++17"]
+CXX = {name: [*command, "-std=c++17"] for name, command in compilers.CXX.items()}
 CC = [*os.environ.get("CC", "gcc").split(), "-std=c11"]
 
 
@@ -40,36 +41,46 @@ def test_there_are_headers() -> None:
     assert {"mpembed/api.h", "mpembed/registry.h", "mpembed/philox.h"} <= set(HEADERS)
 
 
+@pytest.mark.parametrize("compiler", CXX)
 @pytest.mark.parametrize("header", HEADERS)
-def test_header_compiles_alone(header: str, tmp_path: Path) -> None:
+def test_header_compiles_alone(header: str, compiler: str, tmp_path: Path) -> None:
     # Twice, since an include guard that does not match guards nothing.
     text = f'#include "{header}"\n#include "{header}"\n'
-    compile_text(CXX, tmp_path / "alone.cpp", text, "-fsyntax-only")
+    compile_text(CXX[compiler], tmp_path / "alone.cpp", text, "-fsyntax-only")
 
 
-@pytest.mark.parametrize("header", ["mpembed/api.h", "mpembed/registry.h"])
+@pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+@pytest.mark.parametrize("header", HEADERS)
+def test_header_compiles_alone_by_nvcc(header: str, tmp_path: Path) -> None:
+    """For the device and for the host, in one pass."""
+    (tmp_path / "alone.cu").write_text(f'#include "{header}"\n#include "{header}"\n')
+    made = ["-c", tmp_path / "alone.cu", "-o", tmp_path / "alone.o"]
+    compilers.run([str(NVCC), *NVCC_FLAGS, "-arch=sm_80", f"-I{INCLUDE}", *made])
+
+
+@pytest.mark.parametrize("header", ["mpembed/api.h", "mpembed/api_types.h", "mpembed/registry.h"])
 def test_the_doors_are_plain_c(header: str, tmp_path: Path) -> None:
     text = f'#include "{header}"\n#include "{header}"\ntypedef int not_empty;\n'
     compile_text(CC, tmp_path / "door.c", text, "-fsyntax-only")
 
 
-def test_all_headers_in_two_units_of_one_program(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiler", CXX)
+def test_all_headers_in_two_units_of_one_program(compiler: str, tmp_path: Path) -> None:
     """A function that is not inline would be defined twice."""
     everything = "".join(f'#include "{header}"\n' for header in HEADERS)
-    compile_text(CXX, tmp_path / "one.cpp", everything, "-c", "-o", str(tmp_path / "one.o"))
+    one = str(tmp_path / "one.o")
+    compile_text(CXX[compiler], tmp_path / "one.cpp", everything, "-c", "-o", one)
     text = f"{everything}int main() {{ return 0; }}\n"
-    compile_text(
-        CXX, tmp_path / "two.cpp", text, str(tmp_path / "one.o"), "-o", str(tmp_path / "p")
-    )
+    compile_text(CXX[compiler], tmp_path / "two.cpp", text, one, "-o", str(tmp_path / "p"))
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+@pytest.fixture(scope="module", params=list(CXX))
+def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Functions of the headers, compiled without the package."""
     out = tmp_path_factory.mktemp("headers") / "alone.so"
     source = Path(__file__).parent / "headers_driver.cpp"
     flags = ["-O1", "-ffp-contract=off", "-shared", "-fPIC", f"-I{INCLUDE}"]
-    subprocess.run([*CXX, *WARNINGS, *flags, str(source), "-o", str(out)], check=True)
+    compilers.run([*CXX[request.param], *WARNINGS, *flags, source, "-o", out])
     return ctypes.CDLL(str(out))
 
 

@@ -1,27 +1,38 @@
-/* The one door to whole kernels: plain C, one function table a backend.
+/* The one door to whole kernels: plain C, one function table a backend. docs/cpp.md shows how to
+ * link it, examples/cpp/ how to train through it, api_types.h has the structs.
  *
- * Kernels keep no state. Every array is the caller's and lies where the backend's kernels run; the
- * structs themselves, and what a comment calls the host's, lie in host memory. Sizes are in
- * elements unless a name says bytes. They may be called from any thread; two calls that touch the
- * same arrays must not overlap.
+ * Ownership. Kernels keep no state and no pointer. Every array is the caller's and lies where the
+ * backend's kernels run; the structs themselves, and what a comment calls the host's, lie in host
+ * memory and are read during the call only.
+ *
+ * Threads. Functions may be called from any thread; two calls that touch the same arrays must not
+ * overlap. last_error and the current device are a thread's own.
  *
  * The CPU backend returns when the work is done: arrays must live for the call, the status says
  * what is wrong with the input, and nothing has been changed then, except where a comment says
  * otherwise. `stream` is ignored.
  *
- * A device backend returns at once: arrays must live until the work on `stream` is done, the status
- * speaks of the launch only, and what is wrong with the input is written to the error, in device
- * memory, for the caller to read later; a batch with such an error changes nothing (see discard).
+ * A device backend returns when its work is queued on `stream` (a cudaStream_t; NULL is the legacy
+ * default stream) of the thread's current device: arrays must live until that work is done, the
+ * status speaks of the launch only, and what is wrong with the input is written to the error, in
+ * device memory, for the caller to read later; a batch with such an error changes nothing (see
+ * discard). Work on several streams is ordered by the caller.
+ *
+ * Errors. Every status but MPE_OK is a failure. What can be checked cheaply is checked by the
+ * functions named check_ and by prepare; all other functions trust their arguments, as memcpy does.
+ * MPE_ERR_MEMORY comes before a function has changed anything; MPE_ERR_DEVICE only from a device.
+ *
+ * Versions. MPE_API_VERSION grows whenever a program that was compiled before would misbehave: with
+ * a struct, a signature, an order or a meaning. New functions outside of the table, and new numbers
+ * at the end of a list of registry.h, leave it. A program checks that the backend's api_version is
+ * the MPE_API_VERSION it was compiled with.
  *
  * The arithmetic and every order of summation: docs/numerics.md.
  */
 #ifndef MPEMBED_API_H
 #define MPEMBED_API_H
 
-#include <stddef.h>
-#include <stdint.h>
-
-#include "mpembed/registry.h"
+#include "mpembed/api_types.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -30,185 +41,45 @@ extern "C" {
 #define MPE_API_VERSION 3
 #define MPE_EXPORT __attribute__((visibility("default")))
 
-/* MPE_FORMAT_INT4, MPE_OPTIMIZER_SGD, ... are not spelled out: the ids are those of registry.h. */
-#define MPE_ENUM3(prefix, id, name) MPE_##prefix##_##name = id,
-#define MPE_ENUM_FORMAT(id, name, type) MPE_ENUM3(format, id, name)
-#define MPE_ENUM_OPTIMIZER(id, name, type) MPE_ENUM3(optimizer, id, name)
-#define MPE_ENUM_POLICY(id, name, type) MPE_ENUM3(policy, id, name)
-#define MPE_ENUM_POOLING(id, name) MPE_ENUM3(pooling, id, name)
-#define MPE_ENUM_DECAY(id, name) MPE_ENUM3(decay, id, name)
-#define MPE_ENUM_ROUNDING(id, name) MPE_ENUM3(rounding, id, name)
-#define MPE_ENUM_INIT(id, name) MPE_ENUM3(init, id, name)
-#define MPE_ENUM_STAT(id, name) MPE_ENUM3(stat, id, name)
-enum { MPE_FORMATS(MPE_ENUM_FORMAT) MPE_NUM_FORMATS };
-enum { MPE_OPTIMIZERS(MPE_ENUM_OPTIMIZER) MPE_NUM_OPTIMIZERS };
-enum { MPE_POLICIES(MPE_ENUM_POLICY) MPE_NUM_POLICIES };
-enum { MPE_POOLINGS(MPE_ENUM_POOLING) MPE_NUM_POOLINGS };
-enum { MPE_WEIGHT_DECAYS(MPE_ENUM_DECAY) MPE_NUM_WEIGHT_DECAYS };
-enum { MPE_ROUNDINGS(MPE_ENUM_ROUNDING) MPE_NUM_ROUNDINGS };
-enum { MPE_INITS(MPE_ENUM_INIT) MPE_NUM_INITS };
-enum { MPE_STATS(MPE_ENUM_STAT) MPE_NUM_STATS };
-
-typedef enum mpe_status {
-  MPE_OK = 0,
-  MPE_ERR_INDEX = 1,     /* an index out of range: table, position, value, count are set */
-  MPE_ERR_OFFSETS = 2,   /* offsets not monotone or not covering the indices: position, value */
-  MPE_ERR_VALUE = 3,     /* a value that the format cannot store: position (row), count */
-  MPE_ERR_MEMORY = 4,    /* out of memory */
-  MPE_ERR_NONFINITE = 5, /* updates left out: value (smallest linear row id), count */
-  MPE_ERR_DEVICE = 6     /* the device's runtime refused: last_error says why */
-} mpe_status;
-
-/* What a kernel found: it writes MPE_NO_ERROR if nothing is wrong. */
-typedef struct mpe_error {
-  int32_t status;   /* MPE_OK, or what is wrong */
-  int32_t table;    /* its table_id */
-  int64_t position; /* first offending position */
-  int64_t value;
-  int64_t count; /* how many positions offend */
-} mpe_error;
-#define MPE_NO_ERROR {MPE_OK, 0, INT64_MAX, INT64_MAX, 0}
-
-#define MPE_DROPPED UINT64_MAX /* the key of an index that was dropped */
-
-typedef struct mpe_table {
-  uint8_t* rows;  /* num_rows x row_bytes */
-  void* state;    /* optimizer state or NULL */
-  int64_t* stats; /* MPE_NUM_STATS counters, or NULL: nothing is counted */
-  int64_t num_rows;
-  int64_t base; /* linear row id of row 0 */
-  int32_t precision;
-  int32_t table_id; /* the random key's table */
-  int32_t pooling;
-  int32_t feature;      /* this table's place in the batch's offsets */
-  int32_t state_format; /* format of element-wise state */
-  int64_t column;       /* where its columns begin in a shared output */
-} mpe_table;
-
-typedef struct mpe_cache {
-  uint64_t* tags;     /* num_sets x ways */
-  uint32_t* meta;     /* num_sets x ways, policy state */
-  float* rows;        /* num_sets x ways x dim */
-  uint8_t* sketch;    /* 4 x sketch_width, or NULL without a sketch */
-  uint64_t* counters; /* clock, samples */
-  int64_t num_sets;
-  int64_t sketch_width;
-  int32_t ways;
-  int32_t policy;
-} mpe_cache;
-
-/* Tables of one dimension; bases ascend in the order of the tables and start at 0. */
-typedef struct mpe_group {
-  const mpe_table* tables;        /* the host's */
-  const mpe_table* device_tables; /* a copy where the kernels run; NULL for the CPU */
-  const mpe_cache* cache;         /* the host's, or NULL */
-  const uint64_t* step;           /* the write step, one value where the kernels run */
-  uint64_t seed;
-  int32_t num_tables;
-  int32_t dim;
-  int32_t rounding;
-} mpe_group;
-
-/* A caller's batch, table-major: bag b of feature t ends at offsets[t * batch_size + b + 1]. */
-typedef struct mpe_batch {
-  const void* indices;
-  const void* offsets;
-  const float* weights; /* one an index, or NULL */
-  int64_t num_indices;
-  int64_t batch_size;
-  int32_t num_features;
-  int32_t index_bits; /* 32 or 64 */
-  int32_t offset_bits;
-} mpe_batch;
-
-/* A group's share of a batch, in the order of its tables, in num_tables * batch_size bags. There
- * are bag_offsets[num_tables * batch_size] lookups; n is the room for them, on the CPU the same
- * number. n and num_tables * batch_size are at most INT32_MAX.
- */
-typedef struct mpe_lookups {
-  int64_t n;
-  int64_t batch_size;
-  uint64_t* keys;       /* n: linear row id, or MPE_DROPPED (also beyond the last lookup) */
-  int32_t* bags;        /* n: table * batch_size + bag */
-  int64_t* bag_offsets; /* num_tables * batch_size + 1, starting at 0 */
-  int64_t* origins;     /* num_tables: the batch's position of the table's first lookup */
-  int64_t* dropped;     /* num_tables: lookups out of range */
-  float* weights;       /* n, or NULL */
-} mpe_lookups;
-
-/* The unique rows of n lookups, ascending; row u's lookups are positions[starts[u] .. starts[u+1]).
- */
-typedef struct mpe_unique {
-  int64_t* count;     /* one value */
-  uint64_t* rows;     /* room for n */
-  int64_t* starts;    /* room for n + 1 */
-  int32_t* positions; /* room for n */
-} mpe_unique;
-
-typedef struct mpe_matrix {
-  float* data;
-  int64_t stride; /* elements between rows */
-} mpe_matrix;
-
-/* Outputs or their gradients: pooled tables have batch_size rows, unpooled ones a row a lookup. */
-typedef struct mpe_outputs {
-  mpe_matrix shared;        /* each table at its column; used where `tables` is NULL */
-  const mpe_matrix* tables; /* one matrix a table, where the kernels run */
-} mpe_outputs;
-
-/* A group's part in a forward. */
-typedef struct mpe_part {
-  const mpe_group* group;
-  const mpe_lookups* lookups;
-  const int32_t* slots; /* one a lookup, or NULL without a cache */
-  const mpe_outputs* outputs;
-} mpe_part;
-
-typedef struct mpe_optimizer {
-  int32_t kind;
-  int32_t decay_mode;
-  float lr, eps, weight_decay;
-  const float* device_lr; /* what holds instead of lr when a device's update runs, or NULL; the
-                             CPU's is NULL */
-} mpe_optimizer;
-
-typedef enum mpe_placement {
-  MPE_PLACEMENT_DEVICE = 0,
-  MPE_PLACEMENT_HOST =
-      1 /* pinned host memory that the device's kernels reach at the same address */
-} mpe_placement;
-
-typedef struct mpe_device {
-  char name[256];
-  int64_t memory;       /* bytes; 0 if not known */
-  int32_t major, minor; /* compute capability; 0 where there is none */
-} mpe_device;
-
 typedef struct mpe_backend {
-  int32_t api_version;
-  const char* name;  /* "cpu", "cuda" */
-  const char* level; /* instruction set or architectures */
+  int32_t api_version; /* the MPE_API_VERSION of its build; always first */
+  const char* name;    /* "cpu", "cuda" */
+  const char* level;   /* instruction set or architectures */
 
-  /* memory: what kernels of this backend can reach. */
+  /* ---- devices and memory --------------------------------------------------------------------
+   * A device is a number below device_count; the CPU has one. */
+
   mpe_status (*device_count)(int32_t* count);
+  /* Name, memory and compute capability of a device. */
   mpe_status (*describe)(int32_t device, mpe_device* out);
-  /* The device of this thread's calls; the same from now on. */
+  /* The device of this thread's calls. */
   mpe_status (*current_device)(int32_t* device);
+  /* The same from now on, for the CUDA runtime's other users in this thread too. */
   mpe_status (*use_device)(int32_t device);
+
+  /* Memory that kernels of this backend can reach, aligned for any type and not initialised.
+   * placement: an mpe_placement, which the CPU ignores. 0 bytes give a pointer to be released. */
   mpe_status (*allocate)(int64_t bytes, int32_t placement, void** out);
+  /* p: of allocate with the same placement, or NULL. No work that uses it may be under way. */
   void (*release)(void* p, int32_t placement);
   /* The same in the order of a stream, for what lives between two calls. */
   mpe_status (*borrow)(int64_t bytes, void* stream, void** out);
   void (*give_back)(void* p, void* stream);
-  /* Between the host's memory and the kernels', in any direction; the host's may be used again at
-   * return when it is the source, and after synchronize when it is the target. */
+  /* Between the host's memory and the kernels', in any direction; the host's (not pinned) may be
+   * used again at return when it is the source, and after synchronize when it is the target. */
   mpe_status (*copy)(void* to, const void* from, int64_t bytes, void* stream);
+  /* Sets bytes of the kernels' memory. */
   mpe_status (*fill)(void* p, int32_t byte, int64_t bytes, void* stream);
+
+  /* ---- streams and graphs --------------------------------------------------------------------
+   * An event belongs to the device that was current when it was made. */
+
+  /* Waits until all work that the stream was given is done. */
   mpe_status (*synchronize)(void* stream);
-  /* What `stream` is given after `wait` starts when the work that was given to the event's stream
-   * before `record` is done; at once where nothing was recorded. */
   mpe_status (*create_event)(void** out);
   void (*destroy_event)(void* event);
+  /* What `stream` is given after `wait` starts when the work that was given to the event's stream
+   * before `record` is done; at once where nothing was recorded. */
   mpe_status (*record)(void* event, void* stream);
   mpe_status (*wait)(void* event, void* stream);
   /* Graphs: the number of the capture that `stream` is part of, 0 if it is in none, UINT64_MAX if
@@ -220,15 +91,21 @@ typedef struct mpe_backend {
   mpe_status (*capturing)(void* stream, uint64_t* capture);
   mpe_status (*wait_in_graph)(void* event, void* stream);
   mpe_status (*record_in_graph)(void* event, void* stream);
-  /* What the device's runtime said last in this thread; never NULL. */
+  /* What the device's runtime said last in this thread; never NULL, valid until the thread's next
+   * call that fails. */
   const char* (*last_error)(void);
 
-  /* batch: offsets are monotone, start at 0 and end at num_indices. */
+  /* ---- a batch -------------------------------------------------------------------------------
+   * In this order: check_offsets once, then for each group prepare, discard (a device), dedup. */
+
+  /* Are the offsets monotone, do they start at 0 and end at num_indices? Else MPE_ERR_OFFSETS.
+   * error: one value, written in any case. */
   mpe_status (*check_offsets)(const mpe_batch*, void* stream, mpe_error*);
   /* Fills all of the lookups but n and batch_size (weights where the batch has them). drop: an
-   * index out of range gets MPE_DROPPED and is counted in `dropped`; otherwise it is MPE_ERR_INDEX.
+   * index out of range gets MPE_DROPPED and is counted in `dropped`; otherwise it is MPE_ERR_INDEX,
+   * and the lookups are not to be used.
    * offsets: the error of check_offsets; a device that finds one there sees a batch of empty bags.
-   */
+   * The last argument: one value, written in any case. */
   mpe_status (*prepare)(const mpe_group*, const mpe_batch*, int32_t drop, const mpe_error* offsets,
                         mpe_lookups*, void* stream, mpe_error*);
   /* If one of the n errors of a batch is set, every key becomes MPE_DROPPED, every bag empty and
@@ -236,56 +113,82 @@ typedef struct mpe_backend {
    * error, else that of the smallest position with the count of all. */
   mpe_status (*discard)(const mpe_group*, mpe_lookups*, const mpe_error* errors, int32_t n,
                         mpe_error* sink, void* stream);
-  /* Unique keys below `limit`; dropped lookups have no position. */
+  /* The unique ones of n keys that are below `limit` (the rows of the group); dropped lookups have
+   * no position. */
   mpe_status (*dedup)(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique*, void* stream);
   /* Adds to the tables' statistics: accesses and dropped lookups where asked for, and unique rows
-   * where `unique` is not NULL. */
+   * where `unique` is not NULL. cache_admit counts accesses and unique rows itself. */
   mpe_status (*count)(const mpe_group*, const mpe_lookups*, const mpe_unique* unique,
                       int32_t accesses, int32_t dropped, void* stream);
-  /* step += 1. */
+  /* step += 1. Random bits are drawn anew at each step: it is taken before each cache_admit,
+   * update, cache_flush and write_rows of a collection, once for all of its groups. */
   mpe_status (*advance)(uint64_t* step, void* stream);
 
-  /* Admission: slots[u] (int32, -1 = not cached), pins every cached row once. */
+  /* ---- the cache -----------------------------------------------------------------------------
+   * Of a group that has one. n: the lookups that dedup was given. Slots are int32, set * ways +
+   * way, or -1 for a row that is not cached; slots[u] is that of unique row u, in room for as many
+   * (a device: for n). */
+
+  /* Admission of a training batch: fills the slots, reads newcomers out of their tables, writes
+   * dirty victims back to theirs, and pins every cached row of the batch once: it stays until
+   * cache_release. A slot bears 127 pins. The tables' statistics count all of it. */
   mpe_status (*cache_admit)(const mpe_group*, const mpe_unique*, int64_t n, int32_t* slots,
                             void* stream);
-  /* slots[u] of rows that had none are looked up again, without a pin. */
+  /* fresh[u] = slots[u]; rows that had none are looked up again, without a pin: another admission
+   * may have cached them meanwhile. Changes nothing else. */
   mpe_status (*cache_refresh)(const mpe_group*, const mpe_unique*, int64_t n, const int32_t* slots,
                               int32_t* fresh, void* stream);
+  /* Takes back the pins of an admission; slots: those of cache_admit. */
   mpe_status (*cache_release)(const mpe_cache*, const mpe_unique*, int64_t n, const int32_t* slots,
                               void* stream);
+  /* Writes every dirty slot back to its table and marks it clean; rows stay cached. */
   mpe_status (*cache_flush)(const mpe_group*, void* stream);
-  /* slots[i] of keys[i] (-1 = not cached). */
+  /* slots[i] of each of n keys; changes nothing, for evaluation. */
   mpe_status (*cache_locate)(const mpe_cache*, const uint64_t* keys, int64_t n, int32_t* slots,
                              void* stream);
-  /* slots[i] of lookup i out of the slots of the unique rows. */
+  /* slots[i] of each of n lookups out of the slots of the unique rows, -1 for dropped ones. */
   mpe_status (*scatter_slots)(const mpe_unique*, const int32_t* unique_slots, int64_t n,
                               int32_t* slots, void* stream);
 
-  /* The forward of n groups at once, each its share of the same batch or of another one. */
+  /* ---- training ------------------------------------------------------------------------------ */
+
+  /* The forward of n groups at once, each its share of the same batch or of another one. Writes
+   * the outputs, reads all else. */
   mpe_status (*lookup)(const mpe_part*, int32_t n, void* stream);
-  /* Gradient of the per-sample weights, one an index of the batch. slots: one a lookup, or NULL. */
+  /* Gradient of the per-sample weights, one an index of the batch (out: N; a group writes the
+   * positions of its own tables). slots: one a lookup, or NULL. grad: of the outputs. */
   mpe_status (*weight_grad)(const mpe_group*, const mpe_lookups*, const int32_t* slots,
                             const mpe_outputs* grad, float* out, void* stream);
-  /* slots: one a unique row (fresh), or NULL. A row whose update would not be finite stays as it
-   * was and is added to `nonfinite` (which starts as MPE_NO_ERROR): status, smallest value, count.
-   */
+  /* The fused backward: sums each unique row's gradient over its lookups and takes one optimizer
+   * step, in the cache (the slot becomes dirty) or straight in the table, with the row's state.
+   * slots: one a unique row (fresh), or NULL. A row whose update would not be finite stays as it
+   * was and is added to `nonfinite` (which starts as MPE_NO_ERROR): status, smallest value, count;
+   * the function returns MPE_OK all the same. */
   mpe_status (*update)(const mpe_group*, const mpe_optimizer*, const mpe_lookups*,
                        const mpe_unique*, const int32_t* slots, const mpe_outputs* grad,
                        mpe_error* nonfinite, void* stream);
 
-  /* Values of whole rows as they are now, keys checked by the caller. */
+  /* ---- rows ---------------------------------------------------------------------------------- */
+
+  /* Values (n x D) of whole rows as they are now, cached or not. Keys are linear row ids, checked
+   * by the caller. */
   mpe_status (*read_rows)(const mpe_group*, const uint64_t* keys, int64_t n, float* values,
                           void* stream);
-  /* The same the other way, keys without duplicates. */
+  /* The same the other way, keys without duplicates, values storable (check_values): a cached row
+   * in FP32, any other rounded into its table. */
   mpe_status (*write_rows)(const mpe_group*, const uint64_t* keys, int64_t n, const float* values,
                            void* stream);
+  /* The initial rows of the group's table number `table`, at step 0. kind: MPE_init_..., uniform
+   * in a .. b, or normal with a standard deviation of a. */
   mpe_status (*init_rows)(const mpe_group*, int32_t table, int32_t kind, float a, float b,
                           void* stream);
 
-  /* MPE_ERR_VALUE if some row cannot be stored. */
+  /* ---- rows without a group ------------------------------------------------------------------
+   * x: n x dim values; rows: n x row_bytes; both dense. The table of their random key is 0. */
+
+  /* MPE_ERR_VALUE if some row cannot be stored: not finite, or beyond the format's range. */
   mpe_status (*check_values)(const float* x, int64_t n, int64_t dim, int32_t precision,
                              void* stream, mpe_error*);
-  /* rows: n x row_bytes; x: n x dim; both dense. */
   mpe_status (*quantize)(const float* x, int64_t n, int64_t dim, int32_t precision,
                          int32_t rounding, uint64_t seed, uint64_t step, uint8_t* rows,
                          void* stream);
@@ -300,25 +203,33 @@ typedef struct mpe_backend {
                            uint8_t* packed, void* stream);
   mpe_status (*unpack_codes)(const uint8_t* packed, int64_t n, int64_t dim, int32_t bits,
                              uint8_t* codes, void* stream);
-  /* precision: fp16 or bf16. */
+  /* n values to bit patterns. precision: MPE_format_fp16 or _bf16; x storable. */
   mpe_status (*stochastic_round)(const float* x, int64_t n, int32_t precision, uint64_t seed,
                                  uint64_t step, uint16_t* out, void* stream);
 } mpe_backend;
 
-/* The CPU backend at the best instruction set of this machine, capped by MPEMBED_ISA. */
+/* The CPU backend at the best instruction set of this machine, capped by MPEMBED_ISA (base, avx2),
+ * which is read at the first call. Never NULL; lives as long as the library. */
 MPE_EXPORT const mpe_backend* mpe_cpu_backend(void);
-/* The CUDA backend, in a library of its own; it needs no driver before its functions are called. */
+/* The CUDA backend, in a library of its own; it needs no driver before its functions are called.
+ * Never NULL. */
 MPE_EXPORT const mpe_backend* mpe_cuda_backend(void);
-/* Bytes of a row, -1 for an unknown precision. code_bytes: the same without the header. */
+/* Bytes of a row of dim values, -1 for an unknown precision. code_bytes: the same without the
+ * header. */
 MPE_EXPORT int64_t mpe_row_bytes(int32_t precision, int64_t dim);
 MPE_EXPORT int64_t mpe_code_bytes(int32_t precision, int64_t dim);
 /* What an optimizer keeps: 0 nothing, 1 a value a row, 2 a value an element. */
 MPE_EXPORT int32_t mpe_state_shape(int32_t optimizer);
 /* Whether a policy keeps a sketch. */
 MPE_EXPORT int32_t mpe_policy_has_sketch(int32_t policy);
-/* CPU threads: the count (>= 1), and a setter that clamps to 1 .. 1024. */
+/* CPU threads of the whole process: the count (>= 1; MPEMBED_NUM_THREADS, else the processors of
+ * the affinity mask), and a setter that clamps to 1 .. 1024. Results do not depend on it. A child
+ * that was forked after the pool had started stays on one. */
 MPE_EXPORT int32_t mpe_get_num_threads(void);
 MPE_EXPORT void mpe_set_num_threads(int32_t n);
+/* The name of a variable of the environment that holds no known value and is therefore ignored:
+ * MPEMBED_NUM_THREADS or MPEMBED_ISA; NULL if both are right. */
+MPE_EXPORT const char* mpe_invalid_variable(void);
 
 #ifdef __cplusplus
 }

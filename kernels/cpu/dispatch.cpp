@@ -4,7 +4,12 @@
 
 #include "cpu/parallel.h"
 #include "mpembed/api.h"
+#include "mpembed/cache.h"
 #include "mpembed/registry_types.h"
+
+// The door says in C what these headers say in C++.
+static_assert(MPE_EMPTY_TAG == mpembed::kTagEmpty);
+static_assert(MPE_SKETCH_ROWS == mpembed::kSketchRows);
 
 extern "C" {
 const mpe_backend* mpe_cpu_backend_base(void);
@@ -31,14 +36,18 @@ int hardware_level() {
 #endif
 }
 
-// MPEMBED_ISA only caps the level; Python refuses unknown values at import.
+// The level that MPEMBED_ISA allows: the highest where it is not set or empty, -1 for no level.
+int cap() {
+  const char* text = std::getenv("MPEMBED_ISA");
+  if (text == nullptr || *text == 0 || std::strcmp(text, "avx512") == 0) return 2;
+  if (std::strcmp(text, "avx2") == 0) return 1;
+  return std::strcmp(text, "base") == 0 ? 0 : -1;
+}
+
+// An unknown value is ignored here; Python refuses it at import.
 int capped_level() {
-  const int level = hardware_level();
-  const char* cap = std::getenv("MPEMBED_ISA");
-  if (cap == nullptr) return level;
-  if (std::strcmp(cap, "base") == 0) return 0;
-  if (std::strcmp(cap, "avx2") == 0) return level < 1 ? level : 1;
-  return level;
+  const int level = hardware_level(), allowed = cap();
+  return allowed < 0 || level < allowed ? level : allowed;
 }
 
 const mpe_backend* choose() {
@@ -91,5 +100,10 @@ MPE_EXPORT int32_t mpe_get_num_threads(void) { return mpe::max_threads(); }
 
 MPE_EXPORT void mpe_set_num_threads(int32_t n) {
   mpe::set_threads(n < 1 ? 1 : (n > mpe::kMaxThreads ? mpe::kMaxThreads : n));
+}
+
+MPE_EXPORT const char* mpe_invalid_variable(void) {
+  if (!mpe::threads_env_valid()) return "MPEMBED_NUM_THREADS";
+  return cap() < 0 ? "MPEMBED_ISA" : nullptr;
 }
 }

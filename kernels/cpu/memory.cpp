@@ -30,9 +30,12 @@ mpe_status allocate(int64_t bytes, int32_t, void** out) {
 
 void release(void* p, int32_t) { std::free(p); }
 
-mpe_status borrow(int64_t bytes, void*, void** out) { return allocate(bytes, 0, out); }
+mpe_status borrow(int64_t bytes, void*, void** out) {
+  *out = mpe::take_workspace(static_cast<size_t>(bytes > 0 ? bytes : 1));
+  return *out == nullptr ? MPE_ERR_MEMORY : MPE_OK;
+}
 
-void give_back(void* p, void*) { std::free(p); }
+void give_back(void* p, void*) { mpe::give_workspace(p); }
 
 mpe_status copy(void* to, const void* from, int64_t bytes, void*) {
   if (bytes > 0) memcpy(to, from, static_cast<size_t>(bytes));

@@ -17,6 +17,7 @@ from mpembed_build.toolkit import Toolkit, UnusableError, find
 NAME = "mpembed._cuda"
 BINDING = Path("mpembed/_cuda.pyx")
 KERNELS = Path("kernels/cuda")
+TABLE = "table.cu"
 PROBES = BUILD / "nvcc.json"
 # One answer on every machine, so no contraction here either. -lineinfo costs nothing at run time
 # and lets profilers and sanitizers name the line.
@@ -79,13 +80,19 @@ class Cuda:
         key = [self.release, ccbin, self.compiler.identity, *flags, *variables]
         jobs = []
         for source in sorted(KERNELS.glob("*.cu")):
-            made = target(source, key)
+            named = self.names() if source.name == TABLE else []
+            made = target(source, [*key, *named])
             files = ["-MMD", "-MF", str(made.with_suffix(".d")), "-c", str(source), "-o", str(made)]
-            jobs.append(Job(source, made, [self.toolkit.nvcc, *flags, *files], own=True))
+            jobs.append(Job(source, made, [self.toolkit.nvcc, *flags, *named, *files], own=True))
         # Where there are fewer files than compilers, several architectures of a file at a time.
         threads = max(1, compilers() // max(1, sum(not job.fresh() for job in jobs)))
         more = [f"--threads={threads}", "-ccbin", ccbin]
         return [replace(job, command=[*job.command, *more]) for job in jobs]
+
+    def names(self) -> list[str]:
+        """Return the flag that tells a backend its architectures, for `mpe_backend.level`."""
+        names = " ".join(name for a in self.architectures for name in a.names())
+        return [f'-DMPE_CUDA_ARCHS="{names}"']
 
     def binding(self, source: Path) -> Job:
         """Return the job for the file that Cython writes."""

@@ -16,10 +16,15 @@ from pathlib import Path
 from mpembed_build.objects import Job, target
 from mpembed_build.settings import BuildError
 
-ONCE = {"parallel.cpp", "dispatch.cpp"}  # every other kernel file is compiled for each SIMD level
+# Every other kernel file is compiled for each SIMD level.
+ONCE = {"parallel.cpp", "dispatch.cpp", "workspace.cpp"}
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Iinclude", "-Ikernels"]
-SHARED = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+MACOS = sys.platform == "darwin"
+EXTENSION = ["-bundle", "-undefined", "dynamic_lookup"] if MACOS else ["-shared"]
+EXPORTS = Path("kernels/exports.map")  # without it the standard library's templates show as well
+# Extensions lie beside the folder of the libraries, wherever the package is.
+LIBRARIES = f"-Wl,-rpath,{'@loader_path' if MACOS else '$ORIGIN'}/lib"
 WARNINGS = ["-Wall", "-Wextra"]
 # One answer on every machine: no contraction the source does not write. The other two change no
 # result; without them the compiler may not vectorise.
@@ -101,8 +106,25 @@ class Compiler:
 
     def link(self, objects: Sequence[str], libraries: Sequence[str]) -> list[str]:
         """Return the command that links an extension, without the output."""
+        return self._link(EXTENSION, [*objects, *libraries])
+
+    def link_library(
+        self, name: str, objects: Sequence[str], libraries: Sequence[str]
+    ) -> list[str]:
+        """Return the command that links a library of the package under its file's name."""
+        if MACOS:
+            kind = [
+                "-dynamiclib",
+                f"-Wl,-install_name,@rpath/{name}",
+                "-Wl,-exported_symbol,_mpe_*",
+            ]
+        else:
+            kind = ["-shared", f"-Wl,-soname,{name}", f"-Wl,--version-script={EXPORTS}"]
+        return self._link(kind, [*objects, *libraries])
+
+    def _link(self, kind: Sequence[str], files: Sequence[str]) -> list[str]:
         own = shlex.split(os.environ.get("LDFLAGS", ""))
-        return [*self.cxx, *SHARED, "-pthread", *self.extra, *objects, *libraries, *own]
+        return [*self.cxx, *kind, "-pthread", *self.extra, *files, *own]
 
 
 def ask(command: list[str]) -> str:

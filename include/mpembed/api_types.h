@@ -1,0 +1,183 @@
+/* What api.h passes around: numbers of the registry, status codes, and structs of pointers and
+ * sizes. Plain C.
+ *
+ * Every array belongs to the caller, is dense and in C order, and lies where the backend's kernels
+ * run, except where a comment says "host". Its type's natural alignment is enough; the bytes of
+ * table rows need none. Sizes are in elements unless a name says bytes. Below, E is a table's
+ * number of rows, D its dimension, T the number of tables of a group, B the number of bags a table,
+ * N the number of indices of a batch. */
+#ifndef MPEMBED_API_TYPES_H
+#define MPEMBED_API_TYPES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "mpembed/registry.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* MPE_format_int4, MPE_optimizer_sgd, ... are not spelled out: the ids are those of registry.h. */
+#define MPE_ENUM3(prefix, id, name) MPE_##prefix##_##name = id,
+#define MPE_ENUM_FORMAT(id, name, type) MPE_ENUM3(format, id, name)
+#define MPE_ENUM_OPTIMIZER(id, name, type) MPE_ENUM3(optimizer, id, name)
+#define MPE_ENUM_POLICY(id, name, type) MPE_ENUM3(policy, id, name)
+#define MPE_ENUM_POOLING(id, name) MPE_ENUM3(pooling, id, name)
+#define MPE_ENUM_DECAY(id, name) MPE_ENUM3(decay, id, name)
+#define MPE_ENUM_ROUNDING(id, name) MPE_ENUM3(rounding, id, name)
+#define MPE_ENUM_INIT(id, name) MPE_ENUM3(init, id, name)
+#define MPE_ENUM_STAT(id, name) MPE_ENUM3(stat, id, name)
+enum { MPE_FORMATS(MPE_ENUM_FORMAT) MPE_NUM_FORMATS };
+enum { MPE_OPTIMIZERS(MPE_ENUM_OPTIMIZER) MPE_NUM_OPTIMIZERS };
+enum { MPE_POLICIES(MPE_ENUM_POLICY) MPE_NUM_POLICIES };
+enum { MPE_POOLINGS(MPE_ENUM_POOLING) MPE_NUM_POOLINGS };
+enum { MPE_WEIGHT_DECAYS(MPE_ENUM_DECAY) MPE_NUM_WEIGHT_DECAYS };
+enum { MPE_ROUNDINGS(MPE_ENUM_ROUNDING) MPE_NUM_ROUNDINGS };
+enum { MPE_INITS(MPE_ENUM_INIT) MPE_NUM_INITS };
+enum { MPE_STATS(MPE_ENUM_STAT) MPE_NUM_STATS };
+
+typedef enum mpe_status {
+  MPE_OK = 0,
+  MPE_ERR_INDEX = 1,     /* an index out of range: table, position, value, count are set */
+  MPE_ERR_OFFSETS = 2,   /* offsets not monotone or not covering the indices: position, value */
+  MPE_ERR_VALUE = 3,     /* a value that the format cannot store: position (row), count */
+  MPE_ERR_MEMORY = 4,    /* out of memory */
+  MPE_ERR_NONFINITE = 5, /* updates left out: value (smallest linear row id), count */
+  MPE_ERR_DEVICE = 6     /* the device's runtime refused: last_error says why */
+} mpe_status;
+
+/* What a kernel found: it writes MPE_NO_ERROR if nothing is wrong. */
+typedef struct mpe_error {
+  int32_t status;   /* an mpe_status: MPE_OK, or what is wrong */
+  int32_t table;    /* its table_id */
+  int64_t position; /* first offending position */
+  int64_t value;
+  int64_t count; /* how many positions offend */
+} mpe_error;
+#define MPE_NO_ERROR {MPE_OK, 0, INT64_MAX, INT64_MAX, 0}
+
+#define MPE_DROPPED UINT64_MAX /* the key of an index that was dropped */
+
+/* One table. Rows are packed as docs/numerics.md says; mpe_row_bytes has their size. */
+typedef struct mpe_table {
+  uint8_t* rows; /* E x row_bytes */
+  void* state;   /* optimizer state: E or E x D values in state_format, or NULL (mpe_state_shape) */
+  int64_t* stats;       /* MPE_NUM_STATS counters, or NULL: nothing is counted */
+  int64_t num_rows;     /* E, 1 .. 2^47 */
+  int64_t base;         /* linear row id of row 0: the rows of the group's tables before it */
+  int32_t precision;    /* MPE_format_... of the rows */
+  int32_t table_id;     /* the random key's table, 0 .. 65535, unique under one seed */
+  int32_t pooling;      /* MPE_pooling_... */
+  int32_t feature;      /* this table's place in the batch's offsets */
+  int32_t state_format; /* of a state of E x D: MPE_format_fp32 or _bf16; E values are FP32 */
+  int64_t column;       /* where its columns begin in a shared output */
+} mpe_table;
+
+/* A cache of num_sets x ways slots. It starts with every tag MPE_EMPTY_TAG and all else zero. */
+typedef struct mpe_cache {
+  uint64_t* tags;       /* num_sets x ways: linear row id, pins and the dirty bit (cache.h) */
+  uint32_t* meta;       /* num_sets x ways, policy state */
+  float* rows;          /* num_sets x ways x D */
+  uint8_t* sketch;      /* MPE_SKETCH_ROWS x sketch_width, or NULL (mpe_policy_has_sketch) */
+  uint64_t* counters;   /* 2: clock, samples */
+  int64_t num_sets;     /* 1 .. 2^26, and fewer than 2^31 slots */
+  int64_t sketch_width; /* the power of two that is at least the number of slots */
+  int32_t ways;         /* 8, 16 or 32; 32 on a CUDA device */
+  int32_t policy;       /* MPE_policy_... */
+} mpe_cache;
+#define MPE_EMPTY_TAG ((UINT64_C(1) << 48) - 1)
+#define MPE_SKETCH_ROWS 4
+
+/* Tables of one dimension, which share a cache; bases ascend in the order of the tables, from 0. */
+typedef struct mpe_group {
+  const mpe_table* tables;        /* T, the host's */
+  const mpe_table* device_tables; /* a copy where the kernels run; NULL for the CPU */
+  const mpe_cache* cache;         /* the host's, or NULL: every row is trained in its table */
+  const uint64_t* step;           /* the write step, one value below 2^40 where the kernels run */
+  uint64_t seed;                  /* of rounding and initial rows */
+  int32_t num_tables;             /* T */
+  int32_t dim;                    /* D, 1 .. 2^20 */
+  int32_t rounding;               /* MPE_rounding_... of what is written to tables and state */
+} mpe_group;
+
+/* A caller's batch, table-major: bag b of feature t ends at offsets[t * batch_size + b + 1]. It is
+ * read only. */
+typedef struct mpe_batch {
+  const void* indices;  /* N row numbers, each within its own table */
+  const void* offsets;  /* num_features * B + 1; the first is 0, the last is N */
+  const float* weights; /* one an index, or NULL */
+  int64_t num_indices;  /* N */
+  int64_t batch_size;   /* B */
+  int32_t num_features;
+  int32_t index_bits;  /* 32 or 64, signed */
+  int32_t offset_bits; /* 32 or 64, signed */
+} mpe_batch;
+
+/* A group's share of a batch, in the order of its tables, in T * B bags. There are
+ * bag_offsets[T * B] lookups; n is the room for them, on the CPU the same number. n and T * B are
+ * at most INT32_MAX. */
+typedef struct mpe_lookups {
+  int64_t n;
+  int64_t batch_size;
+  uint64_t* keys;       /* n: linear row id, or MPE_DROPPED (also beyond the last lookup) */
+  int32_t* bags;        /* n: table * B + bag */
+  int64_t* bag_offsets; /* T * B + 1, starting at 0 */
+  int64_t* origins;     /* T: the batch's position of the table's first lookup */
+  int64_t* dropped;     /* T: lookups out of range */
+  float* weights;       /* n, or NULL */
+} mpe_lookups;
+
+/* The unique rows of n lookups, ascending; row u's lookups are positions[starts[u] ..
+ * starts[u + 1]). */
+typedef struct mpe_unique {
+  int64_t* count;     /* one value */
+  uint64_t* rows;     /* room for n */
+  int64_t* starts;    /* room for n + 1 */
+  int32_t* positions; /* room for n */
+} mpe_unique;
+
+typedef struct mpe_matrix {
+  float* data;
+  int64_t stride; /* elements between rows */
+} mpe_matrix;
+
+/* Outputs or their gradients: pooled tables have B rows, unpooled ones a row a lookup. */
+typedef struct mpe_outputs {
+  mpe_matrix shared;        /* each table at its column; used where `tables` is NULL */
+  const mpe_matrix* tables; /* T, one matrix a table, where the kernels run */
+} mpe_outputs;
+
+/* A group's part in a forward. */
+typedef struct mpe_part {
+  const mpe_group* group;
+  const mpe_lookups* lookups;
+  const int32_t* slots; /* one a lookup (-1: not cached), or NULL without a cache */
+  const mpe_outputs* outputs;
+} mpe_part;
+
+typedef struct mpe_optimizer {
+  int32_t kind;       /* MPE_optimizer_... */
+  int32_t decay_mode; /* MPE_decay_... */
+  float lr, eps, weight_decay;
+  const float* device_lr; /* what holds instead of lr when a device's update runs, or NULL; the
+                             CPU's is NULL */
+} mpe_optimizer;
+
+typedef enum mpe_placement {
+  MPE_PLACEMENT_DEVICE = 0,
+  MPE_PLACEMENT_HOST =
+      1 /* pinned host memory that the device's kernels reach at the same address */
+} mpe_placement;
+
+typedef struct mpe_device {
+  char name[256];       /* ends with a zero */
+  int64_t memory;       /* bytes; 0 if not known */
+  int32_t major, minor; /* compute capability; 0 where there is none */
+} mpe_device;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,82 @@
+// The library behind the C interface: its versions, answers, errors and a row there and back.
+#include "mpembed/api.h"
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "check.h"
+
+CASE(api_backend) {
+  const mpe_backend* cpu = mpe_cpu_backend();
+  CHECK(cpu->api_version == MPE_API_VERSION);
+  CHECK(std::strcmp(cpu->name, "cpu") == 0 && cpu == mpe_cpu_backend());
+  int32_t count = 0;
+  CHECK(cpu->device_count(&count) == MPE_OK && count == 1);
+  mpe_device device;
+  CHECK(cpu->describe(0, &device) == MPE_OK && std::strcmp(device.name, "CPU") == 0);
+  CHECK(cpu->describe(1, &device) == MPE_ERR_DEVICE && cpu->use_device(1) == MPE_ERR_DEVICE);
+  CHECK(cpu->last_error() != nullptr);
+}
+
+CASE(api_answers) {
+  CHECK(mpe_row_bytes(MPE_format_int4, 9) == 9 && mpe_code_bytes(MPE_format_int4, 9) == 5);
+  CHECK(mpe_row_bytes(-1, 9) == -1 && mpe_row_bytes(MPE_NUM_FORMATS, 9) == -1);
+  CHECK(mpe_state_shape(MPE_optimizer_sgd) == 0);
+  CHECK(mpe_state_shape(MPE_optimizer_rowwise_adagrad) == 1);
+  CHECK(mpe_state_shape(MPE_optimizer_adagrad) == 2);
+  CHECK(!mpe_policy_has_sketch(MPE_policy_lru) && mpe_policy_has_sketch(MPE_policy_lfu));
+}
+
+CASE(api_threads) {
+  const int32_t before = mpe_get_num_threads();
+  CHECK(before >= 1);
+  mpe_set_num_threads(3);
+  CHECK(mpe_get_num_threads() == 3);
+  mpe_set_num_threads(-5);
+  CHECK(mpe_get_num_threads() == 1);
+  mpe_set_num_threads(1 << 20);
+  CHECK(mpe_get_num_threads() == 1024);
+  mpe_set_num_threads(before);
+}
+
+CASE(api_errors_are_found_before_anything_changes) {
+  const mpe_backend* cpu = mpe_cpu_backend();
+  const int32_t indices[3] = {0, 9, 1}, offsets[3] = {0, 2, 3}, wrong[3] = {0, 2, 1};
+  mpe_batch batch{indices, wrong, nullptr, 3, 2, 1, 32, 32};
+  mpe_error error;
+  CHECK(cpu->check_offsets(&batch, nullptr, &error) == MPE_ERR_OFFSETS);
+  CHECK(error.position == 2 && error.value == 1);
+  batch.offsets = offsets;
+  CHECK(cpu->check_offsets(&batch, nullptr, &error) == MPE_OK && error.status == MPE_OK);
+  mpe_table table{};
+  table.num_rows = 5;
+  table.table_id = 6;
+  mpe_group group{};
+  group.tables = &table;
+  group.num_tables = group.dim = 1;
+  uint64_t keys[3];
+  int32_t bags[3];
+  int64_t bag_offsets[3], origins[1], dropped[1];
+  mpe_lookups lookups{3, 2, keys, bags, bag_offsets, origins, dropped, nullptr};
+  CHECK(cpu->prepare(&group, &batch, 0, &error, &lookups, nullptr, &error) == MPE_ERR_INDEX);
+  CHECK(error.table == 6 && error.position == 1 && error.value == 9 && error.count == 1);
+  CHECK(cpu->prepare(&group, &batch, 1, &error, &lookups, nullptr, &error) == MPE_OK);
+  CHECK(keys[1] == MPE_DROPPED && dropped[0] == 1 && keys[2] == 1 && bags[2] == 1);
+}
+
+CASE(api_a_row_there_and_back) {
+  const mpe_backend* cpu = mpe_cpu_backend();
+  const std::vector<float> x{0.0f, 15.0f, 5.0f, 3.0f, 9.0f, 12.0f};  // two rows of whole steps
+  std::vector<uint8_t> rows(2 * static_cast<size_t>(mpe_row_bytes(MPE_format_int4, 3)));
+  std::vector<float> y(6);
+  mpe_error error;
+  CHECK(cpu->check_values(x.data(), 2, 3, MPE_format_int4, nullptr, &error) == MPE_OK);
+  CHECK(cpu->quantize(x.data(), 2, 3, MPE_format_int4, MPE_rounding_nearest, 0, 0, rows.data(),
+                      nullptr) == MPE_OK);
+  CHECK(cpu->dequantize(rows.data(), 2, 3, MPE_format_int4, y.data(), nullptr) == MPE_OK);
+  CHECK(y[0] == 0.0f && y[1] == 15.0f && y[2] == 5.0f && y[3] == 3.0f && y[5] >= 11.99f);
+  const float infinite[1] = {HUGE_VALF};
+  CHECK(cpu->check_values(infinite, 1, 1, MPE_format_int4, nullptr, &error) == MPE_ERR_VALUE);
+  CHECK(error.position == 0 && error.count == 1);
+}

@@ -1,0 +1,42 @@
+"""Memory that kernels work in: what is given back is kept for the next call, within a bound."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_parallel import ROOT, build, run
+
+import mpembed as mpe
+
+SOURCES = [ROOT / "kernels" / "cpu" / "workspace.cpp", ROOT / "tests" / "workspace_driver.cpp"]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("workspace") / "driver"
+    done = build(target, SOURCES, "-O2", "-Werror")
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.mark.parametrize("check", ["again", "apart", "bounded", "refused", "threads"])
+def test_workspace(driver: Path, check: str) -> None:
+    done = run(driver, check)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tracemalloc_sees_what_a_ticket_holds() -> None:
+    emb = mpe.EmbeddingBagCollection([mpe.TableConfig("a", 10, 4)], optimizer=mpe.SGD(0.1))
+    indices, offsets = np.zeros(100_000, np.int64), np.array([0, 100_000])
+    tracemalloc.start()
+    try:
+        emb.forward(indices, offsets)
+        held = tracemalloc.get_traced_memory()[0]
+        assert held >= emb.memory_report()["workspace"] >= 1_200_000
+        emb.backward(np.zeros((1, 4), np.float32))
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
