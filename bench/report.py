@@ -69,9 +69,10 @@ def bounds(results: list[Result]) -> str:
         cells = []
         for threads in THREADS:
             found = targets.find(results, bound.case, threads)
-            value = found["seconds"]["mpembed"] / found["items"] * bound.scale if found else None
             most = bound.most.get(threads)
-            cells.append(targets.beside(value, most, f" {bound.unit}", least=False))
+            cells.append(
+                targets.beside(targets.excess(found, bound), most, f" {bound.unit}", least=False)
+            )
         rows.append([bound.label, *cells])
     return table(["time", "1 thread", "2 threads"], rows)
 

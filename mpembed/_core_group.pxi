@@ -37,6 +37,10 @@ cdef class Group:
     def __dealloc__(self):
         free(self.tables)
 
+    def reseed(self, uint64_t seed):
+        """Draw all random bits from this seed from the next call on."""
+        self.c.seed = seed
+
     @property
     def dim(self):
         return self.c.dim

@@ -25,6 +25,11 @@ cdef class Clock:
         """Bytes in a device's memory."""
         return 0 if self.device.immediate else self.memory.nbytes
 
+    @property
+    def address(self):
+        """Where the step is, in the device's memory."""
+        return <uintptr_t>self.step
+
     def set(self, uint64_t step, Stream on):
         """Continue from a step."""
         self.taken = step

@@ -67,6 +67,26 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert differs.max() <= np.ptp(held) / 15 * 1.01
 
 
+@pytest.mark.torch
+def test_the_page_on_pytorch_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    run("docs/torch.md", names)
+    assert list(tmp_path.iterdir()) == []
+    assert "1 table(s) to int4: 25.6 MB of weights ->" in capsys.readouterr().out
+    assert names["weights"].grad.shape == (4,)
+    assert names["words"].tables.step == 2
+    assert (
+        names["model"][0].tables.step == 100_000 * 64 // 2**22 + 1 + 2 * 5
+    )  # set_rows, then steps
+    assert 0 < names["fused"].param_groups[0]["lr"] < 0.02
+    ids = torch.arange(10_000)
+    assert (names["twin"].tables.rows("table", ids) == names["bag"].tables.rows("table", ids)).all()
+
+
 def test_the_guide_lists_every_array_of_the_state() -> None:
     text = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
     tables = [mpe.TableConfig("item", 9, 4)]

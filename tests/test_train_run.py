@@ -166,9 +166,9 @@ def test_tables_start_small_for_adagrad_and_by_size_for_sgd() -> None:
     rows = [4, 4000] + [3] * 24
     ids = np.arange(4000)
     small = make_tables(rows, Setting("fp32"), options("fp32"), seed=1)
-    assert np.std(small.rows("C2", ids)) == pytest.approx(0.01, rel=0.05)
+    assert np.std(small.tables.rows("C2", ids)) == pytest.approx(0.01, rel=0.05)
     by_size = make_tables(rows, Setting("fp32"), options("fp32", optimizer="sgd"), seed=1)
-    assert np.abs(by_size.rows("C2", ids)).max() == pytest.approx(4000**-0.5, rel=0.01)
+    assert np.abs(by_size.tables.rows("C2", ids)).max() == pytest.approx(4000**-0.5, rel=0.01)
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_does_not() -> None:

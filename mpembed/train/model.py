@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import mpembed as mpe
+from mpembed.torch import EmbeddingBagCollection
 
 from .clicks import NUM_CATS, NUM_INTS
 from .settings import Setting, TrainOptions
@@ -98,7 +99,7 @@ def mlp_optimizer(net: Perceptrons, options: TrainOptions) -> torch.optim.Optimi
 
 def make_tables(
     rows: Sequence[int], setting: Setting, options: TrainOptions, seed: int
-) -> mpe.EmbeddingBagCollection:
+) -> EmbeddingBagCollection:
     """Make the embedding tables of one setting.
 
     Parameters
@@ -114,7 +115,7 @@ def make_tables(
 
     Returns
     -------
-    EmbeddingBagCollection
+    mpembed.torch.EmbeddingBagCollection
         The tables C1 to C26.
     """
     optimizers = {"rowwise-adagrad": mpe.RowwiseAdagrad, "adagrad": mpe.Adagrad, "sgd": mpe.SGD}
@@ -128,7 +129,7 @@ def make_tables(
     cache = None
     if setting.load_factor:
         cache = mpe.CacheConfig(load_factor=setting.load_factor, policy=options.policy)
-    return mpe.EmbeddingBagCollection(
+    return EmbeddingBagCollection(
         tables,
         cache=cache,
         optimizer=optimizers[options.optimizer](lr=options.lr),

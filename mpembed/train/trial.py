@@ -24,6 +24,22 @@ class DivergedError(ArithmeticError):
     """Training left the finite numbers; the message says under which setting and when."""
 
 
+class _Seconds:
+    """The time that the backward of one result takes: of the tables, with their update."""
+
+    def __init__(self, result: torch.Tensor) -> None:
+        self.seconds = 0.0
+        assert result.grad_fn is not None
+        result.grad_fn.register_prehook(self._begin)
+        result.grad_fn.register_hook(self._end)
+
+    def _begin(self, *_: Any) -> None:
+        self.seconds = -perf_counter()
+
+    def _end(self, *_: Any) -> None:
+        self.seconds += perf_counter()
+
+
 class Trial:
     """A model, its tables and its optimizer.
 
@@ -77,15 +93,16 @@ class Trial:
                     f"training diverged: {error}; try a smaller --lr"
                 ) from None
 
-    def _lookup(self, batch: Block, training: bool) -> torch.Tensor:
-        offsets = np.arange(batch.ids.size + 1, dtype=batch.ids.dtype)  # one id a bag
-        pooled = self._tables.forward(batch.ids.reshape(-1), offsets, training=training)
-        return torch.from_numpy(pooled)
+    def _lookup(self, batch: Block) -> torch.Tensor:
+        offsets = torch.arange(batch.ids.size + 1, dtype=torch.int32)  # one id a bag
+        pooled: torch.Tensor = self._tables(torch.from_numpy(batch.ids.reshape(-1)), offsets)
+        return pooled
 
     def _step(self, batch: Block) -> None:
         start = perf_counter()
-        pooled = self._lookup(batch, training=True).requires_grad_()
+        pooled = self._lookup(batch)
         looked_up = perf_counter()
+        updated = _Seconds(pooled)
         logits = self._net(torch.from_numpy(batch.dense), pooled)
         loss = self._loss(logits, torch.from_numpy(batch.labels))
         if not torch.isfinite(loss):
@@ -93,13 +110,11 @@ class Trial:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
-        before_tables = perf_counter()
-        self._tables.backward(pooled.grad)
         end = perf_counter()
         self._trained.append(len(batch))
         self.losses.append(loss.item())
         self._step_seconds.append(end - start)
-        self._table_seconds.append(looked_up - start + end - before_tables)
+        self._table_seconds.append(looked_up - start + updated.seconds)
 
     @torch.no_grad()
     def predict(self, block: Block) -> None:
@@ -111,7 +126,7 @@ class Trial:
             The clicks; labels and log odds are kept for :meth:`result`.
         """
         for batch in block.batches(self._batch_size):
-            pooled = self._lookup(batch, training=False)
+            pooled = self._lookup(batch)
             logits = self._net(torch.from_numpy(batch.dense), pooled)
             self._labels[block.part].append(batch.labels)
             self._logits[block.part].append(logits.numpy())
@@ -120,7 +135,7 @@ class Trial:
         """Share of the unique rows of the batches so far that the cache held, None without one."""
         if not self.setting.load_factor:
             return None
-        stats = self._tables.stats().values()
+        stats = self._tables.tables.stats().values()
         hits = sum(s["hits"] for s in stats)
         misses = sum(s["misses"] for s in stats)
         return hits / (hits + misses) if hits + misses else None
@@ -167,7 +182,7 @@ class Trial:
         dict
             Scores of both parts, memory, cache statistics, times and the loss curve.
         """
-        memory = self._tables.memory_report()
+        memory = self._tables.tables.memory_report()
         return {
             "setting": self.setting.name,
             "seed": self.seed,
@@ -175,7 +190,7 @@ class Trial:
             "validation": self._scores(VALIDATION),
             "test": self._scores(TEST),
             "memory": memory,
-            "cache": self._tables.stats(),
+            "cache": self._tables.tables.stats(),
             "hit_rate": self.hit_rate(),
             "step_ms": 1e3 * float(np.median(self._step_seconds)),
             "embedding_ms": 1e3 * float(np.median(self._table_seconds)),

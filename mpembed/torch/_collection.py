@@ -1,0 +1,176 @@
+"""A module of several tables, called as TorchRec's or table-major."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, Unpack
+
+from torch import Tensor
+
+from mpembed import collection as core
+from mpembed.config import TableConfig
+from mpembed.optim import Optimizer
+from mpembed.torch._keyed import BagConfig, Layout, is_jagged, keyed
+from mpembed.torch._module import ModuleOptions, Options, TableModule, make_collection
+
+Names = Mapping[str, Sequence[str]]
+
+
+class EmbeddingBagCollection(TableModule):
+    """Several tables in one lookup, in the place of TorchRec's ``EmbeddingBagCollection``.
+
+    Parameters
+    ----------
+    tables : sequence of mpembed.TableConfig
+        With pooling ``"sum"`` or ``"mean"``.
+    optimizer : mpembed.SGD, mpembed.Adagrad or mpembed.RowwiseAdagrad
+        Applied by the backward.
+    feature_names : mapping of table name -> names of features, optional
+        Which features each table serves; by default the one of its own name.
+    is_weighted : bool
+        Whether the weights of the features multiply the rows; otherwise they are ignored.
+    **options
+        `cache`, `device`, `seed`, `rounding`, `bounds`, `on_nonfinite` as in
+        ``mpembed.EmbeddingBagCollection``; `output_dtype`, `clip_grad_value` and
+        `clip_grad_norm` as in `EmbeddingBag`.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[TableConfig],
+        *,
+        optimizer: Optimizer,
+        feature_names: Names | None = None,
+        is_weighted: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        collection, own = make_collection(tables, optimizer, options)
+        self._start(collection, feature_names, is_weighted, own)
+
+    @classmethod
+    def from_collection(
+        cls,
+        collection: core.EmbeddingBagCollection,
+        *,
+        feature_names: Names | None = None,
+        is_weighted: bool = False,
+        **options: Unpack[ModuleOptions],
+    ) -> Self:
+        """Return a module of a collection, such as a loaded one.
+
+        Parameters
+        ----------
+        collection : mpembed.EmbeddingBagCollection
+            Used, not copied.
+        feature_names, is_weighted
+            As in the class.
+        **options
+            `output_dtype`, `clip_grad_value`, `clip_grad_norm`.
+        """
+        module = cls.__new__(cls)
+        module._start(collection, feature_names, is_weighted, options)
+        return module
+
+    def _start(
+        self,
+        collection: core.EmbeddingBagCollection,
+        feature_names: Names | None,
+        is_weighted: bool,
+        options: ModuleOptions,
+    ) -> None:
+        super().__init__(collection, **options)
+        for table in collection.tables:
+            if table.pooling == "none":
+                raise ValueError(
+                    f"table {table.name!r} has pooling 'none': mpembed.torch.Embedding looks such "
+                    "tables up"
+                )
+        self._layout = Layout(collection.tables, feature_names)
+        self._num_tables, self._is_weighted = len(collection.tables), is_weighted
+
+    def forward(
+        self,
+        features: Any,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Any:
+        """Look up and pool a batch.
+
+        Parameters
+        ----------
+        features : KeyedJaggedTensor or int32 or int64 Tensor (N,)
+            Features by name, in any order and among others (anything with the methods of
+            TorchRec's class will do); or indices, table-major as in
+            ``mpembed.EmbeddingBagCollection.forward``.
+        offsets : int32 or int64 Tensor (T * B + 1,), optional
+            For indices.
+        per_sample_weights : Tensor (N,), optional
+            For indices; with a gradient if they require one.
+
+        Returns
+        -------
+        KeyedTensor or Tensor (B, sum of D)
+            For features a block of columns each, by its name (TorchRec's class where `features`
+            were TorchRec's); for indices the tables' outputs side by side.
+        """
+        if is_jagged(features):
+            if offsets is not None or per_sample_weights is not None:
+                raise TypeError("features have offsets and weights of their own")
+            return self._features(features)
+        if not isinstance(features, Tensor):
+            raise TypeError(
+                f"expected a KeyedJaggedTensor or indices, got {type(features).__name__}"
+            )
+        if offsets is None:
+            raise TypeError("offsets are missing")
+        return self._lookup(features, offsets, per_sample_weights)
+
+    def _output_shape(
+        self, indices: Tensor, offsets: Tensor, order: Sequence[int]
+    ) -> tuple[int, int]:
+        bags = offsets.shape[0] - 1
+        if order:
+            return bags // order[0] * self._layout.levels, self._layout.width
+        return bags // self._num_tables, self._layout.width
+
+    def _features(self, features: Any) -> Any:
+        keys = features.keys()
+        if getattr(features, "variable_stride_per_key", bool)():
+            raise ValueError("features with a batch size of their own each are not supported")
+        order = self._layout.order(keys)
+        weights = None
+        if self._is_weighted:
+            weights = features.weights_or_none()
+            if weights is None:
+                raise ValueError("the features have no weights, and is_weighted is True")
+        offsets = features.offsets()
+        stride = (offsets.shape[0] - 1) // len(keys)
+        if offsets.shape[0] != stride * len(keys) + 1:
+            raise ValueError(
+                f"offsets of {len(keys)} features must have as many x batch size + 1 entries, got "
+                f"{offsets.shape[0]}"
+            )
+        layout = self._layout
+        out = self._lookup(features.values(), offsets, weights, order)
+        return keyed(features, list(layout.names), list(layout.lengths), layout.blocks(out, stride))
+
+    def is_weighted(self) -> bool:
+        """Return whether the weights of the features are used."""
+        return self._is_weighted
+
+    def embedding_bag_configs(self) -> list[BagConfig]:
+        """Return the tables with their features, as TorchRec's models ask for them."""
+        return [
+            BagConfig(t.name, t.num_embeddings, t.embedding_dim, list(names), t.pooling)
+            for t, names in zip(self.tables.tables, self._layout.features, strict=True)
+        ]
+
+    def extra_repr(self) -> str:
+        """Return what ``repr`` says of the tables."""
+        names = self._layout.features
+        lines = [
+            f"({t.name}): {t.num_embeddings}, {t.embedding_dim}, {t.precision}, {t.pooling!r}"
+            + ("" if own == [t.name] else f", features={own}")
+            for t, own in zip(self.tables.tables, names, strict=True)
+        ]
+        return "\n".join([*lines, super().extra_repr()])

@@ -1,0 +1,225 @@
+"""What all modules of mpembed.torch do: training, evaluation, gradients, devices, profiles."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from torch_modules import bag, batch, ended, open_batches, state, train
+
+import mpembed as mpe
+from mpembed import torch as mt
+
+pytestmark = pytest.mark.torch
+
+
+def rows_of(module: Any) -> torch.Tensor:
+    return torch.from_numpy(module.tables.rows("table", np.arange(module.num_embeddings)))
+
+
+def test_importing_mpembed_does_not_import_torch(tmp_path: Path) -> None:
+    code = "import mpembed, sys; assert not {'torch', 'mpembed.torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_evaluation_and_no_grad_change_nothing() -> None:
+    module = bag()
+    train(module)
+    before = state(module)
+    trained = module(*batch())  # never back-propagated
+    del trained
+    assert open_batches(module) == 0
+    before = state(module)
+    with torch.no_grad():
+        out = module(*batch())
+    sized = torch.tensor([[1, 2], [3, 4]])
+    with torch.inference_mode():
+        assert torch.equal(module(*batch()), out)
+        module(sized)
+    assert torch.equal(module.eval()(*batch()), out)
+    assert not out.requires_grad
+    assert not module(*batch()).requires_grad
+    assert state(module) == before
+    assert module.train()(*batch()).requires_grad
+    module(sized).sum().backward()  # whatever was kept of the call above
+
+
+def test_a_frozen_module_is_not_trained() -> None:
+    module = bag().requires_grad_(False)
+    before = state(module)
+    assert not module(*batch()).requires_grad
+    assert state(module) == before
+    assert "frozen" in repr(module)
+    module.requires_grad_()
+    train(module)
+    assert state(module) != before
+
+
+def test_weights_that_require_grad_are_refused_where_nothing_is_trained() -> None:
+    module, indices = bag().eval(), torch.tensor([[1, 2]])
+    weights = torch.ones(1, 2, requires_grad=True)
+    with pytest.raises(RuntimeError, match="which only a training forward gives"):
+        module(indices, None, weights)
+    with torch.no_grad():
+        module(indices, None, weights)
+    module(indices, None, weights.detach())
+
+
+def test_several_forwards_may_be_open_and_come_back_in_any_order() -> None:
+    module, twin = bag(), bag()
+    outs = [module(*batch(seed)) for seed in range(3)]
+    pairs = []
+    for seed in range(3):
+        indices, offsets = batch(seed)
+        pairs.append(twin.tables.forward(indices, ended(indices, offsets), ticket=True))
+    assert open_batches(module) == 3
+    for k in (1, 2, 0):
+        outs[k].square().sum().backward()
+        out, ticket = pairs[k]
+        twin.tables.backward(2 * out, ticket)
+    assert state(module) == state(twin)
+    assert open_batches(module) == 0
+
+
+def test_hundreds_of_forwards_without_a_backward_pin_nothing() -> None:
+    module = bag()
+    for seed in range(300):  # 127 may be open
+        module(*batch(seed))
+    assert open_batches(module) == 0
+
+
+def test_a_second_backward_of_a_graph_is_refused() -> None:
+    module = bag()
+    out = module(*batch()).sum()
+    out.backward(retain_graph=True)
+    before = state(module)
+    with pytest.raises(RuntimeError, match="used already"):
+        out.backward()
+    assert state(module) == before
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_forward_trains_once(reentrant: bool) -> None:
+    module, plain = bag(precision="fp32", cache=None), bag(precision="fp32", cache=None)
+    scale = torch.ones((), requires_grad=True)
+
+    def loss(one: Any, factor: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = (one(*batch()) * factor).square().sum()
+        return result
+
+    checkpoint(loss, module, scale, use_reentrant=reentrant).backward()
+    loss(plain, scale).backward()
+    assert torch.equal(rows_of(module), rows_of(plain))
+    assert open_batches(module) == 0
+
+
+def test_a_second_derivative_is_refused_before_anything_changes() -> None:
+    module = bag()
+    weights = torch.ones(1, 2, requires_grad=True)
+    out = module(torch.tensor([[1, 2]]), None, weights).square().sum()
+    before = state(module)
+    with pytest.raises(RuntimeError, match="create_graph=True"):
+        torch.autograd.grad(out, weights, create_graph=True)
+    assert state(module) == before
+
+
+def test_gradients_of_any_layout_and_type_are_taken() -> None:
+    grads = [torch.full((5, 6), 0.5), torch.full((1, 1), 0.5).expand(5, 6)]
+    grads.append(torch.full((6, 5), 0.5).T)
+    states = []
+    for grad in grads:
+        module = bag()
+        module(*batch()).backward(grad)
+        states.append(state(module))
+    assert states[0] == states[1] == states[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_output_and_gradient_in_half_precision(dtype: torch.dtype) -> None:
+    module, plain = bag(output_dtype=dtype), bag()
+    linear = torch.nn.Linear(6, 3)
+    with torch.autocast("cpu", dtype=dtype):
+        out, full = module(*batch()), plain(*batch())
+        assert out.dtype is dtype
+        assert full.dtype is torch.float32  # as nn.EmbeddingBag's, whatever autocast does after it
+        assert torch.equal(out, full.to(dtype))
+        for one in (out, full):
+            linear(one).float().square().sum().backward()
+    for one in (module, plain):
+        assert one.tables.step == 2  # a forward and a backward
+    assert state(module) == state(plain)  # linear() rounds its input in the same way
+
+
+def test_gradients_are_clipped_by_value_and_by_norm() -> None:
+    grad = torch.linspace(-2, 2, 30).view(5, 6)
+    limit = float(grad.norm()) / 4
+    for options, same in (
+        ({"clip_grad_value": 0.5}, grad.clamp(-0.5, 0.5)),
+        ({"clip_grad_norm": limit}, grad * (limit / float(grad.norm()))),
+        ({"clip_grad_norm": 100.0, "clip_grad_value": 100.0}, grad),
+    ):
+        clipped, plain = bag(**options), bag()
+        clipped(*batch()).backward(grad)
+        plain(*batch()).backward(same)
+        assert state(clipped) == state(plain)
+
+
+def test_an_update_that_is_not_finite_is_raised_or_skipped() -> None:
+    module = bag()
+    grad = torch.ones(5, 6)
+    grad[0, 0] = torch.nan
+    with pytest.raises(mpe.NonFiniteUpdateError):
+        module(*batch()).backward(grad)
+    bag(on_nonfinite="skip")(*batch()).backward(grad)
+
+
+def test_it_has_no_parameters_and_stays_where_it_is() -> None:
+    module = bag()
+    assert list(module.parameters()) == list(module.buffers()) == []
+    twin = copy.deepcopy(module)
+    for same in (module.half(), module.double(), module.to("cpu"), module.to(torch.bfloat16)):
+        assert same is module
+    assert state(module) == state(twin)
+    with pytest.raises(RuntimeError, match="cannot be moved to meta"):
+        module.to("meta")
+    with pytest.raises(RuntimeError, match="cannot be shared"):
+        module.share_memory()
+
+
+def test_a_profile_names_the_lookup_and_the_update() -> None:
+    module = bag()
+    with torch.profiler.profile() as profile:
+        train(module, steps=1)
+    names = {event.key for event in profile.key_averages()}
+    assert "mpembed::forward" in names
+    assert "LookupBackward" in names
+
+
+def test_repr_says_what_there_is() -> None:
+    text = repr(bag(output_dtype=torch.bfloat16))
+    assert text.startswith("EmbeddingBag(50, 6, int4, device='cpu', RowwiseAdagrad(lr=0.1")
+    assert "output_dtype=torch.bfloat16" in text
+    assert "mode='sum'" in text
+
+
+def test_a_module_of_a_given_collection_uses_it() -> None:
+    emb = bag().tables
+    module = mt.EmbeddingBag.from_collection(emb, include_last_offset=True)
+    indices, offsets = batch()
+    module(indices, ended(indices, offsets)).sum().backward()
+    assert module.tables is emb
+    assert emb.step == 2
+    with pytest.raises(ValueError, match="must have one table"):
+        mt.EmbeddingBag.from_collection(mt.Embedding(3, 2, optimizer=mpe.SGD(0.1)).tables)
+    with pytest.raises(TypeError, match="expected an mpembed.EmbeddingBagCollection, got int"):
+        mt.EmbeddingBagCollection.from_collection(3)  # type: ignore[arg-type]

@@ -1,0 +1,230 @@
+"""mpembed.torch.FusedOptimizer: learning-rate schedulers and gradient scalers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from torch.optim import lr_scheduler
+from torch_modules import bag, batch, open_batches, state, train
+
+import mpembed as mpe
+from mpembed import torch as mt
+
+pytestmark = pytest.mark.torch
+
+
+def model(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(bag(optimizer=mpe.SGD(lr=0.1), **options), torch.nn.Linear(6, 1))
+
+
+def loss_of(module: Any, indices: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    loss: torch.Tensor = module[1](module[0](indices, offsets)).square().sum()
+    return loss
+
+
+def backward(module: Any, seed: int = 0) -> None:
+    loss_of(module, *batch(seed)).backward()
+
+
+def test_a_backward_uses_the_rate_that_its_group_holds() -> None:
+    first, second = model(), model()
+    fused = mt.FusedOptimizer(first)
+    for seed, lr in enumerate((0.1, 0.02, 0.3)):
+        fused.param_groups[0]["lr"] = lr
+        second[0].optimizer.lr = lr
+        for one in (first, second):
+            backward(one, seed)
+    assert state(first[0]) == state(second[0])
+    assert first[0].optimizer.lr == 0.3
+
+
+SCHEDULERS: dict[str, Any] = {
+    "step": lambda o: lr_scheduler.StepLR(o, 2, 0.5),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 5),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.5, total_steps=6, cycle_momentum=False),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda k: 1 / (1 + k)),
+    "sequence": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.9)], [2]
+    ),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
+def test_schedulers_set_the_rate_as_of_any_optimizer(scheduler: str) -> None:
+    module = model()
+    dense = torch.optim.SGD(module.parameters(), lr=0.1)
+    fused = mt.FusedOptimizer(module)
+    schedules = [SCHEDULERS[scheduler](o) for o in (dense, fused)]
+    rates = []
+    for seed in range(5):
+        for one in (dense, fused):
+            one.zero_grad()
+        rates.append(dense.param_groups[0]["lr"])
+        backward(module, seed)
+        assert module[0].optimizer.lr == rates[-1]  # the one that the update used
+        for one in (dense, fused, *schedules):
+            one.step()
+    assert len(set(rates)) > 1
+
+
+def test_a_plateau_lowers_the_rate() -> None:
+    module = model()
+    fused = mt.FusedOptimizer(module)
+    plateau = lr_scheduler.ReduceLROnPlateau(fused, patience=0)
+    for _ in range(3):
+        plateau.step(1.0)
+    backward(module)
+    assert module[0].optimizer.lr == pytest.approx(0.001)
+
+
+def test_each_optimizer_of_the_model_is_a_group() -> None:
+    shared = mpe.SGD(lr=0.1)
+    modules: Any = torch.nn.ModuleList(
+        [bag(optimizer=shared), bag(optimizer=mpe.SGD(lr=0.2)), bag(optimizer=shared)]
+    )
+    fused = mt.FusedOptimizer(modules)
+    assert [group["lr"] for group in fused.param_groups] == [0.1, 0.2]
+    fused.param_groups[0]["lr"] = 0.5
+    fused.step()
+    assert [m.optimizer.lr for m in modules] == [0.5, 0.2, 0.5]
+    kept = copy.deepcopy(fused.state_dict())
+    fused.param_groups[1]["lr"] = 0.7
+    train(modules[1], steps=1)
+    assert modules[1].optimizer.lr == 0.7
+    fused.load_state_dict(kept)
+    assert modules[1].optimizer.lr == 0.2
+    fused.param_groups[1]["lr"] = 0.9  # the groups are others since
+    train(modules[1], steps=1)
+    assert modules[1].optimizer.lr == 0.9
+
+
+def test_a_closure_is_called_with_gradients() -> None:
+    module = model()
+    fused = mt.FusedOptimizer(module)
+
+    def closure() -> float:
+        backward(module)
+        return 3.0
+
+    with torch.no_grad():
+        assert fused.step(closure) == 3.0
+    assert module[0].tables.step == 2
+
+
+def test_without_it_the_last_rate_stays() -> None:
+    module = model()
+    fused = mt.FusedOptimizer(module)
+    fused.param_groups[0]["lr"] = 0.4
+    fused.step()
+    del fused
+    module[0].optimizer.lr = 0.05
+    backward(module)
+    assert module[0].optimizer.lr == 0.05
+
+
+def test_a_rate_that_is_none_is_refused_before_anything_changes() -> None:
+    module = model()
+    fused = mt.FusedOptimizer(module)
+    before = state(module[0])
+    for bad in (float("nan"), -1.0):
+        fused.param_groups[0]["lr"] = bad
+        out = module[0](*batch())
+        with pytest.raises(ValueError, match="lr must be"):
+            out.sum().backward()
+        del out
+    assert open_batches(module[0]) == 0
+    assert state(module[0])["table.table.rows"] == before["table.table.rows"]
+
+
+def test_wrong_models_groups_and_copies_are_refused() -> None:
+    with pytest.raises(TypeError, match="must be a torch.nn.Module, got int"):
+        mt.FusedOptimizer(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no module of mpembed.torch"):
+        mt.FusedOptimizer(torch.nn.Linear(1, 1))
+    fused = mt.FusedOptimizer(model())
+    with pytest.raises(ValueError, match="no other parameters"):
+        fused.add_param_group({"params": [torch.zeros(1)]})
+    for way in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="use its state_dict"):
+            way(fused)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "clearing", "unscaling"),
+    [(False, True, False), (True, True, False), (False, False, False), (False, False, True)],
+)
+def test_scaled_gradients_are_unscaled_and_those_not_finite_update_nothing(
+    compiled: bool, clearing: bool, unscaling: bool
+) -> None:
+    module, plain = (model(precision="fp32", cache=None) for _ in range(2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
+    dense = torch.optim.SGD(module.parameters(), lr=0.1)
+    dense_plain = torch.optim.SGD(plain.parameters(), lr=0.1)
+    fused = mt.FusedOptimizer(module, grad_scaler=scaler)
+    run = torch.compile(loss_of, fullgraph=True, backend="aot_eager") if compiled else loss_of
+    for seed, broken in enumerate((False, True, False, False)):
+        for one in (dense, fused, dense_plain) if clearing else (dense, dense_plain):
+            one.zero_grad()
+        loss = run(module, *batch(seed))
+        before = state(module[0])["table.table.rows"]
+        weights = module[1].weight.detach().clone()
+        scaler.scale(loss * (torch.inf if broken else 1.0)).backward()
+        for one in (dense, fused):
+            if unscaling:
+                scaler.unscale_(one)
+            scaler.step(one)
+        scale = scaler.get_scale()
+        scaler.update()
+        if broken:
+            assert state(module[0])["table.table.rows"] == before
+            assert torch.equal(module[1].weight, weights)
+            assert scaler.get_scale() == scale / 2
+            continue
+        assert scaler.get_scale() == scale
+        backward(plain, seed)
+        dense_plain.step()
+        assert torch.equal(module[1].weight, plain[1].weight)
+    assert open_batches(module[0]) == 0
+    rows, same = (state(m[0])["table.table.rows"] for m in (module, plain))
+    assert rows == same
+    torch._dynamo.reset()
+
+
+def test_a_scaler_halves_for_the_tables_alone() -> None:
+    module = bag(optimizer=mpe.SGD(lr=0.1), precision="fp32", cache=None)
+    twin = bag(optimizer=mpe.SGD(lr=0.1), precision="fp32", cache=None)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    fused = mt.FusedOptimizer(module, grad_scaler=scaler)
+    weights = torch.ones(1, 2, requires_grad=True)
+    indices = torch.tensor([[1, 2]])
+    out = module(indices, None, weights)
+    (scaler.scale(out) * torch.inf).sum().backward()
+    assert weights.grad is not None
+    assert weights.grad.isnan().all()
+    scaler.step(fused)
+    scaler.update()
+    assert scaler.get_scale() == 2.0
+    fused.zero_grad()
+    scaler.scale(module(indices)).sum().backward()
+    twin(indices).sum().backward()
+    scaler.step(fused)
+    assert state(module)["table.table.rows"] == state(twin)["table.table.rows"]
+
+
+def test_a_disabled_scaler_leaves_gradients_alone() -> None:
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    module, plain = bag(), bag()
+    fused = mt.FusedOptimizer(module, grad_scaler=scaler)
+    scaler.scale(module(*batch()).sum()).backward()
+    scaler.step(fused)
+    plain(*batch()).sum().backward()
+    assert state(module) == state(plain)
