@@ -1,5 +1,6 @@
 // What the machine can do: bare reads, read-modify-writes and copies of the same rows in the same
 // order, with prefetches and huge pages, and no arithmetic. Loaded by limit.py.
+#include <sched.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -16,13 +17,39 @@ constexpr int64_t kAhead = 32, kLine = 64;
 using Clock = std::chrono::steady_clock;
 typedef uint64_t Vector __attribute__((vector_size(32)));
 
+// Keeps thread t > 0 off the CPU of the caller: some kernels start it there and leave it for a
+// while.
+class Places {
+ public:
+  Places() {
+    CPU_ZERO(&allowed_);
+    if (sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) return;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (CPU_ISSET(cpu, &allowed_) && cpu != sched_getcpu()) others_.push_back(cpu);
+    }
+  }
+  void take(int t) const {
+    if (others_.empty()) return;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(others_[static_cast<size_t>(t - 1) % others_.size()], &one);
+    sched_setaffinity(0, sizeof one, &one);
+  }
+
+ private:
+  cpu_set_t allowed_;
+  std::vector<int> others_;
+};
+
 // Runs work(t) on `threads` threads and returns the seconds between a common start, after all of
 // them have been created, and the end of the last.
 template <class Work>
 double timed(int threads, Work work) {
+  const Places places;
   std::atomic<int> waiting{threads};
   std::vector<Clock::time_point> begun(threads), done(threads);
   const auto run = [&](int t) {
+    if (t > 0) places.take(t);
     waiting.fetch_sub(1);
     while (waiting.load() > 0) std::this_thread::yield();
     begun[t] = Clock::now();
