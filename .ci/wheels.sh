@@ -38,12 +38,12 @@ check "$sdist"
 # wheel PYTHON FOLDER: from the source archive, in the folder for temporary files that pip chooses
 wheel() { "$1" -m pip wheel --quiet --no-deps --no-cache-dir --wheel-dir "$2" "$sdist"; }
 
-# The folder of PATH with Python alone: what compiles there fails.
+# test_wheel NUMBER PYTHON WHEEL: on PATH are Python's programs alone
 test_wheel() {
   local venv=$root/venv-$1 bin
   "$2" -m venv "$venv"
   bin=$venv/bin
-  "$bin/pip" install --quiet --only-binary :all: "$3" "pytest>=8.2" "hypothesis>=6.100"
+  "$bin/pip" install --quiet --only-binary :all: "$3" "pytest>=8.2" "hypothesis>=6.100" jax
   (
     export PATH=$bin MPEMBED_TEST_CUDA=none
     unset LDFLAGS CXX CC
@@ -51,7 +51,7 @@ test_wheel() {
       ! command -v "$compiler" || { echo "wheels.sh: $compiler is on PATH" >&2; exit 1; }
     done
     mpembed info
-    pytest -q -p no:cacheprovider @tests/wheel.txt
+    pytest -q -p no:cacheprovider -m "not gpu" @tests/wheel.txt
   )
 }
 

@@ -28,8 +28,8 @@ def version(root: Path) -> str:
 def own_paths(root: Path) -> list[str]:
     """Return the folders of this machine that a build may have seen."""
     bases = {sys.prefix, sys.base_prefix, *filter(None, [sysconfig.get_path("include")])}
-    # Of /usr alone much is said in any program.
-    kept = sorted(path for path in bases if Path(path).parent != Path("/"))
+    # Of /usr and /usr/local alone much is said in any program.
+    kept = sorted(path for path in bases if len(Path(path).parts) > 3)
     return [str(root), *kept, f"{tempfile.gettempdir()}/"]
 
 
