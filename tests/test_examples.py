@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+import scripts
 
 import mpembed as mpe
 from mpembed.train.synthetic import generate
 
-ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = ["numpy_train", "jax_train"]
 # An import of PyTorch fails, whether it is installed or not.
 RUN = """
@@ -30,15 +29,6 @@ def needs(name: str) -> None:
         pytest.importorskip("jax")
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def loss_of_the_best_constant(clicks: int) -> float:
     """What a model that sees nothing of a click can reach."""
     share = float(generate(0, clicks).labels.mean())
@@ -48,7 +38,7 @@ def loss_of_the_best_constant(clicks: int) -> float:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_learns(name: str, tmp_path: Path) -> None:
     needs(name)
-    script = str(ROOT / "examples" / f"{name}.py")
+    script = str(EXAMPLES / f"{name}.py")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUN, script],
         cwd=tmp_path,
@@ -70,14 +60,14 @@ def test_it_runs_and_learns(name: str, tmp_path: Path) -> None:
 def test_the_gradient_reaches_the_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the same model learns less."""
     needs(name)
-    module = load(name)
+    module = scripts.load(EXAMPLES / f"{name}.py")
     trained = np.mean(module.train(40)[-10:])
     monkeypatch.setattr(mpe.EmbeddingBagCollection, "backward", lambda *_: None)
     assert trained < np.mean(module.train(40)[-10:]) - 0.003
 
 
 def test_the_derivative_of_the_log_odds() -> None:
-    module = load("numpy_train")
+    module = scripts.load(EXAMPLES / "numpy_train.py")
     rng = np.random.default_rng(3)
     vectors, shift = rng.standard_normal((2, 5, 3, 4))
     odds, slopes = module.log_odds(vectors)

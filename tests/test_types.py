@@ -5,9 +5,10 @@ Whether the stubs are true and the program is typed needs mypy: `.ci/run` asks i
 
 from __future__ import annotations
 
-import importlib.util
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+
+import scripts
 
 import mpembed
 
@@ -29,11 +30,5 @@ def test_every_compiled_module_has_a_stub() -> None:
 
 def test_the_users_program_runs(tmp_path: Path) -> None:
     """So that what it is told about types is true of what it gets."""
-    file = TESTS / "typed" / "user_program.py"
-    spec = importlib.util.spec_from_file_location("user_program", file)
-    assert spec is not None
-    assert spec.loader is not None
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    program.main(tmp_path)
+    scripts.load(TESTS / "typed" / "user_program.py").main(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tables.safetensors"]
