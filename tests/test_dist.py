@@ -156,3 +156,8 @@ def test_the_command_prints_and_fails(
     other.touch()
     assert command.main([str(other)]) == 1
     assert "neither a source archive nor a wheel of mpembed 1.2" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main([archive, str(root / "gone.whl")])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "gone.whl is no file" in printed.err

@@ -48,6 +48,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--path", action="append", default=[], help="a folder wheels may not name")
     given = parser.parse_args(arguments)
+    for file in given.files:
+        if not file.is_file():
+            parser.error(f"{file} is no file")
     failed = False
     for file in given.files:
         wrong = check(file, ROOT, [*own_paths(ROOT), *given.path])
