@@ -1,6 +1,8 @@
 // Checks parallel_for; run by test_parallel.py with the name of a check. Exits 0 if it holds.
 #include "cpu/parallel.h"
 
+#include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -75,6 +77,40 @@ void threads() {
     });
     CHECK(static_cast<int>(ids.size()) == wanted);
   }
+}
+
+// A worker that went to sleep on the caller's CPU works on another one from the next call on.
+void apart() {
+  cpu_set_t all, one, given;
+  CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
+  if (CPU_COUNT(&all) < 2) return;
+  const int cpu = sched_getcpu();
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  mpe::set_threads(2);
+  const auto caller = pthread_self();
+  std::atomic<pthread_t> worker{caller};
+  const auto run_both = [&](bool there) {
+    std::atomic<int> arrived{0};
+    mpe::parallel(2, [&](std::int64_t) {
+      if (!pthread_equal(pthread_self(), caller)) worker = pthread_self();
+      if (there) CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+      ++arrived;
+      while (arrived < 2) std::this_thread::yield();  // each task keeps its thread
+    });
+  };
+  for (int attempt = 0; attempt < 5; ++attempt) {  // the caller itself may be moved meanwhile
+    run_both(true);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    CHECK(sched_setaffinity(0, sizeof all, &all) == 0);
+    run_both(false);
+    CHECK(pthread_getaffinity_np(worker, sizeof given, &given) == 0);
+    CPU_CLR(cpu, &all);
+    const bool left = CPU_EQUAL(&given, &all);
+    CPU_SET(cpu, &all);
+    if (left) return;
+  }
+  CHECK(false);
 }
 
 void nested() {
@@ -215,6 +251,7 @@ int main(int argc, char** argv) {
   } checks[] = {{"once", once},
                 {"memory", memory},
                 {"threads", threads},
+                {"apart", apart},
                 {"nested", nested},
                 {"forked", forked},
                 {"concurrent", concurrent},

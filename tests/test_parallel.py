@@ -19,6 +19,7 @@ CHECKS = [
     "once",
     "memory",
     "threads",
+    "apart",
     "nested",
     "concurrent",
     "limits",

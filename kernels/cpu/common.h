@@ -98,16 +98,16 @@ inline void prefetch_bytes(const void* p, int64_t bytes, bool write) {
   __asm__ volatile("");
   const char* line = static_cast<const char*>(p);
   const char* end = line + (bytes < 1024 ? bytes : 1024);
+  // Rows that are not whole lines end in any: whether in one more is not worth a branch.
+  if (((reinterpret_cast<uintptr_t>(p) | static_cast<uintptr_t>(bytes)) & 63) != 0) {
+    __builtin_prefetch(end - 1, 0, 3);
+  }
   for (; line < end; line += 64) {
     if (write) {
       __builtin_prefetch(line, 1, 3);
     } else {
       __builtin_prefetch(line, 0, 3);
     }
-  }
-  // Rows have no alignment: the last byte may lie one line further.
-  if (reinterpret_cast<uintptr_t>(end - 1) / 64 != reinterpret_cast<uintptr_t>(line - 64) / 64) {
-    __builtin_prefetch(end - 1, 0, 3);
   }
 }
 

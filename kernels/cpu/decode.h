@@ -1,6 +1,8 @@
 // Rows out of their tables' formats, a vector of columns at a time.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/lanes.h"
 #include "mpembed/registry_types.h"
 
@@ -46,23 +48,68 @@ inline Ints load_codes(const uint8_t* p) {
   return widen(codes);
 }
 
-// A stored row: its values, a vector of columns at a time.
-template <class F>
-class StoredRow {
+// What codes of kBits bits mean under a row's header, a vector of columns at a time.
+template <int kBits>
+class CodeValues {
  public:
-  StoredRow(const uint8_t* row, int64_t dim) : row_(row), header_(F::header(row, dim)) {}
+  explicit CodeValues(AffineHeader h) : header_(h) {}
+  Floats load(const uint8_t* p) const { return affine_value(load_codes<kBits>(p), header_); }
 
-  // Columns [c, c + kLanes), c a multiple of kLanes.
-  Floats load(int64_t c) const {
-    const uint8_t* p = row_ + c * F::kBitsPerCode / 8;
-    if constexpr (F::kHeaderBytes != 0) {
-      return affine_value(load_codes<F::kBitsPerCode>(p), header_);
-    } else if constexpr (F::kBitsPerCode == 32) {
+ private:
+  const AffineHeader header_;
+};
+
+#if defined(__AVX512F__)
+// All 16 values in a register, from which one instruction picks a vector: it looks at no more than
+// the four low bits of each lane of an index.
+template <>
+class CodeValues<4> {
+ public:
+  explicit CodeValues(AffineHeader h) {
+    Ints::Vector code{};
+    for (int l = 0; l < kLanes; ++l) code[l] = l;
+    values_ = affine_value(Ints(code), h);
+  }
+  Floats load(const uint8_t* p) const {
+    typedef uint32_t Words __attribute__((vector_size(64)));
+    int32_t low, high;
+    memcpy(&low, p, 4);
+    memcpy(&high, p + 4, 4);
+    Words shift{};
+    for (int l = 0; l < kLanes; ++l) shift[l] = static_cast<uint32_t>(4 * (l % 8));
+    const Words codes = (Words)_mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xFF00, high);
+    const auto index = (__m512i)(codes >> shift);
+    return Floats((Floats::Vector)_mm512_maskz_permutexvar_ps(0xFFFF, index, values_.v));
+  }
+
+ private:
+  Floats values_;
+};
+#endif
+
+// A row of plain numbers has no header to apply.
+template <class F>
+class PlainValues {
+ public:
+  explicit PlainValues(typename F::RowHeader) {}
+  Floats load(const uint8_t* p) const {
+    if constexpr (F::kBitsPerCode == 32) {
       return F::Convert::widen(Floats::load(reinterpret_cast<const float*>(p)));
     } else {
       return F::Convert::widen(load_halves(p));
     }
   }
+};
+
+// A stored row: its values, a vector of columns at a time.
+template <class F>
+class StoredRow {
+ public:
+  StoredRow(const uint8_t* row, int64_t dim)
+      : row_(row), header_(F::header(row, dim)), values_(header_) {}
+
+  // Columns [c, c + kLanes), c a multiple of kLanes.
+  Floats load(int64_t c) const { return values_.load(row_ + c * F::kBitsPerCode / 8); }
   // The first n of them, fewer than all; the others are zero.
   Floats load_some(int64_t c, int64_t n) const {
     float values[kLanes] = {};
@@ -72,7 +119,9 @@ class StoredRow {
 
  private:
   const uint8_t* row_;
-  typename F::RowHeader header_;
+  const typename F::RowHeader header_;
+  const std::conditional_t<F::kHeaderBytes != 0, CodeValues<F::kBitsPerCode>, PlainValues<F>>
+      values_;
 };
 
 template <class F>

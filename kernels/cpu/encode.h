@@ -2,97 +2,12 @@
 // Philox, and one row's chain of dependent steps hides behind another's.
 #pragma once
 
-#include "cpu/common.h"
+#include "cpu/codes.h"
 #include "cpu/draws.h"
-#include "cpu/lanes.h"
 
 MPE_BEGIN
 
-constexpr int64_t kCodeBlock = 16;  // columns at a time
-constexpr int64_t kMaxRows = 16;    // at a time
-
-inline void range_of(const float* x, int64_t dim, float* mn, float* mx) {
-  const auto min = [](auto a, auto b) { return smaller(a, b); };
-  const auto max = [](auto a, auto b) { return larger(a, b); };
-  int64_t c = 0;
-  *mn = *mx = x[0];
-  if (dim >= kLanes) {
-    Floats low = Floats::load(x), high = low;
-    for (c = kLanes; c + kLanes <= dim; c += kLanes) {
-      const Floats v = Floats::load(x + c);
-      low = min(v, low);
-      high = max(v, high);
-    }
-    *mn = fold(low, min);
-    *mx = fold(high, max);
-  }
-  for (; c < dim; ++c) {
-    *mn = min(x[c], *mn);
-    *mx = max(x[c], *mx);
-  }
-}
-
-// 16 codes of 8 / kPerByte bits, each in a byte of `codes`, packed into 16 / kPerByte bytes.
-typedef uint8_t CodeBytes __attribute__((vector_size(16)));
-template <int kPerByte>
-inline void store_codes(CodeBytes codes, uint8_t* out) {
-  if constexpr (kPerByte == 1) {
-    memcpy(out, &codes, 16);
-  } else {
-    typedef uint16_t Pairs __attribute__((vector_size(16)));
-    typedef uint8_t HalfBytes __attribute__((vector_size(8)));
-    Pairs pairs = reinterpret_cast<Pairs>(codes);
-    pairs = (pairs | (pairs >> (8 - 8 / kPerByte))) & 0xFF;
-    const HalfBytes bytes = __builtin_convertvector(pairs, HalfBytes);
-    if constexpr (kPerByte == 2) {
-      memcpy(out, &bytes, 8);
-    } else {
-      uint64_t v;  // four bits a byte
-      memcpy(&v, &bytes, 8);
-      v = (v | (v >> 4)) & 0x00FF00FF00FF00FFu;
-      v = (v | (v >> 8)) & 0x0000FFFF0000FFFFu;
-      const uint32_t four = static_cast<uint32_t>(v | (v >> 16));
-      memcpy(out, &four, 4);
-    }
-  }
-}
-
-// The codes of 16 columns, of which `out` gets 16 / kPerByte bytes.
-template <class F, bool kStochastic>
-inline void encode_block(const float* x, const uint16_t* r, AffineHeader h, float inv,
-                         uint8_t* out) {
-  uint8_t bytes[kCodeBlock];
-  for (int c = 0; c < kCodeBlock; c += kLanes) {
-    const Floats v = Floats::load(x + c);
-    Ints code(0);
-    if constexpr (kStochastic) {
-      code = affine_stochastic(v, h, inv, F::kLevels, load_halves(r + c));
-    } else {
-      code = affine_nearest(v, h, inv, F::kLevels);
-    }
-    const LaneBytes narrow = __builtin_convertvector(code.v, LaneBytes);
-    memcpy(bytes + c, &narrow, sizeof narrow);
-  }
-  CodeBytes codes;
-  memcpy(&codes, bytes, sizeof codes);
-  store_codes<F::kPerByte>(codes, out);
-}
-
-template <class F, bool kStochastic>
-inline void encode_codes(const float* x, const uint16_t* r, int64_t dim, AffineHeader h,
-                         uint8_t* row) {
-  const float inv = 1.0f / h.scale;
-  int64_t c = 0;
-  for (; c + kCodeBlock <= dim; c += kCodeBlock) {
-    encode_block<F, kStochastic>(x + c, r + c, h, inv, row + c / F::kPerByte);
-  }
-  if (c == dim) return;
-  float rest[kCodeBlock];  // what lies beyond the row gets code 0
-  uint8_t bytes[kCodeBlock];
-  for (int64_t i = 0; i < kCodeBlock; ++i) rest[i] = c + i < dim ? x[c + i] : h.bias;
-  encode_block<F, kStochastic>(rest, r + c, h, inv, bytes);
-  memcpy(row + c / F::kPerByte, bytes, static_cast<size_t>(F::code_bytes(dim) - c / F::kPerByte));
-}
+constexpr int64_t kMaxRows = 16;  // at a time
 
 struct EncodedRow {
   const float* x;
@@ -108,21 +23,28 @@ void encode_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t*
     for (int64_t i = 0; i < n; ++i) F::encode(rows[i].x, dim, rows[i].out, draws(i));
   } else {
     float mn[kMaxRows] = {}, mx[kMaxRows] = {}, scale[kMaxRows], bias[kMaxRows];
+    int32_t packed[kMaxRows];
     for (int64_t i = 0; i < n; ++i) range_of(rows[i].x, dim, mn + i, mx + i);
     for (int64_t i = 0; i < n; i += kLanes) {
       const ScaleAndBias<Floats> h = F::fit(Floats::load(mn + i), Floats::load(mx + i));
       h.scale.store(scale + i);
       h.bias.store(bias + i);
+      if constexpr (F::kHeaderBytes == sizeof(int32_t)) F::HeaderType::packed(h).store(packed + i);
     }
     for (int64_t i = 0; i < n; ++i) {
       const AffineHeader h{scale[i], bias[i]};
-      F::store_header(rows[i].out, dim, h);
+      const bool quick = affine_is_quick(mn[i], mx[i], h.scale, bits_float(F::kRangeBits));
+      if constexpr (F::kHeaderBytes == sizeof(int32_t)) {
+        store_unaligned(rows[i].out + F::code_bytes(dim), packed[i]);
+      } else {
+        F::store_header(rows[i].out, dim, h);
+      }
       if (h.scale == 0.0f) {
         memset(rows[i].out, 0, static_cast<size_t>(F::code_bytes(dim)));
       } else if (r != nullptr) {
-        encode_codes<F, true>(rows[i].x, draws(i), dim, h, rows[i].out);
+        encode_affine<F, true>(rows[i].x, draws(i), dim, h, quick, rows[i].out);
       } else {
-        encode_codes<F, false>(rows[i].x, nullptr, dim, h, rows[i].out);
+        encode_affine<F, false>(rows[i].x, nullptr, dim, h, quick, rows[i].out);
       }
     }
   }

@@ -28,6 +28,7 @@ struct Ints {
 
   Ints(int32_t s) : v(Vector{} + s) {}
   explicit Ints(Vector lanes) : v(lanes) {}
+  void store(int32_t* p) const { memcpy(p, &v, sizeof v); }
 
   MPE_LANE_OP(Ints, +)
   MPE_LANE_OP(Ints, -)

@@ -7,97 +7,137 @@ MPE_BEGIN
 namespace {
 
 constexpr int64_t kGrain = 4096;
-constexpr int64_t kAhead = 32;  // lookups between a row's prefetch and its use
+constexpr int64_t kAheadBytes = 8192;  // of rows, between a row's prefetch and its use
+constexpr int64_t kMaxAhead = 128;     // lookups
+constexpr int64_t kAhead = 32;         // lookups whose rows meet a gradient
 
 struct Lookup {
   const mpe_group& g;
   const mpe_lookups& l;
   const int32_t* slots;
-
-  // Prefetches the row of lookup p, which is in `table` or a later one.
-  void prefetch(int64_t p, const mpe_table* table, int64_t row_bytes) const {
-    if (p >= l.n || l.keys[p] == MPE_DROPPED) return;
-    if (slots != nullptr && slots[p] >= 0) {
-      prefetch_bytes(cache_row(g, slots[p]), g.dim * 4, false);
-      return;
-    }
-    const int64_t key = static_cast<int64_t>(l.keys[p]);
-    if (key - table->base >= table->num_rows) {
-      table = &g.tables[find_table(g, l.keys[p])];
-      row_bytes = row_bytes_of(*table, g.dim);
-    }
-    prefetch_bytes(row_address(*table, l.keys[p], row_bytes), row_bytes, false);
-  }
 };
 
-// Calls add(row, weight) for lookups [begin, end), in order. `ahead`: with prefetches of whole
-// rows, for the first of several passes over a bag.
-template <class F, class Add>
-inline void each_row(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end,
-                     bool ahead, Add add) {
-  const int64_t dim = k.g.dim, bytes = F::row_bytes(dim);
-  for (int64_t p = begin; p < end; ++p) {
-    if (ahead) k.prefetch(p + kAhead, &table, bytes);
-    if (k.l.keys[p] == MPE_DROPPED) continue;
-    const float w = k.l.weights != nullptr ? k.l.weights[p] : 1.0f;
-    if (k.slots != nullptr && k.slots[p] >= 0) {
-      add(cached_row(k.g, k.slots[p]), w);
-    } else {
-      add(StoredRow<F>(row_address(table, k.l.keys[p], bytes), dim), w);
+// The lookups of one table. kPlain: none is cached, weighted or dropped.
+template <class F, bool kPlain>
+class TableLookup {
+ public:
+  TableLookup(const Lookup& k, const mpe_table& table)
+      : k_(k),
+        keys_(k.l.keys),
+        rows_(table.rows),
+        base_(static_cast<uint64_t>(table.base)),
+        num_rows_(static_cast<uint64_t>(table.num_rows)),
+        dim_(k.g.dim),
+        bytes_(F::row_bytes(dim_)),
+        ahead_(min64(kAheadBytes / bytes_ + 1, kMaxAhead)) {}
+
+  int64_t dim() const { return dim_; }
+
+  // Calls add(row, weight) for lookups [begin, end), in order. `ahead`: with prefetches of whole
+  // rows, for the first of several passes over a bag.
+  template <class Add>
+  void each_row(int64_t begin, int64_t end, bool ahead, Add add) const {
+    for (int64_t p = begin; p < end; ++p) {
+      if (ahead) prefetch(p + ahead_);
+      if constexpr (kPlain) {
+        add(StoredRow<F>(row(keys_[p]), dim_), 1.0f);
+      } else {
+        if (keys_[p] == MPE_DROPPED) continue;
+        const float w = k_.l.weights != nullptr ? k_.l.weights[p] : 1.0f;
+        if (cached(p)) {
+          add(cached_row(k_.g, k_.slots[p]), w);
+        } else {
+          add(StoredRow<F>(row(keys_[p]), dim_), w);
+        }
+      }
     }
   }
-}
+
+  // Asks for the row of lookup p, which may be in a later table.
+  void prefetch(int64_t p) const {
+    if (p >= k_.l.n) return;
+    if (!kPlain && cached(p)) {
+      prefetch_bytes(cache_row(k_.g, k_.slots[p]), dim_ * 4, false);
+    } else if (keys_[p] - base_ < num_rows_) {
+      prefetch_bytes(row(keys_[p]), bytes_, false);
+    } else {
+      prefetch_elsewhere(p);
+    }
+  }
+
+  bool cached(int64_t p) const { return k_.slots != nullptr && k_.slots[p] >= 0; }
+  const uint8_t* row(uint64_t key) const {
+    return rows_ + static_cast<int64_t>(key - base_) * bytes_;
+  }
+
+ private:
+  __attribute__((noinline)) void prefetch_elsewhere(int64_t p) const {
+    if (keys_[p] == MPE_DROPPED) return;
+    const mpe_table& table = k_.g.tables[find_table(k_.g, keys_[p])];
+    const int64_t bytes = row_bytes_of(table, dim_);
+    prefetch_bytes(row_address(table, keys_[p], bytes), bytes, false);
+  }
+
+  const Lookup& k_;
+  const uint64_t* const keys_;
+  uint8_t* const rows_;
+  const uint64_t base_, num_rows_;
+  const int64_t dim_, bytes_, ahead_;
+};
 
 // Columns [c, c + kVectors * kLanes) of the sum over lookups [begin, end); kept in registers.
-template <class F, int kVectors>
-inline void sum_columns(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end,
-                        int64_t c, float* acc) {
+template <int kVectors, class Table>
+inline void sum_columns(const Table& table, int64_t begin, int64_t end, int64_t c, float* acc) {
   Floats sum[kVectors];
-  each_row<F>(k, table, begin, end, c == 0, [&](const auto& row, float w) {
+  table.each_row(begin, end, c == 0, [&](const auto& row, float w) {
     for (int v = 0; v < kVectors; ++v) sum[v] = fused(w, row.load(c + v * kLanes), sum[v]);
   });
   for (int v = 0; v < kVectors; ++v) sum[v].store(acc + c + v * kLanes);
 }
 
 // The columns that are left when there are no more whole vectors.
-template <class F>
-void sum_rest(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end, int64_t c,
-              float* acc) {
-  const int64_t n = k.g.dim - c;
+template <class Table>
+void sum_rest(const Table& table, int64_t begin, int64_t end, int64_t c, float* acc) {
+  const int64_t n = table.dim() - c;
   Floats sum;
-  each_row<F>(k, table, begin, end, c == 0,
-              [&](const auto& row, float w) { sum = fused(w, row.load_some(c, n), sum); });
+  table.each_row(begin, end, c == 0,
+                 [&](const auto& row, float w) { sum = fused(w, row.load_some(c, n), sum); });
   for (int64_t i = 0; i < n; ++i) acc[c + i] = sum.v[i];
 }
 
 // acc = sum of w * row over lookups [begin, end), in order.
-template <class F>
-void sum_rows(const Lookup& k, const mpe_table& table, int64_t begin, int64_t end, float* acc) {
-  const int64_t vectors = k.g.dim / kLanes;
+template <class Table>
+inline void sum_rows(const Table& table, int64_t begin, int64_t end, float* acc) {
+  const int64_t vectors = table.dim() / kLanes;
   int64_t v = 0;
-  for (; v + 8 <= vectors; v += 8) sum_columns<F, 8>(k, table, begin, end, v * kLanes, acc);
-  for (; v + 4 <= vectors; v += 4) sum_columns<F, 4>(k, table, begin, end, v * kLanes, acc);
-  for (; v + 2 <= vectors; v += 2) sum_columns<F, 2>(k, table, begin, end, v * kLanes, acc);
-  for (; v < vectors; ++v) sum_columns<F, 1>(k, table, begin, end, v * kLanes, acc);
-  if (v * kLanes < k.g.dim) sum_rest<F>(k, table, begin, end, v * kLanes, acc);
+  for (; v + 8 <= vectors; v += 8) sum_columns<8>(table, begin, end, v * kLanes, acc);
+  for (; v + 4 <= vectors; v += 4) sum_columns<4>(table, begin, end, v * kLanes, acc);
+  for (; v + 2 <= vectors; v += 2) sum_columns<2>(table, begin, end, v * kLanes, acc);
+  for (; v < vectors; ++v) sum_columns<1>(table, begin, end, v * kLanes, acc);
+  if (v * kLanes < table.dim()) sum_rest(table, begin, end, v * kLanes, acc);
 }
 
-template <class F>
-void lookup_bag(const Lookup& k, const mpe_table& table, int64_t bag, const mpe_matrix& out) {
-  const int64_t b = bag % k.l.batch_size;
-  const int64_t first = k.l.bag_offsets[bag - b];
-  const int64_t begin = k.l.bag_offsets[bag], end = k.l.bag_offsets[bag + 1];
+// Bags [bag, end) of table t.
+template <class F, bool kPlain>
+void sum_bags(const Lookup& k, int64_t t, int64_t bag, int64_t end, const mpe_matrix& out) {
+  const mpe_table& table = k.g.tables[t];
+  const TableLookup<F, kPlain> lookups(k, table);
+  const int64_t first_bag = t * k.l.batch_size, first = k.l.bag_offsets[first_bag];
   if (table.pooling == MPE_pooling_none) {
-    for (int64_t p = begin; p < end; ++p) {
-      sum_rows<F>(k, table, p, p + 1, out.data + (p - first) * out.stride);
+    for (int64_t p = k.l.bag_offsets[bag]; p < k.l.bag_offsets[end]; ++p) {
+      sum_rows(lookups, p, p + 1, out.data + (p - first) * out.stride);
     }
     return;
   }
-  float* acc = out.data + b * out.stride;
-  sum_rows<F>(k, table, begin, end, acc);
-  if (table.pooling == MPE_pooling_mean && end > begin) {
-    const float n = static_cast<float>(end - begin);
-    for (int64_t c = 0; c < k.g.dim; ++c) acc[c] /= n;
+  for (int64_t here = k.l.bag_offsets[bag]; bag < end; ++bag) {
+    const int64_t begin = here;
+    here = k.l.bag_offsets[bag + 1];
+    float* acc = out.data + (bag - first_bag) * out.stride;
+    sum_rows(lookups, begin, here, acc);
+    if (table.pooling == MPE_pooling_mean && here > begin) {
+      const float n = static_cast<float>(here - begin);
+      for (int64_t c = 0; c < k.g.dim; ++c) acc[c] /= n;
+    }
   }
 }
 
@@ -106,20 +146,21 @@ template <class F>
 void table_weight_grad(const Lookup& k, int64_t t, int64_t begin, int64_t end,
                        const mpe_matrix& grad, float* out, float* row) {
   const mpe_table& table = k.g.tables[t];
-  const int64_t dim = k.g.dim, bytes = F::row_bytes(dim), first_bag = t * k.l.batch_size;
+  const int64_t dim = k.g.dim, first_bag = t * k.l.batch_size;
   const int64_t first = k.l.bag_offsets[first_bag];
   float* target = out + k.l.origins[t] - first;
+  const TableLookup<F, false> lookups(k, table);
   for (int64_t p = begin; p < end; ++p) {
-    k.prefetch(p + kAhead, &table, bytes);
+    lookups.prefetch(p + kAhead);
     if (k.l.keys[p] == MPE_DROPPED) {
       target[p] = 0.0f;
       continue;
     }
     const float* x = row;
-    if (k.slots != nullptr && k.slots[p] >= 0) {
+    if (lookups.cached(p)) {
       x = cache_row(k.g, k.slots[p]);
     } else {
-      decode_row<F>(row_address(table, k.l.keys[p], bytes), dim, row);
+      decode_row<F>(lookups.row(k.l.keys[p]), dim, row);
     }
     const int64_t bag = k.l.bags[p];
     const int64_t line = table.pooling == MPE_pooling_none ? p - first : bag - first_bag;
@@ -137,11 +178,12 @@ void lookup_bags(const mpe_part& part, int64_t bag, int64_t end) {
     const mpe_table& table = k.g.tables[t];
     const mpe_matrix matrix = matrix_of(k.g, *part.outputs, t);
     const int64_t last = min64(end, (t + 1) * k.l.batch_size);
+    const bool plain = k.slots == nullptr && k.l.weights == nullptr && k.l.dropped[t] == 0;
     with_format(table.precision, [&](auto f) {
-      for (; bag < last; ++bag) {
-        lookup_bag<typename decltype(f)::type>(k, table, bag, matrix);
-      }
+      using F = typename decltype(f)::type;
+      (plain ? sum_bags<F, true> : sum_bags<F, false>)(k, t, bag, last, matrix);
     });
+    bag = last;
   }
 }
 

@@ -19,12 +19,11 @@
 #include <vector>
 
 #include <pthread.h>
-#ifdef __linux__
-#include <sched.h>
-#endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
+
+#include "cpus.h"
 
 namespace mpe {
 namespace {
@@ -41,23 +40,6 @@ static_assert(kMaxThreads <= static_cast<int>(kLimitMask),
               "the limit field holds any thread count");
 
 constexpr std::chrono::microseconds kSpin{50};  // longer than the gap between two kernels of a step
-
-int available_cpus() noexcept {
-#ifdef __linux__
-  for (int cpus = 1024; cpus <= (1 << 20); cpus *= 4) {  // grows until the kernel's mask fits
-    cpu_set_t* set = CPU_ALLOC(cpus);
-    if (set == nullptr) break;
-    const std::size_t bytes = CPU_ALLOC_SIZE(cpus);
-    const int rc = sched_getaffinity(0, bytes, set);
-    const int error = errno;
-    const int count = rc == 0 ? CPU_COUNT_S(bytes, set) : 0;
-    CPU_FREE(set);
-    if (count > 0) return count;
-    if (error != EINVAL) break;
-  }
-#endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
 
 // The variable's value; 0 if it is unset or empty, -1 if it is no thread count.
 int env_threads() noexcept {
@@ -144,8 +126,9 @@ class Bed {
     while (!ready()) pthread_cond_wait(condition_.native_handle(), mutex_.native_handle());
     asleep_.store(false);
   }
+  bool occupied() const noexcept { return asleep_.load(); }
   void wake() {
-    if (!asleep_.load()) return;
+    if (!occupied()) return;
     {
       std::lock_guard<std::mutex> lock(mutex_);
     }  // it is in wait() now, or has seen `ready`
@@ -170,7 +153,8 @@ class Pool {
     spin_.store(threads <= cpus_, std::memory_order_relaxed);
     const std::uint64_t epoch = (state_.load(std::memory_order_relaxed) >> kEpochShift) + 1;
     state_.store(epoch << kEpochShift | static_cast<std::uint64_t>(helpers) << kLimitShift | kOpen);
-    for (int i = 0; i < helpers; ++i) workers_[static_cast<std::size_t>(i)]->bed.wake();
+    const int here = current_cpu();
+    for (int i = 0; i < helpers; ++i) workers_[static_cast<std::size_t>(i)]->wake_off(here);
     work();
     state_.fetch_and(~kOpen);
     const auto empty = [this] { return (state_.load() & kInside) == 0; };
@@ -189,7 +173,14 @@ class Pool {
  private:
   struct Worker {
     Bed bed;
+    Place place;
     std::thread thread;
+
+    void wake_off(int cpu) {
+      if (!bed.occupied()) return;
+      place.leave(cpu, thread.native_handle());
+      bed.wake();
+    }
   };
 
   // Makes sure of `wanted` workers; returns how many there are to use, fewer if the system refuses.
@@ -220,7 +211,10 @@ class Pool {
                               static_cast<int>(s >> kLimitShift & kLimitMask) > index);
     };
     while (true) {
-      if (!(spin_.load(std::memory_order_relaxed) && spin_until(ready))) self.bed.sleep(ready);
+      if (!(spin_.load(std::memory_order_relaxed) && spin_until(ready))) {
+        self.place.note();
+        self.bed.sleep(ready);
+      }
       if (stop_.load()) return;
       if (enter(index, seen)) {
         work();

@@ -7,7 +7,7 @@ MPE_BEGIN
 namespace {
 
 constexpr int64_t kGrain = 2048;
-constexpr int64_t kAhead = 32;  // unique rows between a row's prefetch and its use
+constexpr int64_t kAhead = 20;  // unique rows between a row's prefetch and its use
 
 // One task's memory: weights, gradients and states of the rows in work, and what is on its way to
 // the tables. Rows are padded to whole vectors.
