@@ -178,7 +178,7 @@ class Pool {
 
     void wake_off(int cpu) {
       if (!bed.occupied()) return;
-      place.leave(cpu, thread.native_handle());
+      place.leave(cpu);
       bed.wake();
     }
   };
