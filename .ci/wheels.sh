@@ -29,7 +29,10 @@ tools=$root/tools/bin
 check() { PYTHONPATH=tools "$tools/python" -m mpembed_dist --path "$root" "$@"; }
 
 step "source archive"
-for i in 1 2; do "$tools/python" -m build --sdist --outdir "$root/sdist$i" . &>"$root/sdist$i.log"; done
+for i in 1 2; do
+  "$tools/python" -m build --sdist --outdir "$root/sdist$i" . &>"$root/sdist.log" ||
+    { cat "$root/sdist.log"; exit 1; }
+done
 same "$root"/sdist1/*.tar.gz "$root"/sdist2/*.tar.gz
 cp "$root"/sdist1/*.tar.gz "$root/dist"
 sdist=$(echo "$root"/dist/*.tar.gz)
