@@ -106,7 +106,7 @@ class BuildExt(build_ext):
 
 
 def translated() -> Path:
-    """Return where Cython writes: its C++ fits the NumPy whose declarations it read, and no older."""
+    """Return where Cython writes C++; it fits the NumPy whose declarations it read."""
     versions = [f"{name}-{importlib.metadata.version(name)}" for name in ("cython", "numpy")]
     return objects.BUILD / "-".join(versions)
 
