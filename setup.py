@@ -141,6 +141,12 @@ class BuildExt(build_ext):
         return Path(package, *names)
 
 
+def translated() -> Path:
+    """Return where Cython writes C++; it fits the NumPy whose declarations it read."""
+    versions = [f"{name}-{importlib.metadata.version(name)}" for name in ("cython", "numpy")]
+    return objects.BUILD / "-".join(versions)
+
+
 def extensions() -> list[Extension]:
     """Return one extension for each .pyx file, translated to C++ under build/."""
     paths = sorted(Path("mpembed").glob("*.pyx"))
@@ -151,7 +157,7 @@ def extensions() -> list[Extension]:
             Extension(".".join(path.with_suffix("").parts), [str(path)], language="c++")
             for path in paths
         ],
-        build_dir=str(objects.BUILD / f"cython-{importlib.metadata.version('cython')}"),
+        build_dir=str(translated()),
         include_path=["."],
         language_level=3,
         compiler_directives={"freethreading_compatible": True, "embedsignature": True},

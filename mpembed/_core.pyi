@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Self
 
 from mpembed._device import Stream
 from mpembed._view import View
@@ -76,6 +76,7 @@ class Faults:
     def __init__(self, on: Stream, groups: int, lasting: bool) -> None: ...
     @property
     def nbytes(self) -> int: ...
+    def clear(self, on: Stream) -> None: ...
     def take(
         self, on: Stream
     ) -> tuple[tuple[int, int, int, int] | ValueError | None, list[tuple[int, int, int]]]: ...
@@ -100,9 +101,9 @@ class Keys:
 class Group:
     names: list[str]
     total_rows: int
-    def __init__(
-        self, clock: Clock, number: int, num_tables: int, dim: int, rounding: int, seed: int
-    ) -> None: ...
+    def __new__(
+        cls, clock: Clock, number: int, num_tables: int, dim: int, rounding: int, seed: int
+    ) -> Self: ...
     @property
     def dim(self) -> int: ...
     @property

@@ -1,9 +1,10 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 DEVICE: int
 PINNED_HOST: int
 
+@final
 class Stream:
     device: Device
     @property
@@ -13,6 +14,7 @@ class Stream:
     capture: int
     def clear(self, address: int, nbytes: int) -> None: ...
 
+@final
 class Device:
     name: str
     index: int
@@ -25,16 +27,19 @@ class Device:
     def stream(self, given: Any) -> Stream: ...
     def synchronize(self, stream: Any = None) -> None: ...
 
+@final
 class Memory:
     device: Device
     nbytes: int
     @property
     def pinned_host(self) -> bool: ...
 
+@final
 class Call:
     def __enter__(self) -> Stream: ...
-    def __exit__(self, *error: object) -> None: ...
+    def __exit__(self, kind: object, error: object, trace: object) -> None: ...
 
+@final
 class Calls:
     device: Device
     last: Stream

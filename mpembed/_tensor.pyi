@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -6,6 +6,7 @@ import numpy.typing as npt
 from mpembed._device import Device, Memory, Stream
 from mpembed._view import View
 
+@final
 class Tensor:
     memory: Memory
     ndim: int

@@ -1,7 +1,8 @@
-from typing import Any
+from typing import Any, final
 
 DTYPES: dict[str, int]
 
+@final
 class View:
     name: str
     ndim: int

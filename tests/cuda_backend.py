@@ -17,7 +17,8 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+
+import scripts
 
 import mpembed
 from mpembed import devices
@@ -76,7 +77,7 @@ def _cannot_emulate() -> str | None:
 
 def emulation() -> Path:
     """Return the extension of the emulated kernels, compiled if something has changed."""
-    simt = _simt_build()
+    simt = scripts.load(TESTS / "simt" / "build.py")
     folder = simt.cache_folder() / "mpembed"
     folder.mkdir(exist_ok=True)
     with _locked(folder / "lock"):  # one of pytest-xdist's workers compiles
@@ -85,15 +86,6 @@ def emulation() -> Path:
         flags = ["-isystem", sysconfig.get_path("include"), "-Wno-unused-function"]
         done: Path = simt.build(sources, out, extra=[*flags, '-DMPE_CUDA_ARCHS="emulated"'])
         return done
-
-
-def _simt_build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("simt_build", TESTS / "simt" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _translated(folder: Path) -> Path:

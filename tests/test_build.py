@@ -206,6 +206,32 @@ def test_host_compiler() -> None:
     assert cuda.host_compiler(["clang++"], {"NVCC_CCBIN": "g++"}) == "g++"
 
 
+def test_on_macos_one_architecture_is_chosen() -> None:
+    assert host.apple_architecture({}) == []
+    assert host.apple_architecture({"ARCHFLAGS": "-arch arm64"}) == ["-arch", "arm64"]
+    with pytest.raises(BuildError, match="ARCHFLAGS=-arch arm64 -arch x86_64: build for one"):
+        host.apple_architecture({"ARCHFLAGS": "-arch arm64 -arch x86_64"})
+
+
+def test_what_is_compiled_names_no_folder_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where a macro of a header asks for its path."""
+    monkeypatch.chdir(tmp_path)
+    headers = tmp_path / "headers"
+    headers.mkdir()
+    (headers / "where.h").write_text("inline const char* where() { return __FILE__; }\n")
+    text = "#include <where.h>\nextern const char* here; const char* here = where();\n"
+    Path("a.cpp").write_text(text)
+    job = host.Compiler().job(Path("a.cpp"), ["-g"], paths=(str(headers),))
+    (made,) = objects.compile_all([job])
+    data = Path(made).read_bytes()
+    assert b"headers/where.h" in data
+    assert str(tmp_path).encode() not in data
+    elsewhere = host.Compiler().job(Path("a.cpp"), ["-g"], paths=("/elsewhere/headers",))
+    assert elsewhere.target == job.target
+
+
 # ---- the wheels of the compiler -----------------------------------------------------------------
 
 

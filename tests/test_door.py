@@ -16,6 +16,7 @@ from typing import Any
 
 import cuda_backend
 import pytest
+import scripts
 
 HERE = Path(__file__).resolve().parent
 KERNELS = sorted((HERE.parent / "kernels" / "cuda").glob("*.cu"))
@@ -25,18 +26,8 @@ EMULATED = [HERE / "door" / f"{name}.cpp" for name in ("memory", "graph")]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulation needs Linux")
 
 
-def load(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-run = load("door_run", HERE / "door" / "run.py")
-simt = load("simt_build", HERE / "simt" / "build.py")
+run: Any = scripts.load(HERE / "door" / "run.py")
+simt: Any = scripts.load(HERE / "simt" / "build.py")
 
 
 def build(folder: Path, **options: Any) -> Path:

@@ -15,6 +15,7 @@ import compilers
 import cuda_backend
 import numpy as np
 import pytest
+import scripts
 from compilers import CXX, NVCC, NVCC_FLAGS, ROOT
 
 import mpembed as mpe
@@ -131,7 +132,7 @@ def test_the_cuda_example_compiles_by_nvcc(package_alone: Path, tmp_path: Path) 
 
 def emulated_library(folder: Path) -> Path:
     """Return the CUDA backend as a library, out of the kernels that g++ compiles."""
-    simt: Any = cuda_backend._simt_build()
+    simt: Any = scripts.load(ROOT / "tests" / "simt" / "build.py")
     kernels = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
     with cuda_backend._locked(simt.cache_folder() / "library.lock"):  # one worker compiles
         library: Path = simt.build(kernels, folder / "libmpembed_cuda.so")
@@ -148,7 +149,7 @@ def emulated(
     package = tmp_path_factory.mktemp("emulated") / "mpembed"
     shutil.copytree(package_alone / "mpembed", package)
     library = emulated_library(package / "lib")
-    simt: Any = cuda_backend._simt_build()
+    simt: Any = scripts.load(ROOT / "tests" / "simt" / "build.py")
     command = [*compilers._GXX, *simt.FLAGS, f"-I{package / 'include'}"]
     link = [library, package / "lib" / LIBRARY, f"-Wl,-rpath,{package / 'lib'}", "-pthread"]
     return package, [*command, "-x", "c++", EXAMPLES / "cuda.cu", "-x", "none", *link]

@@ -138,8 +138,9 @@ def test_every_keyword_is_spelled_out(make: Any) -> None:
         inspect.Parameter.KEYWORD_ONLY,
     }
     assert {p.name for p in parameters} == set(make(0.1).settings())
+    text = inspect.getdoc(make) or ""  # Python 3.13 strips the indentation itself
     for parameter in parameters:
-        assert f"\n    {parameter.name} : " in make.__doc__
+        assert f"\n{parameter.name} : " in text
     with pytest.raises(TypeError, match=rf"^{make.__name__}\.__init__\(\) got an unexpected.*wd"):
         make(0.1, wd=0.1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import scripts
 
 TESTS = Path(__file__).resolve().parent
 SOURCES = [
@@ -30,12 +30,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="an
 
 
 def load_build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("simt_build", TESTS / "simt" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load(TESTS / "simt" / "build.py")
 
 
 def run(program: Path, *checks: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -6,9 +6,10 @@
 #include <cerrno>
 #include <thread>
 
-#include <pthread.h>
 #ifdef __linux__
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace mpe {
@@ -42,7 +43,8 @@ class CpuSet {
   void remove(int cpu) noexcept {
     if (set_ != nullptr) CPU_CLR_S(static_cast<std::size_t>(cpu), bytes_, set_);
   }
-  void give_to(pthread_t thread) const noexcept { pthread_setaffinity_np(thread, bytes_, set_); }
+  // Not pthread_setaffinity_np: that has a new version in glibc 2.34, which the kernels would need.
+  void give_to(int thread) const noexcept { sched_setaffinity(thread, bytes_, set_); }
 
  private:
   cpu_set_t* set_ = nullptr;
@@ -50,6 +52,7 @@ class CpuSet {
 };
 
 inline int current_cpu() noexcept { return sched_getcpu(); }
+inline int current_thread() noexcept { return static_cast<int>(syscall(SYS_gettid)); }
 
 inline int available_cpus() noexcept {
   const int count = CpuSet().count();
@@ -59,6 +62,7 @@ inline int available_cpus() noexcept {
 #else
 
 inline int current_cpu() noexcept { return -1; }
+inline int current_thread() noexcept { return 0; }
 inline int available_cpus() noexcept {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
@@ -70,23 +74,28 @@ inline int available_cpus() noexcept {
 // job.
 class Place {
  public:
-  void note() noexcept { cpu_.store(current_cpu(), std::memory_order_relaxed); }
+  void note() noexcept {
+    if (thread_.load(std::memory_order_relaxed) == 0) thread_.store(current_thread());
+    cpu_.store(current_cpu(), std::memory_order_relaxed);
+  }
 
   // Keeps the worker off the caller's CPU `here`, if that is where it sleeps.
-  void leave(int here, pthread_t worker) noexcept {
+  void leave(int here) noexcept {
 #ifdef __linux__
-    if (here < 0 || cpu_.load(std::memory_order_relaxed) != here) return;
+    const int worker = thread_.load();
+    if (here < 0 || worker == 0 || cpu_.load(std::memory_order_relaxed) != here) return;
     CpuSet others;
     others.remove(here);
     if (others.count() > 0) others.give_to(worker);
     cpu_.store(-1, std::memory_order_relaxed);
 #else
-    static_cast<void>(here), static_cast<void>(worker);
+    static_cast<void>(here);
 #endif
   }
 
  private:
   std::atomic<int> cpu_{-1};
+  std::atomic<int> thread_{0};
 };
 
 }  // namespace mpe

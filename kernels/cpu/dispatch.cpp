@@ -10,6 +10,9 @@
 // The door says in C what these headers say in C++.
 static_assert(MPE_EMPTY_TAG == mpembed::kTagEmpty);
 static_assert(MPE_SKETCH_ROWS == mpembed::kSketchRows);
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 extern "C" {
 const mpe_backend* mpe_cpu_backend_base(void);
@@ -21,12 +24,20 @@ const mpe_backend* mpe_cpu_backend_avx512(void);
 
 namespace {
 
+#if defined(__x86_64__)
+// Not every clang's __builtin_cpu_supports knows this one.
+bool has_f16c() {
+  unsigned int a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 // 0 base, 1 avx2, 2 avx512: what this processor runs.
 int hardware_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+                    __builtin_cpu_supports("bmi2") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");

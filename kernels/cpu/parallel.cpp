@@ -119,9 +119,11 @@ class Bed {
  public:
   template <class Ready>
   void sleep(const Ready& ready) {
-    std::unique_lock<std::mutex> lock(mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     asleep_.store(true);
-    condition_.wait(lock, ready);
+    // What condition_.wait(lock, ready) does. That function itself has a new version in GCC 12's
+    // libstdc++: linked against it, the kernels would ask for a newer library than all else does.
+    while (!ready()) pthread_cond_wait(condition_.native_handle(), mutex_.native_handle());
     asleep_.store(false);
   }
   bool occupied() const noexcept { return asleep_.load(); }
@@ -176,7 +178,7 @@ class Pool {
 
     void wake_off(int cpu) {
       if (!bed.occupied()) return;
-      place.leave(cpu, thread.native_handle());
+      place.leave(cpu);
       bed.wake();
     }
   };

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Unpack
+from typing import Any, TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from mpembed.torch._module import OUTPUT_DTYPES, ConvertOptions
 _CHUNK = 1 << 22  # values of a weight that are copied at a time
 _NAMES_SHOWN = 8
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-Source = nn.EmbeddingBag | nn.Embedding
+Source: TypeAlias = nn.EmbeddingBag | nn.Embedding
 Made = EmbeddingBag | Embedding
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
+from mpembed_build import source_archive
 from mpembed_build.requirements import compiler_wheels
 from mpembed_build.settings import BuildError
 
@@ -23,6 +24,17 @@ def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
 def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
     """Return what to install before the package is built in place."""
     return [*build_meta.get_requires_for_build_editable(config_settings), *_compiler()]
+
+
+def build_sdist(sdist_directory: str, config_settings: Settings = None) -> str:
+    """Build the source archive, whose bytes follow from the files and ``SOURCE_DATE_EPOCH``."""
+    try:
+        epoch = source_archive.epoch(os.environ)
+    except BuildError as error:
+        raise SystemExit(f"error: {error}") from None
+    name = build_meta.build_sdist(sdist_directory, config_settings)
+    source_archive.normalise(Path(sdist_directory, name), epoch)
+    return name
 
 
 def _compiler() -> list[str]:

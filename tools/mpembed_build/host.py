@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mpembed_build.objects import Job, target
@@ -20,6 +20,9 @@ from mpembed_build.settings import BuildError
 ONCE = {"parallel.cpp", "dispatch.cpp", "workspace.cpp"}
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Iinclude", "-Ikernels"]
+# The interpreter's headers are full of asserts, each with the path of its header.
+BINDING = ["-Wall", "-Wno-unused-function", "-DNDEBUG"]
+BINDING += ["-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"]
 MACOS = sys.platform == "darwin"
 EXTENSION = ["-bundle", "-undefined", "dynamic_lookup"] if MACOS else ["-shared"]
 EXPORTS = Path("kernels/exports.map")  # without it the standard library's templates show as well
@@ -44,6 +47,26 @@ def find_compiler(environment: Mapping[str, str]) -> list[str]:
     raise BuildError("no C++ compiler found: install g++ or clang++, or set CXX")
 
 
+def apple_architecture(environment: Mapping[str, str]) -> list[str]:
+    """Return the flags that choose the processor to compile for on macOS, of ``ARCHFLAGS``.
+
+    Raises
+    ------
+    BuildError
+        There are two: each has SIMD levels of its own, so each needs a build of its own.
+    """
+    flags = shlex.split(environment.get("ARCHFLAGS", ""))
+    if flags.count("-arch") > 1:
+        raise BuildError(f"ARCHFLAGS={shlex.join(flags)}: build for one architecture at a time")
+    return flags
+
+
+def prefix_maps(paths: Iterable[str]) -> list[str]:
+    """Return the flags that keep the paths of this machine out of what is compiled."""
+    named = {str(Path.cwd()): "."} | {path: Path(path).name for path in paths}
+    return [f"-ffile-prefix-map={path}={name}" for path, name in named.items()]
+
+
 def werror() -> list[str]:
     """Return the flag that makes warnings errors, where it was asked for."""
     return ["-Werror"] if os.environ.get("MPEMBED_WERROR") == "1" else []
@@ -54,9 +77,11 @@ class Compiler:
 
     def __init__(self) -> None:
         self.cxx = find_compiler(os.environ)
-        self.extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+        apple = apple_architecture(os.environ) if sys.platform == "darwin" else []
+        self.extra = [*apple, *shlex.split(os.environ.get("CXXFLAGS", ""))]
         self.identity = ask([*self.cxx, "--version"])
-        self.x86 = ask([*self.cxx, "-dumpmachine"]).startswith(("x86_64", "amd64"))
+        machine = ask([*self.cxx, *apple, "-dumpmachine"])
+        self.x86 = machine.startswith(("x86_64", "amd64"))
 
     def levels(self) -> dict[str, list[str]]:
         """Return the SIMD levels and their flags."""
@@ -73,22 +98,23 @@ class Compiler:
         """Return the job for one file.
 
         `paths` of headers differ from one build environment to the next, so they do not count as
-        flags; `key`, which names the versions of what lies there, does.
+        flags and do not get into the object; `key`, which names the versions of what lies there,
+        does count.
         """
         flags = [*COMMON, *flags, *self.extra]
         made = target(source, [*self.cxx, self.identity, *flags, key], level)
         system = [word for path in paths for word in ("-isystem", path)]
-        command = [*self.cxx, *flags, *system, "-MMD", "-c", str(source), "-o", str(made)]
+        command = [*self.cxx, *flags, *prefix_maps(paths), *system, "-MMD"]
+        command += ["-c", str(source), "-o", str(made)]
         return Job(source, made, command)
 
     def binding(self, source: Path, paths: tuple[str, ...] = (), key: str = "") -> Job:
         """Return the job for a file written by Cython."""
         python = {sysconfig.get_path(name) for name in ("include", "platinclude")}
-        flags = ["-Wall", "-Wno-unused-function", "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"]
         version = importlib.metadata.version("numpy")
         key = " ".join(filter(None, [str(sysconfig.get_config_var("SOABI")), version, key]))
         paths = (*sorted(python), numpy_include(), dlpack_include(), *paths)
-        return self.job(source, [*flags, *werror()], paths=paths, key=key)
+        return self.job(source, [*BINDING, *werror()], paths=paths, key=key)
 
     def kernels(self) -> list[Job]:
         """Return the jobs for all kernels at all SIMD levels."""

@@ -1,0 +1,1 @@
+"""Checks of what is published: the source archive and the wheels."""
