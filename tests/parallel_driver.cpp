@@ -79,39 +79,91 @@ void threads() {
   }
 }
 
-// A worker that went to sleep on the caller's CPU works on another one from the next call on.
-void apart() {
-  cpu_set_t all, one, given;
-  CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
-  if (CPU_COUNT(&all) < 2) return;
-  const int cpu = sched_getcpu();
-  CPU_ZERO(&one);
-  CPU_SET(cpu, &one);
-  mpe::set_threads(2);
-  const auto caller = pthread_self();
-  std::atomic<pthread_t> worker{caller};
-  const auto run_both = [&](bool there) {
-    std::atomic<int> arrived{0};
-    mpe::parallel(2, [&](std::int64_t) {
-      if (!pthread_equal(pthread_self(), caller)) worker = pthread_self();
-      if (there) CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
-      ++arrived;
-      while (arrived < 2) std::this_thread::yield();  // each task keeps its thread
-    });
-  };
-  for (int attempt = 0; attempt < 5; ++attempt) {  // the caller itself may be moved meanwhile
-    run_both(true);
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    CHECK(sched_setaffinity(0, sizeof all, &all) == 0);
-    run_both(false);
-    CHECK(pthread_getaffinity_np(worker, sizeof given, &given) == 0);
-    CPU_CLR(cpu, &all);
-    const bool left = CPU_EQUAL(&given, &all);
-    CPU_SET(cpu, &all);
-    if (left) return;
-  }
-  CHECK(false);
+#ifdef __linux__
+cpu_set_t allowed(pthread_t thread) {
+  cpu_set_t set;
+  CHECK(pthread_getaffinity_np(thread, sizeof set, &set) == 0);
+  return set;
 }
+
+void allow(pthread_t thread, const cpu_set_t& set) {
+  CHECK(pthread_setaffinity_np(thread, sizeof set, &set) == 0);
+}
+
+cpu_set_t only(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  return set;
+}
+
+struct Worker {
+  pthread_t thread;
+  int cpu;
+};
+
+// A call in which every thread takes part, and after which all are asleep: on one CPU where it is
+// given. Returns a worker.
+Worker run_all(int threads, const cpu_set_t* one = nullptr) {
+  const auto caller = pthread_self();
+  std::mutex mutex;
+  Worker worker{caller, -1};
+  std::atomic<int> arrived{0};
+  mpe::set_threads(threads);
+  mpe::parallel(threads, [&](std::int64_t) {
+    if (one != nullptr) allow(pthread_self(), *one);
+    if (!pthread_equal(pthread_self(), caller)) {
+      std::lock_guard<std::mutex> lock(mutex);
+      worker = Worker{pthread_self(), sched_getcpu()};
+    }
+    ++arrived;
+    while (arrived < threads) std::this_thread::yield();  // each task keeps its thread
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  return worker;
+}
+
+// A worker that went to sleep on the caller's CPU works on another one from the next call on, on
+// any that it was allowed before, wherever the caller may be. What others allow it holds, and
+// nothing is changed where CPUs are fewer than threads.
+void apart() {
+  const auto caller = pthread_self();
+  const cpu_set_t all = allowed(caller);
+  const int cpus = CPU_COUNT(&all), cpu = sched_getcpu();
+  if (cpus < 2) return;
+  const cpu_set_t here = only(cpu);
+  const auto left = [&](const Worker& worker, int busy) {
+    cpu_set_t others = all;
+    CPU_CLR(busy, &others);
+    const cpu_set_t given = allowed(worker.thread);
+    return CPU_EQUAL(&given, &others) != 0;
+  };
+  for (const int threads : {2, cpus + 1}) {
+    const Worker worker = run_all(threads, &here);
+    const cpu_set_t kept = threads == 2 ? here : all;
+    allow(worker.thread, kept);
+    allow(caller, all);
+    for (int i = 0; i < 5; ++i) run_all(threads);
+    const cpu_set_t given = allowed(worker.thread);
+    CHECK(CPU_EQUAL(&given, &kept));
+  }
+  bool apart = false;
+  for (int attempt = 0; attempt < 5 && !apart; ++attempt) {  // threads may be moved meanwhile
+    allow(run_all(2, &here).thread, all);
+    Worker worker = run_all(2);
+    if (left(worker, cpu)) {
+      const int next = worker.cpu;
+      allow(caller, only(next));
+      worker = run_all(2);
+      apart = left(worker, next);
+    }
+    allow(caller, all);
+  }
+  CHECK(apart);
+}
+#else
+void apart() {}
+#endif
 
 void nested() {
   mpe::set_threads(4);

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import _ctypes
+import ctypes
+import mmap
 import tracemalloc
 from pathlib import Path
 
@@ -26,6 +29,23 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_workspace(driver: Path, check: str) -> None:
     done = run(driver, check)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's account of pages")
+def test_an_unloaded_library_keeps_nothing(tmp_path: Path) -> None:
+    library = tmp_path / "workspace.so"
+    done = build(library, SOURCES[:1], "-O2", "-fPIC", "-shared")
+    assert done.returncode == 0, done.stderr
+    pages = []
+    for _ in range(20):
+        pages.append(int(Path("/proc/self/statm").read_text().split()[0]))
+        loaded = ctypes.CDLL(str(library))
+        take, give = loaded._ZN3mpe14take_workspaceEm, loaded._ZN3mpe14give_workspaceEPv
+        take.restype, take.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        give.restype, give.argtypes = None, [ctypes.c_void_p]
+        give(take(32 << 20))
+        _ctypes.dlclose(loaded._handle)
+    assert (pages[-1] - pages[1]) * mmap.PAGESIZE < 100 << 20
 
 
 def test_tracemalloc_sees_what_a_ticket_holds() -> None:

@@ -124,7 +124,7 @@ typedef struct mpe_lookups {
   int32_t* bags;        /* n: table * B + bag */
   int64_t* bag_offsets; /* T * B + 1, starting at 0 */
   int64_t* origins;     /* T: the batch's position of the table's first lookup */
-  int64_t* dropped;     /* T: lookups out of range */
+  int64_t* dropped;     /* T: how many keys are MPE_DROPPED; where 0, kernels look for none */
   float* weights;       /* n, or NULL */
 } mpe_lookups;
 

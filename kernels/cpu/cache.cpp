@@ -70,6 +70,16 @@ uint64_t* sorted_misses(const Admission& a, int64_t misses, uint64_t* list, uint
 
 inline int64_t miss_row(uint64_t miss) { return static_cast<int64_t>(miss & 0xFFFFFFFFu); }
 
+// Adds the misses to the sketch. A task has cells of its own, in one row, and looks at every miss:
+// cheaper than cells that several may change. So there are no more tasks than threads ask for.
+void count_misses(const mpe_cache& c, const uint64_t* hashes, int64_t misses) {
+  const int64_t parts = ceil_div(mpe::max_threads(), kSketchRows);
+  mpe::parallel(kSketchRows * parts, [&](int64_t t) {
+    const SketchCells cells(c, static_cast<uint32_t>(t / parts), t % parts, parts);
+    for (int64_t i = 0; i < misses; ++i) cells.add(hashes[i]);
+  });
+}
+
 // Steps 3 and 4. sorted: the misses; hashes and estimates: room for as many where the policy has a
 // sketch.
 template <class P>
@@ -84,10 +94,7 @@ void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, ui
   };
   if (P::kSketch) {
     each([&](int64_t i) { hashes[i] = splitmix64(a.u.rows[miss_row(sorted[i])]); });
-    // A task has the cells of its own row of the sketch.
-    mpe::parallel(kSketchRows, [&](int64_t row) {
-      for (int64_t i = 0; i < misses; ++i) sketch_add(a.c, hashes[i], static_cast<uint32_t>(row));
-    });
+    count_misses(a.c, hashes, misses);
     each([&](int64_t i) { estimates[i] = sketch_estimate(a.c, hashes[i]); });
   }
   // A set belongs to one task: borders move up to where a set begins.

@@ -135,15 +135,21 @@ __attribute__((noinline)) void encode_exactly(const float* x, const uint16_t* r,
   encode_codes<F>(x, dim, h.bias, codes, row);
 }
 
+// Of so many columns one in eight has to be done again; of a whole row of thousands most would.
+constexpr int64_t kQuickColumns = 16 * kCodeBlock;
+
 template <class F, bool kStochastic>
 inline void encode_affine(const float* x, const uint16_t* r, int64_t dim, AffineHeader h,
                           bool quick, uint8_t* row) {
-  if (quick) {
-    QuickCodes<kStochastic> codes(h, r);
-    encode_codes<F>(x, dim, h.bias, codes, row);
-    if (codes.hold()) return;
+  if (!quick) return encode_exactly<F, kStochastic>(x, r, dim, h, row);
+  for (int64_t c = 0; c < dim; c += kQuickColumns) {
+    const int64_t n = min64(dim - c, kQuickColumns);
+    const uint16_t* const draws = kStochastic ? r + c : nullptr;
+    uint8_t* const out = row + c / F::kPerByte;
+    QuickCodes<kStochastic> codes(h, draws);
+    encode_codes<F>(x + c, n, h.bias, codes, out);
+    if (!codes.hold()) encode_exactly<F, kStochastic>(x + c, draws, n, h, out);
   }
-  encode_exactly<F, kStochastic>(x, r, dim, h, row);
 }
 
 MPE_END

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstring>
 #include <thread>
+#include <utility>
 
 #ifdef __linux__
 #include <sched.h>
@@ -16,37 +18,51 @@ namespace mpe {
 
 #ifdef __linux__
 
-// The CPUs of the calling thread's affinity mask.
+// A thread's affinity mask; empty if the system did not say.
 class CpuSet {
  public:
-  CpuSet() noexcept {
+  CpuSet() noexcept = default;
+  explicit CpuSet(int thread) noexcept {                   // 0: the calling one
     for (int cpus = 1024; cpus <= (1 << 20); cpus *= 4) {  // grows until the kernel's mask fits
-      set_ = CPU_ALLOC(cpus);
-      if (set_ == nullptr) return;
-      bytes_ = CPU_ALLOC_SIZE(cpus);
-      const int rc = sched_getaffinity(0, bytes_, set_);
-      const int error = errno;
-      if (rc == 0 && count() > 0) return;
+      if (!allocate(CPU_ALLOC_SIZE(cpus))) return;
+      const int error = sched_getaffinity(thread, bytes_, set_) == 0 ? 0 : errno;
+      if (error == 0 && count() > 0) return;
       CPU_FREE(set_);
       set_ = nullptr;
       if (error != EINVAL) return;
     }
   }
-  ~CpuSet() {
-    if (set_ != nullptr) CPU_FREE(set_);
-  }
+  ~CpuSet() { CPU_FREE(set_); }
   CpuSet(const CpuSet&) = delete;
-  CpuSet& operator=(const CpuSet&) = delete;
-
-  // 0 if the system did not say.
-  int count() const noexcept { return set_ == nullptr ? 0 : CPU_COUNT_S(bytes_, set_); }
-  void remove(int cpu) noexcept {
-    if (set_ != nullptr) CPU_CLR_S(static_cast<std::size_t>(cpu), bytes_, set_);
+  CpuSet& operator=(CpuSet&& other) noexcept {
+    std::swap(set_, other.set_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
   }
-  // Not pthread_setaffinity_np: that has a new version in glibc 2.34, which the kernels would need.
+
+  int count() const noexcept { return set_ == nullptr ? 0 : CPU_COUNT_S(bytes_, set_); }
+  bool operator==(const CpuSet& other) const noexcept {
+    return count() > 0 && bytes_ == other.bytes_ && other.count() > 0 &&
+           CPU_EQUAL_S(bytes_, set_, other.set_);
+  }
+  // Becomes the other one less a CPU.
+  void copy_without(int cpu, const CpuSet& other) noexcept {
+    CPU_FREE(set_);
+    set_ = nullptr;
+    if (other.set_ == nullptr || !allocate(other.bytes_)) return;
+    std::memcpy(set_, other.set_, bytes_);
+    CPU_CLR_S(static_cast<std::size_t>(cpu), bytes_, set_);
+  }
+  // pthread_setaffinity_np would do, but has a new version in glibc 2.34, which kernels would need.
   void give_to(int thread) const noexcept { sched_setaffinity(thread, bytes_, set_); }
 
  private:
+  bool allocate(std::size_t bytes) noexcept {
+    set_ = CPU_ALLOC(bytes * 8);
+    bytes_ = bytes;
+    return set_ != nullptr;
+  }
+
   cpu_set_t* set_ = nullptr;
   std::size_t bytes_ = 0;
 };
@@ -55,7 +71,7 @@ inline int current_cpu() noexcept { return sched_getcpu(); }
 inline int current_thread() noexcept { return static_cast<int>(syscall(SYS_gettid)); }
 
 inline int available_cpus() noexcept {
-  const int count = CpuSet().count();
+  const int count = CpuSet(0).count();
   return count > 0 ? count : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
@@ -79,14 +95,16 @@ class Place {
     cpu_.store(current_cpu(), std::memory_order_relaxed);
   }
 
-  // Keeps the worker off the caller's CPU `here`, if that is where it sleeps.
+  // Keeps the worker off the caller's CPU `here`, if that is where it sleeps, until it has to leave
+  // another one. What somebody else allows the worker holds.
   void leave(int here) noexcept {
 #ifdef __linux__
     const int worker = thread_.load();
     if (here < 0 || worker == 0 || cpu_.load(std::memory_order_relaxed) != here) return;
-    CpuSet others;
-    others.remove(here);
-    if (others.count() > 0) others.give_to(worker);
+    CpuSet now(worker);
+    if (!(now == given_)) allowed_ = std::move(now);
+    given_.copy_without(here, allowed_);
+    if (given_.count() > 0) given_.give_to(worker);
     cpu_.store(-1, std::memory_order_relaxed);
 #else
     static_cast<void>(here);
@@ -96,6 +114,9 @@ class Place {
  private:
   std::atomic<int> cpu_{-1};
   std::atomic<int> thread_{0};
+#ifdef __linux__
+  CpuSet allowed_, given_;  // by others, and of that by leave()
+#endif
 };
 
 }  // namespace mpe

@@ -153,7 +153,8 @@ class Pool {
     spin_.store(threads <= cpus_, std::memory_order_relaxed);
     const std::uint64_t epoch = (state_.load(std::memory_order_relaxed) >> kEpochShift) + 1;
     state_.store(epoch << kEpochShift | static_cast<std::uint64_t>(helpers) << kLimitShift | kOpen);
-    const int here = current_cpu();
+    // Where there are more threads than CPUs, the system shares these out best.
+    const int here = threads <= cpus_ ? current_cpu() : -1;
     for (int i = 0; i < helpers; ++i) workers_[static_cast<std::size_t>(i)]->wake_off(here);
     work();
     state_.fetch_and(~kOpen);

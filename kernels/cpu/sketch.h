@@ -19,11 +19,27 @@ inline uint8_t* sketch_at(const mpe_cache& c, uint64_t hash, uint32_t row) {
   return c.sketch + row * width + sketch_cell(hash, row, width);
 }
 
-// In one row of the sketch, which no other task changes meanwhile.
-inline void sketch_add(const mpe_cache& c, uint64_t hash, uint32_t row) {
-  uint8_t* const cell = sketch_at(c, hash, row);
-  *cell = static_cast<uint8_t>(*cell + (*cell < kSketchMax ? 1 : 0));
-}
+// One of `parts` equal pieces of a row of the sketch, which no other task changes meanwhile.
+class SketchCells {
+ public:
+  SketchCells(const mpe_cache& c, uint32_t row, int64_t part, int64_t parts)
+      : width_(static_cast<uint64_t>(c.sketch_width)),
+        cells_(c.sketch + row * width_),
+        row_(row),
+        begin_(static_cast<uint32_t>(task_begin(c.sketch_width, parts, part))),
+        size_(static_cast<uint32_t>(task_begin(c.sketch_width, parts, part + 1)) - begin_) {}
+
+  void add(uint64_t hash) const {
+    const uint32_t at = sketch_cell(hash, row_, width_);
+    if (at - begin_ >= size_) return;
+    cells_[at] = static_cast<uint8_t>(cells_[at] + (cells_[at] < kSketchMax ? 1 : 0));
+  }
+
+ private:
+  const uint64_t width_;
+  uint8_t* const cells_;
+  const uint32_t row_, begin_, size_;
+};
 
 inline void sketch_raise(const mpe_cache& c, uint64_t hash, uint32_t count) {
   const uint8_t floor = static_cast<uint8_t>(count < kSketchMax ? count : kSketchMax);

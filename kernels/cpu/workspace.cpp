@@ -40,6 +40,12 @@ std::size_t capacity_for(std::size_t bytes) noexcept {
 
 class List {
  public:
+  // When the process ends or the library is unloaded. Whoever comes later finds it busy.
+  ~List() {
+    if (busy_.exchange(true, std::memory_order_acquire)) return;
+    while (count_ > 0) std::free(remove(0)->start());
+  }
+
   // The smallest block that is large enough and not twice as large; null if there is none, or if
   // another thread is here: nobody waits, in a child that was forked in between neither.
   Block* take(std::size_t capacity) noexcept {
