@@ -269,6 +269,17 @@ def test_a_profile_names_the_lookup_and_the_update() -> None:
     assert "LookupBackward" in names
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:A model attribute `_anchor`:UserWarning")
+def test_a_trace_which_would_keep_rows_as_constants_is_refused() -> None:
+    module, example = bag().eval(), torch.tensor([[1, 2]])
+    with pytest.raises(RuntimeError, match="use torch.export"):
+        torch.jit.trace(module, (example,))
+    exported = torch.export.export(module, (example,)).module()
+    assert torch.equal(exported(example + 1), module(example + 1))
+
+
 def test_repr_says_what_there_is() -> None:
     text = repr(bag(output_dtype=torch.bfloat16))
     assert text.startswith("EmbeddingBag(50, 6, int4, device='cpu', RowwiseAdagrad(lr=0.1")

@@ -21,6 +21,7 @@ from mpembed.torch._lookup import COMPILES, Lookup
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _apply: Callable[..., Tensor] = Lookup.apply
 _profiling = torch._C._autograd._profiler_enabled
+_tracing = torch._C._is_tracing
 
 
 class CollectionOptions(TypedDict, total=False):
@@ -186,6 +187,10 @@ class TableModule(nn.Module):
         *,
         training: bool,
     ) -> Tensor:
+        if _tracing():
+            raise RuntimeError(
+                "torch.jit.trace would keep the rows of this batch as constants: use torch.export"
+            )
         if training:
             return _apply(self._anchor, weights, self._calls, indices, offsets, order)
         if weights is not None:
