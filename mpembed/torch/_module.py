@@ -275,6 +275,12 @@ class TableModule(nn.Module):
         """
         _state.load(self.tables, state)
 
+    def __copy__(self) -> Self:
+        """Return another module with the same tables, rates and limits."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(super().__getstate__())  # type: ignore[no-untyped-call]
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         for name in ("_calls", "_handle", "_anchor"):
