@@ -10,10 +10,12 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from torch._subclasses import FakeTensorMode
 from torch_modules import CACHE, bag, batch, ended, open_batches, state
 
 import mpembed as mpe
 from mpembed import torch as mt
+from mpembed.torch import _bag
 
 pytestmark = pytest.mark.torch
 
@@ -148,3 +150,27 @@ def test_what_is_wrong_with_a_batch_is_raised_before_anything_changes() -> None:
 def test_options_that_cannot_be_kept_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bag(**options)
+
+
+def test_bags_of_one_size_are_those_of_the_call_whatever_other_threads_do() -> None:
+    sizes = torch.arange(12).view(4, 3), torch.arange(12).view(3, 4)
+    of_another = (3, 4, sizes[1].device), _bag._offsets(sizes[1], 3, 4)
+
+    def end_another(module: Any, _: Any) -> None:
+        """Let the call of another thread be the last to keep its offsets."""
+        module.__dict__["kept"] = of_another
+
+    kept = property(lambda module: module.__dict__["kept"], end_another)
+    raced: Any = type("Raced", (mt.EmbeddingBag,), {"_last": kept})
+    module, plain = (
+        kind(50, 6, optimizer=mpe.SGD(lr=0.1)).eval() for kind in (raced, mt.EmbeddingBag)
+    )
+    for input in sizes:
+        assert torch.equal(module(input), plain(input))
+
+
+def test_a_fake_batch_leaves_nothing_behind() -> None:
+    module = bag().eval()
+    with FakeTensorMode(), pytest.raises(BufferError, match="no memory"):
+        module(torch.zeros(2, 3, dtype=torch.int64))
+    assert module(torch.zeros(2, 3, dtype=torch.int64)).shape == (2, 6)

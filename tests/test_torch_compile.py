@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,45 @@ def test_training_gives_the_bytes_of_eager(
     del loss
     assert open_batches(twin) == 0
     assert not _lookup._tickets
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_lookups_come_in_the_order_that_is_written(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    # Inductor of PyTorch 2.13 has no other way to keep it: pytorch/pytorch#189209.
+    options: Any = {"reorder_for_peak_memory": False} if backend == "inductor" else None
+    module = bag()
+    twin = copy.deepcopy(module)
+
+    def loss(module: Any, first: Any, second: Any) -> torch.Tensor:
+        # Gradients of 1, so that they do not depend on how a compiler adds; it would like to make
+        # the third lookup before the second, whose batch is another.
+        outs = module(*first), module(*second), module(*first)
+        result: torch.Tensor = outs[0].sum() + outs[1].sum() + outs[2].sum()
+        return result
+
+    run = torch.compile(loss, fullgraph=True, backend=backend, options=options)
+    for seed in range(3):
+        for one, which in ((loss, module), (run, twin)):
+            one(which, batch(seed), batch(seed + 5)).backward()
+        assert state(module) == state(twin)
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_a_copy_of_a_compiled_module_trains_its_own_tables(called: bool) -> None:
+    module = bag()
+    module.compile(fullgraph=True, backend="aot_eager")
+    if called:
+        module(*batch()).sum().backward()
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        before = state(module)
+        assert state(twin) == before
+        twin(*batch()).sum().backward()
+        assert state(module) == before
+        assert twin.tables.step == module.tables.step + 2
 
 
 def test_a_compiled_forward_without_a_backward_pins_nothing() -> None:

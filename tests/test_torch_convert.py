@@ -123,6 +123,20 @@ def tied(model: Any) -> None:
     model.head.weight = model.words.weight
 
 
+def tied_by_memory(model: Any) -> None:
+    model.head = nn.Linear(16, 300)
+    model.head.weight = nn.Parameter(model.words.weight.data)
+
+
+def hooked(model: Any, kind: str) -> None:
+    if kind.endswith("state"):
+        model.words.register_state_dict_post_hook(lambda *_: None)
+    elif kind.endswith("load"):
+        model.words.register_load_state_dict_pre_hook(lambda *_: None)
+    else:
+        getattr(model.words.weight, kind)(lambda *_: None)
+
+
 REFUSED: dict[str, Callable[[Any], Any]] = {
     "words: padding_idx=0 is not": lambda m: setattr(m, "words", nn.Embedding(9, 4, padding_idx=0)),
     "words: max_norm=1.0": lambda m: setattr(m, "words", nn.Embedding(9, 4, max_norm=1.0)),
@@ -133,6 +147,11 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "bags.1: weights of torch.float64": lambda m: m.bags[1].double(),
     "bags.0: its hooks": lambda m: m.again.register_forward_hook(lambda *_: None),
     "words: its weight is also used by head": tied,
+    "words: its weight is also used by (head)": tied_by_memory,
+    "words: its hooks would be lost": lambda m: hooked(m, "register_hook"),
+    "words: its hooks would be (lost)": lambda m: hooked(m, "register_post_accumulate_grad_hook"),
+    "words: its hooks would (be lost)": lambda m: hooked(m, "state"),
+    "words: its hooks (would be lost)": lambda m: hooked(m, "load"),
     "words: its weight cannot be stored": lambda m: nn.init.constant_(m.words.weight, torch.nan),
     "bags.1: its weight cannot be stored": lambda m: nn.init.constant_(m.bags[1].weight, 1e6),
 }
@@ -153,3 +172,11 @@ def test_a_model_without_embeddings_is_refused() -> None:
         swap(nn.Linear(1, 1))
     with pytest.raises(TypeError, match="must be a torch.nn.Module, got NoneType"):
         swap(None)
+
+
+@pytest.mark.parametrize("option", ["init", "name", "learning_rate"])
+def test_options_that_it_does_not_have_are_refused(option: str) -> None:
+    with pytest.raises(TypeError, match=f"convert has no option '{option}'"):
+        swap(Model(), **{option: "zeros"})
+    with pytest.raises(ValueError, match="sparse=True"):
+        swap(Model(), sparse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,43 @@ def test_gradients_are_clipped_by_value_and_by_norm() -> None:
         assert state(clipped) == state(plain)
 
 
+def test_limits_of_gradients_may_be_set_later() -> None:
+    module, twin = bag(), bag(clip_grad_norm=0.5)
+    module.clip_grad_value = 0.25
+    assert copy.deepcopy(module).clip_grad_value == 0.25
+    module.clip_grad_value, module.clip_grad_norm = None, 0.5
+    train(module)
+    train(twin)
+    assert state(module) == state(twin)
+    for limit in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="clip_grad_norm must be"):
+            module.clip_grad_norm = limit
+    assert (module.clip_grad_value, module.clip_grad_norm) == (None, 0.5)
+    with pytest.raises(AttributeError, match="no setter"):
+        module.mode = "mean"  # type: ignore[misc]
+
+
+def test_an_undefined_gradient_updates_nothing() -> None:
+    module = bag(optimizer=mpe.SGD(0.1, weight_decay=0.5, weight_decay_mode="l2"))
+    before = rows_of(module)
+
+    class Constant(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+            return values.sum()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> None:
+            return None
+
+    weights = torch.ones(1, 2, requires_grad=True)
+    out = module(torch.tensor([[1, 2]]), None, weights)
+    Constant.apply(out).backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(rows_of(module), before)
+    assert open_batches(module) == 0
+    assert weights.grad is None
+
+
 def test_an_update_that_is_not_finite_is_raised_or_skipped() -> None:
     module = bag()
     grad = torch.ones(5, 6)
@@ -196,6 +234,32 @@ def test_it_has_no_parameters_and_stays_where_it_is() -> None:
         module.share_memory()
 
 
+def test_it_may_be_moved_to_the_gpu_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mt.EmbeddingBag, "device", torch.device("cuda:0"))
+    there = types.SimpleNamespace(device=torch.device("cuda:0"), is_shared=lambda: True)
+    module = bag()
+    assert module._apply(lambda _: there) is module  # type: ignore[arg-type,return-value]
+
+
+def test_the_defaults_of_pytorch_do_not_matter() -> None:
+    plain = bag()
+    train(plain)
+    try:
+        torch.set_default_dtype(torch.float16)
+        with torch.device("meta"):
+            module = bag()
+            assert module.half() is module
+    finally:
+        torch.set_default_dtype(torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    fused = mt.FusedOptimizer(module, grad_scaler=scaler)
+    for seed in range(4):
+        scaler.scale(module(*batch(seed)).square().sum()).backward()
+        scaler.step(fused)
+        scaler.update()
+    assert state(module) == state(plain)
+
+
 def test_a_profile_names_the_lookup_and_the_update() -> None:
     module = bag()
     with torch.profiler.profile() as profile:
@@ -203,6 +267,17 @@ def test_a_profile_names_the_lookup_and_the_update() -> None:
     names = {event.key for event in profile.key_averages()}
     assert "mpembed::forward" in names
     assert "LookupBackward" in names
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:A model attribute `_anchor`:UserWarning")
+def test_a_trace_which_would_keep_rows_as_constants_is_refused() -> None:
+    module, example = bag().eval(), torch.tensor([[1, 2]])
+    with pytest.raises(RuntimeError, match="use torch.export"):
+        torch.jit.trace(module, (example,))
+    exported = torch.export.export(module, (example,)).module()
+    assert torch.equal(exported(example + 1), module(example + 1))
 
 
 def test_repr_says_what_there_is() -> None:

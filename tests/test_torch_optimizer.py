@@ -107,6 +107,15 @@ def test_each_optimizer_of_the_model_is_a_group() -> None:
     assert modules[1].optimizer.lr == 0.9
 
 
+def test_a_shallow_copy_uses_the_rate_of_the_group_too() -> None:
+    module = model()
+    fused = mt.FusedOptimizer(module)
+    twin = copy.copy(module[0])
+    fused.param_groups[0]["lr"] = 0.4
+    train(twin, steps=1)
+    assert module[0].optimizer.lr == 0.4
+
+
 def test_a_closure_is_called_with_gradients() -> None:
     module = model()
     fused = mt.FusedOptimizer(module)

@@ -176,7 +176,18 @@ def test_a_damaged_state_is_refused_before_anything_changes() -> None:
     before = state(module)
     good = copy.deepcopy(source.state_dict())
     key = next(iter(good))
-    for damage in ("format", "seed", "step", "rows", "type", "missing", "tags", "nothing"):
+    for damage in (
+        "format",
+        "seed",
+        "step",
+        "half step",
+        "list",
+        "rows",
+        "type",
+        "missing",
+        "tags",
+        "nothing",
+    ):
         kept = copy.deepcopy(good)
         extra = kept[key]
         arrays = extra["arrays"]
@@ -186,6 +197,10 @@ def test_a_damaged_state_is_refused_before_anything_changes() -> None:
             extra["seed"] = -1
         elif damage == "step":
             arrays["step"][0] = -1
+        elif damage == "half step":
+            arrays["step"] = arrays["step"] + 0.5
+        elif damage == "list":
+            arrays["step"] = []
         elif damage == "rows":
             arrays["table.0.rows"] = arrays["table.0.rows"][:-1]
         elif damage == "type":

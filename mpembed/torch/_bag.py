@@ -49,10 +49,11 @@ class _OneTable(TableModule):
         if torch.compiler.is_compiling():
             return _offsets(like, bags, size)
         key = bags, size, like.device
-        if self._last[0] != key:
-            self._last = key, _offsets(like, bags, size)
-        found = self._last[1]
-        assert found is not None
+        known, found = self._last  # read once: other threads call, too
+        if found is None or known != key:
+            found = _offsets(like, bags, size)
+            if type(found) is Tensor:  # no fake one, which stands for no memory
+                self._last = key, found
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,7 +119,12 @@ class EmbeddingBag(_OneTable):
         table = TableConfig(name, num_embeddings, embedding_dim, precision, mode, init)
         collection, own = make_collection([table], optimizer, options)
         super().__init__(collection, **own)
-        self.mode, self.include_last_offset = mode, include_last_offset
+        self.include_last_offset = include_last_offset
+
+    @property
+    def mode(self) -> str:
+        """``"sum"`` or ``"mean"``; as the table it cannot be set."""
+        return self._table.pooling
 
     def forward(
         self,
@@ -199,7 +205,7 @@ class EmbeddingBag(_OneTable):
             raise ValueError("the collection must have one table with pooling 'sum' or 'mean'")
         module = cls.__new__(cls)
         _OneTable.__init__(module, collection, **options)
-        module.mode, module.include_last_offset = module._table.pooling, include_last_offset
+        module.include_last_offset = include_last_offset
         return module
 
 

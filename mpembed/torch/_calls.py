@@ -52,16 +52,20 @@ class Calls:
         clip_norm: float | None = None,
     ) -> None:
         self.collection = collection
-        self.clip_value, self.clip_norm = clip_value, clip_norm
         tables = collection.tables
         # One table without pooling: its output comes in a dict.
         self._unpooled = tables[0].name if tables[0].pooling == "none" else None
         self._device = None if collection.device == "cpu" else torch.device(collection.device)
         self._facade: weakref.ref[FusedOptimizer] | None = None
         self._group = 0
-        self._plain = clip_value is None and clip_norm is None
+        self.clip(clip_value, clip_norm)
         self.handle = next(_numbers)
         _live[self.handle] = self
+
+    def clip(self, value: float | None, norm: float | None) -> None:
+        """Set the limits of the gradient of an output."""
+        self.clip_value, self.clip_norm = value, norm
+        self._plain = self._facade is None and value is None and norm is None
 
     def follow(self, facade: FusedOptimizer, group: int) -> None:
         """Take the learning rate, and the scale of gradients, of a group of parameters."""

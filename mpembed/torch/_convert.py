@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from mpembed.config import CacheConfig
 from mpembed.optim import Optimizer, RowwiseAdagrad
-from mpembed.torch._bag import MODES, Embedding, EmbeddingBag, refuse_unsupported
+from mpembed.torch._bag import MODES, UNSUPPORTED, Embedding, EmbeddingBag, refuse_unsupported
 from mpembed.torch._module import OUTPUT_DTYPES, ConvertOptions
 
 _CHUNK = 1 << 22  # values of a weight that are copied at a time
 _NAMES_SHOWN = 8
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+_WEIGHT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 Source: TypeAlias = nn.EmbeddingBag | nn.Embedding
 Made = EmbeddingBag | Embedding
 
@@ -66,6 +71,9 @@ def convert(
     Make the optimizer of the other parameters afterwards: the weights are parameters no more.
     While the tables are filled, those of before are still there.
     """
+    wrong = set(options) - set(ConvertOptions.__annotations__) - set(UNSUPPORTED)
+    if wrong:
+        raise TypeError(f"convert has no option {min(wrong)!r}")
     found = _found(model)
     if not found:
         raise ValueError("the model has no nn.EmbeddingBag and no nn.Embedding")
@@ -110,11 +118,19 @@ def _refuse(name: str, module: Source, model: nn.Module) -> None:
         raise ValueError(f"{name}: mode={module.mode!r} is not supported")
     if module.weight.dtype not in OUTPUT_DTYPES:
         raise ValueError(f"{name}: weights of {module.weight.dtype} are not supported")
-    if any(getattr(module, hooks) for hooks in _HOOKS):
+    hooks = [getattr(module, kind) for kind in _HOOKS]
+    if any(hooks) or any(getattr(module.weight, kind, None) for kind in _WEIGHT_HOOKS):
         raise ValueError(f"{name}: its hooks would be lost")
     for other_name, other in model.named_modules():
-        if other is not module and any(p is module.weight for p in other._parameters.values()):
+        if other is not module and any(_tied(p, module.weight) for p in other._parameters.values()):
             raise ValueError(f"{name}: its weight is also used by {other_name}")
+
+
+def _tied(one: Tensor | None, weight: Tensor) -> bool:
+    """Whether a parameter is this weight, or another one on its memory."""
+    if one is None or one is weight:
+        return one is weight
+    return one.device.type != "meta" and one.numel() > 0 and one.data_ptr() == weight.data_ptr()
 
 
 def _made(

@@ -21,6 +21,10 @@ _NO_GRAPH = (
 )
 
 
+def _anchor_grad(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
 class Lookup(torch.autograd.Function):
     """A training forward; its backward updates the rows. Nothing but an open ticket is kept."""
 
@@ -35,6 +39,7 @@ class Lookup(torch.autograd.Function):
         order: Sequence[int],
     ) -> Tensor:
         """Look up; `anchor` requires grad, so that the backward is reached."""
+        ctx.set_materialize_grads(False)
         if weights is not None:
             weights = weights.detach()
         out, ctx.opened = calls.open(indices, offsets, weights, order)
@@ -46,8 +51,11 @@ class Lookup(torch.autograd.Function):
         """Update; the anchor's gradient is infinite where a scaled gradient was."""
         if torch.is_grad_enabled():
             raise RuntimeError(_NO_GRAPH)
+        if grads[0] is None:  # no gradient reaches the rows, not even decay
+            ctx.opened[0].drop()
+            return None, None, None, None, None, None
         weight_grad, done = ctx.calls.update(ctx.opened, grads[0])
-        lost = None if done else torch.tensor(torch.inf)
+        lost = None if done else _anchor_grad(torch.inf)
         return lost, weight_grad, None, None, None, None
 
 
@@ -103,7 +111,8 @@ def lookup(
     if weights is not None:
         weights = weights.detach()
     if not training:
-        return calls.evaluate(indices, offsets, weights, order), torch.zeros(1, dtype=torch.int64)
+        out = calls.evaluate(indices, offsets, weights, order)
+        return out, torch.zeros(1, dtype=torch.int64, device="cpu")
     out, opened = calls.open(indices, offsets, weights, order)
     return out, _ticket_tensor(opened)
 
@@ -134,7 +143,7 @@ def update(grad: Tensor, ticket: Tensor, handle: int, weights: int) -> tuple[Ten
     weight_grad, done = live(handle).update(opened_by(ticket), grad.detach())
     if weight_grad is None:
         weight_grad = grad.new_empty(0, dtype=torch.float32)
-    return torch.tensor(0.0 if done else torch.inf), weight_grad
+    return _anchor_grad(0.0 if done else torch.inf), weight_grad
 
 
 @update.register_fake

@@ -21,6 +21,7 @@ from mpembed.torch._lookup import COMPILES, Lookup
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _apply: Callable[..., Tensor] = Lookup.apply
 _profiling = torch._C._autograd._profiler_enabled
+_tracing = torch._C._is_tracing
 
 
 class CollectionOptions(TypedDict, total=False):
@@ -95,16 +96,21 @@ class TableModule(nn.Module):
             )
         _check(options)
         self.output_dtype = options.get("output_dtype", torch.float32)
-        self.clip_grad_value = options.get("clip_grad_value")
-        self.clip_grad_norm = options.get("clip_grad_norm")
-        self._attach(collection, trained=True)
+        clip = options.get("clip_grad_value"), options.get("clip_grad_norm")
+        self._attach(collection, clip, trained=True)
 
-    def _attach(self, collection: EmbeddingBagCollection, *, trained: bool) -> None:
-        self._calls = Calls(collection, self.clip_grad_value, self.clip_grad_norm)
+    def _attach(
+        self,
+        collection: EmbeddingBagCollection,
+        clip: tuple[float | None, float | None],
+        *,
+        trained: bool,
+    ) -> None:
+        self._calls = Calls(collection, *clip)
         self._handle = self._calls.handle
         # Requires grad in the place of the tables, so that autograd comes to the backward. It is
         # no parameter: nothing else may train, clip or synchronise it.
-        self._anchor = torch.zeros((), requires_grad=trained)
+        self._anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=trained)
 
     @property
     def tables(self) -> EmbeddingBagCollection:
@@ -120,6 +126,26 @@ class TableModule(nn.Module):
     def device(self) -> torch.device:
         """Where the tables lie."""
         return torch.device(self._calls.collection.device)
+
+    @property
+    def clip_grad_value(self) -> float | None:
+        """Limit of the magnitude of each element of the output's gradient; may be set."""
+        return self._calls.clip_value
+
+    @clip_grad_value.setter
+    def clip_grad_value(self, value: float | None) -> None:
+        _check({"clip_grad_value": value})
+        self._calls.clip(value, self.clip_grad_norm)
+
+    @property
+    def clip_grad_norm(self) -> float | None:
+        """Limit of the L2 norm of the output's whole gradient; may be set."""
+        return self._calls.clip_norm
+
+    @clip_grad_norm.setter
+    def clip_grad_norm(self, norm: float | None) -> None:
+        _check({"clip_grad_norm": norm})
+        self._calls.clip(self.clip_grad_value, norm)
 
     # ---- calls -----------------------------------------------------------------------------
 
@@ -161,6 +187,10 @@ class TableModule(nn.Module):
         *,
         training: bool,
     ) -> Tensor:
+        if _tracing():
+            raise RuntimeError(
+                "torch.jit.trace would keep the rows of this batch as constants: use torch.export"
+            )
         if training:
             return _apply(self._anchor, weights, self._calls, indices, offsets, order)
         if weights is not None:
@@ -201,7 +231,7 @@ class TableModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Refuse other devices and shared memory; tables keep their own element types."""
-        probe = fn(torch.zeros(()))
+        probe = fn(torch.zeros((), device="cpu"))
         here = self.device
         if probe.device.type != here.type or (here.index or 0) != (probe.device.index or 0):
             # A probe on the CPU says nothing: half() and the like leave it where it is.
@@ -212,7 +242,7 @@ class TableModule(nn.Module):
                 )
             if fn(torch.zeros((), device=here)).device.type == "cpu":
                 raise RuntimeError(f"the tables lie on {here} and cannot be moved to the CPU")
-        if probe.is_shared():
+        if probe.device.type == "cpu" and probe.is_shared():  # a GPU's memory always says so
             raise RuntimeError("the tables cannot be shared between processes")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -245,17 +275,24 @@ class TableModule(nn.Module):
         """
         _state.load(self.tables, state)
 
+    def __copy__(self) -> Self:
+        """Return another module with the same tables, rates and limits."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(super().__getstate__())  # type: ignore[no-untyped-call]
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         for name in ("_calls", "_handle", "_anchor"):
             del state[name]
-        state["_portable"] = _state.Portable.of(self.tables), self._anchor.requires_grad
+        clip = self.clip_grad_value, self.clip_grad_norm
+        state["_portable"] = _state.Portable.of(self.tables), clip, self._anchor.requires_grad
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        portable, trained = state.pop("_portable")
+        portable, clip, trained = state.pop("_portable")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._attach(portable.collection, trained=trained)
+        self._attach(portable.collection, clip, trained=trained)
 
     def extra_repr(self) -> str:
         """Return what ``repr`` says of the tables."""

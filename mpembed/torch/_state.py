@@ -132,9 +132,11 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[Named, int
             values = values & ~_PINS  # of batches that are open there
             checkpoint._check_tags(collection, Path("the state"), name, values)
         result[name] = values
-    if tuple(found["step"].shape) != (1,):
-        raise ValueError(f"step of the state has the shape {tuple(found['step'].shape)}, not (1,)")
-    return result, integer("step of the state", int(found["step"][0]), 0, 2**40 - 1)
+    step = found["step"]
+    step = step.detach().cpu().numpy() if isinstance(step, torch.Tensor) else np.asarray(step)
+    if step.shape != (1,) or step.dtype != np.int64:
+        raise ValueError(f"step of the state is {step.dtype.name, step.shape}, not ('int64', (1,))")
+    return result, integer("step of the state", int(step[0]), 0, 2**40 - 1)
 
 
 def _write(
