@@ -130,7 +130,9 @@ class OpenTickets:
             pins = max(pins, captured + 1 - freed)
         else:
             outside += 1 - freed
-        if outside + pins > MAX_OPEN:
+        # Without a cache nothing is pinned; prefetches that no forward takes over would still pile up.
+        cached = any(group.cached for group in self.groups)
+        if (outside + pins if cached else len(self._prefetched) + 1) > MAX_OPEN:
             raise RuntimeError(
                 f"{MAX_OPEN} batches are open, {len(self._prefetched)} of them prefetched; use or "
                 "drop their tickets first, or call drop_prefetched()"

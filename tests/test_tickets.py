@@ -105,6 +105,20 @@ def test_too_many_open_batches() -> None:
     emb.forward(*batch())
 
 
+def test_without_a_cache_any_number_is_open() -> None:
+    emb = mpe.EmbeddingBagCollection([mpe.TableConfig("a", 50, 4)], optimizer=mpe.SGD(1.0))
+    start = emb.rows("a", np.array([7]))
+    indices, offsets = np.array([7]), np.array([0, 1])
+    tickets = [emb.forward(indices, offsets, ticket=True)[1] for _ in range(300)]
+    for ticket in tickets:
+        emb.backward(np.ones((1, 4), np.float32), ticket)
+    np.testing.assert_allclose(emb.rows("a", np.array([7])), start - 300, rtol=1e-5)
+    for _ in range(127):
+        emb.prefetch(indices, offsets)
+    with pytest.raises(RuntimeError, match="127 of them prefetched"):
+        emb.prefetch(indices, offsets)
+
+
 @on_every_device
 def test_forgotten_prefetches_can_be_dropped() -> None:
     emb = collection()

@@ -123,6 +123,7 @@ def test_what_is_wrong_with_a_batch_is_raised_before_anything_changes() -> None:
         (ValueError, "one or two dimensions, got 3", (indices.view(1, 1, -1),)),
         (ValueError, "must have the shape of input", (indices, offsets, torch.ones(1))),
         (ValueError, "must start at 0", (indices, offsets + 1)),
+        (TypeError, "input must be a tensor, got ndarray", (indices.numpy(), offsets)),
         (ValueError, "nested", (torch.nested.nested_tensor([indices], layout=torch.jagged),)),
         (IndexError, "index 50 at position 0", (torch.tensor([[50]]),)),
         (TypeError, "expected dtype int32 or int64", (indices.float(), offsets)),

@@ -31,6 +31,11 @@ def refuse_unsupported(what: str, options: dict[str, Any]) -> None:
             raise ValueError(f"{what}: {name}={value!r} is not supported")
 
 
+def _refuse_no_tensor(given: Any) -> None:
+    if not isinstance(given, Tensor):
+        raise TypeError(f"input must be a tensor, got {type(given).__name__}")
+
+
 class _OneTable(TableModule):
     """A module with a single table."""
 
@@ -149,6 +154,7 @@ class EmbeddingBag(_OneTable):
         Tensor (B, embedding_dim)
             Of `output_dtype`.
         """
+        _refuse_no_tensor(input)
         if per_sample_weights is not None and per_sample_weights.shape != input.shape:
             raise ValueError(
                 f"per_sample_weights must have the shape of input, {tuple(input.shape)}, got "
@@ -247,6 +253,7 @@ class Embedding(_OneTable):
         Tensor (..., embedding_dim)
             Of `output_dtype`.
         """
+        _refuse_no_tensor(input)
         flat = input.reshape(-1)
         out = self._lookup(flat, self._fixed(flat, 1, flat.shape[0]))
         return out.view(*input.shape, self.embedding_dim)
