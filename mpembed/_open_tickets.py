@@ -130,7 +130,7 @@ class OpenTickets:
             pins = max(pins, captured + 1 - freed)
         else:
             outside += 1 - freed
-        # Without a cache nothing is pinned; prefetches that no forward takes over would still pile up.
+        # Without a cache nothing is pinned; forgotten prefetches would still pile up.
         cached = any(group.cached for group in self.groups)
         if (outside + pins if cached else len(self._prefetched) + 1) > MAX_OPEN:
             raise RuntimeError(
