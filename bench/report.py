@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import targets
+from rounds import LIMIT, OURS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = "benchmarks.md"
@@ -34,7 +35,20 @@ def read(path: Path) -> tuple[list[Result], Result]:
         for one in benchmarks
         if "ratios" in one["extra_info"]
     ]
+    for found in results:
+        _forgive_threads(found, results)
     return results, run
+
+
+def _forgive_threads(found: Result, results: list[Result]) -> None:
+    """Let a peer whom a second thread makes slower have the time that it takes with one."""
+    if found["case"].get("threads") != 2:
+        return
+    alone = targets.find(results, {**found["case"], "threads": 1}, 1)
+    ours = found["seconds"][OURS]
+    for peer, ratio in found["ratios"].items():
+        if peer in alone.get("seconds", {}) and peer != LIMIT:
+            found["ratios"][peer] = min(ratio, alone["seconds"][peer] / ours)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -125,7 +139,7 @@ def everything(results: list[Result]) -> str:
     rows = []
     for found in results:
         case = " ".join(f"{name}={value}" for name, value in found["case"].items())
-        cost = found["seconds"]["mpembed"] / found["items"] * 1e9
+        cost = found["seconds"][OURS] / found["items"] * 1e9
         said = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in found["ratios"].items())
         rows.append([found["group"], case, f"{cost:.1f}", said])
     return table(["group", "case", "ns", "ratios"], rows)

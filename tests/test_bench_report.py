@@ -95,6 +95,16 @@ def test_a_time_may_not_exceed_its_bound() -> None:
     assert targets.beside(None, None) == ""
 
 
+def test_a_peer_that_a_second_thread_slows_down_has_one(tmp_path: Path) -> None:
+    results = run()
+    second = results["benchmarks"][1]["extra_info"]
+    second["seconds"]["torch int8"], second["ratios"]["torch int8"] = 5e-3, 5.0
+    second["seconds"]["limit"], second["ratios"]["limit"] = 9e-3, 9.0
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    read, _ = report.read(tmp_path / "results.json")
+    assert read[1]["ratios"] == {"FBGEMM int8": 3.0, "torch int8": 2.0, "limit": 9.0}
+
+
 def test_every_page_has_its_markers() -> None:
     page = (report.DOCS / report.PAGE).read_text(encoding="utf-8")
     assert page.index(report.BEGIN) < page.index(report.END)
