@@ -73,11 +73,13 @@ inline int64_t miss_row(uint64_t miss) { return static_cast<int64_t>(miss & 0xFF
 // Adds the misses to the sketch. A task has cells of its own, in one row, and looks at every miss:
 // cheaper than cells that several may change. So there are no more tasks than threads ask for.
 void count_misses(const mpe_cache& c, const uint64_t* hashes, int64_t misses) {
-  const int64_t parts = ceil_div(mpe::max_threads(), kSketchRows);
-  mpe::parallel(kSketchRows * parts, [&](int64_t t) {
+  const int64_t parts = misses < kGrain ? 1 : ceil_div(mpe::max_threads(), kSketchRows);
+  const auto count = [&](int64_t t) {
     const SketchCells cells(c, static_cast<uint32_t>(t / parts), t % parts, parts);
     for (int64_t i = 0; i < misses; ++i) cells.add(hashes[i]);
-  });
+  };
+  if (misses >= kGrain) return mpe::parallel(kSketchRows * parts, count);
+  for (int64_t row = 0; row < kSketchRows; ++row) count(row);  // not worth waking anybody
 }
 
 // Steps 3 and 4. sorted: the misses; hashes and estimates: room for as many where the policy has a
