@@ -1,8 +1,17 @@
 """Mixed-precision embedding tables with an FP32 cache; see ``docs/`` and the README."""
 
 import os as _os
+from importlib.util import find_spec as _find_spec
 
-from mpembed import _core, ops, registry
+try:
+    from mpembed import _core, ops, registry
+except ImportError as _error:
+    if _find_spec("mpembed._core") is not None:
+        raise
+    raise ImportError(
+        f"{__path__[0]} holds mpembed's source and no compiled modules: run Python in "
+        "another folder to import the installed package, or build in place (CONTRIBUTING.md)"
+    ) from _error
 from mpembed._paths import get_cmake_dir, get_include, get_pkgconfig_dir
 from mpembed._tensor import Tensor
 from mpembed._version import __version__

@@ -134,8 +134,9 @@ class OpenTickets:
         cached = any(group.cached for group in self.groups)
         if (outside + pins if cached else len(self._prefetched) + 1) > MAX_OPEN:
             raise RuntimeError(
-                f"{MAX_OPEN} batches are open, {len(self._prefetched)} of them prefetched; use or "
-                "drop their tickets first, or call drop_prefetched()"
+                f"{MAX_OPEN} batches are open, {len(self._prefetched)} of them prefetched; use "
+                "them in a backward or drop them first (their tickets, or the outputs of PyTorch "
+                "modules), or call drop_prefetched()"
             )
         self._graph_pins = pins
 

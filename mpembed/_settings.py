@@ -31,7 +31,7 @@ class Settings:
         tables: Sequence[TableConfig],
         cache: CacheConfig | None,
         optimizer: Optimizer,
-        device: str | devices.CudaDevice,
+        device: str | devices.CudaDevice | devices.TorchDevice,
         seed: int,
         rounding: str,
         bounds: str,

@@ -120,7 +120,7 @@ def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str], on: Stream
 
 
 def load(
-    path: str | os.PathLike[str], device: str | devices.CudaDevice | None
+    path: str | os.PathLike[str], device: str | devices.CudaDevice | devices.TorchDevice | None
 ) -> "EmbeddingBagCollection":
     """Return the collection that `path` holds, on a device or where it was."""
     if device is not None:

@@ -17,7 +17,7 @@ from mpembed._memory_report import memory_report
 from mpembed._settings import Settings
 from mpembed._view import require
 from mpembed.config import CacheConfig, TableConfig
-from mpembed.devices import CudaDevice
+from mpembed.devices import CudaDevice, TorchDevice
 from mpembed.errors import NonFiniteUpdateError
 from mpembed.optim import Optimizer
 from mpembed.tickets import Ticket
@@ -71,7 +71,7 @@ class EmbeddingBagCollection:
         *,
         optimizer: Optimizer,
         cache: CacheConfig | None = None,
-        device: str | CudaDevice = "cpu",
+        device: str | CudaDevice | TorchDevice = "cpu",
         seed: int = 0,
         rounding: str = "stochastic",
         bounds: str = "raise",
@@ -404,7 +404,7 @@ class EmbeddingBagCollection:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], device: str | CudaDevice | None = None
+        cls, path: str | os.PathLike[str], device: str | CudaDevice | TorchDevice | None = None
     ) -> "EmbeddingBagCollection":
         """Return a collection as it was saved; batches open at the time are not part of it.
 

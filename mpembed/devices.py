@@ -29,13 +29,26 @@ class CudaDevice(Protocol):
         """The device's number."""
 
 
-def get(name: str | CudaDevice) -> Device:
+class TorchDevice(Protocol):
+    """A ``torch.device``."""
+
+    @property
+    def type(self) -> str:
+        """The kind of device."""
+
+    @property
+    def index(self) -> int | None:
+        """The device's number, if it has one."""
+
+
+def get(name: str | CudaDevice | TorchDevice) -> Device:
     """Return a device by its name.
 
     Parameters
     ----------
     name : str or object with ``device_id``
-        ``"cpu"``, ``"cuda"`` (the same as ``"cuda:0"``) or ``"cuda:N"``; a ``cuda.core.Device``.
+        ``"cpu"``, ``"cuda"`` (the same as ``"cuda:0"``) or ``"cuda:N"``; a ``cuda.core.Device`` or
+        a ``torch.device``.
 
     Raises
     ------
@@ -55,12 +68,15 @@ def get(name: str | CudaDevice) -> Device:
     return _cuda_device(int(number) if colon else 0)
 
 
-def _name_of(device: CudaDevice) -> str:
+def _name_of(device: CudaDevice | TorchDevice) -> str:
+    kind = type(device)
+    if (kind.__module__, kind.__name__) == ("torch", "device"):
+        return str(device)
     index = getattr(device, "device_id", None)
     if not isinstance(index, int):
         raise TypeError(
-            "device must be a string like 'cpu' or 'cuda:0', or an object with device_id such as "
-            f"cuda.core.Device, got {device!r}"
+            "device must be a string like 'cpu' or 'cuda:0', a torch.device, or an object with "
+            f"device_id such as cuda.core.Device, got {device!r}"
         )
     return f"cuda:{int(index)}"
 
@@ -76,7 +92,7 @@ def _cuda_device(index: int) -> Device:
         return _known[name]
 
 
-def to_device(array: Any, device: str | CudaDevice) -> Any:
+def to_device(array: Any, device: str | CudaDevice | TorchDevice) -> Any:
     """Copy an array to a device, or to the CPU.
 
     Parameters

@@ -175,3 +175,15 @@ def test_a_fake_batch_leaves_nothing_behind() -> None:
     with FakeTensorMode(), pytest.raises(BufferError, match="no memory"):
         module(torch.zeros(2, 3, dtype=torch.int64))
     assert module(torch.zeros(2, 3, dtype=torch.int64)).shape == (2, 6)
+
+
+def test_unknown_options_are_told_by_name() -> None:
+    with pytest.raises(TypeError, match="'dtype' is no option"):
+        mt.EmbeddingBag(10, 4, optimizer=mpe.SGD(0.1), dtype=torch.float16)  # type: ignore[call-arg]
+
+
+def test_a_torch_device_is_a_device() -> None:
+    made = mt.EmbeddingBag(10, 4, optimizer=mpe.SGD(0.1), device=torch.device("cpu"))
+    assert made.tables.device == "cpu"
+    with pytest.raises(ValueError, match="'meta'"):
+        mt.EmbeddingBag(10, 4, optimizer=mpe.SGD(0.1), device=torch.device("meta"))

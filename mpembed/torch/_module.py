@@ -12,7 +12,7 @@ from torch.autograd.profiler import record_function
 from mpembed._checks import finite
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.config import CacheConfig, TableConfig
-from mpembed.devices import CudaDevice
+from mpembed.devices import CudaDevice, TorchDevice
 from mpembed.optim import Optimizer
 from mpembed.torch import _state
 from mpembed.torch._calls import Calls
@@ -27,7 +27,7 @@ _tracing = torch._C._is_tracing
 class CollectionOptions(TypedDict, total=False):
     """Keywords that become those of ``mpembed.EmbeddingBagCollection``."""
 
-    device: str | CudaDevice
+    device: str | CudaDevice | TorchDevice
     seed: int
     rounding: str
     bounds: str
@@ -58,6 +58,9 @@ def make_collection(
     """Return a collection, and the options that are the module's own."""
     own: Any = {k: v for k, v in options.items() if k in ModuleOptions.__annotations__}
     rest: Any = {k: v for k, v in options.items() if k not in own}
+    for name in rest:
+        if name not in Options.__annotations__:
+            raise TypeError(f"{name!r} is no option of mpembed.torch's modules")
     _check(own)
     return EmbeddingBagCollection(tables, optimizer=optimizer, **rest), own
 
