@@ -56,7 +56,7 @@ def test_the_manuals_example_compiles(compiler: str, package_alone: Path, tmp_pa
     assert blocks
     for block in blocks:
         includes, code = block.split("\n\n", 1)
-        source = f"{includes}\n#include <vector>\nvoid shown(float* values) {{\n{code}}}\n"
+        source = f"{includes}\nvoid shown() {{\n{code}}}\n"
         (tmp_path / "shown.cpp").write_text(source)
         include = f"-I{package_alone / 'mpembed' / 'include'}"
         flags = ["-std=c++17", *compilers.WARNINGS, include]
