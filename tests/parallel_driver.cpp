@@ -1,6 +1,8 @@
 // Checks parallel_for; run by test_parallel.py with the name of a check. Exits 0 if it holds.
 #include "cpu/parallel.h"
 
+#include "driver.h"
+
 #include <pthread.h>
 #include <sched.h>
 #include <sys/wait.h>
@@ -19,14 +21,6 @@
 #include <vector>
 
 namespace {
-
-#define CHECK(condition)                                                         \
-  do {                                                                           \
-    if (!(condition)) {                                                          \
-      std::fprintf(stderr, "line %d: %s does not hold\n", __LINE__, #condition); \
-      std::exit(1);                                                              \
-    }                                                                            \
-  } while (0)
 
 // Every task of a call runs exactly once.
 void run_and_check(std::int64_t tasks) {
@@ -297,28 +291,18 @@ void cost() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const struct {
-    const char* name;
-    void (*check)();
-  } checks[] = {{"once", once},
-                {"memory", memory},
-                {"threads", threads},
-                {"apart", apart},
-                {"nested", nested},
-                {"forked", forked},
-                {"concurrent", concurrent},
-                {"limits", limits},
-                {"leave", leave},
-                {"floats", floats},
-                {"throwing", throwing},
-                {"environment", environment},
-                {"cost", cost}};
-  for (const auto& c : checks) {
-    if (argc == 2 && std::strcmp(argv[1], c.name) == 0) {
-      c.check();
-      return 0;
-    }
-  }
-  std::fprintf(stderr, "no such check\n");
-  return 2;
+  const Check checks[] = {{"once", once},
+                          {"memory", memory},
+                          {"threads", threads},
+                          {"apart", apart},
+                          {"nested", nested},
+                          {"forked", forked},
+                          {"concurrent", concurrent},
+                          {"limits", limits},
+                          {"leave", leave},
+                          {"floats", floats},
+                          {"throwing", throwing},
+                          {"environment", environment},
+                          {"cost", cost}};
+  return run_check(checks, argc, argv);
 }

@@ -5,13 +5,11 @@
 
 import os
 import signal
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from drivers import ROOT, build, built, run
 
-ROOT = Path(__file__).resolve().parent.parent
 KERNELS = sorted((ROOT / "kernels" / "cpu").glob("*.cpp"))
 POOL = [ROOT / "kernels" / "cpu" / "parallel.cpp", ROOT / "tests" / "parallel_driver.cpp"]
 TRAINING = [*KERNELS, ROOT / "tests" / "kernels_driver.cpp"]
@@ -29,37 +27,9 @@ CHECKS = [
 ]
 
 
-def build(target: Path, sources: list[Path], *flags: str) -> subprocess.CompletedProcess[str]:
-    """Compile a driver."""
-    compiler = os.environ.get("CXX", "g++").split()
-    base = ["-std=c++17", "-g1", "-Wall", "-Wextra", "-pthread", "-ffp-contract=off"]
-    base += ["-DMPE_ISA=base", f"-I{ROOT / 'kernels'}", f"-I{ROOT / 'include'}", *flags]
-
-    def compile_one(source: Path) -> subprocess.CompletedProcess[str]:
-        made = ["-c", str(source), "-o", str(target.with_name(f"{source.stem}.o"))]
-        return subprocess.run([*compiler, *base, *made], capture_output=True, text=True)
-
-    with ThreadPoolExecutor(2) as pool:
-        for done in pool.map(compile_one, sources):
-            if done.returncode != 0:
-                return done
-    objects = [str(target.with_name(f"{source.stem}.o")) for source in sources]
-    link = [*compiler, *base, *objects, "-o", str(target)]
-    return subprocess.run(link, capture_output=True, text=True)
-
-
-def run(driver: Path, check: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run one check."""
-    env = {k: v for k, v in os.environ.items() if k != "MPEMBED_NUM_THREADS"} | environment
-    return subprocess.run([driver, check], capture_output=True, text=True, timeout=120, env=env)
-
-
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("parallel") / "driver"
-    done = build(target, POOL, "-O2", "-Werror")
-    assert done.returncode == 0, done.stderr
-    return target
+    return built(tmp_path_factory.mktemp("parallel") / "driver", POOL)
 
 
 def build_checked(target: Path, sources: list[Path], argument: str) -> Path:

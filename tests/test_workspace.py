@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_parallel import ROOT, build, run
+from drivers import ROOT, build, built, run
 
 import mpembed as mpe
 
@@ -19,10 +19,7 @@ SOURCES = [ROOT / "kernels" / "cpu" / "workspace.cpp", ROOT / "tests" / "workspa
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("workspace") / "driver"
-    done = build(target, SOURCES, "-O2", "-Werror")
-    assert done.returncode == 0, done.stderr
-    return target
+    return built(tmp_path_factory.mktemp("workspace") / "driver", SOURCES)
 
 
 @pytest.mark.parametrize("check", ["again", "apart", "bounded", "refused", "threads"])

@@ -1,6 +1,8 @@
 // Checks the kernels' workspace; run by test_workspace.py with the name of a check.
 #include "cpu/workspace.h"
 
+#include "driver.h"
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -9,14 +11,6 @@
 #include <vector>
 
 namespace {
-
-#define CHECK(condition)                                                         \
-  do {                                                                           \
-    if (!(condition)) {                                                          \
-      std::fprintf(stderr, "line %d: %s does not hold\n", __LINE__, #condition); \
-      std::exit(1);                                                              \
-    }                                                                            \
-  } while (0)
 
 constexpr std::size_t kMiB = std::size_t{1} << 20;
 
@@ -102,20 +96,10 @@ void threads() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const struct {
-    const char* name;
-    void (*check)();
-  } checks[] = {{"again", again},
-                {"apart", apart},
-                {"bounded", bounded},
-                {"refused", refused},
-                {"threads", threads}};
-  for (const auto& c : checks) {
-    if (argc == 2 && std::strcmp(argv[1], c.name) == 0) {
-      c.check();
-      return 0;
-    }
-  }
-  std::fprintf(stderr, "no such check\n");
-  return 2;
+  const Check checks[] = {{"again", again},
+                          {"apart", apart},
+                          {"bounded", bounded},
+                          {"refused", refused},
+                          {"threads", threads}};
+  return run_check(checks, argc, argv);
 }
