@@ -33,6 +33,10 @@ struct Admission {
   uint32_t clock;
 };
 
+// A miss, as they are sorted: set << 32 | unique row.
+inline int64_t miss_set(uint64_t miss) { return static_cast<int64_t>(miss >> 32); }
+inline int64_t miss_row(uint64_t miss) { return static_cast<int64_t>(miss & 0xFFFFFFFFu); }
+
 // Way to fill for a miss, or -1: the lowest empty way, else the victim with the smallest rank.
 template <class P>
 int32_t choose_way(const mpe_cache& c, int64_t first, uint32_t clock) {
@@ -67,10 +71,11 @@ class Admitter {
     ahead_ = t;
   }
 
-  void admit(int64_t unique, uint32_t estimate) {
+  void admit(uint64_t miss, uint32_t estimate) {
+    const int64_t unique = miss_row(miss);
     const uint64_t key = a_.u.rows[unique];
     const int32_t t = find_table(a_.g, key);
-    const int64_t first = set_of(key, a_.c.num_sets) * a_.c.ways;
+    const int64_t first = miss_set(miss) * a_.c.ways;
     const int32_t way = choose_way<P>(a_.c, first, a_.clock);
     if (way < 0) {
       write_back_.stats.add(t, MPE_stat_conflict_misses);

@@ -68,8 +68,6 @@ uint64_t* sorted_misses(const Admission& a, int64_t misses, uint64_t* list, uint
   return radix_sort(list, tmp, misses, 32, bits_for(static_cast<uint64_t>(a.c.num_sets)));
 }
 
-inline int64_t miss_row(uint64_t miss) { return static_cast<int64_t>(miss & 0xFFFFFFFFu); }
-
 // Adds the misses to the sketch. A task has cells of its own, in one row, and looks at every miss:
 // cheaper than cells that several may change. So there are no more tasks than threads ask for.
 void count_misses(const mpe_cache& c, const uint64_t* hashes, int64_t misses) {
@@ -102,7 +100,7 @@ void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, ui
   // A set belongs to one task: borders move up to where a set begins.
   const auto border = [&](int64_t t) {
     int64_t i = task_begin(misses, tasks, t);
-    while (i > 0 && i < misses && (sorted[i] >> 32) == (sorted[i - 1] >> 32)) ++i;
+    while (i > 0 && i < misses && miss_set(sorted[i]) == miss_set(sorted[i - 1])) ++i;
     return i;
   };
   mpe::parallel(tasks, [&](int64_t t) {
@@ -113,7 +111,7 @@ void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, ui
       if (i + kAhead < misses && (!P::kSketch || estimates[i + kAhead] > 1)) {
         admitter.prefetch(miss_row(sorted[i + kAhead]));
       }
-      admitter.admit(miss_row(sorted[i]), P::kSketch ? estimates[i] : 0);
+      admitter.admit(sorted[i], P::kSketch ? estimates[i] : 0);
     }
   });
 }

@@ -7,12 +7,13 @@
 #include "mpembed/cache.h"
 #include "mpembed/registry_types.h"
 
-// The door says in C what these headers say in C++.
-static_assert(MPE_EMPTY_TAG == mpembed::kTagEmpty);
-static_assert(MPE_SKETCH_ROWS == mpembed::kSketchRows);
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+
+// The door says in C what these headers say in C++.
+static_assert(MPE_EMPTY_TAG == mpembed::kTagEmpty);
+static_assert(MPE_SKETCH_ROWS == mpembed::kSketchRows);
 
 extern "C" {
 const mpe_backend* mpe_cpu_backend_base(void);
