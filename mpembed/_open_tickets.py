@@ -15,6 +15,7 @@ class OpenTickets:
 
     def __init__(self, calls: Calls, groups: list[Group]) -> None:
         self.calls, self.groups = calls, groups
+        self._pins = any(group.cached for group in groups)
         self._open: weakref.WeakSet[Ticket] = weakref.WeakSet()
         self._prefetched: list[Ticket] = []
         self._implicit: Ticket | None = None
@@ -131,8 +132,7 @@ class OpenTickets:
         else:
             outside += 1 - freed
         # Without a cache nothing is pinned; forgotten prefetches would still pile up.
-        cached = any(group.cached for group in self.groups)
-        if (outside + pins if cached else len(self._prefetched) + 1) > MAX_OPEN:
+        if (outside + pins if self._pins else len(self._prefetched) + 1) > MAX_OPEN:
             raise RuntimeError(
                 f"{MAX_OPEN} batches are open, {len(self._prefetched)} of them prefetched; use "
                 "them in a backward or drop them first (their tickets, or the outputs of PyTorch "
