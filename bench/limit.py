@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rounds import Contender
+from rounds import LIMIT, Contender
 
 SOURCE = Path(__file__).with_name("limit.cpp")
 BUILD = Path(__file__).resolve().parent.parent / "build" / "bench"
@@ -101,7 +101,7 @@ def gather(rows: Memory, row_bytes: int, batches: list[Any], threads: int) -> Co
             )
         )
 
-    return Contender("limit", run, reports=True)
+    return Contender(LIMIT, run, reports=True)
 
 
 def split_by_owner(indices: np.ndarray[Any, Any], threads: int) -> tuple[Any, Any]:
@@ -139,8 +139,8 @@ def modify(
         )
 
     if whole:
-        return Contender("limit", lambda i: before.run(i) + run(i), reports=True)
-    return Contender("limit", run, prepare=before.run, reports=True)
+        return Contender(LIMIT, lambda i: before.run(i) + run(i), reports=True)
+    return Contender(LIMIT, run, prepare=before.run, reports=True)
 
 
 def copy(source: Memory, target: Memory, threads: int) -> Contender:
@@ -150,4 +150,4 @@ def copy(source: Memory, target: Memory, threads: int) -> Contender:
         size = min(source.bytes, target.bytes)
         return float(library().limit_copy(target.address, source.address, size, threads))
 
-    return Contender("limit", run, reports=True)
+    return Contender(LIMIT, run, reports=True)

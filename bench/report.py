@@ -72,7 +72,7 @@ def _ratio_line(results: list[Result], target: targets.Target) -> list[str]:
         line.append(targets.beside(one.get("ratios", {}).get(target.peer), wanted))
     line.append(targets.beside(targets.best_peer(found[1]), target.best))
     for one in found:
-        line.append(targets.beside(one.get("ratios", {}).get("limit"), target.limit, unit=""))
+        line.append(targets.beside(one.get("ratios", {}).get(LIMIT), target.limit, unit=""))
     return line
 
 
@@ -109,7 +109,7 @@ def skews(results: list[Result]) -> str:
 def _cost(found: Result) -> str:
     if not found:
         return "not measured"
-    fraction = found["ratios"].get("limit")
+    fraction = found["ratios"].get(LIMIT)
     said = f"{found['seconds']['mpembed'] / found['items'] * 1e9:.1f} ns"
     return said if fraction is None else f"{said} ({fraction:.2f})"
 

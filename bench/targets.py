@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rounds import LIMIT, OURS
+
 OPTIMIZERS = {"sgd": "SGD", "rowwise_adagrad": "rowwise Adagrad", "adagrad": "Adagrad"}
 
 
@@ -122,7 +124,7 @@ def excess(found: dict[str, Any], bound: Bound) -> float | None:
     if not found:
         return None
     seconds = found["seconds"]
-    beyond = seconds["mpembed"] - (seconds[bound.over] if bound.over else 0.0)
+    beyond = seconds[OURS] - (seconds[bound.over] if bound.over else 0.0)
     return float(beyond / found["items"] * bound.scale)
 
 
@@ -135,7 +137,7 @@ def find(results: list[dict[str, Any]], case: dict[str, Any], threads: int) -> d
 def best_peer(found: dict[str, Any]) -> float | None:
     """Return how many times as fast as the fastest peer mpembed is."""
     ratios = found.get("ratios", {}).items()
-    return min((ratio for name, ratio in ratios if name != "limit"), default=None)
+    return min((ratio for name, ratio in ratios if name != LIMIT), default=None)
 
 
 def beside(
