@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from mpembed import _captures, _core, _inputs, optim
+from mpembed._checks import MAX_STEP
 from mpembed._core import Batch, Lookups, Work
 from mpembed._device import Calls, Stream
 from mpembed._lock import ForkAwareLock
@@ -15,8 +16,6 @@ from mpembed._open_tickets import OpenTickets
 from mpembed._storage import Storage
 from mpembed.optim import Optimizer
 from mpembed.tickets import Ticket
-
-MAX_STEP = 1 << 40
 
 
 class Engine(OpenTickets):
@@ -47,8 +46,8 @@ class Engine(OpenTickets):
             optim.follow(optimizer, self)
 
     def _room_for_step(self) -> None:
-        if self.clock.taken + 1 >= MAX_STEP:
-            raise OverflowError(f"the write step may not exceed {MAX_STEP - 1}")
+        if self.clock.taken >= MAX_STEP:
+            raise OverflowError(f"the write step may not exceed {MAX_STEP}")
 
     # ---- forward ---------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mpembed import _arrays, _captures, _core, devices, registry
-from mpembed._checks import integer
+from mpembed._checks import MAX_SEED, MAX_STEP, integer
 from mpembed._device import Stream
 from mpembed._dlpack import device_pair, view
 from mpembed._view import DTYPES, View, require
@@ -196,7 +196,7 @@ def table_lookups(
 
 def draw_key(seed: int, step: int) -> tuple[int, int]:
     """Return the checked key of random bits."""
-    return integer("seed", seed, 0, 2**64 - 1), integer("step", step, 0, 2**40 - 1)
+    return integer("seed", seed, 0, MAX_SEED), integer("step", step, 0, MAX_STEP)
 
 
 def storable(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpembed import devices, registry
-from mpembed._checks import integer
+from mpembed._checks import MAX_SEED, integer
 from mpembed._device import Device
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import Optimizer
@@ -53,7 +53,7 @@ class Settings:
         registry.choose("rounding", rounding, registry.ROUNDINGS)
         registry.choose("bounds", bounds, {"raise": 0, "drop": 1})
         registry.choose("on_nonfinite", on_nonfinite, {"raise": 0, "skip": 1})
-        seed = integer("seed", seed, 0, 2**64 - 1)
+        seed = integer("seed", seed, 0, MAX_SEED)
         found = devices.get(device)
         away = [table.name for table in given if table.placement == "host"]
         if found.immediate and away:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mpembed import _arrays, _memory, _storage, devices, registry
-from mpembed._checks import integer
+from mpembed._checks import MAX_STEP, integer
 from mpembed._device import Stream
 from mpembed._settings import Settings
 from mpembed._tensor import Tensor
@@ -220,7 +220,7 @@ def _empty_collection(
             manifest["bounds"],
             manifest["on_nonfinite"],
         )
-        step = integer("step", manifest["step"], 0, 2**40 - 1)
+        step = integer("step", manifest["step"], 0, MAX_STEP)
         emb = EmbeddingBagCollection.__new__(EmbeddingBagCollection)
         emb._configure(settings)
         emb._engine.clock.set(step, emb._calls.last)

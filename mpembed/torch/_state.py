@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mpembed import _arrays, _storage, checkpoint
-from mpembed._checks import integer
+from mpembed._checks import MAX_SEED, MAX_STEP, integer
 from mpembed._device import Stream
 from mpembed._settings import Settings
 from mpembed.collection import EmbeddingBagCollection
@@ -100,7 +100,7 @@ def load(collection: EmbeddingBagCollection, state: Any) -> None:
         other = given.get(part) if isinstance(given, dict) else None
         if other != own:
             raise ValueError(f"the state's {part} are {other}, the module's {own}")
-    seed = integer("seed of the state", state.get("seed"), 0, 2**64 - 1)
+    seed = integer("seed of the state", state.get("seed"), 0, MAX_SEED)
     with collection._calls.again() as on:
         arrays, step = _checked(collection, state.get("arrays"))
         _write(collection, arrays, step, seed, on)
@@ -136,7 +136,7 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[Named, int
     step = step.detach().cpu().numpy() if isinstance(step, torch.Tensor) else np.asarray(step)
     if step.shape != (1,) or step.dtype != np.int64:
         raise ValueError(f"step of the state is {step.dtype.name, step.shape}, not ('int64', (1,))")
-    return result, integer("step of the state", int(step[0]), 0, 2**40 - 1)
+    return result, integer("step of the state", int(step[0]), 0, MAX_STEP)
 
 
 def _write(
