@@ -26,7 +26,7 @@ from mpembed_build.settings import BuildError, CudaSettings  # noqa: E402
 from mpembed_build.toolkit import UnusableError  # noqa: E402
 
 FACTS = "_build_facts.json"  # beside the extensions, for mpembed.info()
-KERNELS = "mpembed._core"  # the extension that links the CPU's kernels
+KERNELS = "mpembed._bindings.kernels"  # the extension that links the CPU's kernels
 
 
 class BuildExt(build_ext):
@@ -149,7 +149,7 @@ def translated() -> Path:
 
 def extensions() -> list[Extension]:
     """Return one extension for each .pyx file, translated to C++ under build/."""
-    paths = sorted(Path("mpembed").glob("*.pyx"))
+    paths = sorted(Path("mpembed").rglob("*.pyx"))
     if os.environ.get("MPEMBED_CUDA") == "0" or not cuda.present(ROOT):
         paths = [path for path in paths if path != cuda.BINDING]
     return cythonize(

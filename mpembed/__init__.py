@@ -4,28 +4,29 @@ import os as _os
 from importlib.util import find_spec as _find_spec
 
 try:
-    from mpembed import _core, ops, registry
+    from mpembed import ops, registry
+    from mpembed._bindings import kernels as _kernels
 except ImportError as _error:
-    if _find_spec("mpembed._core") is not None:
+    if _find_spec("mpembed._bindings.kernels") is not None:
         raise
     raise ImportError(
         f"{__path__[0]} holds mpembed's source and no compiled modules: run Python in "
         "another folder to import the installed package, or build in place (CONTRIBUTING.md)"
     ) from _error
-from mpembed._paths import get_cmake_dir, get_include, get_pkgconfig_dir
-from mpembed._tensor import Tensor
-from mpembed._version import __version__
+from mpembed._bindings.tensor import Tensor
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.devices import to_device
 from mpembed.errors import NonFiniteUpdateError
 from mpembed.info import get_num_threads, info, set_num_threads
 from mpembed.optim import SGD, Adagrad, RowwiseAdagrad
+from mpembed.paths import get_cmake_dir, get_include, get_pkgconfig_dir
 from mpembed.tickets import Ticket
+from mpembed.version import __version__
 
 STATS = registry.STATS
 
-_invalid = _core.invalid_variable()
+_invalid = _kernels.invalid_variable()
 if _invalid is not None:
     _known = {
         "MPEMBED_NUM_THREADS": "an integer in 1 .. 1024",

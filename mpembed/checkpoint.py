@@ -16,14 +16,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mpembed import _arrays, _memory, _storage, devices, registry
-from mpembed._checks import MAX_STEP, integer
-from mpembed._device import Stream
-from mpembed._settings import Settings
-from mpembed._tensor import Tensor
-from mpembed._version import __version__
+from mpembed import devices, registry
+from mpembed._arguments.scalars import MAX_STEP, integer
+from mpembed._bindings import array_ops, memory
+from mpembed._bindings.device import Stream
+from mpembed._bindings.tensor import Tensor
+from mpembed._collection import storage
+from mpembed._collection.settings import Settings
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import OPTIMIZERS
+from mpembed.version import __version__
 
 if TYPE_CHECKING:
     from mpembed.collection import EmbeddingBagCollection
@@ -40,12 +42,12 @@ def _crc32(array: np.ndarray[Any, Any]) -> int:
 def _saved_arrays(emb: "EmbeddingBagCollection", on: Stream) -> dict[str, np.ndarray[Any, Any]]:
     """Return the arrays to write; pins belong to open batches, which are not saved."""
     arrays = {
-        name: _arrays.host(_arrays.read_only(array, on))
+        name: array_ops.host(array_ops.read_only(array, on))
         for name, array in emb._storage.arrays().items()
     }
     for name in list(arrays):
         if name.endswith(".tags") and name.startswith("cache."):
-            arrays[name] = arrays[name] & np.uint64(~_storage.PIN_MASK & (2**64 - 1))
+            arrays[name] = arrays[name] & np.uint64(~storage.PIN_MASK & (2**64 - 1))
     return arrays
 
 
@@ -255,7 +257,7 @@ def _fill(
                 f"{target}: {name} is {stored['dtype']}{stored['shape']}, expected {dtype}{shape}"
             )
         away = isinstance(array, Tensor)
-        values = _memory.empty(array.shape, array.dtype) if away else array
+        values = memory.empty(array.shape, array.dtype) if away else array
         file.seek(start + stored["data_offsets"][0])
         if file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
             raise ValueError(f"{target}: {name} is cut short")
@@ -264,7 +266,7 @@ def _fill(
         if name.endswith(".tags") and name.startswith("cache."):
             _check_tags(emb, target, name, values)
         if away:
-            _arrays.assign(array, values, emb._calls.last)
+            array_ops.assign(array, values, emb._calls.last)
 
 
 def _check_tags(
@@ -272,9 +274,9 @@ def _check_tags(
 ) -> None:
     """Refuse tags that point outside the tables: kernels trust them."""
     group = next(g for g in emb._storage.groups if name == f"cache.{g.dim}.tags")
-    ids = tags & np.uint64(_storage.EMPTY_TAG)
-    used = ids != _storage.EMPTY_TAG
-    pins = tags & np.uint64(_storage.PIN_MASK)
-    dirty_empty = tags[~used] != _storage.EMPTY_TAG
+    ids = tags & np.uint64(storage.EMPTY_TAG)
+    used = ids != storage.EMPTY_TAG
+    pins = tags & np.uint64(storage.PIN_MASK)
+    dirty_empty = tags[~used] != storage.EMPTY_TAG
     if (ids[used] >= group.kernels.total_rows).any() or pins.any() or dirty_empty.any():
         raise ValueError(f"{target}: its cache tags are damaged")

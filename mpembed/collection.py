@@ -7,15 +7,18 @@ from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
-from mpembed import _arrays, _captures, _inputs, _storage, checkpoint, registry
-from mpembed._checks import boolean
-from mpembed._describe import describe
-from mpembed._device import Stream
-from mpembed._dlpack import view
-from mpembed._engine import Engine
-from mpembed._memory_report import memory_report
-from mpembed._settings import Settings
-from mpembed._view import require
+from mpembed import checkpoint, registry
+from mpembed._arguments import arrays, batches, captures, outputs
+from mpembed._arguments.scalars import boolean
+from mpembed._bindings import array_ops
+from mpembed._bindings.device import Stream
+from mpembed._bindings.dlpack import view
+from mpembed._bindings.view import require
+from mpembed._collection import storage
+from mpembed._collection.description import describe
+from mpembed._collection.engine import Engine
+from mpembed._collection.memory_report import memory_report
+from mpembed._collection.settings import Settings
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.devices import CudaDevice, TorchDevice
 from mpembed.errors import NonFiniteUpdateError
@@ -81,13 +84,13 @@ class EmbeddingBagCollection:
             Settings.checked(tables, cache, optimizer, device, seed, rounding, bounds, on_nonfinite)
         )
         with self._calls.again():  # what comes on any stream waits for it
-            _storage.draw_initial_rows(self._storage)
+            storage.draw_initial_rows(self._storage)
 
     def _configure(self, settings: Settings) -> None:
         """Allocate; the rows are left undefined."""
         self._settings = settings
         self._tables = settings.tables
-        self._storage = _storage.allocate(
+        self._storage = storage.allocate(
             settings.tables,
             settings.cache,
             settings.optimizer,
@@ -118,7 +121,7 @@ class EmbeddingBagCollection:
     @property
     def step(self) -> int:
         """The write step: how many calls so far could change state. Waits for a device."""
-        with self._calls.again(_captures.waits("step")) as on:
+        with self._calls.again(captures.waits("step")) as on:
             return int(self._engine.clock.read(on))
 
     # ---- training --------------------------------------------------------------------------
@@ -143,7 +146,7 @@ class EmbeddingBagCollection:
 
     def _batch(self, indices: Any, offsets: Any, weights: Any, on: Stream) -> Any:
         groups = len(self._engine.groups)
-        return _inputs.make_batch(self._tables, indices, offsets, weights, groups, on)
+        return batches.make_batch(self._tables, indices, offsets, weights, groups, on)
 
     def drop_prefetched(self) -> int:
         """Drop every prefetch that no forward has taken over; return how many there were."""
@@ -204,13 +207,13 @@ class EmbeddingBagCollection:
         with self._calls.on(stream, refuse) as on:
             batch = self._batch(indices, offsets, per_sample_weights, on)
             shapes = self._engine.batch_shapes(batch, on)
-            result, views = _inputs.output_views(out, shapes, batch, on)
+            result, views = outputs.output_views(out, shapes, batch, on)
             if not training:
                 self._engine.evaluate(batch, views, on)
                 return result
             opened = self._engine.train_forward(batch, views, on, explicit=ticket)
             opened._shapes = shapes
-            opened._named_counts = _inputs.weight_counts(self._tables, batch)
+            opened._named_counts = batches.weight_counts(self._tables, batch)
             return (result, opened) if ticket else result
 
     def backward(
@@ -249,11 +252,11 @@ class EmbeddingBagCollection:
         refuse = partial(self._engine.refuse_backward, ticket, out)
         with self._calls.on(stream, refuse) as on:
             used = self._engine.ticket_for_backward(ticket, on)
-            views = _inputs.matrix_views(grad, "grad", used._shapes, on, writable=False)
+            views = outputs.matrix_views(grad, "grad", used._shapes, on, writable=False)
             self._storage.refuse_own_memory(views)
             weight_grad, written = self._weight_grad(used, out, views, on)
             self._engine.backward(used, views, written, on)
-            weight_grad = _inputs.by_table(weight_grad, used._named_counts)
+            weight_grad = batches.by_table(weight_grad, used._named_counts)
             if on.device.immediate:
                 self._raise_found(on, weight_grad)
             return weight_grad
@@ -268,7 +271,7 @@ class EmbeddingBagCollection:
             raise ValueError("out must be None where the per_sample_weights came as a dict")
         read = list(grad.values()) if isinstance(grad, dict) else [grad]
         shape = (used.num_indices,)
-        result, written = _inputs.result_view(out, shape, np.float32, _inputs.FLOAT, on, *read)
+        result, written = arrays.result_view(out, shape, np.float32, arrays.FLOAT, on, *read)
         if out is not None:
             self._storage.refuse_own_memory(written)
         return result, written
@@ -285,7 +288,7 @@ class EmbeddingBagCollection:
         NonFiniteUpdateError
             With ``on_nonfinite="raise"``.
         """
-        with self._calls.again(_captures.waits("check")) as on:
+        with self._calls.again(captures.waits("check")) as on:
             self._raise_found(on)
 
     def _raise_found(self, on: Stream, weight_grad: Any = None) -> None:
@@ -301,7 +304,7 @@ class EmbeddingBagCollection:
 
     def flush(self, *, stream: Any = None) -> None:
         """Write every dirty cache row back to its table; the rows stay cached."""
-        with self._calls.on(stream, _captures.waits("flush")) as on:
+        with self._calls.on(stream, captures.waits("flush")) as on:
             self._raise_found(on)
             self._engine.flush(on)
 
@@ -309,11 +312,11 @@ class EmbeddingBagCollection:
 
     def rows(self, name: str, ids: Any, *, stream: Any = None) -> Any:
         """Return the current values of rows, cached or not, as float32 (len(ids), D)."""
-        with self._calls.on(stream, _captures.waits("rows")) as on:
+        with self._calls.on(stream, captures.waits("rows")) as on:
             table, group, position = self._find(name)
             self._raise_found(on)
-            checked = _inputs.row_ids(table, ids, on)
-            out = _arrays.result((len(checked), table.embedding_dim), np.float32, on)
+            checked = arrays.row_ids(table, ids, on)
+            out = array_ops.result((len(checked), table.embedding_dim), np.float32, on)
             group.read_rows(group.keys(position, checked, on), view(out, "out", on), on)
             return out
 
@@ -329,16 +332,16 @@ class EmbeddingBagCollection:
         values : float32 array (n, D)
             Finite and within the precision's range. The optimizer's state does not change.
         """
-        with self._calls.on(stream, _captures.waits("set_rows")) as on:
+        with self._calls.on(stream, captures.waits("set_rows")) as on:
             table, group, position = self._find(name)
             self._raise_found(on)
-            checked = _inputs.row_ids(table, ids, on)
+            checked = arrays.row_ids(table, ids, on)
             if len(np.unique(checked)) != len(checked):
                 raise ValueError("ids has duplicates")
             matrix = view(values, "values", on)
             shape = len(checked), table.embedding_dim
-            require(matrix, _inputs.FLOAT, 2, shape)
-            _inputs.storable(matrix, *shape, table.precision, "values", on)
+            require(matrix, arrays.FLOAT, 2, shape)
+            arrays.storable(matrix, *shape, table.precision, "values", on)
             self._storage.refuse_own_memory(matrix)
             self._engine.write_rows(group, group.keys(position, checked, on), matrix, on)
 
@@ -353,9 +356,9 @@ class EmbeddingBagCollection:
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Return exact counts for each table, ``mpembed.STATS`` by name, since the start."""
-        with self._calls.again(_captures.waits("stats")) as on:
+        with self._calls.again(captures.waits("stats")) as on:
             self._raise_found(on)
-            counts = _arrays.host(_arrays.read_only(self._storage.stats, on))
+            counts = array_ops.host(array_ops.read_only(self._storage.stats, on))
             return {
                 config.name: dict(zip(registry.STATS, map(int, row), strict=True))
                 for config, row in zip(self._tables, counts, strict=True)
@@ -384,10 +387,10 @@ class EmbeddingBagCollection:
 
         On a device they are tensors, in the order of the stream of the latest call.
         """
-        with self._calls.again(_captures.waits("state_arrays")) as on:
+        with self._calls.again(captures.waits("state_arrays")) as on:
             step = np.array([self.step], np.uint64)
-            arrays = {**self._storage.arrays(), "step": _arrays.sent(step, on)}
-            return {name: _arrays.read_only(array, on) for name, array in arrays.items()}
+            arrays = {**self._storage.arrays(), "step": array_ops.sent(step, on)}
+            return {name: array_ops.read_only(array, on) for name, array in arrays.items()}
 
     def __repr__(self) -> str:
         settings = self._settings
@@ -398,7 +401,7 @@ class EmbeddingBagCollection:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one file, under a temporary name first; resuming is bit-exact."""
-        with self._calls.again(_captures.waits("save")) as on:
+        with self._calls.again(captures.waits("save")) as on:
             self._raise_found(on)
             checkpoint.save(self, path, on)
 

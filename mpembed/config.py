@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from mpembed import registry
-from mpembed._checks import finite, integer
+from mpembed._arguments.scalars import finite, integer
 from mpembed.registry import MAX_DIM
 
 MAX_ROWS = 1 << 47

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mpembed import _core
-from mpembed._device import Device, count_devices, describe
-from mpembed._dlpack import device_pair, view
-from mpembed._tensor import from_view
-from mpembed._view import DTYPES, require
+from mpembed._bindings import kernels
+from mpembed._bindings.device import Device, count_devices, describe
+from mpembed._bindings.dlpack import device_pair, view
+from mpembed._bindings.tensor import from_view
+from mpembed._bindings.view import DTYPES, require
 
-CPU = Device(_core.BACKEND, 0)
+CPU = Device(kernels.BACKEND, 0)
 _lock = threading.Lock()
 _known: dict[str, Device] = {"cpu": CPU}
 
@@ -117,7 +117,7 @@ def to_device(array: Any, device: str | CudaDevice | TorchDevice) -> Any:
         source.synchronize()
     if not target.immediate:
         return from_view(values, target.stream(None))
-    return _core.host_copy(values, source.stream(None), True)
+    return kernels.host_copy(values, source.stream(None), True)
 
 
 def of_dlpack(device_type: int, device_id: int) -> Device:
@@ -128,9 +128,9 @@ def of_dlpack(device_type: int, device_id: int) -> Device:
 def cuda_backend() -> Any:
     """Return the CUDA kernels' function table; RuntimeError says why there is none."""
     try:
-        return importlib.import_module("mpembed._cuda").BACKEND
+        return importlib.import_module("mpembed._bindings.cuda").BACKEND
     except ModuleNotFoundError as error:
-        if error.name != "mpembed._cuda":
+        if error.name != "mpembed._bindings.cuda":
             raise
         reason = build_facts().get("reason", "the extension is missing")
         raise RuntimeError(f"this build of mpembed has no CUDA: {reason}") from None

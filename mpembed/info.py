@@ -2,19 +2,20 @@
 
 from typing import Any
 
-from mpembed import _core, devices, registry
-from mpembed._checks import integer
-from mpembed._version import __version__
+from mpembed import devices, registry
+from mpembed._arguments.scalars import integer
+from mpembed._bindings import kernels
+from mpembed.version import __version__
 
 
 def set_num_threads(n: int) -> None:
     """Use `n` CPU threads (1 .. 1024) from the next call on; results do not depend on it."""
-    _core.set_num_threads(integer("the number of threads", n, 1, 1024))
+    kernels.set_num_threads(integer("the number of threads", n, 1, 1024))
 
 
 def get_num_threads() -> int:
     """Return the number of CPU threads in use."""
-    return int(_core.get_num_threads())
+    return int(kernels.get_num_threads())
 
 
 def info() -> dict[str, Any]:
@@ -28,7 +29,7 @@ def info() -> dict[str, Any]:
     return {
         "version": __version__,
         "backends": ["cpu", "cuda"] if isinstance(found, dict) else ["cpu"],
-        "simd": _core.LEVEL,
+        "simd": kernels.LEVEL,
         "threads": get_num_threads(),
         "cuda": devices.build_facts(),
         "devices": found,

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from mpembed import _core, registry
-from mpembed._checks import finite
+from mpembed import registry
+from mpembed._arguments.scalars import finite
+from mpembed._bindings import kernels
 
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
@@ -84,7 +85,7 @@ class Optimizer:
     @property
     def state_shape(self) -> int:
         """What is kept: ``registry.STATE_NONE``, ``STATE_ROW`` or ``STATE_ELEMENT``."""
-        return int(_core.state_shape(registry.OPTIMIZERS[self.name]))
+        return int(kernels.state_shape(registry.OPTIMIZERS[self.name]))
 
     @property
     def state_precision(self) -> str:

@@ -4,19 +4,19 @@ Every name and number comes from ``include/mpembed/registry.h``, through the com
 that a format added there exists here. The dictionaries map a name to its number.
 """
 
-from mpembed import _core
-from mpembed._checks import integer
+from mpembed._arguments.scalars import integer
+from mpembed._bindings import kernels
 
 MAX_DIM = 1 << 20
 
-FORMATS: dict[str, int] = _core.FORMATS
-OPTIMIZERS: dict[str, int] = _core.OPTIMIZERS
-POLICIES: dict[str, int] = _core.POLICIES
-POOLINGS: dict[str, int] = _core.POOLINGS
-WEIGHT_DECAYS: dict[str, int] = _core.WEIGHT_DECAYS
-ROUNDINGS: dict[str, int] = _core.ROUNDINGS
-INITS: dict[str, int] = _core.INITS
-STATS: tuple[str, ...] = tuple(_core.STATS)
+FORMATS: dict[str, int] = kernels.FORMATS
+OPTIMIZERS: dict[str, int] = kernels.OPTIMIZERS
+POLICIES: dict[str, int] = kernels.POLICIES
+POOLINGS: dict[str, int] = kernels.POOLINGS
+WEIGHT_DECAYS: dict[str, int] = kernels.WEIGHT_DECAYS
+ROUNDINGS: dict[str, int] = kernels.ROUNDINGS
+INITS: dict[str, int] = kernels.INITS
+STATS: tuple[str, ...] = tuple(kernels.STATS)
 
 # What an optimizer keeps (mpe_state_shape).
 STATE_NONE, STATE_ROW, STATE_ELEMENT = 0, 1, 2
@@ -37,12 +37,12 @@ def choose(what: str, name: object, choices: dict[str, int]) -> int:
 
 def row_bytes(precision: str, embedding_dim: int) -> int:
     """Return the bytes of a row of `embedding_dim` values in a precision, header included."""
-    return int(_core.row_bytes(choose("precision", precision, FORMATS), _dim(embedding_dim)))
+    return int(kernels.row_bytes(choose("precision", precision, FORMATS), _dim(embedding_dim)))
 
 
 def code_bytes(precision: str, embedding_dim: int) -> int:
     """Return the bytes of a row's codes alone, without scale and bias."""
-    return int(_core.code_bytes(choose("precision", precision, FORMATS), _dim(embedding_dim)))
+    return int(kernels.code_bytes(choose("precision", precision, FORMATS), _dim(embedding_dim)))
 
 
 def _dim(embedding_dim: int) -> int:

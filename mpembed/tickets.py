@@ -3,11 +3,11 @@
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from mpembed import _core
-from mpembed._view import View
+from mpembed._bindings import kernels
+from mpembed._bindings.view import View
 
 if TYPE_CHECKING:
-    from mpembed._open_tickets import OpenTickets
+    from mpembed._collection.open_batches import OpenTickets
 
 MAX_OPEN = 127  # a slot counts its pins in 7 bits
 
@@ -37,7 +37,7 @@ class Ticket:
     def __init__(
         self,
         engine: "OpenTickets",
-        lookups: list[_core.Lookups],
+        lookups: list[kernels.Lookups],
         batch_size: int,
         num_indices: int,
         *,
@@ -86,11 +86,11 @@ class Ticket:
         """Whether this collection's engine made the ticket."""
         return self._engine() is engine
 
-    def _parts(self, groups: list[Any]) -> list[tuple[Any, _core.Lookups]]:
+    def _parts(self, groups: list[Any]) -> list[tuple[Any, kernels.Lookups]]:
         """Return each group with its share of the batch."""
         return list(zip(groups, self._lookups, strict=True))
 
-    def _same_rows(self, lookups: list[_core.Lookups]) -> bool:
+    def _same_rows(self, lookups: list[kernels.Lookups]) -> bool:
         """Whether a batch of the CPU asks for the same rows in the same bags."""
         pairs = zip(self._lookups, lookups, strict=True)
         return all(mine.same_rows(theirs) for mine, theirs in pairs)
@@ -99,13 +99,13 @@ class Ticket:
         """Whether a batch lies in the memory of this prefetch."""
         return [_place(a) for a in self._arguments] == [_place(a) for a in arguments]
 
-    def _take_weights(self, lookups: list[_core.Lookups], *, weighted: bool) -> None:
+    def _take_weights(self, lookups: list[kernels.Lookups], *, weighted: bool) -> None:
         """Use the per-sample weights of the forward that takes a prefetch over."""
         self._weighted = weighted
         for mine, theirs in zip(self._lookups, lookups, strict=True):
             mine.take_weights(theirs)
 
-    def _close(self) -> list[_core.Lookups]:
+    def _close(self) -> list[kernels.Lookups]:
         """Give the lookups up, whose pins the engine takes back."""
         lookups, self._lookups, self._open = self._lookups, [], False
         self._arguments = []

@@ -25,7 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Say at once what is wrong where the package is not installed."""
     if importlib.util.find_spec("mpembed") is None:
         pytest.exit("mpembed is not installed: pip install '.[test]'", returncode=4)
-    if importlib.util.find_spec("mpembed._memory") is None:
+    if importlib.util.find_spec("mpembed._bindings.memory") is None:
         pytest.exit("mpembed was found without its compiled modules: pip install '.[test]'", 4)
 
 

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import scripts
 
-import mpembed
-from mpembed import devices
+from mpembed import _bindings, devices
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -37,7 +36,7 @@ def choice() -> str:
 
 
 def missing() -> str | None:
-    """Make `mpembed._cuda` importable; return why there is none, or None."""
+    """Make `mpembed._bindings.cuda` importable; return why there is none, or None."""
     wanted = choice()
     if wanted == "none":
         return "MPEMBED_TEST_CUDA is none"
@@ -56,13 +55,13 @@ def missing() -> str | None:
 
 
 def _put_first(extension: Path) -> None:
-    """Let `mpembed._cuda` be this file, even if an installed one was loaded before."""
-    if str(extension.parent) not in mpembed.__path__:
-        mpembed.__path__.insert(0, str(extension.parent))
-    loaded = sys.modules.get("mpembed._cuda")
+    """Let `mpembed._bindings.cuda` be this file, even if an installed one was loaded before."""
+    if str(extension.parent) not in _bindings.__path__:
+        _bindings.__path__.insert(0, str(extension.parent))
+    loaded = sys.modules.get("mpembed._bindings.cuda")
     if loaded is not None and loaded.__file__ != str(extension):
-        del sys.modules["mpembed._cuda"]
-        delattr(mpembed, "_cuda")
+        del sys.modules["mpembed._bindings.cuda"]
+        delattr(_bindings, "cuda")
 
 
 def _cannot_emulate() -> str | None:
@@ -82,7 +81,7 @@ def emulation() -> Path:
     folder.mkdir(exist_ok=True)
     with _locked(folder / "lock"):  # one of pytest-xdist's workers compiles
         sources = [*sorted((ROOT / "kernels" / "cuda").glob("*.cu")), _translated(folder)]
-        out = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+        out = folder / f"cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
         flags = ["-isystem", sysconfig.get_path("include"), "-Wno-unused-function"]
         done: Path = simt.build(sources, out, extra=[*flags, '-DMPE_CUDA_ARCHS="emulated"'])
         return done
@@ -90,11 +89,11 @@ def emulation() -> Path:
 
 def _translated(folder: Path) -> Path:
     """Return the C++ of the binding, translated again only if the binding is newer."""
-    out = folder / "_cuda.cpp"
-    inputs = [ROOT / "mpembed" / name for name in ("_cuda.pyx", "_api.pxd")]
+    out = folder / "cuda.cpp"
+    inputs = [ROOT / "mpembed" / "_bindings" / name for name in ("cuda.pyx", "api.pxd")]
     if not out.is_file() or any(out.stat().st_mtime < path.stat().st_mtime for path in inputs):
         command = [sys.executable, "-m", "cython", "-3", "--cplus", "-I", str(ROOT), "-o", str(out)]
-        command += ["--module-name", "mpembed._cuda", str(inputs[0])]
+        command += ["--module-name", "mpembed._bindings.cuda", str(inputs[0])]
         subprocess.run(command, check=True)
     return out
 

@@ -18,10 +18,10 @@ INVALIDATED = 901
 
 
 def _library() -> ctypes.CDLL:
-    from mpembed import _cuda
+    from mpembed._bindings import cuda as extension
 
     if cuda_backend.choice() == "emulation":
-        return ctypes.CDLL(_cuda.__file__)
+        return ctypes.CDLL(extension.__file__)
     for name in ("libcudart.so.13", "libcudart.so.12", "libcudart.so"):
         with contextlib.suppress(OSError):
             return ctypes.CDLL(name)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import mpembed as mpe
-from mpembed import _arrays
+from mpembed._bindings import array_ops
 
 _device = "cpu"
 
@@ -112,4 +112,4 @@ class OnDevice:
 def poke(emb: Any, name: str, values: Any) -> None:
     """Overwrite one of a collection's arrays."""
     array = emb._storage.arrays()[name]
-    _arrays.assign(array, np.asarray(values, array.dtype).reshape(array.shape), emb._calls.last)
+    array_ops.assign(array, np.asarray(values, array.dtype).reshape(array.shape), emb._calls.last)

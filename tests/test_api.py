@@ -87,7 +87,7 @@ def test_the_tables_order_stands_in_one_order_everywhere() -> None:
     """The backends fill it by position, where neighbours may have one type."""
     entries = re.sub(r"//.*", "", (ROOT / "kernels" / "entries.inc").read_text())
     assert [word for word in re.split(r"[,\s]+", entries) if word] == table()
-    pxd = (ROOT / "mpembed" / "_api.pxd").read_text()
+    pxd = (ROOT / "mpembed" / "_bindings" / "api.pxd").read_text()
     assert re.findall(r"\(\*(\w+)\)\(", pxd) == table()
 
 

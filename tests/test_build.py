@@ -117,7 +117,7 @@ def test_left_out_with_a_reason_or_refused(source: Path) -> None:
     with pytest.raises(UnusableError, match="MPEMBED_CUDA was 0"):
         prepare(MPEMBED_CUDA="0")
     (source / cuda.BINDING).unlink()
-    with pytest.raises(UnusableError, match="the source has no mpembed/_cuda.pyx"):
+    with pytest.raises(UnusableError, match="the source has no mpembed/_bindings/cuda.pyx"):
         prepare()
     with pytest.raises(BuildError, match="MPEMBED_CUDA=1, but the source has no"):
         prepare(MPEMBED_CUDA="1")

@@ -19,7 +19,7 @@ import safetensors.numpy
 
 import mpembed as mpe
 import mpembed.checkpoint as checkpoint_module
-from mpembed import _storage
+from mpembed._collection import storage
 
 
 def make(seed: int = 0, num_rows: int = 50) -> mpe.EmbeddingBagCollection:
@@ -189,7 +189,7 @@ def test_a_manifest_that_asks_for_too_much_is_refused_by_name(
         raise AssertionError("memory is allocated before the sizes are compared")
 
     change_manifest(path, replace)
-    monkeypatch.setattr(_storage, "allocate", refuse)
+    monkeypatch.setattr(storage, "allocate", refuse)
     with pytest.raises(ValueError, match="manifest is not valid") as error:
         mpe.EmbeddingBagCollection.load(path)
     assert str(path) in str(error.value)

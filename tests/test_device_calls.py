@@ -294,9 +294,9 @@ def test_the_report_is_what_was_allocated(cuda: str, send: Any) -> None:
 
 @pytest.mark.skipif(cuda_backend.choice() != "emulation", reason="the emulation counts bytes")
 def test_the_report_misses_no_byte(cuda: str) -> None:
-    from mpembed import _cuda
+    from mpembed._bindings import cuda as extension
 
-    live = ctypes.CDLL(_cuda.__file__).simt_live_bytes
+    live = ctypes.CDLL(extension.__file__).simt_live_bytes
     live.restype = ctypes.c_int64
     tables = [mpe.TableConfig(f"t{dim}", 4, dim) for dim in range(1, 41)]
     cache = mpe.CacheConfig(num_sets=1, policy="lfu", ways=8)

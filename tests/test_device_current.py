@@ -21,9 +21,10 @@ cuda_backend.missing()
 import ctypes
 import numpy as np
 import mpembed as mpe
-from mpembed import _cuda, ops
+from mpembed import ops
+from mpembed._bindings import cuda as extension
 
-library = ctypes.CDLL(_cuda.__file__)
+library = ctypes.CDLL(extension.__file__)
 launches = library.simt_launches_on
 launches.restype, launches.argtypes = ctypes.c_int64, [ctypes.c_int]
 

@@ -81,7 +81,7 @@ def test_what_is_said_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_importing_the_package_loads_no_cuda(tmp_path: Path) -> None:
-    code = "import sys, mpembed; print('mpembed._cuda' in sys.modules)"
+    code = "import sys, mpembed; print('mpembed._bindings.cuda' in sys.modules)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

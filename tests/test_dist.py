@@ -13,17 +13,18 @@ import pytest
 from mpembed_dist import __main__ as command
 from mpembed_dist import sdist, wheel
 
+B = "mpembed/_bindings"
 TREE = {
     "pyproject.toml": b'[project]\nversion = "1.2"\n',
     "mpembed/__init__.py": b"x = 1\n",
     "mpembed/py.typed": b"",
-    "mpembed/_core.pyi": b"",
-    "mpembed/_core.pyx": b"",
-    "mpembed/_cuda.pyx": b"",
+    f"{B}/kernels.pyi": b"",
+    f"{B}/kernels.pyx": b"",
+    f"{B}/cuda.pyx": b"",
 }
 INFO = "mpembed-1.2.dist-info"
 WHEEL = {name: data for name, data in TREE.items() if name[:7] == "mpembed" and name[-1] != "x"} | {
-    "mpembed/_core.cpython-313-x86_64-linux-gnu.so": b"\x7fELF",
+    f"{B}/kernels.cpython-313-x86_64-linux-gnu.so": b"\x7fELF",
     "mpembed/lib/libmpembed.so": b"\x7fELF",
     "mpembed/include/mpembed/api.h": b"",
     f"{INFO}/METADATA": b"Name: mpembed\nVersion: 1.2\nLicense-Expression: Apache-2.0\n",
@@ -66,14 +67,14 @@ def test_a_whole_source_archive(root: Path) -> None:
 
 
 def test_what_is_wrong_with_a_source_archive(root: Path) -> None:
-    files = TREE | {"mpembed/_core.pyx": b"old", "a.out": b"", "../evil": b""}
+    files = TREE | {f"{B}/kernels.pyx": b"old", "a.out": b"", "../evil": b""}
     del files["mpembed/py.typed"]
     assert problems_of_sdist(root, files, link="mpembed/link") == [
         "outside of mpembed-1.2: ../evil",
         "neither a file nor a folder: mpembed/link",
         "missing: mpembed/py.typed",
         "not in the repository: a.out",
-        "differs from the repository's: mpembed/_core.pyx",
+        "differs from the repository's: mpembed/_bindings/kernels.pyx",
     ]
 
 
@@ -100,7 +101,7 @@ def problems_of_wheel(root: Path, files: dict[str, bytes], *paths: str) -> list[
 
 def test_a_good_wheel(root: Path) -> None:
     assert problems_of_wheel(root, WHEEL, "/build/folder") == []
-    with_cuda = {"mpembed/_cuda.abi3.so": b"\0" * (wheel.LIMITS["cpu"] + 1)}
+    with_cuda = {f"{B}/cuda.abi3.so": b"\0" * (wheel.LIMITS["cpu"] + 1)}
     assert problems_of_wheel(root, WHEEL | with_cuda) == []
 
 
@@ -109,18 +110,30 @@ def test_a_good_wheel(root: Path) -> None:
     [
         ({"tests/test_a.py": b""}, "out of place: tests/test_a.py"),
         ({"mpembed.libs/libgomp.so": b""}, "out of place: mpembed.libs/libgomp.so"),
-        ({"mpembed/_core.pyx": b""}, "is for building only: mpembed/_core.pyx"),
-        ({"mpembed/_core.new": b""}, "is for building only: mpembed/_core.new"),
+        (
+            {f"{B}/kernels.pyx": b""},
+            f"is for building only: {B}/kernels.pyx",
+        ),
+        (
+            {f"{B}/kernels.new": b""},
+            f"is for building only: {B}/kernels.new",
+        ),
         ({"mpembed/py.typed": None}, "missing: mpembed/py.typed"),
         ({"mpembed/__init__.py": b"x = 2\n"}, "differs from the source: mpembed/__init__.py"),
         ({"mpembed/_old.py": b""}, "has no source: mpembed/_old.py"),
         ({"mpembed/_old.so": b""}, "compiled from nothing: _old"),
-        ({"mpembed/_core.cpython-313-x86_64-linux-gnu.so": None}, "not compiled: _core"),
+        (
+            {f"{B}/kernels.cpython-313-x86_64-linux-gnu.so": None},
+            "not compiled: _bindings/kernels",
+        ),
         ({"mpembed/a.h": b"..of /build/folder/a.h.."}, "mpembed/a.h names /build/folder"),
         ({f"{INFO}/WHEEL": b"Root-Is-Purelib: true\n"}, "has no line 'Root-Is-Purelib: false'"),
         ({f"{INFO}/licenses/LICENSE": None}, f"missing: {INFO}/licenses/LICENSE"),
         ({"mpembed/a.h": b"\0" * (wheel.LIMITS["cpu"] + 1)}, "a cpu wheel of 5.0 MB, more than"),
-        ({"mpembed/_cuda.so": b"\0" * (wheel.LIMITS["cuda"] + 1)}, "a cuda wheel of 40.0 MB, more"),
+        (
+            {f"{B}/cuda.so": b"\0" * (wheel.LIMITS["cuda"] + 1)},
+            "a cuda wheel of 40.0 MB, more",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_wheel(

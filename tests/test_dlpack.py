@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpembed._dlpack import view
-from mpembed._view import DTYPES, View, require
+from mpembed._bindings.dlpack import view
+from mpembed._bindings.view import DTYPES, View, require
 
 F32 = DTYPES["float32"]
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpembed._dlpack import view
-from mpembed._view import DTYPES, require
+from mpembed._bindings.dlpack import view
+from mpembed._bindings.view import DTYPES, require
 
 F32 = DTYPES["float32"]
 

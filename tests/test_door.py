@@ -69,7 +69,7 @@ def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if cuda_backend.choice() == "emulation":
         return run.Door(request.getfixturevalue("library"))
     request.getfixturevalue("cuda")
-    extension = importlib.util.find_spec("mpembed._cuda")
+    extension = importlib.util.find_spec("mpembed._bindings.cuda")
     assert extension is not None
     assert extension.origin is not None
     return run.Door(driver_alone(tmp_path_factory.mktemp("driver")), Path(extension.origin))

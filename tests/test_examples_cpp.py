@@ -198,7 +198,7 @@ def test_the_cuda_example_on_a_device(by_python: bytes, tmp_path: Path) -> None:
     library = Path(mpe.get_cmake_dir()).parent / "lib" / "libmpembed_cuda.so"
     if cuda_backend.choice() != "installed" or NVCC is None or not library.exists():
         pytest.skip("needs MPEMBED_TEST_CUDA=installed and nvcc")
-    assert importlib.util.find_spec("mpembed._cuda") is not None
+    assert importlib.util.find_spec("mpembed._bindings.cuda") is not None
     runtime = mpe.info()["cuda"]["runtime"].capitalize()
     definitions = [f"mpembed_DIR={mpe.get_cmake_dir()}", f"CMAKE_CUDA_COMPILER={NVCC}"]
     definitions += [f"CMAKE_CUDA_RUNTIME_LIBRARY={runtime}"]

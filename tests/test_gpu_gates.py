@@ -126,7 +126,7 @@ def test_occupancy_is_that_of_cudas_header(tmp_path: Path) -> None:
 def test_a_probe_has_one_format() -> None:
     header = (ROOT / "include/mpembed/registry_types.h").read_text()
     text = cubins.single_format(header, "Int4")
-    assert "return f(TypeTag<Int4>{});" in text
+    assert "return f(Int4{});" in text
     assert "MPE_FORMATS(" not in text
     assert "MPE_OPTIMIZERS(MPE_CASE)" in text
     with pytest.raises(ValueError, match="no with_format"):

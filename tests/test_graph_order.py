@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from test_stream_order import Fake, device, fake  # noqa: F401
 
-from mpembed import _tensor
-from mpembed._device import Calls, Device
-from mpembed._dlpack import view
+from mpembed._bindings import tensor as tensors
+from mpembed._bindings.device import Calls, Device
+from mpembed._bindings.dlpack import view
 
 CALLS, LAUNCHES = 101, 102  # the events of a collection
 
@@ -98,7 +98,7 @@ def test_both_events_go(fake: Fake, device: Device) -> None:  # noqa: F811
 
 def test_memory_of_a_capture_is_its_graphs(fake: Fake, device: Device) -> None:  # noqa: F811
     fake.captured[10] = 5
-    inside, kept = (_tensor.transient(device.stream(10), (4,), np.float32) for _ in range(2))
+    inside, kept = (tensors.transient(device.stream(10), (4,), np.float32) for _ in range(2))
     address = inside.address
     del inside
     assert fake.take() == [("give_back", address, 10)]
@@ -108,24 +108,24 @@ def test_memory_of_a_capture_is_its_graphs(fake: Fake, device: Device) -> None: 
 
 
 def test_other_memory_waits_for_the_end_of_a_capture(fake: Fake, device: Device) -> None:  # noqa: F811
-    first, second = (_tensor.transient(device.stream(10), (4,), np.float32) for _ in range(2))
+    first, second = (tensors.transient(device.stream(10), (4,), np.float32) for _ in range(2))
     addresses = first.address, second.address
     view(second, "x", device.stream(20))
     second.__dlpack__(stream=10, max_version=(1, 1))
     fake.take()
     fake.captured[10] = 5
     del first, second
-    _tensor.transient(device.stream(20), (4,), np.float32)
+    tensors.transient(device.stream(20), (4,), np.float32)
     assert [name for name, *_ in fake.take()] == ["give_back"]  # of the last one
     fake.captured.clear()
-    _tensor.transient(device.stream(20), (4,), np.float32)
+    tensors.transient(device.stream(20), (4,), np.float32)
     given_back = [one[1] for one in fake.take() if one[0] == "give_back"]
     assert sorted(given_back[:2]) == sorted(addresses)
 
 
 def test_arrays_are_not_ordered_before_a_launch(fake: Fake, device: Device) -> None:  # noqa: F811
     """A graph runs when it is launched, after what the stream of the launch has been given."""
-    tensor = _tensor.transient(device.stream(10), (4,), np.float32)
+    tensor = tensors.transient(device.stream(10), (4,), np.float32)
     fake.captured[20] = 5
     view(tensor, "x", device.stream(20))
     assert fake.take() == []

@@ -34,9 +34,9 @@ def make() -> mpe.EmbeddingBagCollection:
 
 
 def live_bytes() -> int:
-    from mpembed import _cuda
+    from mpembed._bindings import cuda as extension
 
-    live = ctypes.CDLL(_cuda.__file__).simt_live_bytes
+    live = ctypes.CDLL(extension.__file__).simt_live_bytes
     live.restype = ctypes.c_int64
     return int(live())
 

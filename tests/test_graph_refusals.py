@@ -222,9 +222,9 @@ def test_a_ticket_dies_in_a_capture_that_has_failed(twins: Twins) -> None:
 
 @pytest.mark.skipif(cuda_backend.choice() != "emulation", reason="the emulation counts bytes")
 def test_memory_that_dies_in_a_capture_goes_back_later(twins: Twins) -> None:
-    from mpembed import _cuda
+    from mpembed._bindings import cuda as extension
 
-    live = ctypes.CDLL(_cuda.__file__).simt_live_bytes
+    live = ctypes.CDLL(extension.__file__).simt_live_bytes
     live.restype = ctypes.c_int64
     before = live()
     result = twins.there.forward(twins.indices, twins.offsets, training=False, stream=twins.stream)

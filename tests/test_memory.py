@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpembed import _memory
+from mpembed._bindings import memory
 
 Make = Callable[..., np.ndarray[Any, Any]]
-BOTH = pytest.mark.parametrize("make", [_memory.empty, _memory.zeros])
+BOTH = pytest.mark.parametrize("make", [memory.empty, memory.zeros])
 MIB = 1 << 20
 
 
@@ -27,7 +27,7 @@ MIB = 1 << 20
      ((np.int64(2), 3), np.dtype([("a", "f4"), ("b", "u1")]))],
 )  # fmt: skip
 def test_arrays(make: Make, shape: Any, dtype: Any) -> None:
-    before = _memory.allocated_bytes()
+    before = memory.allocated_bytes()
     a = make(shape, dtype)
     assert a.shape == np.empty(shape, dtype).shape
     assert a.dtype == np.dtype(dtype)
@@ -35,23 +35,23 @@ def test_arrays(make: Make, shape: Any, dtype: Any) -> None:
     assert a.flags.writeable
     assert type(a) is np.ndarray
     assert a.ctypes.data % (2 * MIB if a.nbytes >= MIB else 64) == 0
-    taken = _memory.allocated_bytes() - before
+    taken = memory.allocated_bytes() - before
     assert max(a.nbytes, 1) <= taken < max(a.nbytes, 1) + (65536 if a.nbytes >= MIB else 64)
-    if make is _memory.zeros:
+    if make is memory.zeros:
         assert not a.view(np.uint8).any() if a.ndim else a == 0
     a.fill(1) if a.dtype.names is None else None  # all of it is there
     part = a[...]
     del a
-    assert _memory.allocated_bytes() - before == taken  # a view keeps it
+    assert memory.allocated_bytes() - before == taken  # a view keeps it
     del part
     gc.collect()
-    assert _memory.allocated_bytes() == before
+    assert memory.allocated_bytes() == before
 
 
 def test_zeros_after_use() -> None:
     for n in (100, 3 * MIB):
         for _ in range(20):
-            a = _memory.zeros(n, "u1")
+            a = memory.zeros(n, "u1")
             assert not a.any()
             a.fill(255)
             del a
@@ -59,7 +59,7 @@ def test_zeros_after_use() -> None:
 
 @BOTH
 def test_refused(make: Make) -> None:
-    before = _memory.allocated_bytes()
+    before = memory.allocated_bytes()
     with pytest.raises(ValueError, match=r"shape \(3, -1\) has a negative dimension"):
         make((3, -1), "f4")
     with pytest.raises(ValueError, match="at most 32"):
@@ -77,13 +77,13 @@ def test_refused(make: Make) -> None:
     for odd in (1.5, None, "ab", [[1]]):
         with pytest.raises(TypeError):
             make(odd, "f4")
-    assert _memory.allocated_bytes() == before
+    assert memory.allocated_bytes() == before
 
 
 def test_tracemalloc_sees_them() -> None:
     tracemalloc.start()
     try:
-        a = _memory.empty(8 * MIB, "u1")
+        a = memory.empty(8 * MIB, "u1")
         assert tracemalloc.get_traced_memory()[0] >= 8 * MIB
         del a
         assert tracemalloc.get_traced_memory()[0] < MIB
@@ -98,7 +98,7 @@ def test_memory_goes_back() -> None:
 
     start = resident()
     for _ in range(10):
-        a = _memory.empty(64 * MIB, "u1")
+        a = memory.empty(64 * MIB, "u1")
         a.fill(1)
         assert resident() - start > 60 * MIB
         del a
@@ -110,12 +110,12 @@ def test_memory_goes_back() -> None:
 def test_any_shape(shape: list[int], dtype: str) -> None:
     if 2**22 < np.prod([n or 1 for n in shape], dtype=object) < 2**46 and min(shape) >= 0:
         return  # might really be allocated
-    before = _memory.allocated_bytes()
+    before = memory.allocated_bytes()
     try:
-        a = _memory.empty(shape, dtype)
+        a = memory.empty(shape, dtype)
     except (MemoryError, ValueError):
         pass
     else:
         assert a.shape == tuple(shape)
         del a
-    assert _memory.allocated_bytes() == before
+    assert memory.allocated_bytes() == before

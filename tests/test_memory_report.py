@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mpembed as mpe
-from mpembed import _memory
+from mpembed._bindings import memory
 
 LARGE: dict[str, dict[str, Any]] = {
     "fp32 lru": {"precision": "fp32", "policy": "lru"},
@@ -99,9 +99,9 @@ def test_report_is_what_is_resident(
 @pytest.mark.parametrize("policy", [None, *mpe.registry.POLICIES])
 @pytest.mark.parametrize("precision", mpe.registry.FORMATS)
 def test_report_is_what_the_allocator_gave(precision: str, policy: str | None) -> None:
-    before = _memory.allocated_bytes()
+    before = memory.allocated_bytes()
     emb = build(200_000, 32, precision, policy, 0.05)
-    taken = _memory.allocated_bytes() - before
+    taken = memory.allocated_bytes() - before
     assert 0 <= taken - emb.memory_report()["total"] + 1024 <= 0.02 * taken
 
 

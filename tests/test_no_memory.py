@@ -10,7 +10,7 @@ import pytest
 from helpers import Array, digest
 
 import mpembed as mpe
-from mpembed import _core, _device
+from mpembed._bindings import device, kernels
 
 OFFSETS = np.array([0, 2, 3, 5, 6])
 INDICES, OTHERS = np.array([1, 2, 1, 3, 8, 3]), np.array([5, 6, 7, 0, 4, 8])
@@ -56,11 +56,11 @@ class WorkspaceFails:
     """Workspace that fails at its n-th allocation."""
 
     def __init__(self, _: pytest.MonkeyPatch, fails_at: int) -> None:
-        _device.fail_borrow(fails_at)
+        device.fail_borrow(fails_at)
 
     @property
     def left(self) -> int:
-        return _device.fail_borrow(0)
+        return device.fail_borrow(0)
 
 
 @pytest.mark.parametrize("allocator", [NumpyFails, WorkspaceFails])
@@ -96,7 +96,7 @@ def test_a_failed_allocation_changes_nothing(
     assert fails_at > 1 or (allocator is NumpyFails and name == "prefetch")
 
 
-class Flaky(_core.Group):
+class Flaky(kernels.Group):
     """A group one of whose kernels finds no memory for its workspace, if so told."""
 
     fails = ""
@@ -137,13 +137,13 @@ def flaky_lookup(groups: Any, *arguments: Any) -> None:
     LOOKUP(groups, *arguments)
 
 
-LOOKUP = _core.lookup
+LOOKUP = kernels.lookup
 
 
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> mpe.EmbeddingBagCollection:
-    monkeypatch.setattr(_core, "Group", Flaky)
-    monkeypatch.setattr(_core, "lookup", flaky_lookup)
+    monkeypatch.setattr(kernels, "Group", Flaky)
+    monkeypatch.setattr(kernels, "lookup", flaky_lookup)
     emb = two_groups(True)
     emb.drop_prefetched()
     return emb

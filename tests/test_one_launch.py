@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mpembed as mpe
-from mpembed import _core
+from mpembed._bindings import kernels
 
 pytestmark = pytest.mark.gpu
 BATCH = 5
@@ -49,15 +49,15 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.launches: list[int] = []
-        self.real = _core.lookup
+        self.real = kernels.lookup
         self.count: Callable[[], int] = int  # always 0
         if cuda_backend.choice() == "emulation":
-            from mpembed import _cuda
+            from mpembed._bindings import cuda as extension
 
-            counter = ctypes.CDLL(_cuda.__file__).simt_launches
+            counter = ctypes.CDLL(extension.__file__).simt_launches
             counter.restype = ctypes.c_int64
             self.count = counter
-        monkeypatch.setattr(_core, "lookup", self)
+        monkeypatch.setattr(kernels, "lookup", self)
 
     def __call__(self, *arguments: Any) -> None:
         before = self.count()

@@ -40,7 +40,7 @@ def test_the_wheel_has_every_header_and_one_library(package_alone: Path) -> None
     names = {path.stem for path in package.joinpath("lib").iterdir()}
     assert {"libmpembed"} <= names <= {"libmpembed", "libmpembed_cuda"}
     # The kernels are there once: the extension links them.
-    (core,) = package.glob("_core.*.so")
+    (core,) = package.joinpath("_bindings").glob("kernels.*.so")
     (library,) = package.joinpath("lib").glob("libmpembed.*")
     assert b"MPEMBED_NUM_THREADS" in library.read_bytes()
     assert b"MPEMBED_NUM_THREADS" not in core.read_bytes()

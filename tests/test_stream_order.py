@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import mpembed as mpe
-from mpembed import _tensor, devices
-from mpembed._device import PINNED_HOST, Calls, Device
-from mpembed._dlpack import view
+from mpembed import devices
+from mpembed._bindings import tensor as tensors
+from mpembed._bindings.device import PINNED_HOST, Calls, Device
+from mpembed._bindings.dlpack import view
 
 I32, I64, VOID = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 # The beginning of mpe_backend: the memory functions; the kernels behind them stay NULL.
@@ -192,7 +193,7 @@ def test_a_call_that_cannot_begin_leaves_nothing_behind(fake: Fake, device: Devi
 
 
 def test_a_tensor_goes_back_after_its_readers(fake: Fake, device: Device) -> None:
-    tensor = _tensor.transient(device.stream(10), (4,), np.float32)
+    tensor = tensors.transient(device.stream(10), (4,), np.float32)
     address = tensor.address
     tensor.__dlpack__(stream=20, max_version=(1, 1))
     assert fake.take() == [("record", 101, 10), ("wait", 101, 20), ("destroy_event", 101)]
@@ -207,7 +208,7 @@ def test_a_tensor_goes_back_after_its_readers(fake: Fake, device: Device) -> Non
 
 
 def test_a_copy_is_made_before_its_consumer_waits(fake: Fake, device: Device) -> None:
-    tensor = _tensor.transient(device.stream(10), (4,), np.float32)
+    tensor = tensors.transient(device.stream(10), (4,), np.float32)
     address = tensor.address
     capsule = tensor.__dlpack__(stream=20, max_version=(1, 1), copy=True)
     copy = address + 4096
@@ -221,7 +222,7 @@ def test_a_copy_is_made_before_its_consumer_waits(fake: Fake, device: Device) ->
 
 
 def test_a_copy_of_pinned_memory_waits_for_its_writer(fake: Fake, device: Device) -> None:
-    tensor = _tensor.lasting(device, (4,), np.float32, PINNED_HOST)
+    tensor = tensors.lasting(device, (4,), np.float32, PINNED_HOST)
     view(tensor, "x", device.stream(10))
     ctypes.memset(tensor.address, 1, 16)
     fake.take()
@@ -245,8 +246,8 @@ class Copying:
 
 
 def test_tensors_in_one_memory_know_its_last_writer(fake: Fake, device: Device) -> None:
-    tensor = _tensor.transient(device.stream(10), (4, 2), np.float32)
-    parts = [_tensor.piece(tensor, 0, 2), _tensor.row(tensor, 1)]
+    tensor = tensors.transient(device.stream(10), (4, 2), np.float32)
+    parts = [tensors.piece(tensor, 0, 2), tensors.row(tensor, 1)]
     view(tensor, "x", device.stream(20))
     fake.take()
     event = fake.events
@@ -257,7 +258,7 @@ def test_tensors_in_one_memory_know_its_last_writer(fake: Fake, device: Device) 
         event += 1
         view(tensor, "x", device.stream(20))
         assert fake.take() == [("record", event, 10), ("wait", event, 20), ("destroy_event", event)]
-    assert _tensor.read_only(tensor, device.stream(30)).__cuda_array_interface__["stream"] == 30
+    assert tensors.read_only(tensor, device.stream(30)).__cuda_array_interface__["stream"] == 30
     assert parts[0].__cuda_array_interface__["stream"] == 30
 
 
@@ -268,7 +269,7 @@ def test_a_copy_to_another_device_waits_for_its_source(
     other.said = fake.said  # one list, in order
     monkeypatch.setitem(devices._known, "cuda:1", device)
     monkeypatch.setitem(devices._known, "cuda:2", Device(other.capsule, 2))
-    tensor = _tensor.transient(device.stream(10), (4,), np.float32)
+    tensor = tensors.transient(device.stream(10), (4,), np.float32)
     fake.said.clear()
     copy = mpe.to_device(tensor, "cuda:2")
     names = [one for one in fake.said if one[0] != "use"]
@@ -292,8 +293,8 @@ def test_a_stream_lives_as_long_as_it_is_needed(device: Device) -> None:
         pass
     with calls.on(owners[0]):  # its handle is that of the call before, which kept nothing
         pass
-    tensor = _tensor.transient(device.stream(owners[1]), (4,), np.float32)
-    used = _tensor.transient(device.stream(10), (4,), np.float32)
+    tensor = tensors.transient(device.stream(owners[1]), (4,), np.float32)
+    used = tensors.transient(device.stream(10), (4,), np.float32)
     view(used, "x", device.stream(owners[2]))
     del owners
     assert all(one() is not None for one in alive)
@@ -308,7 +309,7 @@ def test_what_the_runtime_says_is_told(fake: Fake, device: Device) -> None:
         table.table.borrow = ctypes.cast(function, VOID)
         broken = Device(table.capsule, 1)
         with pytest.raises(error, match="on fake:1: it failed"):
-            _tensor.transient(broken.stream(None), (4,), np.float32)
+            tensors.transient(broken.stream(None), (4,), np.float32)
         assert table.device == 3
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import mpembed as mpe
-from mpembed import _tensor, devices
-from mpembed._device import PINNED_HOST
-from mpembed._dlpack import view
-from mpembed._view import DTYPES, require
+from mpembed import devices
+from mpembed._bindings import tensor as tensors
+from mpembed._bindings.device import PINNED_HOST
+from mpembed._bindings.dlpack import view
+from mpembed._bindings.view import DTYPES, require
 
 pytestmark = pytest.mark.gpu
 DTYPE_NAMES = [name for name in DTYPES if name != "bfloat16"]
@@ -161,7 +162,7 @@ def test_copies_and_other_devices(cuda: str, on: Any) -> None:
 
 
 def test_a_read_only_tensor_is_never_written(cuda: str, on: Any) -> None:
-    tensor = _tensor.read_only(mpe.to_device(X, cuda), on)
+    tensor = tensors.read_only(mpe.to_device(X, cuda), on)
     assert tensor.read_only
     assert tensor.__cuda_array_interface__["data"][1] is True
     with pytest.raises(BufferError, match="read-only"):
@@ -173,8 +174,8 @@ def test_a_read_only_tensor_is_never_written(cuda: str, on: Any) -> None:
 
 def test_pinned_host_memory_is_read_by_both(cuda: str, on: Any) -> None:
     device = devices.get(cuda)
-    tensor = _tensor.lasting(device, (3, 4), np.float32, PINNED_HOST)
-    _tensor.fill(tensor, X, on)
+    tensor = tensors.lasting(device, (3, 4), np.float32, PINNED_HOST)
+    tensors.fill(tensor, X, on)
     assert tensor.placement == "host"
     assert repr(tensor) == "Tensor(shape=(3, 4), dtype=float32, device='cuda:0', placement='host')"
     assert tensor.__dlpack_device__() == (3, 0)
@@ -186,8 +187,8 @@ def test_pinned_host_memory_is_read_by_both(cuda: str, on: Any) -> None:
     rows = mpe.ops.quantize(X, "int8")
     np.testing.assert_array_equal(mpe.ops.quantize(tensor, "int8"), rows)  # on the CPU
     copy = np.from_dlpack(Copying(tensor))  # what __dlpack_device__ says: the host's memory too
-    _tensor.fill(tensor, 5, on)
+    tensors.fill(tensor, 5, on)
     np.testing.assert_array_equal(copy, X)
     for value in (0, 7):
-        _tensor.fill(tensor, value, on)
+        tensors.fill(tensor, value, on)
         assert (tensor.numpy() == value).all()

@@ -17,13 +17,14 @@ TESTS = Path(__file__).resolve().parent
 
 def test_every_compiled_module_has_a_stub() -> None:
     package = Path(mpembed.__file__).parent
+    bindings = package / "_bindings"
     compiled = {
         path.name.partition(".")[0]
-        for path in package.iterdir()
+        for path in bindings.iterdir()
         if path.name.endswith(tuple(EXTENSION_SUFFIXES))
     }
-    assert {"_core", "_view", "_tensor"} <= compiled
-    stubs = {path.stem for path in package.glob("*.pyi")}
+    assert {"kernels", "view", "tensor"} <= compiled
+    stubs = {path.stem for path in bindings.glob("*.pyi")}
     assert compiled <= stubs
     assert (package / "py.typed").is_file()
 

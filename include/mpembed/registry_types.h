@@ -18,11 +18,6 @@
 
 MPE_BEGIN
 
-template <class T>
-struct TypeTag {
-  using type = T;
-};
-
 // f may be for the host or for the device alone, which these functions cannot say.
 #if defined(__CUDACC__)
 #define MPE_ANY_SIDE _Pragma("nv_exec_check_disable")
@@ -30,10 +25,11 @@ struct TypeTag {
 #define MPE_ANY_SIDE
 #endif
 
-// Calls f(TypeTag<Format>{}) for the format with this id; the id must be valid.
+// Calls f(Int4{}) and the like: an object of the format's empty type, for the format with this id.
+// The id must be valid.
 #define MPE_CASE(id, name, type) \
   case id:                       \
-    return f(TypeTag<type>{});
+    return f(type{});
 
 MPE_ANY_SIDE
 template <class F>
@@ -41,7 +37,7 @@ MPE_HD auto with_format(int32_t id, F f) {
   switch (id) {
     MPE_FORMATS(MPE_CASE)
     default:
-      return f(TypeTag<Fp32>{});
+      return f(Fp32{});
   }
 }
 
@@ -51,7 +47,7 @@ MPE_HD auto with_optimizer(int32_t id, F f) {
   switch (id) {
     MPE_OPTIMIZERS(MPE_CASE)
     default:
-      return f(TypeTag<Sgd>{});
+      return f(Sgd{});
   }
 }
 
@@ -61,7 +57,7 @@ MPE_HD auto with_policy(int32_t id, F f) {
   switch (id) {
     MPE_POLICIES(MPE_CASE)
     default:
-      return f(TypeTag<Lru>{});
+      return f(Lru{});
   }
 }
 

@@ -167,7 +167,7 @@ mpe_status cache_admit(const mpe_group* g, const mpe_unique* u, int64_t, int32_t
   const mpe_cache& c = *g->cache;
   const uint32_t clock = static_cast<uint32_t>(c.counters[0] + 1);
   return with_policy(c.policy, [&](auto policy) {
-    return admit<typename decltype(policy)::type>(
+    return admit<decltype(policy)>(
         Admission{*g, c, *u, unique_count(*u), slots, clock});
   });
 }

@@ -86,7 +86,7 @@ inline uint8_t* row_address(const mpe_table& table, uint64_t key, int64_t row_by
 }
 
 inline int64_t row_bytes_of(const mpe_table& table, int64_t dim) {
-  return with_format(table.precision, [&](auto f) { return decltype(f)::type::row_bytes(dim); });
+  return with_format(table.precision, [&](auto f) { return decltype(f)::row_bytes(dim); });
 }
 
 inline float* cache_row(const mpe_group& g, int64_t slot) { return g.cache->rows + slot * g.dim; }
@@ -114,7 +114,7 @@ inline void prefetch_bytes(const void* p, int64_t bytes, bool write) {
 }
 
 inline void decode(int32_t precision, const uint8_t* row, int64_t dim, float* out) {
-  with_format(precision, [&](auto f) { decode_row<typename decltype(f)::type>(row, dim, out); });
+  with_format(precision, [&](auto f) { decode_row<decltype(f)>(row, dim, out); });
 }
 
 // How many values are not finite or exceed the bound in magnitude (bits of a positive float).

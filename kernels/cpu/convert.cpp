@@ -87,7 +87,7 @@ void init_values(const mpe_group& g, int32_t table_id, int64_t row, int32_t kind
 mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precision, void*,
                         mpe_error* error) {
   const uint32_t bound =
-      with_format(precision, [](auto f) { return decltype(f)::type::kMaxAbsBits; });
+      with_format(precision, [](auto f) { return decltype(f)::kMaxAbsBits; });
   const int64_t tasks = row_tasks(n, dim);
   Buffer<int64_t> bad(2 * tasks);
   if (!bad.ok()) return MPE_ERR_MEMORY;
@@ -127,7 +127,7 @@ mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t preci
   mpe::parallel(tasks, [&](int64_t t) {
     const int64_t end = task_begin(n, tasks, t + 1);
     with_format(precision, [&](auto f) {
-      using F = typename decltype(f)::type;
+      using F = decltype(f);
       for (int64_t i = task_begin(n, tasks, t); i < end; ++i) {
         decode_row<F>(rows + i * F::row_bytes(dim), dim, x + i * dim);
       }

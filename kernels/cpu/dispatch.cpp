@@ -89,23 +89,23 @@ MPE_EXPORT const mpe_backend* mpe_cpu_backend(void) {
 
 MPE_EXPORT int64_t mpe_row_bytes(int32_t precision, int64_t dim) {
   if (precision < 0 || precision >= MPE_NUM_FORMATS) return -1;
-  return mpembed::with_format(precision, [&](auto f) { return decltype(f)::type::row_bytes(dim); });
+  return mpembed::with_format(precision, [&](auto f) { return decltype(f)::row_bytes(dim); });
 }
 
 MPE_EXPORT int64_t mpe_code_bytes(int32_t precision, int64_t dim) {
   if (precision < 0 || precision >= MPE_NUM_FORMATS) return -1;
   return mpembed::with_format(precision,
-                              [&](auto f) { return decltype(f)::type::code_bytes(dim); });
+                              [&](auto f) { return decltype(f)::code_bytes(dim); });
 }
 
 MPE_EXPORT int32_t mpe_state_shape(int32_t optimizer) {
   return mpembed::with_optimizer(
-      optimizer, [](auto o) { return static_cast<int32_t>(decltype(o)::type::kState); });
+      optimizer, [](auto o) { return static_cast<int32_t>(decltype(o)::kState); });
 }
 
 MPE_EXPORT int32_t mpe_policy_has_sketch(int32_t policy) {
   return mpembed::with_policy(
-      policy, [](auto p) { return static_cast<int32_t>(decltype(p)::type::kSketch); });
+      policy, [](auto p) { return static_cast<int32_t>(decltype(p)::kSketch); });
 }
 
 MPE_EXPORT int32_t mpe_get_num_threads(void) { return mpe::max_threads(); }

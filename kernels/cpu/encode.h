@@ -119,7 +119,7 @@ class RowEncoder {
   __attribute__((noinline)) void flush() {
     if (n_ == 0) return;
     with_format(format_, [&](auto f) {
-      using F = typename decltype(f)::type;
+      using F = decltype(f);
       const bool stochastic = !F::kExact && g_.rounding == MPE_rounding_stochastic;
       if (stochastic) draw();
       encode_rows<F>(rows_, n_, g_.dim, stochastic ? draws_ : nullptr, row_);

@@ -180,7 +180,7 @@ void lookup_bags(const mpe_part& part, int64_t bag, int64_t end) {
     const int64_t last = min64(end, (t + 1) * k.l.batch_size);
     const bool plain = k.slots == nullptr && k.l.weights == nullptr && k.l.dropped[t] == 0;
     with_format(table.precision, [&](auto f) {
-      using F = typename decltype(f)::type;
+      using F = decltype(f);
       (plain ? sum_bags<F, true> : sum_bags<F, false>)(k, t, bag, last, matrix);
     });
     bag = last;
@@ -235,7 +235,7 @@ mpe_status weight_grad(const mpe_group* g, const mpe_lookups* l, const int32_t* 
       const int64_t last = min64(end, l->bag_offsets[(t + 1) * l->batch_size]);
       const mpe_matrix matrix = matrix_of(*g, *grad, t);
       with_format(g->tables[t].precision, [&](auto f) {
-        table_weight_grad<typename decltype(f)::type>(k, t, p, last, matrix, out, row);
+        table_weight_grad<decltype(f)>(k, t, p, last, matrix, out, row);
       });
       p = last;
     }

@@ -47,7 +47,7 @@ class TableUpdate {
         grads_(k, t),
         o_{k.o.lr, k.o.eps, k.o.weight_decay, k.o.decay_mode},
         state_bound_(with_format(table_.state_format,
-                                 [](auto f) { return decltype(f)::type::kMaxAbsBits; })),
+                                 [](auto f) { return decltype(f)::kMaxAbsBits; })),
         s_(s),
         report_(report) {}
 
@@ -125,7 +125,7 @@ class TableUpdate {
       state_[j] = static_cast<const float*>(table_.state)[row_[j]];
     } else if (O::kState == kStateElement) {
       with_format(table_.state_format, [&](auto f) {
-        decode_row<typename decltype(f)::type>(element_state(row_[j]), dim, h(j));
+        decode_row<decltype(f)>(element_state(row_[j]), dim, h(j));
       });
     }
   }
@@ -212,7 +212,7 @@ void update_range(const Update& k, const HotRows& hot, int64_t begin, int64_t en
                          });
     with_format(k.g.tables[t].precision, [&](auto f) {
       with_optimizer(k.o.kind, [&](auto o) {
-        TableUpdate<typename decltype(f)::type, typename decltype(o)::type>(k, hot, t, s, report)
+        TableUpdate<decltype(f), decltype(o)>(k, hot, t, s, report)
             .run(begin, last);
       });
     });
@@ -232,7 +232,7 @@ mpe_status update(const mpe_group* g, const mpe_optimizer* o, const mpe_lookups*
   const int64_t tasks = task_count(n, kGrain);
   HotRows hot(k);
   const bool has_state = with_optimizer(
-      o->kind, [](auto kind) { return decltype(kind)::type::kState == kStateElement; });
+      o->kind, [](auto kind) { return decltype(kind)::kState == kStateElement; });
   const EncoderSpace rows(tasks, g->dim, false), states(has_state ? tasks : 0, g->dim, false);
   const int64_t width = rows.row(), room = encoder_room(g->dim) * width;
   Buffer<float> floats(tasks * (has_state ? 3 : 2) * room);

@@ -150,7 +150,7 @@ __device__ __forceinline__ void sum_table(const Lookup& k, const mpe_table& tabl
                                           int32_t end, int32_t c, float* acc) {
   if constexpr (std::is_same<Format, AnyFormat>::value) {
     with_format(table.precision, [&](auto f) {
-      sum_rows<typename decltype(f)::type, kGrain, kRows>(k, table, begin, end, c, acc);
+      sum_rows<decltype(f), kGrain, kRows>(k, table, begin, end, c, acc);
     });
   } else {
     sum_rows<Format, kGrain, kRows>(k, table, begin, end, c, acc);

@@ -225,7 +225,7 @@ mpe_status cache_admit(const mpe_group* g, const mpe_unique* u, int64_t n, int32
                        void* stream) {
   const Admission a{Tables(*g), Rounding(*g), *g->cache, *u, n, slots};
   return with_policy(a.cache.policy, [&](auto policy) {
-    return admit<typename decltype(policy)::type>(a, stream);
+    return admit<decltype(policy)>(a, stream);
   });
 }
 

@@ -224,7 +224,7 @@ mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precisio
                         mpe_error* error) {
   MPE_TRY(launch_one("check_values", stream, clear_kernel, error));
   const uint32_t bound =
-      with_format(precision, [](auto f) { return decltype(f)::type::kMaxAbsBits; });
+      with_format(precision, [](auto f) { return decltype(f)::kMaxAbsBits; });
   const int32_t columns = static_cast<int32_t>(dim), shift = tile_shift(columns);
   return launch("check_values", stream, n << shift, check_values_kernel, x, n, columns, shift,
                 bound, error);
@@ -234,7 +234,7 @@ mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, i
                     uint64_t seed, uint64_t step, uint8_t* rows, void* stream) {
   const Matrix m(n, dim, rows);
   return with_format(precision, [&](auto f) {
-    using F = typename decltype(f)::type;
+    using F = decltype(f);
     const int32_t stochastic = rounding == MPE_rounding_stochastic ? 1 : 0;
     return with_rounds(m.dim, [&](auto rounds) {
       return launch("quantize", stream, m.lanes(), quantize_kernel<F, decltype(rounds)::value>, m,
@@ -247,7 +247,7 @@ mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t preci
                       void* stream) {
   const Matrix m(n, dim, rows);
   return with_format(precision, [&](auto f) {
-    using F = typename decltype(f)::type;
+    using F = decltype(f);
     return with_rounds(m.dim, [&](auto rounds) {
       return launch("dequantize", stream, m.lanes(), dequantize_kernel<F, decltype(rounds)::value>,
                     m, rows, x);

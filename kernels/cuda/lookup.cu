@@ -110,7 +110,7 @@ __device__ float dot(const Lookup& k, const Tile& tile, const mpe_table& table, 
   }
   const int64_t number = static_cast<int64_t>(k.l.keys[p]) - table.base;
   with_format(table.precision, [&](auto f) {
-    using F = typename decltype(f)::type;
+    using F = decltype(f);
     add(RowReader<F>(table.rows + number * F::row_bytes(dim), dim));
   });
   return lane;
@@ -213,7 +213,7 @@ class Launches {
   mpe_status launch_grain() const {
     if (format_ == kSeveral) return launch_kernel(bags_kernel<AnyFormat, kGrain>);
     return with_format(format_, [&](auto f) {
-      return launch_kernel(bags_kernel<typename decltype(f)::type, kGrain>);
+      return launch_kernel(bags_kernel<decltype(f), kGrain>);
     });
   }
   mpe_status launch_kernel(void (*kernel)(Parts)) const {

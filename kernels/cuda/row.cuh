@@ -207,7 +207,7 @@ __device__ __forceinline__ void write_table_row(const Tile& tile, const Tables& 
                                                 const Rounding& rounding, const mpe_table& table,
                                                 int64_t number, At at) {
   with_format(table.precision, [&](auto f) {
-    using F = typename decltype(f)::type;
+    using F = decltype(f);
     const int32_t dim = tables.dim;
     const Target to{rounding.stream(kDomainRow, table, number),
                     table.rows + number * F::row_bytes(dim), dim, tables.grain};
@@ -219,7 +219,7 @@ __device__ __forceinline__ void write_table_row(const Tile& tile, const Tables& 
 __device__ __forceinline__ void read_table_chunk(const Tables& tables, const mpe_table& table,
                                                  int64_t number, int32_t c, float* x) {
   with_format(table.precision, [&](auto f) {
-    using F = typename decltype(f)::type;
+    using F = decltype(f);
     read_chunk<F>(table.rows + number * F::row_bytes(tables.dim), tables.dim, c, tables.grain, x);
   });
 }

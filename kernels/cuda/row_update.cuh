@@ -16,9 +16,9 @@ __device__ inline bool exceeds(float x, uint32_t bound) {
 template <class Visit>
 __device__ __forceinline__ void with_state_format(const mpe_table& table, Visit visit) {
   if (table.state_format == MPE_format_bf16) {
-    visit(TypeTag<Bf16>{});
+    visit(Bf16{});
   } else {
-    visit(TypeTag<Fp32>{});
+    visit(Fp32{});
   }
 }
 
@@ -76,7 +76,7 @@ class RowUpdate {
     });
     if constexpr (O::kState == kStateElement) {
       with_state_format(table, [&](auto f) {
-        using F = typename decltype(f)::type;
+        using F = decltype(f);
         each([&](int32_t c) {
           float h[kChunk];
           read_chunk<F>(state_row<F>(table, row), k_.dim(), c, k_.tables.grain, h);
@@ -149,12 +149,12 @@ class RowUpdate {
 
   __device__ __forceinline__ bool beyond(const mpe_table& table) const {
     const uint32_t bound =
-        with_format(table.precision, [](auto f) { return decltype(f)::type::kMaxAbsBits; });
+        with_format(table.precision, [](auto f) { return decltype(f)::kMaxAbsBits; });
     bool bad = part_exceeds(w_, bound);
     if constexpr (O::kState == kStateRow) bad = bad || exceeds(state_, Fp32::kMaxAbsBits);
     if constexpr (O::kState == kStateElement) {
       with_state_format(
-          table, [&](auto f) { bad = bad || part_exceeds(h_, decltype(f)::type::kMaxAbsBits); });
+          table, [&](auto f) { bad = bad || part_exceeds(h_, decltype(f)::kMaxAbsBits); });
     }
     return tile_.any(bad);
   }
@@ -177,7 +177,7 @@ class RowUpdate {
     }
     if constexpr (O::kState == kStateElement) {
       with_state_format(table, [&](auto f) {
-        using F = typename decltype(f)::type;
+        using F = decltype(f);
         const Target to{k_.rounding.stream(kDomainState, table, row), state_row<F>(table, row),
                         k_.dim(), k_.tables.grain};
         write_row<F, kLong>(tile_, to, k_.rounding.stochastic(),

@@ -151,7 +151,7 @@ mpe_status run(const Update& k, int64_t n, mpe_error* nonfinite, void* stream) {
   }
   const int32_t rows = kLong ? 1 : rows_of_tile(n, shift);
   return with_optimizer(k.optimizer.kind, [&](auto o) {
-    using O = typename decltype(o)::type;
+    using O = decltype(o);
     for (int64_t first = 0; first < n; first += at_once) {
       const int64_t now = n - first < at_once ? n - first : at_once;
       MPE_TRY(launch("update", stream, ceil_div(now, rows) << shift, update_kernel<O, kLong>, k,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
-from mpembed._checks import finite
+from mpembed._arguments.scalars import finite
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.devices import CudaDevice, TorchDevice

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpembed import _arrays, _storage, checkpoint
-from mpembed._checks import MAX_SEED, MAX_STEP, integer
-from mpembed._device import Stream
-from mpembed._settings import Settings
+from mpembed import checkpoint
+from mpembed._arguments.scalars import MAX_SEED, MAX_STEP, integer
+from mpembed._bindings import array_ops
+from mpembed._bindings.device import Stream
+from mpembed._collection import storage
+from mpembed._collection.settings import Settings
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.optim import Optimizer
 
 _FORMAT = 1
-_PINS = np.uint64(_storage.PIN_MASK)
+_PINS = np.uint64(storage.PIN_MASK)
 Named = dict[str, Any]
 
 
@@ -73,7 +75,7 @@ def _tensors(collection: EmbeddingBagCollection, on: Stream) -> dict[str, torch.
         found["step"] = torch.from_numpy(np.asarray(_Step(collection._engine.clock)))
         return found
     copies = {
-        keys[name]: torch.from_numpy(_signed(_arrays.host(_arrays.read_only(a, on))))
+        keys[name]: torch.from_numpy(_signed(array_ops.host(array_ops.read_only(a, on))))
         for name, a in arrays.items()
     }
     return {**copies, "step": torch.tensor([collection._engine.clock.read(on)])}
@@ -146,7 +148,7 @@ def _write(
     for ticket in list(engine._open):
         engine.close(ticket)
     for name, own in collection._storage.arrays().items():
-        _arrays.assign(own, np.ascontiguousarray(arrays[name]), on)
+        array_ops.assign(own, np.ascontiguousarray(arrays[name]), on)
     engine.clock.set(step, on)
     if seed != collection._settings.seed:
         collection._settings = dataclasses.replace(collection._settings, seed=seed)

@@ -26,7 +26,7 @@ static std::vector<float> decoded(const std::vector<uint8_t>& row, int64_t dim) 
 template <class Check>
 static void each_format(Check check) {
   for (int32_t id = 0; id < MPE_NUM_FORMATS; ++id) {
-    with_format(id, [&](auto f) { check(typename decltype(f)::type{}); });
+    with_format(id, [&](auto f) { check(decltype(f){}); });
   }
 }
 

@@ -60,7 +60,7 @@ class Door:
     """The driver's functions on the CPU backend and another one: by default the library's own."""
 
     def __init__(self, library: Path, other: Path | None = None) -> None:
-        spec = importlib.util.find_spec("mpembed._core")
+        spec = importlib.util.find_spec("mpembed._bindings.kernels")
         assert spec is not None
         assert spec.origin is not None
         core = ctypes.CDLL(spec.origin, mode=ctypes.RTLD_GLOBAL)  # the driver asks it for row sizes

@@ -1,4 +1,4 @@
-"""What nvcc compiles: the kernels of the optional extension ``mpembed._cuda``."""
+"""What nvcc compiles: the kernels of the optional extension ``mpembed._bindings.cuda``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mpembed_build.objects import BUILD, Job, compilers, target
 from mpembed_build.settings import BuildError, CudaSettings
 from mpembed_build.toolkit import Toolkit, UnusableError, find
 
-NAME = "mpembed._cuda"
-BINDING = Path("mpembed/_cuda.pyx")
+NAME = "mpembed._bindings.cuda"
+BINDING = Path("mpembed/_bindings/cuda.pyx")
 KERNELS = Path("kernels/cuda")
 TABLE = "table.cu"
 PROBES = BUILD / "nvcc.json"

@@ -26,8 +26,8 @@ BINDING += ["-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"]
 MACOS = sys.platform == "darwin"
 EXTENSION = ["-bundle", "-undefined", "dynamic_lookup"] if MACOS else ["-shared"]
 EXPORTS = Path("kernels/exports.map")  # without it the standard library's templates show as well
-# Extensions lie beside the folder of the libraries, wherever the package is.
-LIBRARIES = f"-Wl,-rpath,{'@loader_path' if MACOS else '$ORIGIN'}/lib"
+# Extensions lie in a folder beside that of the libraries, wherever the package is.
+LIBRARIES = f"-Wl,-rpath,{'@loader_path' if MACOS else '$ORIGIN'}/../lib"
 WARNINGS = ["-Wall", "-Wextra"]
 # One answer on every machine: no contraction the source does not write. The other two change no
 # result; without them the compiler may not vectorise.

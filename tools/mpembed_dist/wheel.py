@@ -12,7 +12,7 @@ LIMITS = {"cpu": 5 * MEGABYTE, "cuda": 40 * MEGABYTE}
 PACKAGE = "mpembed"
 SHIPPED = {".py", ".pyi", ".pxd", ".typed"}  # of the package's folder in the source
 SOURCES = {".pyx", ".pxi", ".cpp", ".cu", ".cuh", ".o", ".pyc", ".new", ".d"}
-CUDA = "_cuda"
+CUDA = "_bindings/cuda"
 
 
 def problems(wheel: Path, root: Path, version: str, paths: Iterable[str]) -> list[str]:
@@ -44,8 +44,8 @@ def problems(wheel: Path, root: Path, version: str, paths: Iterable[str]) -> lis
 
 
 def modules(files: Iterable[str]) -> set[str]:
-    """Return the names of the compiled modules."""
-    pattern = re.compile(rf"{PACKAGE}/(\w+)\.[\w.-]*(?:so|pyd)")
+    """Return the compiled modules, each by its path in the package; libraries are none."""
+    pattern = re.compile(rf"{PACKAGE}/((?!lib/)(?:\w+/)*\w+)\.[\w.-]*(?:so|pyd)")
     return {match[1] for name in files if (match := pattern.fullmatch(name))}
 
 
@@ -77,7 +77,8 @@ def _package(files: Mapping[str, bytes], root: Path) -> list[str]:
         shipped = PurePosixPath(name).suffix in SHIPPED and name.startswith(f"{PACKAGE}/")
         if shipped and not (root / name).is_file():
             wrong.append(f"has no source: {name}")
-    compiled, bindings = modules(files), {path.stem for path in (root / PACKAGE).glob("*.pyx")}
+    sources = (path.relative_to(root / PACKAGE) for path in (root / PACKAGE).rglob("*.pyx"))
+    compiled, bindings = modules(files), {path.with_suffix("").as_posix() for path in sources}
     wrong += [f"not compiled: {name}" for name in sorted(bindings - compiled - {CUDA})]
     wrong += [f"compiled from nothing: {name}" for name in sorted(compiled - bindings)]
     return wrong

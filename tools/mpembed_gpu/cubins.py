@@ -87,7 +87,7 @@ def sources() -> list[Path]:
 
 def single_format(header: str, cpp_type: str) -> str:
     """Return ``registry_types.h`` with a `with_format` that knows one format."""
-    body = f"auto with_format(int32_t, F f) {{\n  return f(TypeTag<{cpp_type}>{{}});\n}}\n"
+    body = f"auto with_format(int32_t, F f) {{\n  return f({cpp_type}{{}});\n}}\n"
     text, found = _SWITCH.subn(body, header)
     if found != 1:
         raise ValueError("registry_types.h has no with_format of the known form")

@@ -1,0 +1,1 @@
+"""From what a caller passes to checked values and views."""

@@ -1,0 +1,100 @@
+"""Devices, their streams and their memory."""
+
+cimport cython
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from mpembed._bindings.api cimport mpe_backend, mpe_status
+
+
+@cython.final
+cdef class Device:
+    """One device of a backend."""
+
+    cdef const mpe_backend* kernels
+    cdef object capsule  # keeps the table's library alive
+    cdef readonly str name  # "cpu", "cuda:0"
+    cdef readonly int32_t index
+    cdef readonly bint immediate  # a call returns when its work is done
+    cdef Stream ordinary  # what `stream=None` means
+
+    cdef int check(self, mpe_status status, str what) except -1
+    cdef int32_t enter(self) except -1
+    cdef int leave(self, int32_t previous, mpe_status status, str what) except -1
+    cpdef Stream stream(self, object given)
+
+
+@cython.final
+cdef class Stream:
+    """Where the work of a call is queued; the CPU's only one does it at once."""
+
+    cdef readonly Device device
+    cdef void* handle
+    cdef object owner  # what the caller gave, which keeps the stream from being destroyed; or None
+    cdef readonly uint64_t capture  # the number of the one it was in when last asked, or 0
+
+    cdef int ask(self) except -1
+    cdef int refuse_capture(self, str what) except -1
+    cdef int synchronize(self, str what) except -1
+    cdef bint follow(self, Stream other) except -1
+
+
+@cython.final
+cdef class Memory:
+    """A piece of a device's memory, owned."""
+
+    cdef readonly Device device
+    cdef void* data
+    cdef readonly int64_t nbytes
+    cdef int32_t placement  # -1: borrowed in the order of `stream`
+    cdef Stream home  # in whose order it goes back; None where it is not borrowed
+    cdef uint64_t capture  # the graph's whose capture borrowed it, or 0
+    cdef Stream written  # the last one that writes it, for all tensors in it; None: the default one
+    cdef list readers  # streams outside the library that may still read it, as Streams
+
+    cdef int moved_to(self, Stream on) except -1
+    cdef bint may_go_back(self) except -1
+    cdef Stream writer(self)
+
+
+@cython.final
+cdef class Calls:
+    """The calls of one collection, in order."""
+
+    cdef readonly Device device
+    cdef readonly Stream last  # the stream of the last call outside of captures
+    cdef Stream now  # of the running call
+    cdef object lock
+    cdef Call one  # the CPU's, whose contexts are all the same
+    cdef void* event  # behind the last call outside of captures
+    cdef void* launched  # behind the last launch of a graph; NULL before the first capture
+    cdef Stream graph  # of the last call that was captured; None once that is known to be over
+    cdef uint64_t capture  # its number
+    cdef public object later  # is called with the stream of the next call outside of captures
+    cdef int depth
+    cdef int32_t previous
+
+    cpdef Call on(self, object stream, object refuse=?)
+    cpdef Call again(self, object refuse=?)
+    cdef int begin(self, Stream on, object refuse) except -1
+    cdef int start(self, Stream on, object refuse) except -1
+    cdef int do_later(self, Stream on) except -1
+    cdef int order(self, Stream on) except -1
+    cdef int order_in_graph(self, Stream on) except -1
+    cdef bint is_captured(self) except -1
+    cdef int end(self) except -1
+
+
+@cython.final
+cdef class Call:
+    """The context of one call; entering gives its stream."""
+
+    cdef Calls calls
+    cdef Stream stream  # None: that of the last call
+    cdef object refuse  # called with the stream if the call would be captured, to raise; or None
+
+
+cdef Stream stream_at(Device device, void* handle, object owner=?)
+cdef Memory borrow(Stream on, int64_t nbytes)
+cdef Memory allocate(Device device, int64_t nbytes, int32_t placement)
+cdef int upload(Stream on, void* to, const void* source, int64_t nbytes) except -1
+cdef int download(Stream on, void* to, const void* source, int64_t nbytes) except -1

@@ -1,0 +1,253 @@
+"""Devices, their streams and their memory: the part of the C door that is not kernels.
+
+Calls to a device's runtime are made with that device set for the thread, and the one before is set
+again at the end: other libraries in the process have theirs.
+"""
+
+cimport cython
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint64_t, uintptr_t
+
+from mpembed._bindings.api cimport (
+    MPE_API_VERSION, MPE_ERR_MEMORY, MPE_OK, MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST, mpe_backend,
+    mpe_device, mpe_status)
+from mpembed._bindings.tracing cimport TRACE_DOMAIN, trace, untrace
+
+DEVICE, PINNED_HOST = MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST
+
+
+def count_devices(capsule):
+    """Return how many devices a backend sees; RuntimeError with its runtime's words if it fails."""
+    cdef const mpe_backend* kernels = _table(capsule)
+    cdef int32_t count = 0
+    if kernels.device_count(&count) != MPE_OK:
+        raise RuntimeError(kernels.last_error().decode("utf-8", "replace"))
+    return count
+
+
+def describe(capsule, int32_t index):
+    """Return a device's name, bytes of memory and compute capability."""
+    cdef const mpe_backend* kernels = _table(capsule)
+    cdef mpe_device found
+    if kernels.describe(index, &found) != MPE_OK:
+        raise RuntimeError(kernels.last_error().decode("utf-8", "replace"))
+    return found.name.decode("utf-8", "replace"), found.memory, (found.major, found.minor)
+
+
+def backend_level(capsule):
+    """Return the instruction set or the architectures that a backend was compiled for."""
+    return _table(capsule).level.decode()
+
+
+cdef const mpe_backend* _table(object capsule) except NULL:
+    cdef const mpe_backend* kernels = <const mpe_backend*>PyCapsule_GetPointer(
+        capsule, "mpembed.backend")
+    if kernels.api_version != MPE_API_VERSION:
+        raise RuntimeError(
+            f"the {kernels.name.decode()} backend speaks version {kernels.api_version} of "
+            f"mpembed/api.h, this mpembed {MPE_API_VERSION}: build both from one source")
+    return kernels
+
+
+cdef class Device:
+
+    def __init__(self, capsule, int32_t index):
+        self.kernels = _table(capsule)
+        self.capsule = capsule
+        self.index = index
+        backend = self.kernels.name.decode()
+        self.immediate = backend == "cpu"
+        self.name = backend if self.immediate else f"{backend}:{index}"
+        self.ordinary = stream_at(self, NULL)
+
+    @property
+    def level(self):
+        """Instruction set or architectures of the kernels."""
+        return self.kernels.level.decode()
+
+    @property
+    def dlpack(self):
+        """The (device type, device id) of DLPack."""
+        if self.immediate:
+            return 1, 0
+        return 2, self.index
+
+    cdef int check(self, mpe_status status, str what) except -1:
+        """Raise what a status says; MPE_OK raises nothing."""
+        if status == MPE_OK:
+            return 0
+        reason = "not enough memory"
+        if not self.immediate:
+            reason = self.kernels.last_error().decode("utf-8", "replace")
+        if status == MPE_ERR_MEMORY:
+            raise MemoryError(f"{what} on {self.name}: {reason}")
+        raise RuntimeError(f"{what} on {self.name}: {reason} (status {<int>status})")
+
+    cdef int32_t enter(self) except -1:
+        """Make this the thread's device; return the one before, for `leave`."""
+        cdef int32_t previous = 0
+        if self.immediate:
+            return 0
+        self.check(self.kernels.current_device(&previous), "asking for the device")
+        if previous != self.index:
+            self.check(self.kernels.use_device(self.index), "choosing the device")
+        return previous
+
+    cdef int leave(self, int32_t previous, mpe_status status, str what) except -1:
+        """Set the thread's device back, then raise what a call's status says."""
+        cdef mpe_status back = MPE_OK
+        if not self.immediate and previous != self.index:
+            back = self.kernels.use_device(previous)
+        if status == MPE_OK and back == MPE_OK:
+            return 0
+        self.check(status, what)
+        return self.check(back, "choosing the device")
+
+    cpdef Stream stream(self, object given):
+        """Return the stream that a caller means.
+
+        Parameters
+        ----------
+        given : None, int or object
+            None is the legacy default stream, an int a handle (0 is the default stream too), an
+            object has ``__cuda_stream__`` and is kept for as long as its stream is needed. On the
+            CPU only None.
+        """
+        cdef Stream made
+        if given is None:
+            self.ordinary.ask()  # while a stream is captured that it would wait for: an error
+            return self.ordinary
+        if self.immediate:
+            raise ValueError("stream must be None on the CPU")
+        handle = _handle_of(given)
+        if handle < 0 or handle >= 1 << 64:
+            raise ValueError(f"stream must be the handle of a stream, got {handle}")
+        if handle == 2:  # the same name in every thread, of as many streams
+            raise ValueError("stream must not be CUDA's per-thread default stream (2), which is "
+                             "another one in each thread; pass a stream of your own")
+        made = stream_at(self, <void*><uintptr_t>handle, given)
+        made.ask()
+        return made
+
+    def synchronize(self, stream=None):
+        """Wait until all work that a stream was given is done."""
+        cdef Stream on = self.stream(stream)
+        on.synchronize("synchronising")
+
+    def __repr__(self):
+        return f"Device({self.name!r})"
+
+
+cdef object _handle_of(object given):
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    protocol = getattr(given, "__cuda_stream__", None)
+    if protocol is None:
+        raise TypeError(
+            "stream must be None, the handle of a CUDA stream as an int, or an object with "
+            f"__cuda_stream__, got {type(given).__name__}")
+    version, handle = protocol() if callable(protocol) else protocol
+    if version != 0:
+        raise ValueError(f"stream: version {version} of __cuda_stream__ is not known, 0 is")
+    return int(handle)
+
+
+cdef class Stream:
+
+    def __init__(self):
+        raise TypeError("streams are made by Device.stream()")
+
+    @property
+    def address(self):
+        """The handle."""
+        return <uintptr_t>self.handle
+
+    @property
+    def number(self):
+        """The handle as DLPack and ``__cuda_array_interface__`` want it: 1 is the default."""
+        return <uintptr_t>self.handle or 1
+
+    cdef int ask(self) except -1:
+        """Find out which capture the stream is part of now."""
+        cdef uint64_t capture = 0
+        cdef mpe_status status
+        cdef int32_t previous
+        if self.device.immediate:
+            return 0
+        previous = self.device.enter()
+        status = self.device.kernels.capturing(self.handle, &capture)
+        self.device.leave(previous, status, "asking for captures")
+        self.capture = capture
+        return 0
+
+    cdef int refuse_capture(self, str what) except -1:
+        """Raise RuntimeError where the stream is captured, before the runtime ends that."""
+        self.ask()
+        if self.capture == UINT64_MAX:
+            raise RuntimeError("the capture of the stream has failed already: end it")
+        if self.capture != 0:
+            raise RuntimeError(f"{what} cannot be captured in a CUDA graph")
+        return 0
+
+    cdef int synchronize(self, str what) except -1:
+        cdef mpe_status status
+        cdef int32_t previous
+        if self.device.immediate:
+            return 0
+        self.refuse_capture(what)
+        previous = self.device.enter()
+        with nogil:
+            status = self.device.kernels.synchronize(self.handle)
+        return self.device.leave(previous, status, what)
+
+    def clear(self, uintptr_t address, int64_t nbytes):
+        """Set the device's memory to zero, in the order of the stream."""
+        cdef mpe_status status
+        cdef int32_t previous = self.device.enter()
+        with nogil:
+            status = self.device.kernels.fill(<void*>address, 0, nbytes, self.handle)
+        self.device.leave(previous, status, "clearing results")
+
+    cdef bint follow(self, Stream other) except -1:
+        """Let what comes on this stream wait for what another one has been given.
+
+        False where there is nothing to order: a graph runs when it is launched, after what the
+        stream of its launch has been given.
+        """
+        cdef const mpe_backend* kernels = self.device.kernels
+        cdef void* event = NULL
+        cdef int32_t previous
+        cdef mpe_status status
+        if self.device.immediate or other.handle == self.handle:
+            return False
+        self.ask()
+        other.ask()
+        if self.capture != other.capture:
+            if other.capture != 0:
+                raise RuntimeError("what a CUDA graph that is being captured writes cannot be used "
+                                   "outside of it before its launch")
+            return False
+        previous = self.device.enter()
+        status = kernels.create_event(&event)
+        if status == MPE_OK:
+            status = kernels.record(event, other.handle)
+            if status == MPE_OK:
+                status = kernels.wait(event, self.handle)
+            kernels.destroy_event(event)
+        self.device.leave(previous, status, "ordering streams")
+        return True
+
+    def __repr__(self):
+        return f"<stream {<uintptr_t>self.handle:#x} of {self.device.name}>"
+
+
+cdef Stream stream_at(Device device, void* handle, object owner=None):
+    cdef Stream made = Stream.__new__(Stream)
+    made.device, made.owner = device, owner
+    # Two names of the same stream, of which one is as good as the other.
+    made.handle = NULL if <uintptr_t>handle == 1 else handle
+    return made
+
+
+include "device/memory.pxi"
+include "device/calls.pxi"

@@ -1,0 +1,133 @@
+"""Whole kernels through the C door, of any backend: groups of tables, batches, their lookups.
+
+Arrays come in as `View` objects (checked by the Python layer), or as arrays of the storage. Each
+call names the stream it goes to, and with it the device, which is the thread's while its kernel is
+launched: whoever calls need not have set it. The GIL is released around every kernel.
+"""
+
+cimport numpy as cnp
+from libc.stdint cimport (
+    INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t)
+from cpython.pycapsule cimport PyCapsule_New
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp
+from libcpp.vector cimport vector
+
+import numpy as np
+
+from mpembed._bindings.api cimport *
+from mpembed._bindings.device cimport Device, Memory, Stream, allocate, borrow, download, upload
+from mpembed._bindings.tensor cimport Tensor
+from mpembed._bindings.view cimport BF16, F32, View
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #include "mpembed/registry.h"
+    #define MPE_NAME3(id, name, type) #name,
+    #define MPE_NAME2(id, name) #name,
+    static const char* const mpe_names_formats[] = {MPE_FORMATS(MPE_NAME3) nullptr};
+    static const char* const mpe_names_optimizers[] = {MPE_OPTIMIZERS(MPE_NAME3) nullptr};
+    static const char* const mpe_names_policies[] = {MPE_POLICIES(MPE_NAME3) nullptr};
+    static const char* const mpe_names_poolings[] = {MPE_POOLINGS(MPE_NAME2) nullptr};
+    static const char* const mpe_names_decays[] = {MPE_WEIGHT_DECAYS(MPE_NAME2) nullptr};
+    static const char* const mpe_names_roundings[] = {MPE_ROUNDINGS(MPE_NAME2) nullptr};
+    static const char* const mpe_names_inits[] = {MPE_INITS(MPE_NAME2) nullptr};
+    static const char* const mpe_names_stats[] = {MPE_STATS(MPE_NAME2) nullptr};
+    """
+    const char* const mpe_names_formats[]
+    const char* const mpe_names_optimizers[]
+    const char* const mpe_names_policies[]
+    const char* const mpe_names_poolings[]
+    const char* const mpe_names_decays[]
+    const char* const mpe_names_roundings[]
+    const char* const mpe_names_inits[]
+    const char* const mpe_names_stats[]
+
+BACKEND = PyCapsule_New(<void*>mpe_cpu_backend(), "mpembed.backend", NULL)
+
+
+cdef dict _names(const char* const* names):
+    result = {}
+    i = 0
+    while names[i] != NULL:
+        result[names[i].decode()] = i
+        i += 1
+    return result
+
+
+FORMATS = _names(mpe_names_formats)
+OPTIMIZERS = _names(mpe_names_optimizers)
+POLICIES = _names(mpe_names_policies)
+POOLINGS = _names(mpe_names_poolings)
+WEIGHT_DECAYS = _names(mpe_names_decays)
+ROUNDINGS = _names(mpe_names_roundings)
+INITS = _names(mpe_names_inits)
+STATS = list(_names(mpe_names_stats))
+LEVEL = mpe_cpu_backend().level.decode()
+
+
+def row_bytes(int precision, int64_t dim):
+    return mpe_row_bytes(precision, dim)
+
+
+def code_bytes(int precision, int64_t dim):
+    return mpe_code_bytes(precision, dim)
+
+
+def state_shape(int optimizer):
+    return mpe_state_shape(optimizer)
+
+
+def policy_has_sketch(int policy):
+    return bool(mpe_policy_has_sketch(policy))
+
+
+def get_num_threads():
+    return mpe_get_num_threads()
+
+
+def set_num_threads(int n):
+    mpe_set_num_threads(n)
+
+
+def invalid_variable():
+    """The name of a variable of the environment whose value is not known, or None."""
+    cdef const char* name = mpe_invalid_variable()
+    return None if name == NULL else name.decode()
+
+
+cdef inline char* at(Memory memory, int64_t offset) noexcept:
+    return <char*>memory.data + offset
+
+
+cdef void* _address(object array) except? NULL:
+    """Address of a View, Tensor or NumPy array, NULL for None."""
+    if array is None:
+        return NULL
+    if isinstance(array, View):
+        return (<View>array).data
+    if isinstance(array, Tensor):
+        return (<Tensor>array).data
+    return cnp.PyArray_DATA(array)
+
+
+def host_copy(View view, Stream on, bint always=False):
+    """Return the values of a contiguous array in the host's memory; a device is waited for.
+
+    Where the host reads the memory itself, it is no copy unless `always`. BF16 becomes its bits.
+    """
+    if on.device.immediate and not always:
+        return np.asarray(view)
+    array = np.empty(view.shape, np.uint16 if view.kind == BF16 else np.dtype(view.dtype))
+    if array.size:
+        download(on, cnp.PyArray_DATA(array), view.data, array.nbytes)
+    return array
+
+
+include "kernels/batch.pxi"
+include "kernels/state.pxi"
+include "kernels/work.pxi"
+include "kernels/group.pxi"
+include "kernels/ops.pxi"

@@ -1,0 +1,137 @@
+# What calls change besides tables and caches: the write step, and what is wrong; part of kernels.pyx.
+
+
+cdef class Clock:
+    """The write step of a collection and its learning rate for graphs, where the kernels run.
+
+    `taken` is the host's own count of steps, without those that graphs have taken since `read`.
+    """
+
+    cdef Device device
+    cdef Memory memory
+    cdef uint64_t* step
+    cdef float* lr
+    cdef readonly uint64_t taken
+
+    def __init__(self, Stream on, uint64_t start, bint lasting):
+        self.device = on.device
+        self.memory = little(on, sizeof(uint64_t) + sizeof(float), lasting)
+        self.step = <uint64_t*>self.memory.data
+        self.lr = <float*>(self.step + 1)
+        self.set(start, on)
+
+    @property
+    def nbytes(self):
+        """Bytes in a device's memory."""
+        return 0 if self.device.immediate else self.memory.nbytes
+
+    @property
+    def address(self):
+        """Where the step is, in the device's memory."""
+        return <uintptr_t>self.step
+
+    def set(self, uint64_t step, Stream on):
+        """Continue from a step."""
+        self.taken = step
+        if self.device.immediate:
+            self.step[0] = step
+        else:
+            upload(on, self.step, &step, sizeof(step))
+
+    def set_lr(self, float lr, Stream on):
+        """Set the learning rate of updates in graphs."""
+        upload(on, self.lr, &lr, sizeof(lr))
+
+    def advance(self, Stream on):
+        """Take a step: for a call that may write."""
+        cdef mpe_status status
+        cdef int32_t previous
+        if self.device.immediate:
+            self.step[0] += 1
+        else:
+            previous = self.device.enter()
+            status = self.device.kernels.advance(self.step, on.handle)
+            self.device.leave(previous, status, "taking a step")
+        self.taken += 1
+
+    def retreat(self):
+        """Take back the step of a call that has changed nothing; a device's step is left."""
+        if self.device.immediate:
+            self.step[0] -= 1
+            self.taken -= 1
+
+    def read(self, Stream on):
+        """Return the step; a device is waited for."""
+        cdef uint64_t step = 0
+        if self.device.immediate:
+            return self.step[0]
+        download(on, &step, self.step, sizeof(step))
+        self.taken = step
+        return step
+
+
+cdef class Faults:
+    """What kernels found wrong: with a batch, and with the updates of each group."""
+
+    cdef Device device
+    cdef Memory memory
+    cdef mpe_error* found  # of a batch, then of each group's updates; where the kernels run
+    cdef int count
+
+    def __init__(self, Stream on, int groups, bint lasting):
+        self.device, self.count = on.device, 1 + groups
+        self.memory = little(on, self.count * sizeof(mpe_error), lasting)
+        self.found = <mpe_error*>self.memory.data
+        self.clear(on)
+
+    @property
+    def nbytes(self):
+        """Bytes in a device's memory."""
+        return 0 if self.device.immediate else self.memory.nbytes
+
+    def clear(self, Stream on):
+        """Forget everything."""
+        cdef vector[mpe_error] none
+        none.resize(self.count)
+        for i in range(self.count):
+            none[i].position = none[i].value = INT64_MAX
+        upload(on, self.found, none.data(), self.count * sizeof(mpe_error))
+
+    cdef bint any(self) noexcept:
+        """Whether there is one, on the CPU."""
+        for i in range(self.count):
+            if self.found[i].status != MPE_OK:
+                return True
+        return False
+
+    def take(self, Stream on):
+        """Return and forget what was found: an error of a batch or None, and nonfinite updates.
+
+        The first is an IndexError's (table id, position, value, count) or another exception; the
+        others are (group, count, smallest linear row id). A device is waited for.
+        """
+        cdef vector[mpe_error] found
+        cdef mpe_error one
+        batch, updates = None, []
+        if self.device.immediate and not self.any():
+            return batch, updates
+        found.resize(self.count)
+        download(on, found.data(), self.found, self.count * sizeof(mpe_error))
+        if found[0].status == MPE_ERR_INDEX:
+            batch = found[0].table, found[0].position, found[0].value, found[0].count
+        elif found[0].status != MPE_OK:
+            batch = offsets_error(&found[0], -1, 0)
+        for i in range(1, self.count):
+            one = found[i]
+            if one.status != MPE_OK:
+                updates.append((i - 1, one.count, one.value))
+        if batch is not None or updates:
+            self.clear(on)
+        return batch, updates
+
+
+cdef Memory little(Stream on, int64_t nbytes, bint lasting):
+    """Return memory for a few bytes, for as long as a collection or for one call."""
+    if on.device.immediate or not lasting:
+        return borrow(on, nbytes)
+    return allocate(on.device, nbytes, MPE_PLACEMENT_DEVICE)

@@ -1,0 +1,1 @@
+"""What an embedding collection is made of."""

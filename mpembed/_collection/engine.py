@@ -1,0 +1,297 @@
+"""What happens to a checked batch: admission, forward, fused backward, tickets.
+
+The collection checks what callers pass; this class keeps the invariants: the write step grows with
+every call that may write, rows of open tickets are pinned, a slot is unpinned exactly once.
+"""
+
+from functools import partial
+from typing import Any
+
+from mpembed import optim
+from mpembed._arguments import batches, captures, outputs
+from mpembed._arguments.scalars import MAX_STEP
+from mpembed._bindings import kernels
+from mpembed._bindings.device import Calls, Stream
+from mpembed._bindings.kernels import Batch, Lookups, Work
+from mpembed._collection.lock import ForkAwareLock
+from mpembed._collection.open_batches import OpenTickets
+from mpembed._collection.storage import Storage
+from mpembed.optim import Optimizer
+from mpembed.tickets import Ticket
+
+
+class Engine(OpenTickets):
+    """The moving parts of a collection. Callers are inside one of `calls` and pass its stream.
+
+    Every call first checks, allocates and computes all that can fail, for all groups; only then it
+    takes its step and changes anything. What can still fail is a kernel that finds no memory for
+    its own workspace. It does so before it changes anything itself, but an earlier group's kernel
+    has run by then; what that leaves is said where it can happen.
+
+    A device's kernels find what is wrong with a batch after the call has returned. They empty such
+    a batch before it can change anything but the step and the cache's clock, and keep the error
+    for `check`.
+    """
+
+    def __init__(self, storage: Storage, optimizer: Optimizer, *, drop: bool) -> None:
+        self.storage = storage
+        self.optimizer = optimizer
+        self.drop = drop
+        self.clock, self.faults = storage.clock, storage.faults
+        self.device = storage.device
+        super().__init__(
+            Calls(storage.device, ForkAwareLock()), [group.kernels for group in storage.groups]
+        )
+        self.width = outputs.pooled_width(storage.configs)
+        self._pending: list[tuple[int, int, int]] = []  # skipped updates, not yet reported
+        if not self.device.immediate:
+            optim.follow(optimizer, self)
+
+    def _room_for_step(self) -> None:
+        if self.clock.taken >= MAX_STEP:
+            raise OverflowError(f"the write step may not exceed {MAX_STEP}")
+
+    # ---- forward ---------------------------------------------------------------------------
+
+    def prefetch(self, batch: Batch, on: Stream) -> Ticket:
+        """Admit a batch and keep its ticket for the forward to come."""
+        self._room_for_step()
+        self._settle(on)
+        self._room_for_ticket(0, on)
+        ticket = self._reserve(batch, self._prepare(batch, on), on)
+        ticket._arguments = batch.index_arguments()
+        self.clock.advance(on)
+        self._admit(ticket, on)
+        self._prefetched.append(ticket)
+        return ticket
+
+    def evaluate(self, batch: Batch, views: Any, on: Stream) -> None:
+        """Forward without any change of state."""
+        lookups = self._prepare(batch, on)
+        self._clear_unpooled(views, on)
+        parts = list(zip(self.groups, lookups, strict=True))
+        work = [Work(group, part, views, True, on) for group, part in parts]
+        for (group, part), space in zip(parts, work, strict=True):
+            if group.cached:
+                group.locate(part, space, on)
+        kernels.lookup(self.groups, lookups, work, on)
+
+    def train_forward(self, batch: Batch, views: Any, on: Stream, *, explicit: bool) -> Ticket:
+        """Forward of a training batch; an implicit ticket lasts until the next such call."""
+        self._room_for_step()
+        self._settle(on)
+        lookups = self._prepare(batch, on)
+        known = next((t for t in self._prefetched if self._same_batch(t, batch, lookups)), None)
+        if known is None:
+            implicit = self._implicit is not None and self._implicit.open
+            self._room_for_ticket(1 if implicit else 0, on)
+        ticket = self._reserve(batch, lookups, on) if known is None else known
+        parts = ticket._parts(self.groups)
+        work = [Work(group, part, views, True, on) for group, part in parts]
+        self._clear_unpooled(views, on)
+        self.clock.advance(on)
+        if self._implicit is not None:
+            self.close(self._implicit)
+            self._implicit = None
+        if known is None:
+            self._admit(ticket, on)
+        else:
+            self._prefetched.remove(known)
+            known._take_weights(lookups, weighted=batch.weights is not None)
+        try:
+            for (group, part), space in zip(parts, work, strict=True):
+                if group.cached:
+                    group.refresh(part, space, on)
+                    group.scatter(part, space, on)
+            kernels.lookup(self.groups, [part for _, part in parts], work, on)
+        except BaseException:  # no memory: the batch is admitted and counted, and open no more
+            self.close(ticket)
+            raise
+        for group, part in parts:
+            if not group.cached:
+                group.count(part, False, True, True, on)
+        self._latest = ticket
+        self._implicit = None if explicit else ticket
+        return ticket
+
+    def _clear_unpooled(self, views: Any, on: Stream) -> None:
+        """On a device, outputs without bags read as zero where a batch turns out to be refused."""
+        if self.width is not None or self.device.immediate:
+            return
+        for view in views.values():
+            on.clear(view.address, 4 * view.size)
+
+    def _same_batch(self, ticket: Ticket, batch: Batch, lookups: list[Lookups]) -> bool:
+        """Whether a batch is the one of a prefetch.
+
+        On a device it is if it lies in the same memory: its contents are not read back.
+        """
+        if self.device.immediate:
+            return ticket._same_rows(lookups)
+        return ticket._same_arrays(batch.index_arguments())
+
+    def _prepare(self, batch: Batch, on: Stream) -> list[Lookups]:
+        """Return each group's share of a batch; IndexError on the CPU, `check` on a device."""
+        lookups = [group.prepare(batch, self.drop, on) for group in self.groups]
+        if self.device.immediate:
+            found = batch.found(on)
+            if found is not None:
+                raise self._index_error(found, batch)
+            return lookups
+        for group, part in zip(self.groups, lookups, strict=True):
+            group.discard(batch, part, self.faults, on)
+        return lookups
+
+    def _index_error(
+        self, found: tuple[int, int, int, int], batch: Batch | None = None
+    ) -> IndexError:
+        table = self.storage.configs[found[0]]
+        joined = batch is not None and batch.sources is not None
+        argument = "its indices" if joined else "indices"
+        first = batch.first_index(found[0]) if joined and batch is not None else 0
+        return batches.index_error(table.name, table.num_embeddings, found, argument, first)
+
+    def _reserve(self, batch: Batch, lookups: list[Lookups], on: Stream) -> Ticket:
+        """Return the ticket of a batch to admit, with all that its admission needs."""
+        for group, part in zip(self.groups, lookups, strict=True):
+            part.reserve(group, on)
+        weighted = batch.weights is not None
+        sizes = batch.batch_size, batch.num_indices
+        return Ticket(self, lookups, *sizes, weighted=weighted, capture=on.capture)
+
+    def _admit(self, ticket: Ticket, on: Stream) -> None:
+        self._open.add(ticket)
+        if ticket._capture != 0:
+            self._captured.add(ticket)
+        try:
+            for group, part in ticket._parts(self.groups):
+                if group.cached:
+                    group.admit(part, on)
+                    group.count(part, False, False, True, on)
+        except BaseException:  # no memory: earlier groups keep the rows they admitted, unpinned
+            self.close(ticket)
+            raise
+
+    # ---- backward --------------------------------------------------------------------------
+
+    def backward(self, used: Ticket, views: Any, weight_grad: Any, on: Stream) -> None:
+        """Update the rows of a ticket; write the gradient of the weights, if it had any."""
+        self._room_for_step()
+        settings = self.optimizer.kernel_settings()
+        parts, work = used._parts(self.groups), []
+        # A refused batch has no lookups that would write it.
+        if weight_grad is not None and not self.device.immediate:
+            on.clear(weight_grad.address, 4 * used.num_indices)
+        for group, part in parts:
+            part.dedup(group, on)
+            work.append(Work(group, part, views, used.weighted, on))
+        for (group, part), space in zip(parts, work, strict=True):
+            if group.cached:
+                group.refresh(part, space, on)
+            if weight_grad is not None:
+                if group.cached:
+                    group.scatter(part, space, on)
+                group.weight_grad(part, space, weight_grad, on)
+        self.clock.advance(on)
+        changed = False
+        try:
+            for (group, part), space in zip(parts, work, strict=True):
+                group.update(part, space, settings, self.faults, on)
+                changed = True
+                if not group.cached:
+                    group.count(part, True, False, False, on)
+        except BaseException:
+            # No memory. In the first group nothing has changed. Later, the groups before it are
+            # updated; the batch is closed, so that no second try updates them twice.
+            if changed:
+                self.close(used)
+            else:
+                self.clock.retreat()
+            raise
+        self.close(used)
+
+    # ---- what kernels found wrong ------------------------------------------------------------
+
+    def skipped_updates(self, on: Stream) -> tuple[int, str, int] | None:
+        """Return and forget the updates left out: how many, the first one's table and row."""
+        self._settle(on)
+        batch, updates = self.faults.take(on)
+        updates, self._pending = self._pending + updates, []
+        if batch is not None:
+            self._pending = updates  # reported at the next check
+            raise batch if isinstance(batch, Exception) else self._index_error(batch)
+        if not updates:
+            return None
+        number = min(group for group, _, _ in updates)
+        name, row = self.groups[number].row_of(min(k for g, _, k in updates if g == number))
+        return sum(count for _, count, _ in updates), name, row
+
+    # ---- single writes ---------------------------------------------------------------------
+
+    def flush(self, on: Stream) -> None:
+        """Write every dirty slot of every group back."""
+        self._room_for_step()
+        self.clock.advance(on)
+        flushed = False
+        try:
+            for group in self.groups:
+                if group.cached:
+                    group.flush(on)  # no memory: the groups before are flushed, the step is theirs
+                flushed = True
+        except BaseException:
+            if not flushed:
+                self.clock.retreat()
+            raise
+
+    def write_rows(self, group: Any, keys: Any, values: Any, on: Stream) -> None:
+        """Set rows of one group."""
+        self._room_for_step()
+        self.clock.advance(on)
+        try:
+            group.write_rows(keys, values, on)
+        except BaseException:
+            self.clock.retreat()
+            raise
+
+    # ---- shapes ----------------------------------------------------------------------------
+
+    def batch_shapes(self, batch: Batch, on: Stream) -> Any:
+        """Return the shape of a batch's output, or each table's where one is unpooled.
+
+        Where a table of several is unpooled, a device is waited for.
+        """
+        if self.width is not None:
+            return batch.batch_size, self.width
+        counts = batch.table_counts(on)
+        return outputs.unpooled_shapes(self.storage.configs, batch.batch_size, counts)
+
+    # ---- graphs ----------------------------------------------------------------------------
+
+    def refuse_forward(self, indices: Any, out: Any, on: Stream, *, training: bool) -> None:
+        """Raise RuntimeError for a forward that cannot be captured."""
+        several = self.width is None and len(self.storage.configs) > 1
+        captures.refuse_batch(indices, unpooled_of_several=several)
+        captures.refuse_result("forward", out)
+        if training:
+            self.refuse_admission(indices, on)
+
+    def ask_lr(self) -> None:
+        """Raise RuntimeError where graphs of this collection cannot be given another rate now."""
+        if self.calls.was_captured:
+            with self.calls.again(_refuse_lr):
+                pass
+
+    def take_lr(self, lr: float) -> None:
+        """Let graphs use this learning rate from their next launch on.
+
+        Before the first of them it is the next call that sends it: that need not come at all, and
+        the stream of the one before may be gone.
+        """
+        self.calls.later = partial(self.clock.set_lr, lr)
+        if self.calls.was_captured:
+            with self.calls.again(_refuse_lr):
+                pass
+
+
+def _refuse_lr(on: Stream) -> None:
+    raise RuntimeError(f"the learning rate cannot be set {captures.GRAPH}")

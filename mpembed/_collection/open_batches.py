@@ -1,0 +1,172 @@
+"""The batches of a collection that are open, in captures of CUDA graphs and outside of them."""
+
+import warnings
+import weakref
+from typing import Any
+
+from mpembed._arguments import captures
+from mpembed._bindings.device import Calls, Stream
+from mpembed._bindings.kernels import Group
+from mpembed.tickets import MAX_OPEN, Ticket
+
+
+class OpenTickets:
+    """Open batches: which there are, and how one is closed."""
+
+    def __init__(self, calls: Calls, groups: list[Group]) -> None:
+        self.calls, self.groups = calls, groups
+        self._pins = any(group.cached for group in groups)
+        self._open: weakref.WeakSet[Ticket] = weakref.WeakSet()
+        self._prefetched: list[Ticket] = []
+        self._implicit: Ticket | None = None
+        self._latest: Ticket | None = None
+        self._captured: weakref.WeakSet[Ticket] = weakref.WeakSet()  # the open ones of captures
+        self._abandoned: list[Ticket] = []  # to be closed once no capture forbids it
+        self._graph_pins = 0  # the most pins that a launch of a graph takes for a time
+
+    @property
+    def workspace(self) -> int:
+        """Bytes held by open batches."""
+        return sum(ticket.nbytes for ticket in [*self._open, *self._abandoned])
+
+    def ticket_for_backward(self, ticket: Ticket | None, on: Stream) -> Ticket:
+        """Return the open ticket of a forward, by default the latest one's."""
+        self._settle(on)
+        used = self._latest if ticket is None else ticket
+        if used is None:
+            raise RuntimeError(
+                "backward without a training forward (training=False leaves nothing to train)"
+            )
+        if not isinstance(used, Ticket):
+            raise TypeError(f"ticket must be a Ticket, got {type(used).__name__}")
+        if not used._belongs_to(self):
+            raise ValueError("the ticket belongs to another collection")
+        if not used.open:
+            raise RuntimeError("the forward of this backward was used already or dropped")
+        if used in self._prefetched:
+            raise RuntimeError("the ticket is a prefetch's: call forward first")
+        return used
+
+    def close(self, ticket: Ticket) -> None:
+        """Unpin a ticket's rows and forget it; closing twice is harmless."""
+
+        def refuse(on: Stream) -> None:
+            if ticket.open and ticket._capture == 0:
+                raise RuntimeError(
+                    f"a batch that was opened outside cannot be closed {captures.GRAPH}"
+                )
+
+        with self.calls.again(refuse) as on:
+            self._settle(on)
+            if not ticket.open:
+                return
+            if on.capture != 0:
+                refuse(on)
+            if ticket._capture != on.capture:
+                self._lose([ticket])
+                return
+            self._forget(ticket)
+            for group, part in zip(self.groups, ticket._close(), strict=True):
+                if group.cached:
+                    group.release(part, on)
+                part.moved_to(on)
+
+    def _forget(self, ticket: Ticket) -> None:
+        self._open.discard(ticket)
+        self._captured.discard(ticket)
+        if ticket in self._prefetched:
+            self._prefetched.remove(ticket)
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Close a ticket that nobody has any more, at once or after the capture that goes on."""
+        try:
+            self.close(ticket)
+        except RuntimeError:  # or in a child forked at a bad moment, which never closes it
+            if ticket.open:
+                self._forget(ticket)  # a weak set still has what its `__del__` has revived
+                self._abandoned.append(ticket)
+
+    def _settle(self, on: Stream) -> None:
+        """Forget what captures that are over left open, and close what waited for their end."""
+        lost = [ticket for ticket in self._captured if ticket._capture != on.capture]
+        if on.capture == 0 and self._abandoned:
+            self._close_abandoned()
+        if lost:
+            self._lose(lost)
+
+    def _close_abandoned(self) -> None:
+        abandoned, self._abandoned = self._abandoned, []  # to close one asks for them again
+        try:
+            while abandoned:
+                self.close(abandoned[-1])
+                abandoned.pop()
+        finally:
+            self._abandoned.extend(abandoned)
+
+    def _lose(self, tickets: list[Ticket]) -> None:
+        """Forget tickets of a capture that is over: their memory is its graph's."""
+        for ticket in tickets:
+            self._forget(ticket)
+            ticket._close()
+        warnings.warn(
+            "the capture of a CUDA graph ended before the backward of a forward or prefetch in it: "
+            "do not launch that graph, each launch would pin rows for good",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+    def drop_prefetched(self, on: Stream) -> int:
+        """Drop all prefetches that no forward has taken over; return how many."""
+        self._settle(on)
+        waiting = list(self._prefetched)
+        for ticket in waiting:
+            self.close(ticket)
+        return len(waiting)
+
+    def _room_for_ticket(self, freed: int, on: Stream) -> None:
+        captured = len(self._captured)
+        outside = len(self._open) - captured + len(self._abandoned)
+        pins = self._graph_pins
+        if on.capture != 0:  # each launch takes them for as long as it runs
+            pins = max(pins, captured + 1 - freed)
+        else:
+            outside += 1 - freed
+        # Without a cache nothing is pinned; forgotten prefetches would still pile up.
+        if (outside + pins if self._pins else len(self._prefetched) + 1) > MAX_OPEN:
+            raise RuntimeError(
+                f"{MAX_OPEN} batches are open, {len(self._prefetched)} of them prefetched; use "
+                "them in a backward or drop them first (their tickets, or the outputs of PyTorch "
+                "modules), or call drop_prefetched()"
+            )
+        self._graph_pins = pins
+
+    # ---- refusals --------------------------------------------------------------------------
+
+    def refuse_admission(self, indices: Any, on: Stream) -> None:
+        """Raise RuntimeError where a capture would have to take over what was opened outside."""
+        captures.refuse_batch(indices, unpooled_of_several=False)
+        captures.refuse_unsent(self.calls)
+        self._settle(on)
+        implicit = self._implicit
+        if implicit is not None and implicit.open and implicit._capture == 0:
+            raise RuntimeError(
+                "the latest forward waits for its backward, which cannot be captured "
+                f"{captures.GRAPH} without that forward: call backward before the capture"
+            )
+        if any(ticket._capture == 0 for ticket in self._prefetched):
+            raise RuntimeError(
+                f"a prefetch from outside cannot be taken over {captures.GRAPH}: use it before "
+                "or call drop_prefetched()"
+            )
+
+    def refuse_backward(self, ticket: Ticket | None, out: Any, on: Stream) -> None:
+        """Raise RuntimeError for a backward that cannot be captured."""
+        captures.refuse_unsent(self.calls)
+        used = self.ticket_for_backward(ticket, on)
+        if used._capture == 0:
+            raise RuntimeError(
+                f"a backward cannot be captured {captures.GRAPH} without its forward: that was "
+                "called outside"
+            )
+        if used.weighted:
+            captures.refuse_result("backward of a forward with per_sample_weights", out)

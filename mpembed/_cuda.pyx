@@ -1,7 +1,0 @@
-"""The function table of the CUDA kernels. Importing it needs no driver."""
-
-from cpython.pycapsule cimport PyCapsule_New
-
-from mpembed._api cimport mpe_cuda_backend
-
-BACKEND = PyCapsule_New(<void*>mpe_cuda_backend(), "mpembed.backend", NULL)

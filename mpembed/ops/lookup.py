@@ -1,0 +1,180 @@
+"""The lookups of ``mpembed.ops``: unique rows, cache tags, pooled packed tables."""
+
+from typing import Any
+
+import numpy as np
+
+from mpembed import registry
+from mpembed._arguments import captures
+from mpembed._arguments.arrays import FLOAT, INDEX, begin, packed_rows, result_view
+from mpembed._arguments.batches import make_batch_of_one, one_bag, table_lookups
+from mpembed._arguments.scalars import integer
+from mpembed._bindings import array_ops, kernels
+from mpembed._bindings.device import Stream
+from mpembed._bindings.dlpack import view
+from mpembed._bindings.view import DTYPES, View, require
+from mpembed.registry import MAX_DIM
+
+
+def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[Any, Any, Any]:
+    """Find the unique values of row indices.
+
+    Parameters
+    ----------
+    indices : int32 or int64 tensor (N,)
+        All >= 0.
+    out : tuple of three tensors, optional
+        int64 of at least N, int64 of at least N + 1 and int32 of at least N elements; what is
+        returned are their beginnings, and the rest is undefined.
+
+    Returns
+    -------
+    rows : numpy.ndarray (U,), int64
+        Ascending.
+    starts : numpy.ndarray (U + 1,), int64
+        The occurrences of ``rows[u]`` are ``positions[starts[u] : starts[u + 1]]``.
+    positions : numpy.ndarray (N,), int32
+        Ascending within a row.
+    """
+    on, source = begin(indices, "indices", stream, captures.waits("unique_rows"))
+    require(source, INDEX, 1)
+    n = integer("the number of indices", source.size, 0, 2**31 - 1)
+    keys = _keys(indices, source, "indices", 2**63 - 1, on)
+    kinds = ("int64", "int64", "int32")
+    least = (n, n + 1, n)
+    if out is None:
+        pairs = zip(least, kinds, strict=True)
+        arrays = tuple(array_ops.result((size,), dtype, on) for size, dtype in pairs)
+    elif not isinstance(out, tuple) or len(out) != 3:
+        raise TypeError(f"out must be a tuple of three arrays, got {type(out).__name__}")
+    else:
+        arrays = out
+    names = ("rows of out", "starts of out", "positions of out")
+    views = [_room(*each, on) for each in zip(arrays, names, kinds, least, strict=True)]
+    if out is not None:
+        kernels.refuse_overlap(views, [source])
+    count = kernels.unique_keys(keys, _limit(source, on), views[0], views[1], views[2], on)
+    rows = array_ops.piece(arrays[0], 0, count)
+    starts = array_ops.piece(arrays[1], 0, count + 1)
+    positions = array_ops.piece(arrays[2], 0, n)
+    # A result of its own gives back what the duplicates took.
+    if out is None and on.device.immediate:
+        return rows.copy(), starts.copy(), positions
+    return rows, starts, positions
+
+
+def _limit(source: View, on: Stream) -> int:
+    """Return a number that all indices are below: the fewer bits, the faster the sort."""
+    if on.device.immediate:
+        return int(np.asarray(source).max(initial=0)) + 1
+    return 2**31 if source.dtype == "int32" else 2**63 - 1
+
+
+def _room(array: Any, name: str, dtype: str, least: int, on: Stream) -> View:
+    checked = view(array, name, on)
+    require(checked, DTYPES[dtype], 1, writable=True)
+    if checked.size < least:
+        raise ValueError(f"{name}: at least {least} elements are needed, got {checked.size}")
+    return checked
+
+
+def _keys(indices: Any, source: View, name: str, below: int, on: Stream) -> kernels.Keys:
+    """Return row numbers as keys; IndexError where one is out of range, for which a device waits.
+
+    The same kernel makes them that reads the batches of a collection.
+    """
+    group = kernels.Group(kernels.Clock(on, 0, False), 0, 1, 1, 0, 0)
+    group.add_numbers(name, below)
+    group.seal(on, False)
+    batch = make_batch_of_one(indices, one_bag(source, on), None, on)
+    lookups = group.prepare(batch, False, on)
+    found = batch.found(on)
+    if found is not None:
+        _, position, value, _ = found
+        bound = "not be negative" if value < 0 else f"be below {below}"
+        raise IndexError(f"{name} must {bound}, got {value} at {position}")
+    return kernels.Keys.of(lookups)
+
+
+def cache_lookup(tags: Any, rows: Any, *, out: Any = None, stream: Any = None) -> Any:
+    """Find linear row ids in a cache's tags.
+
+    Parameters
+    ----------
+    tags : uint64 tensor (num_sets, ways)
+        As in ``EmbeddingBagCollection.state_arrays()``.
+    rows : int32 or int64 tensor (N,)
+        Linear row ids, 0 <= id < 2^48 - 1.
+    out : int32 tensor (N,), optional
+
+    Returns
+    -------
+    numpy.ndarray (N,), int32
+        set * ways + way, or -1 where the row is not cached.
+    """
+    on, table = begin(tags, "tags", stream, captures.waits("cache_lookup"))
+    require(table, DTYPES["uint64"], 2)
+    sets, ways = table.shape
+    integer("sets of tags", sets, 1, 2**31 - 1)
+    integer("ways of tags", ways, 1, 1024)
+    integer("slots of tags", sets * ways, 1, 2**31 - 1)
+    source = view(rows, "rows", on)
+    require(source, INDEX, 1)
+    keys = _keys(rows, source, "rows", 2**48 - 1, on)
+    shape = (source.size,)
+    result, target = result_view(out, shape, np.int32, DTYPES["int32"], on, table, source)
+    kernels.cache_lookup(table, keys, target, on)
+    return result
+
+
+def embedding_bag(
+    rows: Any,
+    precision: str,
+    dim: int,
+    indices: Any,
+    offsets: Any,
+    *,
+    pooling: str = "sum",
+    per_sample_weights: Any = None,
+    out: Any = None,
+    stream: Any = None,
+) -> Any:
+    """Pool rows of a packed table.
+
+    Parameters
+    ----------
+    rows : uint8 tensor (E, row_bytes)
+    precision, dim
+        Format and columns of the table.
+    indices : int32 or int64 tensor (N,)
+    offsets : int32 or int64 tensor (B + 1,)
+    pooling : str
+        ``"sum"``, ``"mean"`` or ``"none"``.
+    per_sample_weights : float32 tensor (N,), optional
+    out : float32 tensor (B, dim), or (N, dim) for "none", optional
+
+    Returns
+    -------
+    numpy.ndarray, float32, of out's shape
+
+    Raises
+    ------
+    IndexError
+        If an index is out of range.
+    """
+    mode = registry.choose("pooling", pooling, registry.POOLINGS)
+    fmt = registry.choose("precision", precision, registry.FORMATS)
+    dim = integer("dim", dim, 1, MAX_DIM)
+    on, table = begin(rows, "rows", stream, captures.waits("embedding_bag"))
+    packed_rows(table, precision, dim)
+    batch = make_batch_of_one(indices, offsets, per_sample_weights, on)
+    count = batch.num_indices if pooling == "none" else batch.batch_size
+    read = [table, *batch.arguments()]
+    result, target = result_view(out, (count, dim), np.float32, FLOAT, on, *read)
+    group = kernels.Group(kernels.Clock(on, 0, False), 0, 1, dim, 0, 0)
+    group.add_table("rows", table, None, None, fmt, 0, mode, 0, 0)
+    group.seal(on, False)
+    lookups = table_lookups(group, table.shape[0], batch, on)
+    work = kernels.Work(group, lookups, target, False, on)
+    kernels.lookup([group], [lookups], [work], on)
+    return result
