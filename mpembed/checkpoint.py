@@ -10,7 +10,7 @@ import secrets
 import stat
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -21,14 +21,11 @@ from mpembed._arguments.scalars import MAX_STEP, integer
 from mpembed._bindings import array_ops, memory
 from mpembed._bindings.device import Stream
 from mpembed._bindings.tensor import Tensor
-from mpembed._collection import storage
 from mpembed._collection.settings import Settings
+from mpembed._collection.state import CollectionState
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import OPTIMIZERS
 from mpembed.version import __version__
-
-if TYPE_CHECKING:
-    from mpembed.collection import EmbeddingBagCollection
 
 FORMAT = "mpembed-checkpoint"
 VERSION = 1
@@ -39,34 +36,22 @@ def _crc32(array: np.ndarray[Any, Any]) -> int:
     return zlib.crc32(array.reshape(-1).view(np.uint8).data)
 
 
-def _saved_arrays(emb: "EmbeddingBagCollection", on: Stream) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays to write; pins belong to open batches, which are not saved."""
-    arrays = {
-        name: array_ops.host(array_ops.read_only(array, on))
-        for name, array in emb._storage.arrays().items()
-    }
-    for name in list(arrays):
-        if name.endswith(".tags") and name.startswith("cache."):
-            arrays[name] = arrays[name] & np.uint64(~storage.PIN_MASK & (2**64 - 1))
-    return arrays
-
-
-def _manifest(emb: "EmbeddingBagCollection", arrays: dict[str, np.ndarray[Any, Any]]) -> str:
-    settings = emb._settings
+def _manifest(state: CollectionState, arrays: dict[str, np.ndarray[Any, Any]], on: Stream) -> str:
+    settings = state.settings
     return json.dumps(
         {
             "format": FORMAT,
             "version": VERSION,
             "written_by": __version__,
-            "tables": [dataclasses.asdict(table) for table in emb.tables],
+            "tables": [dataclasses.asdict(table) for table in settings.tables],
             "cache": None if settings.cache is None else dataclasses.asdict(settings.cache),
-            "optimizer": [emb.optimizer.name, emb.optimizer.settings()],
-            "device": emb.device,
+            "optimizer": [settings.optimizer.name, settings.optimizer.settings()],
+            "device": settings.device.name,
             "seed": settings.seed,
             "rounding": settings.rounding,
             "bounds": settings.bounds,
             "on_nonfinite": settings.on_nonfinite,
-            "step": emb.step,
+            "step": state.step(on),
             "crc32": {name: _crc32(array) for name, array in arrays.items()},
         }
     )
@@ -96,17 +81,17 @@ def _temporary_for(target: Path) -> tuple[Path, int]:
     return temporary, stat.S_IMODE(new if old is None else old)
 
 
-def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str], on: Stream) -> None:
+def save(state: CollectionState, path: str | os.PathLike[str], on: Stream) -> None:
     """Write a collection to `path`; an existing file stays whole until the new one is complete.
 
     The file keeps its permissions, a new one gets those of any new file; a symbolic link stays
     and the file it leads to is replaced.
     """
     target = Path(os.path.realpath(path))
-    arrays = _saved_arrays(emb, on)
+    arrays = state.values(on)
     temporary, mode = _temporary_for(target)
     try:
-        manifest = _manifest(emb, arrays)
+        manifest = _manifest(state, arrays, on)
         # One key, its own checksum in front: safetensors orders several keys at random.
         metadata = {_KEY: f"{zlib.crc32(manifest.encode()):08x} {manifest}"}
         save_file(arrays, temporary, metadata=metadata)
@@ -123,8 +108,8 @@ def save(emb: "EmbeddingBagCollection", path: str | os.PathLike[str], on: Stream
 
 def load(
     path: str | os.PathLike[str], device: str | devices.CudaDevice | devices.TorchDevice | None
-) -> "EmbeddingBagCollection":
-    """Return the collection that `path` holds, on a device or where it was."""
+) -> CollectionState:
+    """Return the state of the collection that `path` holds, on a device or where it was."""
     if device is not None:
         device = devices.get(device).name  # a wrong one is the caller's fault, not the file's
     target = Path(path)
@@ -133,10 +118,10 @@ def load(
             manifest, shapes = _read_header(target)
             # Both opened the same file unless a save replaced it in between: then once more.
             if os.path.samestat(os.fstat(file.fileno()), target.stat()):
-                emb = _empty_collection(target, manifest, shapes, device)
-                with emb._calls.again():  # what comes on any stream waits for it
-                    _fill(emb, target, file, manifest)
-                return emb
+                state = _empty_state(target, manifest, shapes, device)
+                with state.writing() as on:
+                    _fill(state, target, file, manifest, on)
+                return state
 
 
 def _read_header(target: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -198,14 +183,12 @@ def _check_sizes(
             raise ValueError(f"{name} is {shapes.get(name, 'not there')}, {shape} by the manifest")
 
 
-def _empty_collection(
+def _empty_state(
     target: Path,
     manifest: dict[str, Any],
     shapes: dict[str, tuple[int, ...]],
     device: str | None,
-) -> "EmbeddingBagCollection":
-    from mpembed.collection import EmbeddingBagCollection
-
+) -> CollectionState:
     try:
         name, optimizer = manifest["optimizer"]
         where = manifest["device"] if device is None else device
@@ -223,25 +206,28 @@ def _empty_collection(
             manifest["on_nonfinite"],
         )
         step = integer("step", manifest["step"], 0, MAX_STEP)
-        emb = EmbeddingBagCollection.__new__(EmbeddingBagCollection)
-        emb._configure(settings)
-        emb._engine.clock.set(step, emb._calls.last)
+        state = CollectionState(settings)
+        state.set_step(step)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{target}: its manifest is not valid: {error}") from error
     except RuntimeError as error:
         where = manifest["device"]
         raise RuntimeError(f"{target} was saved on {where!r}, see `device`: {error}") from error
-    return emb
+    return state
 
 
 def _fill(
-    emb: "EmbeddingBagCollection", target: Path, file: io.BufferedReader, manifest: dict[str, Any]
+    state: CollectionState,
+    target: Path,
+    file: io.BufferedReader,
+    manifest: dict[str, Any],
+    on: Stream,
 ) -> None:
     """Read the arrays straight into their place: safetensors would map and also copy each.
 
     A device's go by the host's memory, one at a time.
     """
-    arrays = emb._storage.arrays()
+    arrays = state.arrays()
     sums = manifest.get("crc32")
     start = 8 + int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(start - 8))
@@ -263,20 +249,9 @@ def _fill(
             raise ValueError(f"{target}: {name} is cut short")
         if not isinstance(sums, dict) or _crc32(values) != sums.get(name):
             raise ValueError(f"{target}: {name} is damaged (checksum)")
-        if name.endswith(".tags") and name.startswith("cache."):
-            _check_tags(emb, target, name, values)
+        try:
+            state.check(name, values)
+        except ValueError as error:
+            raise ValueError(f"{target}: {error}") from None
         if away:
-            array_ops.assign(array, values, emb._calls.last)
-
-
-def _check_tags(
-    emb: "EmbeddingBagCollection", target: Path, name: str, tags: np.ndarray[Any, Any]
-) -> None:
-    """Refuse tags that point outside the tables: kernels trust them."""
-    group = next(g for g in emb._storage.groups if name == f"cache.{g.dim}.tags")
-    ids = tags & np.uint64(storage.EMPTY_TAG)
-    used = ids != storage.EMPTY_TAG
-    pins = tags & np.uint64(storage.PIN_MASK)
-    dirty_empty = tags[~used] != storage.EMPTY_TAG
-    if (ids[used] >= group.kernels.total_rows).any() or pins.any() or dirty_empty.any():
-        raise ValueError(f"{target}: its cache tags are damaged")
+            array_ops.assign(array, values, on)

@@ -14,16 +14,15 @@ from mpembed._bindings import array_ops
 from mpembed._bindings.device import Stream
 from mpembed._bindings.dlpack import view
 from mpembed._bindings.view import require
-from mpembed._collection import storage
 from mpembed._collection.description import describe
-from mpembed._collection.engine import Engine
 from mpembed._collection.memory_report import memory_report
+from mpembed._collection.open_batch import OpenBatch
 from mpembed._collection.settings import Settings
+from mpembed._collection.state import CollectionState
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.devices import CudaDevice, TorchDevice
-from mpembed.errors import NonFiniteUpdateError
 from mpembed.optim import Optimizer
-from mpembed.tickets import Ticket
+from mpembed.tickets import Ticket, batch_of
 
 
 class EmbeddingBagCollection:
@@ -80,26 +79,23 @@ class EmbeddingBagCollection:
         bounds: str = "raise",
         on_nonfinite: str = "raise",
     ) -> None:
-        self._configure(
+        state = CollectionState(
             Settings.checked(tables, cache, optimizer, device, seed, rounding, bounds, on_nonfinite)
         )
-        with self._calls.again():  # what comes on any stream waits for it
-            storage.draw_initial_rows(self._storage)
+        state.draw_initial_rows()
+        self._start(state)
 
-    def _configure(self, settings: Settings) -> None:
-        """Allocate; the rows are left undefined."""
-        self._settings = settings
-        self._tables = settings.tables
-        self._storage = storage.allocate(
-            settings.tables,
-            settings.cache,
-            settings.optimizer,
-            settings.seed,
-            settings.rounding,
-            settings.device,
-        )
-        self._engine = Engine(self._storage, settings.optimizer, drop=settings.bounds == "drop")
-        self._calls = self._engine.calls
+    @classmethod
+    def from_state(cls, state: CollectionState) -> "EmbeddingBagCollection":
+        """Return the collection of a state, which it uses and does not copy."""
+        made = cls.__new__(cls)
+        made._start(state)
+        return made
+
+    def _start(self, state: CollectionState) -> None:
+        self._state, self._engine, self._storage = state, state.engine, state.storage
+        self._calls = state.engine.calls
+        self._tables = state.settings.tables
 
     # ---- properties ------------------------------------------------------------------------
 
@@ -109,20 +105,25 @@ class EmbeddingBagCollection:
         return self._tables
 
     @property
+    def state(self) -> CollectionState:
+        """What checkpoints, copies and adaptors of frameworks read and restore."""
+        return self._state
+
+    @property
     def optimizer(self) -> Optimizer:
         """The optimizer; its `lr` may be set at any time."""
-        return self._settings.optimizer
+        return self._state.settings.optimizer
 
     @property
     def device(self) -> str:
         """The device's name: ``"cpu"``, ``"cuda:0"``."""
-        return str(self._settings.device.name)
+        return str(self._state.settings.device.name)
 
     @property
     def step(self) -> int:
         """The write step: how many calls so far could change state. Waits for a device."""
-        with self._calls.again(captures.waits("step")) as on:
-            return int(self._engine.clock.read(on))
+        with self._calls.on_last_stream(captures.waits("step")) as on:
+            return int(self._engine.steps.read(on))
 
     # ---- training --------------------------------------------------------------------------
 
@@ -141,7 +142,7 @@ class EmbeddingBagCollection:
             where they are not compared, with the same arrays, unchanged in the meantime. The
             collection keeps it until then, or until ``ticket.drop()`` or `drop_prefetched`.
         """
-        with self._calls.on(stream, partial(self._engine.refuse_admission, indices)) as on:
+        with self._calls.on_stream(stream, partial(self._engine.refuse_admission, indices)) as on:
             return self._engine.prefetch(self._batch(indices, offsets, None, on), on)
 
     def _batch(self, indices: Any, offsets: Any, weights: Any, on: Stream) -> Any:
@@ -150,7 +151,7 @@ class EmbeddingBagCollection:
 
     def drop_prefetched(self) -> int:
         """Drop every prefetch that no forward has taken over; return how many there were."""
-        with self._calls.again() as on:
+        with self._calls.on_last_stream() as on:
             return self._engine.drop_prefetched(on)
 
     def forward(
@@ -204,7 +205,7 @@ class EmbeddingBagCollection:
         if ticket and not training:
             raise ValueError("ticket=True needs training=True")
         refuse = partial(self._engine.refuse_forward, indices, out, training=training)
-        with self._calls.on(stream, refuse) as on:
+        with self._calls.on_stream(stream, refuse) as on:
             batch = self._batch(indices, offsets, per_sample_weights, on)
             shapes = self._engine.batch_shapes(batch, on)
             result, views = outputs.output_views(out, shapes, batch, on)
@@ -212,8 +213,9 @@ class EmbeddingBagCollection:
                 self._engine.evaluate(batch, views, on)
                 return result
             opened = self._engine.train_forward(batch, views, on, explicit=ticket)
-            opened._shapes = shapes
-            opened._named_counts = batches.weight_counts(self._tables, batch)
+            kept = batch_of(opened)
+            kept.shapes = shapes
+            kept.named_counts = batches.weight_counts(self._tables, batch)
             return (result, opened) if ticket else result
 
     def backward(
@@ -250,24 +252,25 @@ class EmbeddingBagCollection:
             it comes later, without a `weight_grad`: see `check`.
         """
         refuse = partial(self._engine.refuse_backward, ticket, out)
-        with self._calls.on(stream, refuse) as on:
+        with self._calls.on_stream(stream, refuse) as on:
             used = self._engine.ticket_for_backward(ticket, on)
-            views = outputs.matrix_views(grad, "grad", used._shapes, on, writable=False)
+            opened = batch_of(used)
+            views = outputs.matrix_views(grad, "grad", opened.shapes, on, writable=False)
             self._storage.refuse_own_memory(views)
-            weight_grad, written = self._weight_grad(used, out, views, on)
+            weight_grad, written = self._weight_grad(opened, out, views, on)
             self._engine.backward(used, views, written, on)
-            weight_grad = batches.by_table(weight_grad, used._named_counts)
-            if on.device.immediate:
-                self._raise_found(on, weight_grad)
+            weight_grad = batches.by_table(weight_grad, opened.named_counts)
+            if on.device.synchronous:
+                self._engine.raise_found(on, weight_grad)
             return weight_grad
 
-    def _weight_grad(self, used: Ticket, out: Any, grad: Any, on: Stream) -> tuple[Any, Any]:
+    def _weight_grad(self, used: OpenBatch, out: Any, grad: Any, on: Stream) -> tuple[Any, Any]:
         """Return where the gradient of the per-sample weights goes, and its view."""
         if not used.weighted:
             if out is not None:
                 raise ValueError("out is for the gradient of per_sample_weights: there are none")
             return None, None
-        if out is not None and used._named_counts is not None:
+        if out is not None and used.named_counts is not None:
             raise ValueError("out must be None where the per_sample_weights came as a dict")
         read = list(grad.values()) if isinstance(grad, dict) else [grad]
         shape = (used.num_indices,)
@@ -288,33 +291,22 @@ class EmbeddingBagCollection:
         NonFiniteUpdateError
             With ``on_nonfinite="raise"``.
         """
-        with self._calls.again(captures.waits("check")) as on:
-            self._raise_found(on)
-
-    def _raise_found(self, on: Stream, weight_grad: Any = None) -> None:
-        found = self._engine.skipped_updates(on)
-        if found is not None and self._settings.on_nonfinite == "raise":
-            rows, name, row = found
-            raise NonFiniteUpdateError(
-                f"the update of {rows} row(s) would not be finite, first row {row} of table "
-                f"{name!r}; they keep their values, all others are updated",
-                rows,
-                weight_grad,
-            )
+        with self._calls.on_last_stream(captures.waits("check")) as on:
+            self._engine.raise_found(on)
 
     def flush(self, *, stream: Any = None) -> None:
         """Write every dirty cache row back to its table; the rows stay cached."""
-        with self._calls.on(stream, captures.waits("flush")) as on:
-            self._raise_found(on)
+        with self._calls.on_stream(stream, captures.waits("flush")) as on:
+            self._engine.raise_found(on)
             self._engine.flush(on)
 
     # ---- rows ------------------------------------------------------------------------------
 
     def rows(self, name: str, ids: Any, *, stream: Any = None) -> Any:
         """Return the current values of rows, cached or not, as float32 (len(ids), D)."""
-        with self._calls.on(stream, captures.waits("rows")) as on:
+        with self._calls.on_stream(stream, captures.waits("rows")) as on:
             table, group, position = self._find(name)
-            self._raise_found(on)
+            self._engine.raise_found(on)
             checked = arrays.row_ids(table, ids, on)
             out = array_ops.result((len(checked), table.embedding_dim), np.float32, on)
             group.read_rows(group.keys(position, checked, on), view(out, "out", on), on)
@@ -332,9 +324,9 @@ class EmbeddingBagCollection:
         values : float32 array (n, D)
             Finite and within the precision's range. The optimizer's state does not change.
         """
-        with self._calls.on(stream, captures.waits("set_rows")) as on:
+        with self._calls.on_stream(stream, captures.waits("set_rows")) as on:
             table, group, position = self._find(name)
-            self._raise_found(on)
+            self._engine.raise_found(on)
             checked = arrays.row_ids(table, ids, on)
             if len(np.unique(checked)) != len(checked):
                 raise ValueError("ids has duplicates")
@@ -356,8 +348,8 @@ class EmbeddingBagCollection:
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Return exact counts for each table, ``mpembed.STATS`` by name, since the start."""
-        with self._calls.again(captures.waits("stats")) as on:
-            self._raise_found(on)
+        with self._calls.on_last_stream(captures.waits("stats")) as on:
+            self._engine.raise_found(on)
             counts = array_ops.host(array_ops.read_only(self._storage.stats, on))
             return {
                 config.name: dict(zip(registry.STATS, map(int, row), strict=True))
@@ -379,7 +371,7 @@ class EmbeddingBagCollection:
             and no cache. ``ratio``: fp32_total / total; ``ratio_embeddings``: the same with the
             optimizer's state left out on both sides.
         """
-        with self._calls.again():
+        with self._calls.on_last_stream():
             return memory_report(self._storage, self._engine.workspace)
 
     def state_arrays(self) -> dict[str, Any]:
@@ -387,13 +379,13 @@ class EmbeddingBagCollection:
 
         On a device they are tensors, in the order of the stream of the latest call.
         """
-        with self._calls.again(captures.waits("state_arrays")) as on:
+        with self._calls.on_last_stream(captures.waits("state_arrays")) as on:
             step = np.array([self.step], np.uint64)
-            arrays = {**self._storage.arrays(), "step": array_ops.sent(step, on)}
-            return {name: array_ops.read_only(array, on) for name, array in arrays.items()}
+            named = {**self._storage.arrays(), "step": array_ops.sent(step, on)}
+            return {name: array_ops.read_only(array, on) for name, array in named.items()}
 
     def __repr__(self) -> str:
-        settings = self._settings
+        settings = self._state.settings
         parts = self._tables, settings.cache, settings.optimizer, self.device
         return describe(*parts, memory_report(self._storage, 0)["total"])
 
@@ -401,9 +393,9 @@ class EmbeddingBagCollection:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one file, under a temporary name first; resuming is bit-exact."""
-        with self._calls.again(captures.waits("save")) as on:
-            self._raise_found(on)
-            checkpoint.save(self, path, on)
+        with self._calls.on_last_stream(captures.waits("save")) as on:
+            self._engine.raise_found(on)
+            checkpoint.save(self._state, path, on)
 
     @classmethod
     def load(
@@ -423,7 +415,7 @@ class EmbeddingBagCollection:
         OSError, ValueError
             If the file cannot be read, or is no checkpoint of this version.
         """
-        return checkpoint.load(path, device)
+        return cls.from_state(checkpoint.load(path, device))
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         # Pickle, copy and torch.save ask this; a module that holds a collection asks it in turn.

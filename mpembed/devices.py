@@ -115,7 +115,7 @@ def to_device(array: Any, device: str | CudaDevice | TorchDevice) -> Any:
     require(values, sum(DTYPES.values()))
     if source is not target:  # whose streams know nothing of each other
         source.synchronize()
-    if not target.immediate:
+    if not target.synchronous:
         return from_view(values, target.stream(None))
     return kernels.host_copy(values, source.stream(None), True)
 

@@ -13,13 +13,13 @@ from mpembed._bindings import kernels
 _FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
-class Follower(Protocol):
+class LrListener(Protocol):
     """Whoever keeps a copy of a learning rate."""
 
-    def ask_lr(self) -> None:
+    def refuse_lr(self) -> None:
         """Raise where the learning rate cannot be changed now."""
 
-    def take_lr(self, lr: float) -> None:
+    def set_lr(self, lr: float) -> None:
         """Use another learning rate from now on."""
 
 
@@ -59,13 +59,13 @@ class Optimizer:
     @lr.setter
     def lr(self, value: float) -> None:
         checked = finite("lr", value, 0.0, _FLOAT_MAX)
-        followers = list(_followers.get(self, ()))
-        for follower in followers:  # all before any: one that refuses leaves everything as it was
-            follower.ask_lr()
+        listeners = list(_listeners.get(self, ()))
+        for listener in listeners:  # all before any: one that refuses leaves everything as it was
+            listener.refuse_lr()
         self._lr = checked
         with ExitStack() as each:  # the others too where one fails
-            for follower in followers:
-                each.callback(follower.take_lr, checked)
+            for listener in listeners:
+                each.callback(listener.set_lr, checked)
 
     @property
     def eps(self) -> float:
@@ -116,14 +116,14 @@ class Optimizer:
         return f"{type(self).__name__}({inside})"
 
 
-_followers: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Follower]]
-_followers = weakref.WeakKeyDictionary()
+_listeners: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[LrListener]]
+_listeners = weakref.WeakKeyDictionary()
 
 
-def follow(optimizer: Optimizer, follower: Follower) -> None:
-    """Tell a follower the learning rate, now and whenever it changes, as long as it lives."""
-    _followers.setdefault(optimizer, weakref.WeakSet()).add(follower)
-    follower.take_lr(optimizer.lr)
+def listen(optimizer: Optimizer, listener: LrListener) -> None:
+    """Tell a listener the learning rate, now and whenever it changes, as long as it lives."""
+    _listeners.setdefault(optimizer, weakref.WeakSet()).add(listener)
+    listener.set_lr(optimizer.lr)
 
 
 class SGD(Optimizer):

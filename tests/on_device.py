@@ -111,5 +111,7 @@ class OnDevice:
 
 def poke(emb: Any, name: str, values: Any) -> None:
     """Overwrite one of a collection's arrays."""
-    array = emb._storage.arrays()[name]
-    array_ops.assign(array, np.asarray(values, array.dtype).reshape(array.shape), emb._calls.last)
+    array = emb.state.arrays()[name]
+    array_ops.assign(
+        array, np.asarray(values, array.dtype).reshape(array.shape), emb.state.engine.calls.last
+    )

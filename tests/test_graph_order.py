@@ -13,37 +13,37 @@ import pytest
 from test_stream_order import Fake, device, fake  # noqa: F401
 
 from mpembed._bindings import tensor as tensors
-from mpembed._bindings.device import Calls, Device
+from mpembed._bindings.device import CallOrder, Device
 from mpembed._bindings.dlpack import view
 
 CALLS, LAUNCHES = 101, 102  # the events of a collection
 
 
 @pytest.fixture
-def calls(fake: Fake, device: Device) -> Calls:  # noqa: F811
-    made = Calls(device, threading.RLock())
-    with made.again():
+def calls(fake: Fake, device: Device) -> CallOrder:  # noqa: F811
+    made = CallOrder(device, threading.RLock())
+    with made.on_last_stream():
         pass
     assert fake.take() == [("record", CALLS, 0)]
     return made
 
 
-def call(calls: Calls, stream: int) -> None:
-    with calls.on(stream) as on:
+def call(calls: CallOrder, stream: int) -> None:
+    with calls.on_stream(stream) as on:
         assert on.address == stream
 
 
-def test_calls_outside_and_launches_wait_for_each_other(fake: Fake, calls: Calls) -> None:  # noqa: F811
+def test_calls_outside_and_launches_wait_for_each_other(fake: Fake, calls: CallOrder) -> None:  # noqa: F811
     fake.captured[10] = 5
     call(calls, 10)
     # A launch waits for the calls outside, and these wait for it.
     assert fake.take() == [("wait_in_graph", CALLS, 10), ("record_in_graph", LAUNCHES, 10)]
     call(calls, 10)
-    with calls.again() as on:  # on the stream of the capture, while that goes on
+    with calls.on_last_stream() as on:  # on the stream of the capture, while that goes on
         assert (on.address, on.capture) == (10, 5)
     assert fake.take() == 2 * [("record_in_graph", LAUNCHES, 10)]
     fake.captured.clear()
-    with calls.again() as on:  # and then on that of the last call outside
+    with calls.on_last_stream() as on:  # and then on that of the last call outside
         assert (on.address, on.capture) == (0, 0)
     assert fake.take() == [("wait", LAUNCHES, 0), ("record", CALLS, 0)]
     call(calls, 10)
@@ -55,7 +55,7 @@ def test_calls_outside_and_launches_wait_for_each_other(fake: Fake, calls: Calls
     assert fake.take() == [("wait_in_graph", CALLS, 10), ("record_in_graph", LAUNCHES, 10)]
 
 
-def test_streams_of_one_capture_keep_their_order(fake: Fake, calls: Calls) -> None:  # noqa: F811
+def test_streams_of_one_capture_keep_their_order(fake: Fake, calls: CallOrder) -> None:  # noqa: F811
     fake.captured.update({10: 5, 20: 5})
     call(calls, 10)
     fake.take()
@@ -64,16 +64,16 @@ def test_streams_of_one_capture_keep_their_order(fake: Fake, calls: Calls) -> No
                            ("record_in_graph", LAUNCHES, 20)]  # fmt: skip
 
 
-def test_a_refused_call_asks_for_nothing(fake: Fake, calls: Calls) -> None:  # noqa: F811
+def test_a_refused_call_asks_for_nothing(fake: Fake, calls: CallOrder) -> None:  # noqa: F811
     fake.captured[10] = 5
 
     def refuse(on: Any) -> None:
         raise KeyError(on.capture)
 
-    with pytest.raises(KeyError, match="5"), calls.on(10, refuse):
+    with pytest.raises(KeyError, match="5"), calls.on_stream(10, refuse):
         pass
     assert fake.take() == []
-    with calls.on(20, refuse):  # which is not captured
+    with calls.on_stream(20, refuse):  # which is not captured
         pass
     fake.take()
     call(calls, 10)
@@ -87,7 +87,7 @@ def test_a_refused_call_asks_for_nothing(fake: Fake, calls: Calls) -> None:  # n
 
 
 def test_both_events_go(fake: Fake, device: Device) -> None:  # noqa: F811
-    calls = Calls(device, threading.RLock())
+    calls = CallOrder(device, threading.RLock())
     call(calls, 0)
     fake.captured[10] = 5
     call(calls, 10)

@@ -307,7 +307,7 @@ def test_launches_have_room_for_their_pins(twins: Twins) -> None:
             ticket.drop()
     for ticket in kept:
         ticket.drop()
-    tags = twins.there._storage.arrays()["cache.5.tags"].numpy()
+    tags = twins.there.state.arrays()["cache.5.tags"].numpy()
     assert not (tags >> np.uint64(56) & np.uint64(0x7F)).any()
 
 
@@ -336,7 +336,7 @@ def test_a_close_that_fails_is_tried_again(twins: Twins, monkeypatch: Any) -> No
         twins.step()
         kept.clear()
         gc.collect()
-    engine, left = twins.there._engine, [1]
+    engine, left = twins.there.state.engine, [1]
     close = type(engine).close
 
     def fail_once(self: Any, ticket: Any) -> None:
@@ -351,7 +351,7 @@ def test_a_close_that_fails_is_tried_again(twins: Twins, monkeypatch: Any) -> No
     assert len(engine._abandoned) == 3
     twins.there.drop_prefetched()
     assert twins.there.memory_report()["workspace"] == 0
-    tags = twins.there._storage.arrays()["cache.5.tags"].numpy()
+    tags = twins.there.state.arrays()["cache.5.tags"].numpy()
     assert not (tags >> np.uint64(56) & np.uint64(0x7F)).any()
 
 

@@ -72,7 +72,7 @@ small = mpe.EmbeddingBagCollection(tables[:1], cache=None, optimizer=mpe.SGD(0.1
 del small  # code and threads are loaded
 before = resident()
 emb = mpe.EmbeddingBagCollection(tables, cache=cache, optimizer=optimizer)
-for array in emb._storage.arrays().values():
+for array in emb.state.arrays().values():
     array.view(np.uint8)[...] |= np.uint8(0)  # touches every page, changes nothing
 print(resident() - before, emb.memory_report()["total"])
 """

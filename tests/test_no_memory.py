@@ -74,7 +74,7 @@ def test_a_failed_allocation_changes_nothing(
     fails_at = 0
     while True:
         emb, fails_at = two_groups(cached), fails_at + 1
-        before, open_batches = digest(emb), len(emb._engine._open)
+        before, open_batches = digest(emb), emb.state.engine.num_open
         with monkeypatch.context() as patched:
             failing = allocator(patched, fails_at)
             try:
@@ -87,7 +87,7 @@ def test_a_failed_allocation_changes_nothing(
         if not failed:
             break
         assert digest(emb) == before
-        assert len(emb._engine._open) == open_batches
+        assert emb.state.engine.num_open == open_batches
         again = call(emb)  # what was open still is, and a second try does what the first should
         if isinstance(result, np.ndarray):
             np.testing.assert_array_equal(again, result)
@@ -164,7 +164,7 @@ WRITES: dict[str, Callable[[mpe.EmbeddingBagCollection], Any]] = {
 def test_nothing_has_changed_if_the_first_kernel_fails(
     kernel: str, flaky: mpe.EmbeddingBagCollection
 ) -> None:
-    before, first = digest(flaky), flaky._engine.groups[0]
+    before, first = digest(flaky), flaky.state.engine.groups[0]
     first.fails = kernel  # type: ignore[attr-defined]
     with pytest.raises(MemoryError):
         WRITES[kernel](flaky)
@@ -176,7 +176,7 @@ def test_nothing_has_changed_if_the_first_kernel_fails(
 def test_no_row_is_updated_twice_if_a_later_kernel_fails(
     flaky: mpe.EmbeddingBagCollection,
 ) -> None:
-    step, second = flaky.step, flaky._engine.groups[1]
+    step, second = flaky.step, flaky.state.engine.groups[1]
     second.fails = "update"  # type: ignore[attr-defined]
     with pytest.raises(MemoryError):
         flaky.backward(GRAD)
@@ -190,11 +190,11 @@ def test_no_row_is_updated_twice_if_a_later_kernel_fails(
 def test_a_forward_whose_kernel_fails_leaves_no_pins(
     broken: int, kernel: str, flaky: mpe.EmbeddingBagCollection
 ) -> None:
-    group = flaky._engine.groups[broken]
+    group = flaky.state.engine.groups[broken]
     group.fails = kernel  # type: ignore[attr-defined]
     with pytest.raises(MemoryError):
         flaky.forward(INDICES, OFFSETS)
-    assert not flaky._engine._open
+    assert flaky.state.engine.num_open == 0
     for dim in (3, 4):
         tags = flaky.state_arrays()[f"cache.{dim}.tags"]
         assert not (tags & np.uint64(0x7F << 56)).any()

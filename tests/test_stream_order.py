@@ -18,7 +18,7 @@ import pytest
 import mpembed as mpe
 from mpembed import devices
 from mpembed._bindings import tensor as tensors
-from mpembed._bindings.device import PINNED_HOST, Calls, Device
+from mpembed._bindings.device import PINNED_HOST, CallOrder, Device
 from mpembed._bindings.dlpack import view
 
 I32, I64, VOID = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
@@ -135,27 +135,27 @@ def device(fake: Fake) -> Device:
 
 
 def test_a_stream_waits_for_the_call_before_it(fake: Fake, device: Device) -> None:
-    calls = Calls(device, threading.RLock())
-    with calls.on(10) as on:
+    calls = CallOrder(device, threading.RLock())
+    with calls.on_stream(10) as on:
         assert on.address == 10
         assert fake.device == 1
     # The first call comes after what filled the arrays, on the default stream.
     event = 101
     assert fake.take() == [("record", event, 0), ("wait", event, 10), ("destroy_event", event),
                            ("record", 102, 10)]  # fmt: skip
-    with calls.on(10):
+    with calls.on_stream(10):
         pass
     assert fake.take() == [("record", 102, 10)]
-    with calls.on(20), calls.again() as on:  # a call inside of a call is part of it
+    with calls.on_stream(20), calls.on_last_stream() as on:  # a call inside of a call is part of it
         assert on.address == 20
     assert fake.take() == [("wait", 102, 20), ("record", 102, 20)]
-    with calls.again() as on:
+    with calls.on_last_stream() as on:
         assert on.address == 20
     assert fake.take() == [("record", 102, 20)]
-    with calls.on(None):
+    with calls.on_stream(None):
         pass
     assert fake.take() == [("wait", 102, 0), ("record", 102, 0)]
-    with calls.on(1):  # another name of the default stream
+    with calls.on_stream(1):  # another name of the default stream
         pass
     assert fake.take() == [("record", 102, 0)]
     del calls
@@ -163,10 +163,10 @@ def test_a_stream_waits_for_the_call_before_it(fake: Fake, device: Device) -> No
 
 
 def test_the_device_is_set_back_after_an_error(fake: Fake, device: Device) -> None:
-    calls = Calls(device, threading.RLock())
+    calls = CallOrder(device, threading.RLock())
 
     def fail() -> None:
-        with calls.on(10):
+        with calls.on_stream(10):
             assert fake.device == 1
             raise KeyError
 
@@ -177,17 +177,17 @@ def test_the_device_is_set_back_after_an_error(fake: Fake, device: Device) -> No
 
 
 def test_a_call_that_cannot_begin_leaves_nothing_behind(fake: Fake, device: Device) -> None:
-    calls = Calls(device, threading.RLock())
-    with calls.on(10):
+    calls = CallOrder(device, threading.RLock())
+    with calls.on_stream(10):
         pass
     fake.take()
     working = fake.table.current_device
     broken = ctypes.CFUNCTYPE(I32, *FUNCTIONS["current_device"])(lambda out: 6)
     fake.table.current_device = ctypes.cast(broken, VOID)
-    with pytest.raises(RuntimeError, match="asking for the device"), calls.on(20):
+    with pytest.raises(RuntimeError, match="asking for the device"), calls.on_stream(20):
         pass
     fake.table.current_device = working
-    with calls.on(20) as on:  # a call of its own, not one inside of the failed one
+    with calls.on_stream(20) as on:  # a call of its own, not one inside of the failed one
         assert (on.address, fake.device) == (20, 1)
     assert fake.take() == [("wait", 102, 20), ("record", 102, 20)]
 
@@ -288,10 +288,10 @@ class Owner:
 def test_a_stream_lives_as_long_as_it_is_needed(device: Device) -> None:
     owners = [Owner() for _ in range(3)]
     alive = [weakref.ref(owner) for owner in owners]
-    calls = Calls(device, threading.RLock())
-    with calls.on(40), calls.on(owners[0]):
+    calls = CallOrder(device, threading.RLock())
+    with calls.on_stream(40), calls.on_stream(owners[0]):
         pass
-    with calls.on(owners[0]):  # its handle is that of the call before, which kept nothing
+    with calls.on_stream(owners[0]):  # its handle is that of the call before, which kept nothing
         pass
     tensor = tensors.transient(device.stream(owners[1]), (4,), np.float32)
     used = tensors.transient(device.stream(10), (4,), np.float32)

@@ -158,7 +158,7 @@ def test_what_a_ticket_says_cannot_be_changed(name: str) -> None:
 def test_python_reaches_no_array_that_kernels_trust() -> None:
     emb = collection()
     _, ticket = emb.forward(*batch(), ticket=True)
-    for part in ticket._lookups:
+    for part in batch_of(ticket).lookups:
         for name in ("slots", "keys", "bags", "positions", "starts", "weights"):
             assert not hasattr(part, name)
             with pytest.raises(AttributeError):
@@ -226,7 +226,7 @@ def test_the_last_write_step_is_the_end() -> None:
     emb = collection()
     train(emb)
     emb.forward(*batch())
-    emb._engine.clock.set(2**40 - 1, emb._calls.last)
+    emb.state.set_step(2**40 - 1)
     before, zero = digest(emb), np.zeros((1, 6), np.float32)
     calls: list[Callable[[], Any]] = [
         lambda: emb.forward(*batch()),

@@ -222,7 +222,7 @@ def test_a_damaged_state_is_refused_before_anything_changes() -> None:
 def test_a_state_dict_takes_no_memory_of_its_own() -> None:
     module = bag()
     arrays = module.get_extra_state()["arrays"]
-    own = module.tables._storage.arrays()
+    own = module.tables.state.arrays()
     assert arrays["table.0.rows"].data_ptr() == own["table.table.rows"].ctypes.data
     rows = arrays["table.0.rows"]
     del module  # the tensors keep their memory

@@ -57,7 +57,7 @@ def state(module: Any) -> dict[str, bytes]:
 def open_batches(module: Any) -> int:
     """Return how many batches are open, after what can be collected was."""
     gc.collect()
-    return len(module.tables._engine._open)
+    return int(module.tables.state.engine.num_open)
 
 
 # ---- collections -------------------------------------------------------------------------------

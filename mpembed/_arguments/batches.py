@@ -165,7 +165,7 @@ def index_error(
 
 def table_lookups(
     group: kernels.Group, rows: int, batch: kernels.Batch, on: Stream, argument: str = "indices"
-) -> kernels.Lookups:
+) -> kernels.GroupBatch:
     """Return the lookups of a batch of one table, all in range; a device is waited for."""
     lookups = group.prepare(batch, False, on)
     found = batch.found(on)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mpembed._bindings.device import Calls, Stream
+from mpembed._bindings.device import CallOrder, Stream
 
 Refuse = Callable[[Stream], None]
 GRAPH = "in a CUDA graph"
@@ -20,7 +20,7 @@ def waits(call: str) -> Refuse:
     return refuse
 
 
-def refuse_unsent(calls: Calls) -> None:
+def refuse_unsent(calls: CallOrder) -> None:
     """Raise RuntimeError where the device has not been told the learning rate yet."""
     if calls.later is not None:
         raise RuntimeError(

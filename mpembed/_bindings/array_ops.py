@@ -15,12 +15,12 @@ Array = Any  # numpy.ndarray or Tensor
 
 def result(shape: Shape, dtype: npt.DTypeLike, on: Stream) -> Array:
     """Return a new array for what a call gives back, not initialised."""
-    return np.empty(shape, dtype) if on.device.immediate else tensor.transient(on, shape, dtype)
+    return np.empty(shape, dtype) if on.device.synchronous else tensor.transient(on, shape, dtype)
 
 
 def lasting(device: Device, shape: Shape, dtype: npt.DTypeLike, *, host: bool = False) -> Array:
     """Return a new array of a collection, not initialised; `host` is pinned host memory."""
-    if device.immediate:
+    if device.synchronous:
         return memory.empty(shape, dtype)
     return tensor.lasting(device, shape, dtype, PINNED_HOST if host else DEVICE)
 
@@ -29,7 +29,7 @@ def filled(
     device: Device, shape: Shape, dtype: npt.DTypeLike, value: Any, *, host: bool = False
 ) -> Array:
     """Return a new array of a collection with one value everywhere."""
-    if device.immediate and value == 0:
+    if device.synchronous and value == 0:
         return memory.zeros(shape, dtype)
     array = lasting(device, shape, dtype, host=host)
     assign(array, value, device.stream(None))
@@ -73,7 +73,7 @@ def address(array: Array) -> int:
 
 def sent(array: npt.NDArray[Any], on: Stream) -> Array:
     """Return a NumPy array's values where the stream's kernels run: itself, or a copy."""
-    if on.device.immediate:
+    if on.device.synchronous:
         return array
     from mpembed._bindings.dlpack import view
 

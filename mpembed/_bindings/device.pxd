@@ -14,8 +14,8 @@ cdef class Device:
     cdef object capsule  # keeps the table's library alive
     cdef readonly str name  # "cpu", "cuda:0"
     cdef readonly int32_t index
-    cdef readonly bint immediate  # a call returns when its work is done
-    cdef Stream ordinary  # what `stream=None` means
+    cdef readonly bint synchronous  # a call returns when its work is done
+    cdef Stream default_stream  # what `stream=None` means
 
     cdef int check(self, mpe_status status, str what) except -1
     cdef int32_t enter(self) except -1
@@ -32,10 +32,10 @@ cdef class Stream:
     cdef object owner  # what the caller gave, which keeps the stream from being destroyed; or None
     cdef readonly uint64_t capture  # the number of the one it was in when last asked, or 0
 
-    cdef int ask(self) except -1
+    cdef int query_capture(self) except -1
     cdef int refuse_capture(self, str what) except -1
     cdef int synchronize(self, str what) except -1
-    cdef bint follow(self, Stream other) except -1
+    cdef bint wait_for(self, Stream other) except -1
 
 
 @cython.final
@@ -57,7 +57,7 @@ cdef class Memory:
 
 
 @cython.final
-cdef class Calls:
+cdef class CallOrder:
     """The calls of one collection, in order."""
 
     cdef readonly Device device
@@ -73,8 +73,8 @@ cdef class Calls:
     cdef int depth
     cdef int32_t previous
 
-    cpdef Call on(self, object stream, object refuse=?)
-    cpdef Call again(self, object refuse=?)
+    cpdef Call on_stream(self, object stream, object refuse=?)
+    cpdef Call on_last_stream(self, object refuse=?)
     cdef int begin(self, Stream on, object refuse) except -1
     cdef int start(self, Stream on, object refuse) except -1
     cdef int do_later(self, Stream on) except -1
@@ -88,7 +88,7 @@ cdef class Calls:
 cdef class Call:
     """The context of one call; entering gives its stream."""
 
-    cdef Calls calls
+    cdef CallOrder calls
     cdef Stream stream  # None: that of the last call
     cdef object refuse  # called with the stream if the call would be captured, to raise; or None
 

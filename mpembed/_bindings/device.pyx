@@ -56,9 +56,9 @@ cdef class Device:
         self.capsule = capsule
         self.index = index
         backend = self.kernels.name.decode()
-        self.immediate = backend == "cpu"
-        self.name = backend if self.immediate else f"{backend}:{index}"
-        self.ordinary = stream_at(self, NULL)
+        self.synchronous = backend == "cpu"
+        self.name = backend if self.synchronous else f"{backend}:{index}"
+        self.default_stream = stream_at(self, NULL)
 
     @property
     def level(self):
@@ -68,7 +68,7 @@ cdef class Device:
     @property
     def dlpack(self):
         """The (device type, device id) of DLPack."""
-        if self.immediate:
+        if self.synchronous:
             return 1, 0
         return 2, self.index
 
@@ -77,7 +77,7 @@ cdef class Device:
         if status == MPE_OK:
             return 0
         reason = "not enough memory"
-        if not self.immediate:
+        if not self.synchronous:
             reason = self.kernels.last_error().decode("utf-8", "replace")
         if status == MPE_ERR_MEMORY:
             raise MemoryError(f"{what} on {self.name}: {reason}")
@@ -86,7 +86,7 @@ cdef class Device:
     cdef int32_t enter(self) except -1:
         """Make this the thread's device; return the one before, for `leave`."""
         cdef int32_t previous = 0
-        if self.immediate:
+        if self.synchronous:
             return 0
         self.check(self.kernels.current_device(&previous), "asking for the device")
         if previous != self.index:
@@ -96,7 +96,7 @@ cdef class Device:
     cdef int leave(self, int32_t previous, mpe_status status, str what) except -1:
         """Set the thread's device back, then raise what a call's status says."""
         cdef mpe_status back = MPE_OK
-        if not self.immediate and previous != self.index:
+        if not self.synchronous and previous != self.index:
             back = self.kernels.use_device(previous)
         if status == MPE_OK and back == MPE_OK:
             return 0
@@ -115,9 +115,10 @@ cdef class Device:
         """
         cdef Stream made
         if given is None:
-            self.ordinary.ask()  # while a stream is captured that it would wait for: an error
-            return self.ordinary
-        if self.immediate:
+            # An error while a stream is captured that it would wait for.
+            self.default_stream.query_capture()
+            return self.default_stream
+        if self.synchronous:
             raise ValueError("stream must be None on the CPU")
         handle = _handle_of(given)
         if handle < 0 or handle >= 1 << 64:
@@ -126,7 +127,7 @@ cdef class Device:
             raise ValueError("stream must not be CUDA's per-thread default stream (2), which is "
                              "another one in each thread; pass a stream of your own")
         made = stream_at(self, <void*><uintptr_t>handle, given)
-        made.ask()
+        made.query_capture()
         return made
 
     def synchronize(self, stream=None):
@@ -167,12 +168,12 @@ cdef class Stream:
         """The handle as DLPack and ``__cuda_array_interface__`` want it: 1 is the default."""
         return <uintptr_t>self.handle or 1
 
-    cdef int ask(self) except -1:
+    cdef int query_capture(self) except -1:
         """Find out which capture the stream is part of now."""
         cdef uint64_t capture = 0
         cdef mpe_status status
         cdef int32_t previous
-        if self.device.immediate:
+        if self.device.synchronous:
             return 0
         previous = self.device.enter()
         status = self.device.kernels.capturing(self.handle, &capture)
@@ -182,7 +183,7 @@ cdef class Stream:
 
     cdef int refuse_capture(self, str what) except -1:
         """Raise RuntimeError where the stream is captured, before the runtime ends that."""
-        self.ask()
+        self.query_capture()
         if self.capture == UINT64_MAX:
             raise RuntimeError("the capture of the stream has failed already: end it")
         if self.capture != 0:
@@ -192,7 +193,7 @@ cdef class Stream:
     cdef int synchronize(self, str what) except -1:
         cdef mpe_status status
         cdef int32_t previous
-        if self.device.immediate:
+        if self.device.synchronous:
             return 0
         self.refuse_capture(what)
         previous = self.device.enter()
@@ -208,7 +209,7 @@ cdef class Stream:
             status = self.device.kernels.fill(<void*>address, 0, nbytes, self.handle)
         self.device.leave(previous, status, "clearing results")
 
-    cdef bint follow(self, Stream other) except -1:
+    cdef bint wait_for(self, Stream other) except -1:
         """Let what comes on this stream wait for what another one has been given.
 
         False where there is nothing to order: a graph runs when it is launched, after what the
@@ -218,10 +219,10 @@ cdef class Stream:
         cdef void* event = NULL
         cdef int32_t previous
         cdef mpe_status status
-        if self.device.immediate or other.handle == self.handle:
+        if self.device.synchronous or other.handle == self.handle:
             return False
-        self.ask()
-        other.ask()
+        self.query_capture()
+        other.query_capture()
         if self.capture != other.capture:
             if other.capture != 0:
                 raise RuntimeError("what a CUDA graph that is being captured writes cannot be used "

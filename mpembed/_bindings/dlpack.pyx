@@ -38,7 +38,7 @@ cdef str device_name(int64_t device_type, int64_t device_id):
 
 cdef bint reachable(int64_t device_type, int64_t device_id, Stream on) noexcept:
     """Whether the kernels of the call can read the memory."""
-    if on is None or on.device.immediate:
+    if on is None or on.device.synchronous:
         return reads_on_host(device_type)
     if device_type == kDLCUDA:
         return device_id == on.device.index
@@ -47,7 +47,7 @@ cdef bint reachable(int64_t device_type, int64_t device_id, Stream on) noexcept:
 
 cdef int refuse_device(str name, int64_t device_type, int64_t device_id, Stream on) except -1:
     device = device_name(device_type, device_id)
-    if on is None or on.device.immediate:
+    if on is None or on.device.synchronous:
         raise BufferError(f"{name}: is on {device}, but an array in CPU memory is needed")
     raise BufferError(
         f"{name}: is on {device}, but an array on {on.device.name} is needed "
@@ -238,9 +238,9 @@ cdef View from_tensor(Tensor tensor, str name, Stream on):
     cdef View v = view_of(tensor, name)
     if not reachable(v.device.device_type, v.device.device_id, on):
         refuse_device(name, v.device.device_type, v.device.device_id, on)
-    if on is None or on.device.immediate:
+    if on is None or on.device.synchronous:
         on = tensor.memory.device.stream(None)
-        on.follow(tensor.memory.writer())
+        on.wait_for(tensor.memory.writer())
         on.synchronize("waiting for a tensor in host memory")
     else:
         tensor.readable_on(on)
@@ -307,7 +307,7 @@ cpdef View view(object obj, str name, Stream on=None):
     """
     cdef Exporter exporter
     if cnp.PyArray_CheckExact(obj):
-        if on is not None and not on.device.immediate:
+        if on is not None and not on.device.synchronous:
             refuse_device(name, kDLCPU, 0, on)
         return from_numpy(<cnp.ndarray>obj, name)
     if type(obj) is Tensor:
@@ -316,7 +316,7 @@ cpdef View view(object obj, str name, Stream on=None):
     if cnp.PyArray_Check(obj):
         if is_masked(obj):
             raise TypeError(f"{name}: masked arrays are not supported; fill the masked elements")
-        if on is not None and not on.device.immediate:
+        if on is not None and not on.device.synchronous:
             refuse_device(name, kDLCPU, 0, on)
         return from_numpy(<cnp.ndarray>obj, name)
     if exporter.api == NULL and not exporter.has_dlpack:
@@ -324,7 +324,7 @@ cpdef View view(object obj, str name, Stream on=None):
     if exporter.torch_like:
         return from_torch(obj, name, exporter, on)
     # A table that is not torch's gives no order of streams; the methods do.
-    if exporter.api == NULL or (on is not None and not on.device.immediate
+    if exporter.api == NULL or (on is not None and not on.device.synchronous
                                 and exporter.has_dlpack):
         return from_capsule(export_capsule(obj, name, on), name, on)
     return from_table(obj, name, exporter, on)

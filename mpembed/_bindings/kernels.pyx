@@ -118,7 +118,7 @@ def host_copy(View view, Stream on, bint always=False):
 
     Where the host reads the memory itself, it is no copy unless `always`. BF16 becomes its bits.
     """
-    if on.device.immediate and not always:
+    if on.device.synchronous and not always:
         return np.asarray(view)
     array = np.empty(view.shape, np.uint16 if view.kind == BF16 else np.dtype(view.dtype))
     if array.size:

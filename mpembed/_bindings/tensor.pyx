@@ -109,7 +109,7 @@ cdef class Tensor:
         cdef Stream writer = self.memory.writer()
         if on.handle == writer.handle:
             return 0
-        if not on.follow(writer):
+        if not on.wait_for(writer):
             return 0
         if self.memory.placement < 0:  # it may not go back before that stream has read it
             if self.memory.readers is None:

@@ -4,7 +4,8 @@ cimport cython
 cimport numpy as cnp
 from libc.stdint cimport int64_t
 
-from mpembed._bindings.dlpack_c cimport DLDataType, DLDevice, DLManagedTensor, DLManagedTensorVersioned
+from mpembed._bindings.dlpack_c cimport (
+    DLDataType, DLDevice, DLManagedTensor, DLManagedTensorVersioned)
 
 cdef enum:
     MAX_NDIM = 8

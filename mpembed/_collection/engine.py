@@ -11,16 +11,18 @@ from mpembed import optim
 from mpembed._arguments import batches, captures, outputs
 from mpembed._arguments.scalars import MAX_STEP
 from mpembed._bindings import kernels
-from mpembed._bindings.device import Calls, Stream
-from mpembed._bindings.kernels import Batch, Lookups, Work
+from mpembed._bindings.device import CallOrder, Stream
+from mpembed._bindings.kernels import Batch, CallWorkspace, GroupBatch
 from mpembed._collection.lock import ForkAwareLock
-from mpembed._collection.open_batches import OpenTickets
+from mpembed._collection.open_batch import OpenBatch
+from mpembed._collection.open_batches import OpenBatches
 from mpembed._collection.storage import Storage
+from mpembed.errors import NonFiniteUpdateError
 from mpembed.optim import Optimizer
-from mpembed.tickets import Ticket
+from mpembed.tickets import Ticket, batch_of
 
 
-class Engine(OpenTickets):
+class Engine(OpenBatches):
     """The moving parts of a collection. Callers are inside one of `calls` and pass its stream.
 
     Every call first checks, allocates and computes all that can fail, for all groups; only then it
@@ -33,22 +35,25 @@ class Engine(OpenTickets):
     for `check`.
     """
 
-    def __init__(self, storage: Storage, optimizer: Optimizer, *, drop: bool) -> None:
+    def __init__(
+        self, storage: Storage, optimizer: Optimizer, *, drop: bool, raise_nonfinite: bool
+    ) -> None:
         self.storage = storage
         self.optimizer = optimizer
         self.drop = drop
-        self.clock, self.faults = storage.clock, storage.faults
+        self.raise_nonfinite = raise_nonfinite
+        self.steps, self.device_errors = storage.steps, storage.device_errors
         self.device = storage.device
         super().__init__(
-            Calls(storage.device, ForkAwareLock()), [group.kernels for group in storage.groups]
+            CallOrder(storage.device, ForkAwareLock()), [group.kernels for group in storage.groups]
         )
         self.width = outputs.pooled_width(storage.configs)
         self._pending: list[tuple[int, int, int]] = []  # skipped updates, not yet reported
-        if not self.device.immediate:
-            optim.follow(optimizer, self)
+        if not self.device.synchronous:
+            optim.listen(optimizer, self)
 
     def _room_for_step(self) -> None:
-        if self.clock.taken >= MAX_STEP:
+        if self.steps.taken >= MAX_STEP:
             raise OverflowError(f"the write step may not exceed {MAX_STEP}")
 
     # ---- forward ---------------------------------------------------------------------------
@@ -56,11 +61,11 @@ class Engine(OpenTickets):
     def prefetch(self, batch: Batch, on: Stream) -> Ticket:
         """Admit a batch and keep its ticket for the forward to come."""
         self._room_for_step()
-        self._settle(on)
+        self._close_pending(on)
         self._room_for_ticket(0, on)
         ticket = self._reserve(batch, self._prepare(batch, on), on)
-        ticket._arguments = batch.index_arguments()
-        self.clock.advance(on)
+        batch_of(ticket).arguments = batch.index_arguments()
+        self.steps.advance(on)
         self._admit(ticket, on)
         self._prefetched.append(ticket)
         return ticket
@@ -70,7 +75,7 @@ class Engine(OpenTickets):
         lookups = self._prepare(batch, on)
         self._clear_unpooled(views, on)
         parts = list(zip(self.groups, lookups, strict=True))
-        work = [Work(group, part, views, True, on) for group, part in parts]
+        work = [CallWorkspace(group, part, views, True, on) for group, part in parts]
         for (group, part), space in zip(parts, work, strict=True):
             if group.cached:
                 group.locate(part, space, on)
@@ -79,17 +84,17 @@ class Engine(OpenTickets):
     def train_forward(self, batch: Batch, views: Any, on: Stream, *, explicit: bool) -> Ticket:
         """Forward of a training batch; an implicit ticket lasts until the next such call."""
         self._room_for_step()
-        self._settle(on)
+        self._close_pending(on)
         lookups = self._prepare(batch, on)
         known = next((t for t in self._prefetched if self._same_batch(t, batch, lookups)), None)
         if known is None:
             implicit = self._implicit is not None and self._implicit.open
             self._room_for_ticket(1 if implicit else 0, on)
         ticket = self._reserve(batch, lookups, on) if known is None else known
-        parts = ticket._parts(self.groups)
-        work = [Work(group, part, views, True, on) for group, part in parts]
+        parts = batch_of(ticket).parts(self.groups)
+        work = [CallWorkspace(group, part, views, True, on) for group, part in parts]
         self._clear_unpooled(views, on)
-        self.clock.advance(on)
+        self.steps.advance(on)
         if self._implicit is not None:
             self.close(self._implicit)
             self._implicit = None
@@ -97,7 +102,7 @@ class Engine(OpenTickets):
             self._admit(ticket, on)
         else:
             self._prefetched.remove(known)
-            known._take_weights(lookups, weighted=batch.weights is not None)
+            batch_of(known).take_weights(lookups, weighted=batch.weights is not None)
         try:
             for (group, part), space in zip(parts, work, strict=True):
                 if group.cached:
@@ -116,30 +121,30 @@ class Engine(OpenTickets):
 
     def _clear_unpooled(self, views: Any, on: Stream) -> None:
         """On a device, outputs without bags read as zero where a batch turns out to be refused."""
-        if self.width is not None or self.device.immediate:
+        if self.width is not None or self.device.synchronous:
             return
         for view in views.values():
             on.clear(view.address, 4 * view.size)
 
-    def _same_batch(self, ticket: Ticket, batch: Batch, lookups: list[Lookups]) -> bool:
+    def _same_batch(self, ticket: Ticket, batch: Batch, lookups: list[GroupBatch]) -> bool:
         """Whether a batch is the one of a prefetch.
 
         On a device it is if it lies in the same memory: its contents are not read back.
         """
-        if self.device.immediate:
-            return ticket._same_rows(lookups)
-        return ticket._same_arrays(batch.index_arguments())
+        if self.device.synchronous:
+            return batch_of(ticket).same_rows(lookups)
+        return batch_of(ticket).same_arrays(batch.index_arguments())
 
-    def _prepare(self, batch: Batch, on: Stream) -> list[Lookups]:
+    def _prepare(self, batch: Batch, on: Stream) -> list[GroupBatch]:
         """Return each group's share of a batch; IndexError on the CPU, `check` on a device."""
         lookups = [group.prepare(batch, self.drop, on) for group in self.groups]
-        if self.device.immediate:
+        if self.device.synchronous:
             found = batch.found(on)
             if found is not None:
                 raise self._index_error(found, batch)
             return lookups
         for group, part in zip(self.groups, lookups, strict=True):
-            group.discard(batch, part, self.faults, on)
+            group.discard(batch, part, self.device_errors, on)
         return lookups
 
     def _index_error(
@@ -151,20 +156,21 @@ class Engine(OpenTickets):
         first = batch.first_index(found[0]) if joined and batch is not None else 0
         return batches.index_error(table.name, table.num_embeddings, found, argument, first)
 
-    def _reserve(self, batch: Batch, lookups: list[Lookups], on: Stream) -> Ticket:
+    def _reserve(self, batch: Batch, lookups: list[GroupBatch], on: Stream) -> Ticket:
         """Return the ticket of a batch to admit, with all that its admission needs."""
         for group, part in zip(self.groups, lookups, strict=True):
             part.reserve(group, on)
         weighted = batch.weights is not None
         sizes = batch.batch_size, batch.num_indices
-        return Ticket(self, lookups, *sizes, weighted=weighted, capture=on.capture)
+        opened = OpenBatch(lookups, *sizes, weighted=weighted, capture=on.capture)
+        return Ticket(self, opened)
 
     def _admit(self, ticket: Ticket, on: Stream) -> None:
         self._open.add(ticket)
-        if ticket._capture != 0:
+        if batch_of(ticket).capture != 0:
             self._captured.add(ticket)
         try:
-            for group, part in ticket._parts(self.groups):
+            for group, part in batch_of(ticket).parts(self.groups):
                 if group.cached:
                     group.admit(part, on)
                     group.count(part, False, False, True, on)
@@ -178,13 +184,13 @@ class Engine(OpenTickets):
         """Update the rows of a ticket; write the gradient of the weights, if it had any."""
         self._room_for_step()
         settings = self.optimizer.kernel_settings()
-        parts, work = used._parts(self.groups), []
+        parts, work = batch_of(used).parts(self.groups), []
         # A refused batch has no lookups that would write it.
-        if weight_grad is not None and not self.device.immediate:
+        if weight_grad is not None and not self.device.synchronous:
             on.clear(weight_grad.address, 4 * used.num_indices)
         for group, part in parts:
             part.dedup(group, on)
-            work.append(Work(group, part, views, used.weighted, on))
+            work.append(CallWorkspace(group, part, views, used.weighted, on))
         for (group, part), space in zip(parts, work, strict=True):
             if group.cached:
                 group.refresh(part, space, on)
@@ -192,11 +198,11 @@ class Engine(OpenTickets):
                 if group.cached:
                     group.scatter(part, space, on)
                 group.weight_grad(part, space, weight_grad, on)
-        self.clock.advance(on)
+        self.steps.advance(on)
         changed = False
         try:
             for (group, part), space in zip(parts, work, strict=True):
-                group.update(part, space, settings, self.faults, on)
+                group.update(part, space, settings, self.device_errors, on)
                 changed = True
                 if not group.cached:
                     group.count(part, True, False, False, on)
@@ -206,16 +212,31 @@ class Engine(OpenTickets):
             if changed:
                 self.close(used)
             else:
-                self.clock.retreat()
+                self.steps.undo()
             raise
         self.close(used)
 
     # ---- what kernels found wrong ------------------------------------------------------------
 
-    def skipped_updates(self, on: Stream) -> tuple[int, str, int] | None:
+    def raise_found(self, on: Stream, weight_grad: Any = None) -> None:
+        """Raise what kernels found wrong; a device is waited for.
+
+        `weight_grad` goes with the error of a backward that has computed it.
+        """
+        found = self._skipped_updates(on)
+        if found is not None and self.raise_nonfinite:
+            rows, name, row = found
+            raise NonFiniteUpdateError(
+                f"the update of {rows} row(s) would not be finite, first row {row} of table "
+                f"{name!r}; they keep their values, all others are updated",
+                rows,
+                weight_grad,
+            )
+
+    def _skipped_updates(self, on: Stream) -> tuple[int, str, int] | None:
         """Return and forget the updates left out: how many, the first one's table and row."""
-        self._settle(on)
-        batch, updates = self.faults.take(on)
+        self._close_pending(on)
+        batch, updates = self.device_errors.pop(on)
         updates, self._pending = self._pending + updates, []
         if batch is not None:
             self._pending = updates  # reported at the next check
@@ -231,7 +252,7 @@ class Engine(OpenTickets):
     def flush(self, on: Stream) -> None:
         """Write every dirty slot of every group back."""
         self._room_for_step()
-        self.clock.advance(on)
+        self.steps.advance(on)
         flushed = False
         try:
             for group in self.groups:
@@ -240,17 +261,17 @@ class Engine(OpenTickets):
                 flushed = True
         except BaseException:
             if not flushed:
-                self.clock.retreat()
+                self.steps.undo()
             raise
 
     def write_rows(self, group: Any, keys: Any, values: Any, on: Stream) -> None:
         """Set rows of one group."""
         self._room_for_step()
-        self.clock.advance(on)
+        self.steps.advance(on)
         try:
             group.write_rows(keys, values, on)
         except BaseException:
-            self.clock.retreat()
+            self.steps.undo()
             raise
 
     # ---- shapes ----------------------------------------------------------------------------
@@ -265,6 +286,13 @@ class Engine(OpenTickets):
         counts = batch.table_counts(on)
         return outputs.unpooled_shapes(self.storage.configs, batch.batch_size, counts)
 
+    # ---- seed ------------------------------------------------------------------------------
+
+    def reseed(self, seed: int) -> None:
+        """Draw all random bits from this seed from the next call on."""
+        for group in self.groups:
+            group.reseed(seed)
+
     # ---- graphs ----------------------------------------------------------------------------
 
     def refuse_forward(self, indices: Any, out: Any, on: Stream, *, training: bool) -> None:
@@ -275,21 +303,21 @@ class Engine(OpenTickets):
         if training:
             self.refuse_admission(indices, on)
 
-    def ask_lr(self) -> None:
+    def refuse_lr(self) -> None:
         """Raise RuntimeError where graphs of this collection cannot be given another rate now."""
         if self.calls.was_captured:
-            with self.calls.again(_refuse_lr):
+            with self.calls.on_last_stream(_refuse_lr):
                 pass
 
-    def take_lr(self, lr: float) -> None:
+    def set_lr(self, lr: float) -> None:
         """Let graphs use this learning rate from their next launch on.
 
         Before the first of them it is the next call that sends it: that need not come at all, and
         the stream of the one before may be gone.
         """
-        self.calls.later = partial(self.clock.set_lr, lr)
+        self.calls.later = partial(self.steps.set_lr, lr)
         if self.calls.was_captured:
-            with self.calls.again(_refuse_lr):
+            with self.calls.on_last_stream(_refuse_lr):
                 pass
 
 

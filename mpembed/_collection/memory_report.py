@@ -30,7 +30,7 @@ def memory_report(storage: Storage, workspace: int) -> dict[str, Any]:
     state_bytes = sum(table["optimizer_state"] for table in tables.values())
     held = sum(sum(part.values()) for part in (*tables.values(), *caches.values()))
     descriptors = sum(group.kernels.nbytes for group in storage.groups)
-    descriptors += storage.clock.nbytes + storage.faults.nbytes
+    descriptors += storage.steps.nbytes + storage.device_errors.nbytes
     total = held + workspace + storage.stats.nbytes + descriptors
     # What the same collection costs with FP32 rows, the same optimizer and no cache.
     fp32_state = sum(

@@ -5,15 +5,15 @@ import weakref
 from typing import Any
 
 from mpembed._arguments import captures
-from mpembed._bindings.device import Calls, Stream
+from mpembed._bindings.device import CallOrder, Stream
 from mpembed._bindings.kernels import Group
-from mpembed.tickets import MAX_OPEN, Ticket
+from mpembed.tickets import MAX_OPEN, Ticket, batch_of, owned_by
 
 
-class OpenTickets:
+class OpenBatches:
     """Open batches: which there are, and how one is closed."""
 
-    def __init__(self, calls: Calls, groups: list[Group]) -> None:
+    def __init__(self, calls: CallOrder, groups: list[Group]) -> None:
         self.calls, self.groups = calls, groups
         self._pins = any(group.cached for group in groups)
         self._open: weakref.WeakSet[Ticket] = weakref.WeakSet()
@@ -25,13 +25,23 @@ class OpenTickets:
         self._graph_pins = 0  # the most pins that a launch of a graph takes for a time
 
     @property
+    def num_open(self) -> int:
+        """Batches that wait for their backward."""
+        return len(self._open)
+
+    @property
+    def num_prefetched(self) -> int:
+        """Of these, prefetches that no forward has taken over."""
+        return len(self._prefetched)
+
+    @property
     def workspace(self) -> int:
         """Bytes held by open batches."""
         return sum(ticket.nbytes for ticket in [*self._open, *self._abandoned])
 
     def ticket_for_backward(self, ticket: Ticket | None, on: Stream) -> Ticket:
         """Return the open ticket of a forward, by default the latest one's."""
-        self._settle(on)
+        self._close_pending(on)
         used = self._latest if ticket is None else ticket
         if used is None:
             raise RuntimeError(
@@ -39,7 +49,7 @@ class OpenTickets:
             )
         if not isinstance(used, Ticket):
             raise TypeError(f"ticket must be a Ticket, got {type(used).__name__}")
-        if not used._belongs_to(self):
+        if not owned_by(used, self):
             raise ValueError("the ticket belongs to another collection")
         if not used.open:
             raise RuntimeError("the forward of this backward was used already or dropped")
@@ -51,25 +61,30 @@ class OpenTickets:
         """Unpin a ticket's rows and forget it; closing twice is harmless."""
 
         def refuse(on: Stream) -> None:
-            if ticket.open and ticket._capture == 0:
+            if ticket.open and batch_of(ticket).capture == 0:
                 raise RuntimeError(
                     f"a batch that was opened outside cannot be closed {captures.GRAPH}"
                 )
 
-        with self.calls.again(refuse) as on:
-            self._settle(on)
+        with self.calls.on_last_stream(refuse) as on:
+            self._close_pending(on)
             if not ticket.open:
                 return
             if on.capture != 0:
                 refuse(on)
-            if ticket._capture != on.capture:
-                self._lose([ticket])
+            if batch_of(ticket).capture != on.capture:
+                self._discard_captured([ticket])
                 return
             self._forget(ticket)
-            for group, part in zip(self.groups, ticket._close(), strict=True):
+            for group, part in zip(self.groups, batch_of(ticket).close(), strict=True):
                 if group.cached:
                     group.release(part, on)
                 part.moved_to(on)
+
+    def detach(self, ticket: Ticket) -> None:
+        """Let a backward without a ticket not mean this one any more."""
+        if self._latest is ticket:
+            self._latest = None
 
     def _forget(self, ticket: Ticket) -> None:
         self._open.discard(ticket)
@@ -86,13 +101,13 @@ class OpenTickets:
                 self._forget(ticket)  # a weak set still has what its `__del__` has revived
                 self._abandoned.append(ticket)
 
-    def _settle(self, on: Stream) -> None:
+    def _close_pending(self, on: Stream) -> None:
         """Forget what captures that are over left open, and close what waited for their end."""
-        lost = [ticket for ticket in self._captured if ticket._capture != on.capture]
+        lost = [ticket for ticket in self._captured if batch_of(ticket).capture != on.capture]
         if on.capture == 0 and self._abandoned:
             self._close_abandoned()
         if lost:
-            self._lose(lost)
+            self._discard_captured(lost)
 
     def _close_abandoned(self) -> None:
         abandoned, self._abandoned = self._abandoned, []  # to close one asks for them again
@@ -103,11 +118,11 @@ class OpenTickets:
         finally:
             self._abandoned.extend(abandoned)
 
-    def _lose(self, tickets: list[Ticket]) -> None:
+    def _discard_captured(self, tickets: list[Ticket]) -> None:
         """Forget tickets of a capture that is over: their memory is its graph's."""
         for ticket in tickets:
             self._forget(ticket)
-            ticket._close()
+            batch_of(ticket).close()
         warnings.warn(
             "the capture of a CUDA graph ended before the backward of a forward or prefetch in it: "
             "do not launch that graph, each launch would pin rows for good",
@@ -115,9 +130,14 @@ class OpenTickets:
             stacklevel=4,
         )
 
+    def drop_all(self) -> None:
+        """Drop every open batch."""
+        for ticket in list(self._open):
+            self.close(ticket)
+
     def drop_prefetched(self, on: Stream) -> int:
         """Drop all prefetches that no forward has taken over; return how many."""
-        self._settle(on)
+        self._close_pending(on)
         waiting = list(self._prefetched)
         for ticket in waiting:
             self.close(ticket)
@@ -146,14 +166,14 @@ class OpenTickets:
         """Raise RuntimeError where a capture would have to take over what was opened outside."""
         captures.refuse_batch(indices, unpooled_of_several=False)
         captures.refuse_unsent(self.calls)
-        self._settle(on)
+        self._close_pending(on)
         implicit = self._implicit
-        if implicit is not None and implicit.open and implicit._capture == 0:
+        if implicit is not None and implicit.open and batch_of(implicit).capture == 0:
             raise RuntimeError(
                 "the latest forward waits for its backward, which cannot be captured "
                 f"{captures.GRAPH} without that forward: call backward before the capture"
             )
-        if any(ticket._capture == 0 for ticket in self._prefetched):
+        if any(batch_of(ticket).capture == 0 for ticket in self._prefetched):
             raise RuntimeError(
                 f"a prefetch from outside cannot be taken over {captures.GRAPH}: use it before "
                 "or call drop_prefetched()"
@@ -163,7 +183,7 @@ class OpenTickets:
         """Raise RuntimeError for a backward that cannot be captured."""
         captures.refuse_unsent(self.calls)
         used = self.ticket_for_backward(ticket, on)
-        if used._capture == 0:
+        if batch_of(used).capture == 0:
             raise RuntimeError(
                 f"a backward cannot be captured {captures.GRAPH} without its forward: that was "
                 "called outside"

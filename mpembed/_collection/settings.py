@@ -56,7 +56,7 @@ class Settings:
         seed = integer("seed", seed, 0, MAX_SEED)
         found = devices.get(device)
         away = [table.name for table in given if table.placement == "host"]
-        if found.immediate and away:
+        if found.synchronous and away:
             raise ValueError(
                 f"placement='host' of table {away[0]!r} needs a device: on the CPU every table is "
                 "in the host's memory"

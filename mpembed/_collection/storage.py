@@ -12,6 +12,7 @@ from mpembed._bindings import array_ops, kernels
 from mpembed._bindings.array_ops import Array
 from mpembed._bindings.device import Device
 from mpembed._bindings.view import View
+from mpembed._collection.settings import Settings
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import Optimizer
 
@@ -70,8 +71,8 @@ class Storage:
     """All arrays of a collection, its write step, and what its kernels found wrong."""
 
     device: Device
-    clock: kernels.Clock
-    faults: kernels.Faults
+    steps: kernels.StepCounter
+    device_errors: kernels.DeviceErrors
     configs: Sequence[TableConfig]
     rows: list[Array]
     states: list[Array | None]
@@ -128,15 +129,10 @@ def _bf16_bits(value: np.float32) -> int:
     return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
 
 
-def allocate(
-    configs: Sequence[TableConfig],
-    cache: CacheConfig | None,
-    optimizer: Optimizer,
-    seed: int,
-    rounding: str,
-    device: Device,
-) -> Storage:
+def allocate(settings: Settings) -> Storage:
     """Allocate a collection; the rows are not drawn yet."""
+    configs, cache, device = settings.tables, settings.cache, settings.device
+    optimizer = settings.optimizer
     rows, states = [], []
     for config in configs:
         shape = config.num_embeddings, registry.row_bytes(config.precision, config.embedding_dim)
@@ -146,12 +142,15 @@ def allocate(
     stats = array_ops.filled(device, (len(configs), len(registry.STATS)), np.int64, 0)
     dims = sorted({config.embedding_dim for config in configs})
     on = device.stream(None)
-    clock, faults = kernels.Clock(on, 0, True), kernels.Faults(on, len(dims), True)
-    storage = Storage(device, clock, faults, configs, rows, states, stats)
+    steps = kernels.StepCounter(on, 0, True)
+    errors = kernels.DeviceErrors(on, len(dims), True)
+    storage = Storage(device, steps, errors, configs, rows, states, stats)
     columns = np.cumsum([0] + [config.embedding_dim for config in configs])
     for number, dim in enumerate(dims):
         ids = [i for i, config in enumerate(configs) if config.embedding_dim == dim]
-        group = kernels.Group(clock, number, len(ids), dim, registry.ROUNDINGS[rounding], seed)
+        group = kernels.Group(
+            steps, number, len(ids), dim, registry.ROUNDINGS[settings.rounding], settings.seed
+        )
         for i in ids:
             group.add_table(
                 configs[i].name,

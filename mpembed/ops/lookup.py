@@ -58,14 +58,14 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
     starts = array_ops.piece(arrays[1], 0, count + 1)
     positions = array_ops.piece(arrays[2], 0, n)
     # A result of its own gives back what the duplicates took.
-    if out is None and on.device.immediate:
+    if out is None and on.device.synchronous:
         return rows.copy(), starts.copy(), positions
     return rows, starts, positions
 
 
 def _limit(source: View, on: Stream) -> int:
     """Return a number that all indices are below: the fewer bits, the faster the sort."""
-    if on.device.immediate:
+    if on.device.synchronous:
         return int(np.asarray(source).max(initial=0)) + 1
     return 2**31 if source.dtype == "int32" else 2**63 - 1
 
@@ -83,7 +83,7 @@ def _keys(indices: Any, source: View, name: str, below: int, on: Stream) -> kern
 
     The same kernel makes them that reads the batches of a collection.
     """
-    group = kernels.Group(kernels.Clock(on, 0, False), 0, 1, 1, 0, 0)
+    group = kernels.Group(kernels.StepCounter(on, 0, False), 0, 1, 1, 0, 0)
     group.add_numbers(name, below)
     group.seal(on, False)
     batch = make_batch_of_one(indices, one_bag(source, on), None, on)
@@ -171,10 +171,10 @@ def embedding_bag(
     count = batch.num_indices if pooling == "none" else batch.batch_size
     read = [table, *batch.arguments()]
     result, target = result_view(out, (count, dim), np.float32, FLOAT, on, *read)
-    group = kernels.Group(kernels.Clock(on, 0, False), 0, 1, dim, 0, 0)
+    group = kernels.Group(kernels.StepCounter(on, 0, False), 0, 1, dim, 0, 0)
     group.add_table("rows", table, None, None, fmt, 0, mode, 0, 0)
     group.seal(on, False)
     lookups = table_lookups(group, table.shape[0], batch, on)
-    work = kernels.Work(group, lookups, target, False, on)
+    work = kernels.CallWorkspace(group, lookups, target, False, on)
     kernels.lookup([group], [lookups], [work], on)
     return result

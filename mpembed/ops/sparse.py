@@ -102,15 +102,16 @@ def _apply(
     written = [table] if stored is None else [table, stored]
     kernels.refuse_overlap(written, [ids, gradient])
     batch = make_batch_of_one(rows, one_bag(ids, on), None, on)
-    group = kernels.Group(kernels.Clock(on, step, False), 0, 1, columns, mode, seed)
+    group = kernels.Group(kernels.StepCounter(on, step, False), 0, 1, columns, mode, seed)
     pooling = registry.POOLINGS["none"]
     group.add_table("weights", table, stored, None, fmt, 0, pooling, state_format, 0)
     group.seal(on, False)
     lookups = table_lookups(group, table.shape[0], batch, on, "rows")
     lookups.dedup(group, on)
-    work, faults = kernels.Work(group, lookups, gradient, False, on), kernels.Faults(on, 1, False)
-    group.update(lookups, work, optimizer.kernel_settings(), faults, on)
-    return sum(count for _, count, _ in faults.take(on)[1])
+    work = kernels.CallWorkspace(group, lookups, gradient, False, on)
+    errors = kernels.DeviceErrors(on, 1, False)
+    group.update(lookups, work, optimizer.kernel_settings(), errors, on)
+    return sum(count for _, count, _ in errors.pop(on)[1])
 
 
 def sgd_(

@@ -104,7 +104,7 @@ class Calls:
             indices, offsets, weights, stream=self._stream(), ticket=True
         )
         # The graph alone decides how long the batch stays open.
-        self.collection._engine._latest = None
+        self.collection.state.engine.detach(ticket)
         return self._tensor(result), (ticket, pieces, count)
 
     # ---- backward --------------------------------------------------------------------------

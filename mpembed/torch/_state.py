@@ -5,37 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mpembed import checkpoint
 from mpembed._arguments.scalars import MAX_SEED, MAX_STEP, integer
 from mpembed._bindings import array_ops
 from mpembed._bindings.device import Stream
-from mpembed._collection import storage
 from mpembed._collection.settings import Settings
+from mpembed._collection.state import CollectionState
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.optim import Optimizer
 
 _FORMAT = 1
-_PINS = np.uint64(storage.PIN_MASK)
 Named = dict[str, Any]
-
-
-class _Step:
-    """The memory of a collection's write step, which it keeps alive."""
-
-    def __init__(self, clock: Any) -> None:
-        self.clock = clock
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": (1,),
-            "typestr": "<i8",
-            "data": (clock.address, False),
-        }
 
 
 def _signed(array: Any) -> Any:
@@ -49,12 +33,12 @@ def _keys(collection: EmbeddingBagCollection) -> dict[str, str]:
     for number, table in enumerate(collection.tables):
         for kind in ("rows", "state"):
             names[f"table.{table.name}.{kind}"] = f"table.{number}.{kind}"
-    return {name: names.get(name, name) for name in collection._storage.arrays()}
+    return {name: names.get(name, name) for name in collection.state.arrays()}
 
 
 def _layout(collection: EmbeddingBagCollection) -> Named:
     """Return what two collections must have in common, in plain types."""
-    settings, tables = collection._settings, collection.tables
+    settings, tables = collection.state.settings, collection.tables
     cache = settings.cache
     return {
         "tables": [
@@ -69,26 +53,25 @@ def _layout(collection: EmbeddingBagCollection) -> Named:
 
 def _tensors(collection: EmbeddingBagCollection, on: Stream) -> dict[str, torch.Tensor]:
     """Return the arrays and the step: on the CPU their memory, of a device copies."""
-    arrays, keys = collection._storage.arrays(), _keys(collection)
-    if on.device.immediate:
+    arrays, keys = collection.state.arrays(), _keys(collection)
+    if on.device.synchronous:
         found = {keys[name]: torch.from_numpy(_signed(a)) for name, a in arrays.items()}
-        found["step"] = torch.from_numpy(np.asarray(_Step(collection._engine.clock)))
+        found["step"] = torch.from_numpy(collection.state.step_array())
         return found
     copies = {
         keys[name]: torch.from_numpy(_signed(array_ops.host(array_ops.read_only(a, on))))
         for name, a in arrays.items()
     }
-    return {**copies, "step": torch.tensor([collection._engine.clock.read(on)])}
+    return {**copies, "step": torch.tensor([collection.state.step(on)])}
 
 
 def state_of(collection: EmbeddingBagCollection) -> Named:
     """Return all that training changes, but the learning rate."""
-    with collection._calls.again() as on:
-        collection._raise_found(on)
+    with collection.state.reading() as on:
         return {
             "format": _FORMAT,
             "layout": _layout(collection),
-            "seed": collection._settings.seed,
+            "seed": collection.state.settings.seed,
             "arrays": _tensors(collection, on),
         }
 
@@ -103,9 +86,9 @@ def load(collection: EmbeddingBagCollection, state: Any) -> None:
         if other != own:
             raise ValueError(f"the state's {part} are {other}, the module's {own}")
     seed = integer("seed of the state", state.get("seed"), 0, MAX_SEED)
-    with collection._calls.again() as on:
+    with collection.state.writing():
         arrays, step = _checked(collection, state.get("arrays"))
-        _write(collection, arrays, step, seed, on)
+        collection.state.restore(arrays, step, seed)
 
 
 def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[Named, int]:
@@ -114,7 +97,7 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[Named, int
     if not isinstance(found, dict) or set(found) != {*keys.values(), "step"}:
         have = sorted(found) if isinstance(found, dict) else found
         raise ValueError(f"the state has the arrays {have}, not {sorted([*keys.values(), 'step'])}")
-    for name, own in collection._storage.arrays().items():
+    for name, own in collection.state.arrays().items():
         tensor = found[keys[name]]
         dtype = np.dtype(own.dtype)
         wanted = np.dtype(f"i{dtype.itemsize}") if dtype.kind == "u" else dtype
@@ -129,31 +112,17 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[Named, int
             raise ValueError(
                 f"{keys[name]} of the state is {what}, not {(wanted.name, tuple(own.shape))}"
             )
-        values = values.view(dtype)
-        if name.startswith("cache.") and name.endswith(".tags"):
-            values = values & ~_PINS  # of batches that are open there
-            checkpoint._check_tags(collection, Path("the state"), name, values)
+        values = collection.state.without_pins(name, values.view(dtype))
+        try:
+            collection.state.check(name, values)
+        except ValueError as error:
+            raise ValueError(f"the state: {error}") from None
         result[name] = values
     step = found["step"]
     step = step.detach().cpu().numpy() if isinstance(step, torch.Tensor) else np.asarray(step)
     if step.shape != (1,) or step.dtype != np.int64:
         raise ValueError(f"step of the state is {step.dtype.name, step.shape}, not ('int64', (1,))")
     return result, integer("step of the state", int(step[0]), 0, MAX_STEP)
-
-
-def _write(
-    collection: EmbeddingBagCollection, arrays: Named, step: int, seed: int, on: Stream
-) -> None:
-    engine = collection._engine
-    for ticket in list(engine._open):
-        engine.close(ticket)
-    for name, own in collection._storage.arrays().items():
-        array_ops.assign(own, np.ascontiguousarray(arrays[name]), on)
-    engine.clock.set(step, on)
-    if seed != collection._settings.seed:
-        collection._settings = dataclasses.replace(collection._settings, seed=seed)
-        for group in engine.groups:
-            group.reseed(seed)
 
 
 class Portable:
@@ -171,14 +140,14 @@ class Portable:
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Portable:
-        settings = self.collection._settings
+        settings = self.collection.state.settings
         optimizer = copy.deepcopy(settings.optimizer, memo)  # one for all that share it
         twin = _made(dataclasses.replace(settings, optimizer=optimizer))
         load(twin, state_of(self.collection))
         return Portable(twin)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        s, state = self.collection._settings, state_of(self.collection)
+        s, state = self.collection.state.settings, state_of(self.collection)
         if protocol >= 4:
             # Not torch.save, which uses 2 and writes tensors as they are. Elsewhere tensors may
             # travel as shared memory, which is gone with these ones before it arrives.
@@ -193,9 +162,7 @@ _on_their_way: weakref.WeakValueDictionary[int, Portable] = weakref.WeakValueDic
 
 def _made(settings: Settings) -> EmbeddingBagCollection:
     """Return a collection whose rows are left undefined."""
-    made = EmbeddingBagCollection.__new__(EmbeddingBagCollection)
-    made._configure(settings)
-    return made
+    return EmbeddingBagCollection.from_state(CollectionState(settings))
 
 
 def _rebuilt(

@@ -2,7 +2,7 @@
 
 
 @cython.no_gc_clear
-cdef class Calls:
+cdef class CallOrder:
     """The calls of one collection: one after the other, from whatever threads and on whatever
     streams they come.
 
@@ -16,9 +16,9 @@ cdef class Calls:
     def __init__(self, Device device, lock):
         self.device = device
         self.lock = lock
-        self.last = device.ordinary
-        if device.immediate:
-            self.one = new_call(self, device.ordinary, None)
+        self.last = device.default_stream
+        if device.synchronous:
+            self.one = new_call(self, device.default_stream, None)
 
     def __dealloc__(self):
         cdef int32_t previous
@@ -36,7 +36,7 @@ cdef class Calls:
         """Whether a capture has taken calls."""
         return self.launched != NULL
 
-    cpdef Call on(self, object stream, object refuse=None):
+    cpdef Call on_stream(self, object stream, object refuse=None):
         """Return the context of a call on a caller's stream.
 
         `refuse` is called with the stream if the call would be captured, before anything is queued.
@@ -44,7 +44,7 @@ cdef class Calls:
         cdef Stream chosen = self.device.stream(stream)
         return new_call(self, chosen, refuse) if self.one is None else self.one
 
-    cpdef Call again(self, object refuse=None):
+    cpdef Call on_last_stream(self, object refuse=None):
         """Return the context of a call on the stream of the one before: of those that are captured,
         while that goes on, else of the others."""
         return new_call(self, None, refuse) if self.one is None else self.one
@@ -66,7 +66,7 @@ cdef class Calls:
         cdef bint captured = self.is_captured()
         if on is None:
             on = self.graph if captured else self.last
-        on.ask()
+        on.query_capture()
         if on.capture == UINT64_MAX:
             on.refuse_capture("a call")
         if captured and on.capture != self.capture:
@@ -102,7 +102,7 @@ cdef class Calls:
         cdef mpe_status status = MPE_OK
         if on.handle != self.last.handle:
             if self.event == NULL:  # the arrays were filled on the stream before any call
-                on.follow(self.last)
+                on.wait_for(self.last)
             else:
                 status = self.device.kernels.wait(self.event, on.handle)
         if status == MPE_OK and self.launched != NULL:
@@ -112,7 +112,7 @@ cdef class Calls:
     cdef int order_in_graph(self, Stream on) except -1:
         cdef mpe_status status = MPE_OK
         if self.graph is not None:  # of the same capture
-            on.follow(self.graph)
+            on.wait_for(self.graph)
             return 0
         if self.launched == NULL:
             status = self.device.kernels.create_event(&self.launched)
@@ -123,7 +123,7 @@ cdef class Calls:
     cdef bint is_captured(self) except -1:
         """Whether a capture that took calls goes on."""
         if self.graph is not None:
-            self.graph.ask()
+            self.graph.query_capture()
             if self.graph.capture != self.capture:
                 self.graph = None
         return self.graph is not None
@@ -148,7 +148,7 @@ cdef class Call:
 
     def __enter__(self):
         self.calls.lock.__enter__()
-        if self.calls.device.immediate:
+        if self.calls.device.synchronous:
             return self.stream
         try:
             self.calls.begin(self.stream, self.refuse)
@@ -159,13 +159,13 @@ cdef class Call:
 
     def __exit__(self, kind, error, trace):
         try:
-            if not self.calls.device.immediate:
+            if not self.calls.device.synchronous:
                 self.calls.end()
         finally:
             self.calls.lock.__exit__(None, None, None)
 
 
-cdef Call new_call(Calls calls, Stream stream, object refuse):
+cdef Call new_call(CallOrder calls, Stream stream, object refuse):
     cdef Call made = Call.__new__(Call)
     made.calls, made.stream, made.refuse = calls, stream, refuse
     return made

@@ -25,22 +25,22 @@ cdef class Memory:
         back in the order of a stream that is captured: it waits.
         """
         try:
-            self.home.ask()
+            self.home.query_capture()
             for reader in self.readers or ():
-                (<Stream>reader).ask()
+                (<Stream>reader).query_capture()
         except RuntimeError:  # the default stream, while another one is captured
             return False
         return self.home.capture == self.capture and all(
             [(<Stream>reader).capture == self.capture for reader in self.readers or ()])
 
     cdef Stream writer(self):
-        return self.device.ordinary if self.written is None else self.written
+        return self.device.default_stream if self.written is None else self.written
 
     def __dealloc__(self):
         cdef int32_t previous = 0
         if self.data == NULL:
             return
-        if self.device.immediate and self.placement < 0:
+        if self.device.synchronous and self.placement < 0:
             untrace(TRACE_DOMAIN, <uintptr_t>self.data)
             self.device.kernels.give_back(self.data, NULL)
             return
@@ -50,7 +50,7 @@ cdef class Memory:
                 self.device.kernels.release(self.data, self.placement)
         elif self.may_go_back():
             for reader in self.readers or ():
-                self.home.follow(<Stream>reader)
+                self.home.wait_for(<Stream>reader)
             self.device.kernels.give_back(self.data, self.home.handle)
         elif self.capture == 0 and waiting is not None:
             waiting.append(same_memory(self))
@@ -100,13 +100,13 @@ cdef Memory borrow(Stream on, int64_t nbytes):
         if failing == 0:
             raise MemoryError("fail_borrow")
     made.device, made.nbytes, made.placement, made.home = on.device, nbytes, -1, on
-    if on.device.immediate:
+    if on.device.synchronous:
         if on.device.kernels.borrow(nbytes, NULL, &made.data) != MPE_OK:
             raise MemoryError(f"not enough memory for {nbytes} bytes of workspace")
         trace(TRACE_DOMAIN, <uintptr_t>made.data, nbytes)
         return made
     retry_waiting()
-    on.ask()
+    on.query_capture()
     made.capture = on.capture
     previous = on.device.enter()
     status = on.device.kernels.borrow(nbytes, on.handle, &made.data)

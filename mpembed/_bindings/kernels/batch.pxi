@@ -67,7 +67,7 @@ cdef class Batch:
         if self.c.num_features == 1:
             return [self.c.num_indices]
         ends = host_copy(self.offsets, on)
-        if not on.device.immediate:
+        if not on.device.synchronous:
             self.raise_offsets(on)
         return [int(ends[(t + 1) * size]) - int(ends[t * size])
                 for t in range(self.c.num_features)]
@@ -79,7 +79,7 @@ cdef class Batch:
         """
         cdef vector[mpe_error] errors
         cdef mpe_error one
-        if on.device.immediate and not self.refused:
+        if on.device.synchronous and not self.refused:
             return None
         errors.resize(1 + self.num_groups)
         download(on, errors.data(), self.errors, errors.size() * sizeof(mpe_error))
@@ -131,7 +131,7 @@ cdef inline int64_t part(int64_t* end, int64_t nbytes) noexcept:
     return begin
 
 
-cdef class Lookups:
+cdef class GroupBatch:
     """A group's share of a batch: its keys, and after `dedup` its unique rows and their slots.
 
     Kernels trust what the arrays hold, so Python sees none of them.
@@ -149,7 +149,7 @@ cdef class Lookups:
         cdef int64_t n = 0, end = 0, bags = group.c.num_tables * batch.c.batch_size
         cdef int64_t keys, numbers, offsets, origins, dropped
         cdef int t
-        if not on.device.immediate:
+        if not on.device.synchronous:
             n = batch.c.num_indices  # how many are this group's is known on the device alone
         elif group.c.num_tables == batch.c.num_features:
             n = batch.c.num_indices
@@ -198,7 +198,7 @@ cdef class Lookups:
         with nogil:
             status = kernels.dedup(self.c.keys, n, limit, &u, stream)
         on.device.leave(previous, status, "dedup")
-        self.room = u.count[0] if on.device.immediate else n
+        self.room = u.count[0] if on.device.synchronous else n
         self.unique, self.u = memory, u
 
     def reserve(self, Group group, Stream on):
@@ -207,7 +207,7 @@ cdef class Lookups:
             self.dedup(group, on)
             self.slots = borrow(on, 4 * self.room)
 
-    def same_rows(self, Lookups other):
+    def same_rows(self, GroupBatch other):
         """Whether two batches of the CPU ask for the same rows in the same bags.
 
         Indices that were dropped are equal.
@@ -216,7 +216,7 @@ cdef class Lookups:
                 and memcmp(self.c.keys, other.c.keys, 8 * self.c.n) == 0
                 and memcmp(self.c.bag_offsets, other.c.bag_offsets, 8 * (self.num_bags + 1)) == 0)
 
-    def take_weights(self, Lookups other):
+    def take_weights(self, GroupBatch other):
         """Use another batch's per-sample weights."""
         self.weights = other.weights
         self.c.weights = other.c.weights

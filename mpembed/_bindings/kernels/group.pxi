@@ -11,7 +11,7 @@ cdef class Group:
     cdef mpe_group c
     cdef mpe_cache cache
     cdef mpe_table* tables
-    cdef Clock clock
+    cdef StepCounter steps
     cdef Device device
     cdef Memory descriptors  # the tables again, where a device's kernels run
     cdef int capacity, number
@@ -20,15 +20,15 @@ cdef class Group:
     cdef list keep
     cdef readonly int64_t total_rows
 
-    def __cinit__(self, Clock clock, int number, int num_tables, int dim, int rounding,
+    def __cinit__(self, StepCounter steps, int number, int num_tables, int dim, int rounding,
                   uint64_t seed):
         self.tables = <mpe_table*>calloc(num_tables, sizeof(mpe_table))
         if self.tables == NULL:
             raise MemoryError()
         self.capacity, self.number = num_tables, number
-        self.clock, self.device = clock, clock.device
+        self.steps, self.device = steps, steps.device
         self.c.tables = self.tables
-        self.c.step = clock.step
+        self.c.step = steps.step
         self.c.dim = dim
         self.c.rounding = rounding
         self.c.seed = seed
@@ -105,7 +105,7 @@ cdef class Group:
     def seal(self, Stream on, bint lasting):
         """Bring the tables' descriptors to the device, for one call or for good."""
         cdef int64_t nbytes = self.c.num_tables * sizeof(mpe_table)
-        if on.device.immediate:
+        if on.device.synchronous:
             return
         if lasting:
             self.descriptors = allocate(on.device, nbytes, MPE_PLACEMENT_DEVICE)
@@ -127,7 +127,7 @@ cdef class Group:
         """Return the group's lookups; what is wrong with them is in the batch."""
         cdef mpe_status status
         cdef int32_t previous
-        cdef Lookups lookups = Lookups(self, batch, on)
+        cdef GroupBatch lookups = GroupBatch(self, batch, on)
         cdef mpe_error* errors = batch.errors
         cdef mpe_error* error = errors + 1 + self.number
         previous = self.device.enter()
@@ -139,18 +139,18 @@ cdef class Group:
         self.device.leave(previous, status, "reading a batch")
         return lookups
 
-    def discard(self, Batch batch, Lookups lookups, Faults faults, Stream on):
-        """Empty the lookups of a batch in which something is wrong, which goes to `faults`."""
+    def discard(self, Batch batch, GroupBatch lookups, DeviceErrors errors, Stream on):
+        """Empty the lookups of a batch in which something is wrong, which goes to `errors`."""
         cdef mpe_status status
         cdef int32_t previous
         cdef int count = 1 + batch.num_groups
         previous = self.device.enter()
         with nogil:
             status = self.device.kernels.discard(&self.c, &lookups.c, batch.errors, count,
-                                                 faults.found, on.handle)
+                                                 errors.found, on.handle)
         self.device.leave(previous, status, "refusing a batch")
 
-    def count(self, Lookups lookups, bint unique, bint accesses, bint dropped, Stream on):
+    def count(self, GroupBatch lookups, bint unique, bint accesses, bint dropped, Stream on):
         """Add to the statistics what no other kernel counts."""
         cdef mpe_status status
         cdef int32_t previous
@@ -161,7 +161,7 @@ cdef class Group:
                                                on.handle)
         self.device.leave(previous, status, "counting")
 
-    def admit(self, Lookups lookups, Stream on):
+    def admit(self, GroupBatch lookups, Stream on):
         """Admission of reserved lookups: their unique rows are pinned."""
         cdef mpe_status status
         cdef int32_t previous
@@ -175,13 +175,13 @@ cdef class Group:
         self.device.leave(previous, status, "cache admission")
         lookups.admitted = True
 
-    def refresh(self, Lookups lookups, Work work, Stream on):
+    def refresh(self, GroupBatch lookups, CallWorkspace work, Stream on):
         """Find the slots of admitted rows as they are now; rows not cached are looked up again."""
         cdef mpe_status status
         cdef int32_t previous
         cdef int32_t* slots = <int32_t*>lookups.slots.data
         # Launches of graphs admit rows too, which nobody counts here.
-        if self.device.immediate and lookups.admission == self.admissions:
+        if self.device.synchronous and lookups.admission == self.admissions:
             work.unique_slots = slots
             return
         previous = self.device.enter()
@@ -190,7 +190,7 @@ cdef class Group:
                                                        work.unique_slots, on.handle)
         self.device.leave(previous, status, "finding cached rows")
 
-    def scatter(self, Lookups lookups, Work work, Stream on):
+    def scatter(self, GroupBatch lookups, CallWorkspace work, Stream on):
         """Spread the unique rows' slots over their lookups."""
         cdef mpe_status status
         cdef int32_t previous
@@ -200,7 +200,7 @@ cdef class Group:
                                                        work.slots, on.handle)
         self.device.leave(previous, status, "spreading slots")
 
-    def locate(self, Lookups lookups, Work work, Stream on):
+    def locate(self, GroupBatch lookups, CallWorkspace work, Stream on):
         """Find each lookup's slot by probing the cache; no state changes."""
         cdef mpe_status status
         cdef int32_t previous
@@ -210,7 +210,7 @@ cdef class Group:
                                                       work.slots, on.handle)
         self.device.leave(previous, status, "finding cached rows")
 
-    def release(self, Lookups lookups, Stream on):
+    def release(self, GroupBatch lookups, Stream on):
         """Take the pins back."""
         cdef mpe_status status
         cdef int32_t previous
@@ -234,7 +234,7 @@ cdef class Group:
             status = self.device.kernels.cache_flush(&self.c, on.handle)
         self.device.leave(previous, status, "flush")
 
-    def weight_grad(self, Lookups lookups, Work work, out, Stream on):
+    def weight_grad(self, GroupBatch lookups, CallWorkspace work, out, Stream on):
         """Write the gradient of the per-sample weights of this group's tables into `out`."""
         cdef mpe_status status
         cdef int32_t previous
@@ -245,15 +245,16 @@ cdef class Group:
                                                      &work.outputs, to, on.handle)
         self.device.leave(previous, status, "weight gradient")
 
-    def update(self, Lookups lookups, Work work, tuple optimizer, Faults faults, Stream on):
-        """Fused update; rows that would not be finite are left out and go to `faults`."""
+    def update(self, GroupBatch lookups, CallWorkspace work, tuple optimizer,
+               DeviceErrors errors, Stream on):
+        """Fused update; rows that would not be finite are left out and go to `errors`."""
         cdef mpe_status status
         cdef int32_t previous
         cdef mpe_optimizer o
-        cdef mpe_error* nonfinite = faults.found + 1 + self.number
+        cdef mpe_error* nonfinite = errors.found + 1 + self.number
         o.kind, o.decay_mode, o.lr, o.eps, o.weight_decay = optimizer
         # A graph keeps its kernels' parameters: it reads what may change.
-        o.device_lr = self.clock.lr if on.capture != 0 else NULL
+        o.device_lr = self.steps.lr if on.capture != 0 else NULL
         previous = self.device.enter()
         with nogil:
             status = self.device.kernels.update(&self.c, &o, &lookups.c, &lookups.u,
@@ -307,7 +308,7 @@ cdef class Keys:
         upload(on, self.keys, cnp.PyArray_DATA(values), 8 * self.n)
 
     @staticmethod
-    def of(Lookups lookups):
+    def of(GroupBatch lookups):
         """Return the keys of a batch's lookups."""
         cdef Keys made = Keys.__new__(Keys)
         made.n, made.memory, made.keys = lookups.c.n, lookups.memory, lookups.c.keys

@@ -1,7 +1,7 @@
-# What calls change besides tables and caches: the write step, and what is wrong; part of kernels.pyx.
+# The write step, and what kernels found wrong; part of kernels.pyx.
 
 
-cdef class Clock:
+cdef class StepCounter:
     """The write step of a collection and its learning rate for graphs, where the kernels run.
 
     `taken` is the host's own count of steps, without those that graphs have taken since `read`.
@@ -23,7 +23,7 @@ cdef class Clock:
     @property
     def nbytes(self):
         """Bytes in a device's memory."""
-        return 0 if self.device.immediate else self.memory.nbytes
+        return 0 if self.device.synchronous else self.memory.nbytes
 
     @property
     def address(self):
@@ -33,7 +33,7 @@ cdef class Clock:
     def set(self, uint64_t step, Stream on):
         """Continue from a step."""
         self.taken = step
-        if self.device.immediate:
+        if self.device.synchronous:
             self.step[0] = step
         else:
             upload(on, self.step, &step, sizeof(step))
@@ -46,7 +46,7 @@ cdef class Clock:
         """Take a step: for a call that may write."""
         cdef mpe_status status
         cdef int32_t previous
-        if self.device.immediate:
+        if self.device.synchronous:
             self.step[0] += 1
         else:
             previous = self.device.enter()
@@ -54,23 +54,23 @@ cdef class Clock:
             self.device.leave(previous, status, "taking a step")
         self.taken += 1
 
-    def retreat(self):
+    def undo(self):
         """Take back the step of a call that has changed nothing; a device's step is left."""
-        if self.device.immediate:
+        if self.device.synchronous:
             self.step[0] -= 1
             self.taken -= 1
 
     def read(self, Stream on):
         """Return the step; a device is waited for."""
         cdef uint64_t step = 0
-        if self.device.immediate:
+        if self.device.synchronous:
             return self.step[0]
         download(on, &step, self.step, sizeof(step))
         self.taken = step
         return step
 
 
-cdef class Faults:
+cdef class DeviceErrors:
     """What kernels found wrong: with a batch, and with the updates of each group."""
 
     cdef Device device
@@ -87,7 +87,7 @@ cdef class Faults:
     @property
     def nbytes(self):
         """Bytes in a device's memory."""
-        return 0 if self.device.immediate else self.memory.nbytes
+        return 0 if self.device.synchronous else self.memory.nbytes
 
     def clear(self, Stream on):
         """Forget everything."""
@@ -104,7 +104,7 @@ cdef class Faults:
                 return True
         return False
 
-    def take(self, Stream on):
+    def pop(self, Stream on):
         """Return and forget what was found: an error of a batch or None, and nonfinite updates.
 
         The first is an IndexError's (table id, position, value, count) or another exception; the
@@ -113,7 +113,7 @@ cdef class Faults:
         cdef vector[mpe_error] found
         cdef mpe_error one
         batch, updates = None, []
-        if self.device.immediate and not self.any():
+        if self.device.synchronous and not self.any():
             return batch, updates
         found.resize(self.count)
         download(on, found.data(), self.found, self.count * sizeof(mpe_error))
@@ -132,6 +132,6 @@ cdef class Faults:
 
 cdef Memory little(Stream on, int64_t nbytes, bint lasting):
     """Return memory for a few bytes, for as long as a collection or for one call."""
-    if on.device.immediate or not lasting:
+    if on.device.synchronous or not lasting:
         return borrow(on, nbytes)
     return allocate(on.device, nbytes, MPE_PLACEMENT_DEVICE)

@@ -1,7 +1,7 @@
 # The workspace of one call over a group's lookups, and the forward of groups; part of kernels.pyx.
 
 
-cdef class Work:
+cdef class CallWorkspace:
     """What a call over a group's lookups needs besides them: outputs or gradients, and slots.
 
     It is allocated before state changes, so that nothing fails for want of memory after that.
@@ -14,7 +14,7 @@ cdef class Work:
     cdef int32_t* unique_slots  # both NULL where the group has no cache
     cdef int32_t* slots
 
-    def __init__(self, Group group, Lookups lookups, views, bint each, Stream on):
+    def __init__(self, Group group, GroupBatch lookups, views, bint each, Stream on):
         cdef View view
         cdef vector[mpe_matrix] tables
         cdef int64_t end = 0, unique, slots
@@ -46,8 +46,8 @@ cdef class Work:
 def lookup(list groups, list lookups, list work, Stream on):
     """Run the forward of several groups' lookups."""
     cdef Group group
-    cdef Lookups share
-    cdef Work space
+    cdef GroupBatch share
+    cdef CallWorkspace space
     cdef vector[mpe_part] parts
     cdef mpe_part one
     cdef mpe_status status
