@@ -11,6 +11,7 @@ import pytest
 from helpers import batch, collection, digest, train
 
 import mpembed as mpe
+from mpembed.tickets import batch_of
 
 GRAD = np.ones((3, 12), np.float32)
 PINS = np.uint64(0x7F << 56)
