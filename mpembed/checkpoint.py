@@ -58,19 +58,19 @@ def _manifest(state: CollectionState, arrays: dict[str, np.ndarray[Any, Any]], o
 
 
 def _temporary_for(target: Path) -> tuple[Path, int]:
-    """Create a file that may become `target`, and return with it the mode to give it then.
+    """Create a file that may become `target`; return it and the mode to give it then.
 
-    Its name is short, however long the target's, and its own: other threads may save there too.
+    Its name is short, whatever the target's length, and unique: other threads may save there too.
     """
     try:
         old = target.stat().st_mode
     except FileNotFoundError:
         old = None
     if old is not None and not stat.S_ISREG(old):
-        raise OSError(errno.EINVAL, "is no regular file, nothing is saved", str(target))
+        raise OSError(errno.EINVAL, "is not a regular file; nothing was saved", str(target))
     temporary = target.with_name(f".mpembed-{secrets.token_hex(8)}.tmp")
     try:
-        # The umask can be learnt from a new file only: to ask for it is to change it.
+        # Only a new file shows the umask: asking for it would change it.
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from None
@@ -95,7 +95,7 @@ def save(state: CollectionState, path: str | os.PathLike[str], on: Stream) -> No
         # One key, its own checksum in front: safetensors orders several keys at random.
         metadata = {_KEY: f"{zlib.crc32(manifest.encode()):08x} {manifest}"}
         save_file(arrays, temporary, metadata=metadata)
-        temporary.chmod(mode)  # safetensors has put a private file of its own there
+        temporary.chmod(mode)  # safetensors replaced it with a private file
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -111,12 +111,12 @@ def load(
 ) -> CollectionState:
     """Return the state of the collection that `path` holds, on a device or where it was."""
     if device is not None:
-        device = devices.get(device).name  # a wrong one is the caller's fault, not the file's
+        device = devices.get(device).name  # a wrong device is the caller's fault, not the file's
     target = Path(path)
     while True:
         with target.open("rb") as file:  # a missing file or a folder is an OSError that names it
             manifest, shapes = _read_header(target)
-            # Both opened the same file unless a save replaced it in between: then once more.
+            # Both opened the same file, unless a save replaced it in between: then try again.
             if os.path.samestat(os.fstat(file.fileno()), target.stat()):
                 state = _empty_state(target, manifest, shapes, device)
                 with state.writing() as on:
@@ -125,19 +125,19 @@ def load(
 
 
 def _read_header(target: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Return the manifest and the shapes of the arrays, once safetensors has found all sound."""
+    """Return the manifest and the arrays' shapes, after safetensors has checked the file."""
     try:
         with safe_open(target, framework="numpy") as file:
             names = file.keys()
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             return _read_manifest(target, file.metadata() or {}), shapes
     except SafetensorError as error:
-        raise ValueError(f"{target}: is damaged or no checkpoint: {error}") from error
+        raise ValueError(f"{target}: is damaged or not a checkpoint: {error}") from error
 
 
 def _read_manifest(target: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if _KEY not in metadata:
-        raise ValueError(f"{target}: is no mpembed checkpoint (no manifest)")
+        raise ValueError(f"{target}: is not an mpembed checkpoint (it has no manifest)")
     checksum, _, text = metadata[_KEY].partition(" ")
     if checksum != f"{zlib.crc32(text.encode()):08x}":
         raise ValueError(f"{target}: its manifest is damaged (checksum)")
@@ -146,7 +146,7 @@ def _read_manifest(target: Path, metadata: dict[str, str]) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{target}: its manifest is not valid: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{target}: is no mpembed checkpoint")
+        raise ValueError(f"{target}: is not an mpembed checkpoint")
     if manifest.get("version") != VERSION:
         raise ValueError(
             f"{target}: checkpoint version {manifest.get('version')}; this mpembed reads {VERSION}"
@@ -164,7 +164,7 @@ def _table(fields: dict[str, Any], device: str) -> TableConfig:
 def _check_sizes(
     tables: list[TableConfig], cache: CacheConfig | None, shapes: dict[str, tuple[int, ...]]
 ) -> None:
-    """Refuse tables and caches that the file does not hold, before memory is taken for them.
+    """Refuse tables and caches that the file does not hold, before memory is allocated for them.
 
     All other arrays are smaller, or larger by a small factor only.
     """
@@ -180,7 +180,9 @@ def _check_sizes(
             expected[f"cache.{dim}.rows"] = cache.sets_for(total), cache.ways, dim
     for name, shape in expected.items():
         if shapes.get(name) != shape:
-            raise ValueError(f"{name} is {shapes.get(name, 'not there')}, {shape} by the manifest")
+            raise ValueError(
+                f"{name} is {shapes.get(name, 'missing')}, but the manifest says {shape}"
+            )
 
 
 def _empty_state(
@@ -212,7 +214,10 @@ def _empty_state(
         raise ValueError(f"{target}: its manifest is not valid: {error}") from error
     except RuntimeError as error:
         where = manifest["device"]
-        raise RuntimeError(f"{target} was saved on {where!r}, see `device`: {error}") from error
+        raise RuntimeError(
+            f"{target} was saved on {where!r}, which cannot be used here ({error}); pass device= "
+            "to load it elsewhere"
+        ) from error
     return state
 
 
@@ -223,9 +228,9 @@ def _fill(
     manifest: dict[str, Any],
     on: Stream,
 ) -> None:
-    """Read the arrays straight into their place: safetensors would map and also copy each.
+    """Read the arrays straight into place; safetensors would map the file and copy each array.
 
-    A device's go by the host's memory, one at a time.
+    Those of a device pass through host memory one at a time.
     """
     arrays = state.arrays()
     sums = manifest.get("crc32")
@@ -233,7 +238,7 @@ def _fill(
     header = json.loads(file.read(start - 8))
     header.pop("__metadata__", None)
     if set(header) != set(arrays):
-        raise ValueError(f"{target}: its arrays do not fit its manifest")
+        raise ValueError(f"{target}: its arrays do not match its manifest")
     for name, array in arrays.items():
         stored = header[name]
         # safetensors names types by kind and bits, such as U8 and F32.

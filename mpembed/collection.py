@@ -33,38 +33,42 @@ class EmbeddingBagCollection:
     tables : sequence of TableConfig
         Names are unique; dimensions, precisions and poolings may differ.
     cache : CacheConfig, optional
-        One cache for each group of tables with the same dimension; None trains every row
-        straight in its table.
+        One cache for each group of tables with the same dimension. None: no cache, every row
+        is trained in its table.
     optimizer : SGD, Adagrad or RowwiseAdagrad
         Its `lr` may change at every step.
     device : str or object with ``device_id``
-        ``"cpu"``, ``"cuda"`` or ``"cuda:N"``, or a ``cuda.core.Device``. Every array of a call
-        lies there.
+        ``"cpu"``, ``"cuda"``, ``"cuda:N"``, a ``cuda.core.Device`` or a ``torch.device``. Every
+        array passed to a call must be there.
     seed : int
-        0 <= seed < 2^64; initial rows and rounding depend on nothing else.
+        0 <= seed < 2^64. All random bits, of initial rows and of rounding, come from it.
     rounding : str
         ``"stochastic"`` or ``"nearest"``.
     bounds : str
-        ``"raise"``: an index out of range raises IndexError and nothing of the batch is applied.
-        ``"drop"``: it contributes zero, is not trained and is counted.
+        What happens to an index that is out of range. ``"raise"``: IndexError, and nothing of the
+        batch is applied. ``"drop"``: it contributes zero, is not trained, and is counted.
     on_nonfinite : str
-        A row whose update would not be finite (or storable) keeps its value and is counted;
-        ``"raise"`` also raises FloatingPointError once the other rows are updated, ``"skip"``
-        does not.
+        A row whose update would not be finite, or that its format could not store, keeps its
+        value and is counted. ``"raise"`` then raises NonFiniteUpdateError after all other rows
+        have been updated; ``"skip"`` does not.
 
     Notes
     -----
-    The same calls give the same bytes for every thread count and SIMD level; the definition of
-    every bit is in ``docs/numerics.md``. Calls from several threads are taken one after the other.
+    The same calls give the same bytes for every number of threads and every SIMD level;
+    ``docs/numerics.md`` defines every bit. Calls from several threads run one after the other.
 
-    On a device a call returns when its work is queued on `stream` (None is the legacy default
-    stream; an int is a handle, whose stream must outlive the collection's last call; any other
-    object has ``__cuda_stream__`` and is kept as long as needed), and calls on different streams
-    keep their order. Arguments may be changed or freed in the order of that stream. What
-    is wrong with offsets, indices or updates is found later: such a batch changes nothing but the
-    step and the cache's clock, and `check` or the next call that waits for the device (`stats`,
-    `rows`, `set_rows`, `flush`, `save`) raises the error. Calls on a stream that is being captured
-    become part of its CUDA graph; ``docs/guide.md`` says which can.
+    On a device:
+
+    - A call returns when its work is queued on `stream`. None is the legacy default stream. An int
+      is a stream's handle; that stream must outlive the collection's last call. Any other object
+      has ``__cuda_stream__`` and is kept as long as needed.
+    - Calls on different streams run in the order in which they were made. Arguments may be changed
+      or freed in the order of the call's stream.
+    - Wrong offsets, indices or updates are found later. Such a batch changes nothing but the step
+      and the cache's clock. `check`, or the next call that waits for the device (`stats`, `rows`,
+      `set_rows`, `flush`, `save`), raises the error.
+    - Calls on a stream that is being captured become part of its CUDA graph; ``docs/guide.md``
+      lists the calls that can be captured.
     """
 
     def __init__(
@@ -138,9 +142,10 @@ class EmbeddingBagCollection:
         Returns
         -------
         Ticket
-            Taken over by the next training forward with the same indices and offsets; on a device,
-            where they are not compared, with the same arrays, unchanged in the meantime. The
-            collection keeps it until then, or until ``ticket.drop()`` or `drop_prefetched`.
+            The next training forward with the same indices and offsets takes it over. A device does
+            not compare their values: there it is the forward with the same arrays, which must not
+            change in the meantime. The collection keeps the ticket until then, or until
+            ``ticket.drop()`` or `drop_prefetched`.
         """
         with self._calls.on_stream(stream, partial(self._engine.refuse_admission, indices)) as on:
             return self._engine.prefetch(self._batch(indices, offsets, None, on), on)
@@ -170,8 +175,8 @@ class EmbeddingBagCollection:
         Parameters
         ----------
         indices : int32 or int64 array (N,), or dict of table name -> (indices, offsets)
-            Row numbers, table-major. Any DLPack exporter; never modified, never copied, but for a
-            dict's, which are joined (a device is waited for).
+            Row numbers, table-major, from any DLPack exporter; never modified. Arrays are not
+            copied; those of a dict are joined, which waits for a device.
         offsets : int32 or int64 array (T * B + 1,)
             Bag b of table t holds ``indices[offsets[t * B + b] : offsets[t * B + b + 1]]``. The
             last entry is N, as with PyTorch's ``include_last_offset=True``.
@@ -268,10 +273,16 @@ class EmbeddingBagCollection:
         """Return where the gradient of the per-sample weights goes, and its view."""
         if not used.weighted:
             if out is not None:
-                raise ValueError("out is for the gradient of per_sample_weights: there are none")
+                raise ValueError(
+                    "out must be None: it is for the gradient of per_sample_weights, and the "
+                    "forward had none"
+                )
             return None, None
         if out is not None and used.named_counts is not None:
-            raise ValueError("out must be None where the per_sample_weights came as a dict")
+            raise ValueError(
+                "out must be None: the forward's per_sample_weights were a dict, and so is "
+                "their gradient"
+            )
         read = list(grad.values()) if isinstance(grad, dict) else [grad]
         shape = (used.num_indices,)
         result, written = arrays.result_view(out, shape, np.float32, arrays.FLOAT, on, *read)
@@ -313,12 +324,12 @@ class EmbeddingBagCollection:
             return out
 
     def set_rows(self, name: str, ids: Any, values: Any, *, stream: Any = None) -> None:
-        """Set rows: a cached row in FP32, any other rounded into its table.
+        """Set rows: a cached row in FP32; any other row is rounded into its table.
 
         Parameters
         ----------
         name : str
-            Table.
+            The table.
         ids : int32 or int64 array (n,)
             Without duplicates.
         values : float32 array (n, D)
@@ -366,10 +377,10 @@ class EmbeddingBagCollection:
             ``caches``: ``dim{D}`` -> bytes of ``cache_rows``, ``tags``, ``policy_state``,
             ``sketch`` (a cache is shared by the tables of a dimension). ``statistics``,
             ``descriptors`` (on a device: of the tables, the step, errors found), ``workspace``
-            (open batches), ``total``, and of that ``pinned_host``: tables with
-            ``placement="host"``. ``fp32_total``: the same tables in FP32 with the same optimizer
-            and no cache. ``ratio``: fp32_total / total; ``ratio_embeddings``: the same with the
-            optimizer's state left out on both sides.
+            (open batches), ``total``, and ``pinned_host``, the part of it that tables with
+            ``placement="host"`` take. ``fp32_total``: the same tables in FP32 with the same
+            optimizer and no cache. ``ratio``: fp32_total / total. ``ratio_embeddings``: the same
+            without the optimizer's state on either side.
         """
         with self._calls.on_last_stream():
             return memory_report(self._storage, self._engine.workspace)
@@ -392,7 +403,10 @@ class EmbeddingBagCollection:
     # ---- checkpoints -----------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to one file, under a temporary name first; resuming is bit-exact."""
+        """Write everything to one file; a collection loaded from it continues bit for bit.
+
+        The file is written under a temporary name first, so that an existing one stays whole.
+        """
         with self._calls.on_last_stream(captures.waits("save")) as on:
             self._engine.raise_found(on)
             checkpoint.save(self._state, path, on)
@@ -401,19 +415,20 @@ class EmbeddingBagCollection:
     def load(
         cls, path: str | os.PathLike[str], device: str | CudaDevice | TorchDevice | None = None
     ) -> "EmbeddingBagCollection":
-        """Return a collection as it was saved; batches open at the time are not part of it.
+        """Return a collection as it was saved; batches that were open then are not part of it.
 
         Parameters
         ----------
         path : path-like
-            What `save` wrote, on whatever device.
+            A file that `save` wrote, on any device.
         device : str or object with ``device_id``, optional
-            Where to put it, by default where it was. On the CPU no table is placed elsewhere.
+            Where to put the collection; by default the device it was saved on. On the CPU, tables
+            with ``placement="host"`` become ordinary ones.
 
         Raises
         ------
         OSError, ValueError
-            If the file cannot be read, or is no checkpoint of this version.
+            If the file cannot be read, or is not a checkpoint of this version.
         """
         return cls.from_state(checkpoint.load(path, device))
 

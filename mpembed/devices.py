@@ -1,4 +1,4 @@
-"""Finding devices: names to devices, and why there is none."""
+"""Finds devices by name, or says why there is none."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def get(name: str | CudaDevice | TorchDevice) -> Device:
     Raises
     ------
     TypeError, ValueError
-        If the name is none, or there is no such device.
+        If the name is not a device's, or there is no such device.
     RuntimeError
         If the build has no CUDA, or the machine has no driver or device for it.
     """
@@ -93,19 +93,20 @@ def _cuda_device(index: int) -> Device:
 
 
 def to_device(array: Any, device: str | CudaDevice | TorchDevice) -> Any:
-    """Copy an array to a device, or to the CPU.
+    """Copy an array to a device or to the CPU.
 
     Parameters
     ----------
     array : array
-        Any DLPack tensor, C-contiguous; a NumPy array may have any strides.
+        Any C-contiguous DLPack tensor; a NumPy array may have any strides.
     device : str or object with ``device_id``
         As `EmbeddingBagCollection` takes it.
 
     Returns
     -------
     Tensor or numpy.ndarray
-        The latter for the CPU, where BF16 becomes its bits, uint16. The copy is complete.
+        A NumPy array for the CPU, where BF16 becomes its bit patterns, uint16. The copy is
+        complete when the call returns.
     """
     target = get(device)
     if isinstance(array, np.ndarray):

@@ -1,11 +1,11 @@
-"""The exceptions that are more than a message."""
+"""Exceptions that carry more than a message."""
 
 import numpy as np
 import numpy.typing as npt
 
 
 class NonFiniteUpdateError(FloatingPointError):
-    """A backward left rows out because their update would not be finite.
+    """A backward left out rows whose update would not be finite.
 
     Attributes
     ----------

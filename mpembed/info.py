@@ -21,9 +21,9 @@ def get_num_threads() -> int:
 def info() -> dict[str, Any]:
     """Return the version, the backends, the SIMD level, the threads and the registered names.
 
-    Under ``"cuda"`` lies whether the build has the CUDA extension, for which architectures and with
-    which toolkit, or why it has not; under ``"devices"`` the name, memory and compute capability of
-    each device, or why there is none.
+    ``"cuda"`` says whether the build has the CUDA extension, for which architectures and with which
+    toolkit, or why it does not. ``"devices"`` has the name, memory and compute capability of each
+    device, or the reason why there is none.
     """
     found = _devices()
     return {

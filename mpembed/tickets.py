@@ -21,9 +21,9 @@ class TicketOwner(Protocol):
 class Ticket:
     """A batch whose rows are pinned in the cache until ``backward`` uses it or it is dropped.
 
-    Made by ``forward(..., ticket=True)`` and ``prefetch``. A forward's ticket that is garbage
-    collected is dropped. A prefetch's is kept by the collection: it is dropped by ``drop``, by
-    ``EmbeddingBagCollection.drop_prefetched``, or by nothing.
+    Made by ``forward(..., ticket=True)`` and ``prefetch``. A ticket of a forward is
+    dropped when it is garbage collected. The collection keeps a prefetch's ticket: only ``drop``
+    and ``EmbeddingBagCollection.drop_prefetched`` drop it.
     """
 
     __slots__ = ("__weakref__", "_batch", "_owner")

@@ -121,7 +121,7 @@ def test_a_backward_without_its_forward(twins: Twins) -> None:
     twins.forward()
     twins.runtime.begin(twins.stream)
     for one in (None, ticket):
-        with pytest.raises(RuntimeError, match="without its forward: that was called outside"):
+        with pytest.raises(RuntimeError, match="without its forward, which was called outside"):
             twins.there.backward(twins.grad, one, stream=twins.stream)
     with pytest.raises(RuntimeError, match="call backward before the capture"):
         twins.forward()
@@ -141,7 +141,7 @@ def test_a_prefetch_from_outside(twins: Twins) -> None:
     twins.there.prefetch(twins.indices, twins.offsets)
     twins.here.prefetch(*twins.batch[:2])
     twins.runtime.begin(twins.stream)
-    with pytest.raises(RuntimeError, match="a prefetch from outside cannot be taken over"):
+    with pytest.raises(RuntimeError, match="from outside the capture cannot be taken over"):
         twins.forward()
     assert twins.runtime.end(twins.stream).nodes == 0
     twins.step()
@@ -192,7 +192,9 @@ def test_a_ticket_from_outside_dies_in_a_capture(twins: Twins) -> None:
     here = [twins.here.forward(*twins.batch[:2], ticket=True)[1] for _ in range(2)]
     with twins.runtime.capture(twins.stream) as made:
         twins.forward(training=False)
-        with pytest.raises(RuntimeError, match="opened outside cannot be closed in a CUDA graph"):
+        with pytest.raises(
+            RuntimeError, match="outside the capture cannot be closed in a CUDA graph"
+        ):
             kept.drop()
         assert kept.open
         del lost
@@ -281,7 +283,7 @@ def test_wrong_arguments_in_a_capture(twins: Twins) -> None:
         twins.forward()
         with pytest.raises(ValueError, match="grad"):
             twins.there.backward(twins.weights, stream=twins.stream)
-        with pytest.raises(ValueError, match="there are none"):
+        with pytest.raises(ValueError, match="the forward had none"):
             twins.there.backward(twins.grad, stream=twins.stream, out=twins.weight_grad)
         twins.backward()
     made[0].launch(twins.stream)

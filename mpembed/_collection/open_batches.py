@@ -1,4 +1,4 @@
-"""The batches of a collection that are open, in captures of CUDA graphs and outside of them."""
+"""A collection's open batches, inside and outside of captures of CUDA graphs."""
 
 import warnings
 import weakref
@@ -11,7 +11,7 @@ from mpembed.tickets import MAX_OPEN, Ticket, batch_of, owned_by
 
 
 class OpenBatches:
-    """Open batches: which there are, and how one is closed."""
+    """Keeps the list of open batches and closes them."""
 
     def __init__(self, calls: CallOrder, groups: list[Group]) -> None:
         self.calls, self.groups = calls, groups
@@ -20,9 +20,9 @@ class OpenBatches:
         self._prefetched: list[Ticket] = []
         self._implicit: Ticket | None = None
         self._latest: Ticket | None = None
-        self._captured: weakref.WeakSet[Ticket] = weakref.WeakSet()  # the open ones of captures
-        self._abandoned: list[Ticket] = []  # to be closed once no capture forbids it
-        self._graph_pins = 0  # the most pins that a launch of a graph takes for a time
+        self._captured: weakref.WeakSet[Ticket] = weakref.WeakSet()  # open ones, of captures
+        self._abandoned: list[Ticket] = []  # closed as soon as no capture forbids it
+        self._graph_pins = 0  # the most pins that one launch of a graph holds
 
     @property
     def num_open(self) -> int:
@@ -63,7 +63,7 @@ class OpenBatches:
         def refuse(on: Stream) -> None:
             if ticket.open and batch_of(ticket).capture == 0:
                 raise RuntimeError(
-                    f"a batch that was opened outside cannot be closed {captures.GRAPH}"
+                    f"a batch that was opened outside the capture cannot be closed {captures.GRAPH}"
                 )
 
         with self.calls.on_last_stream(refuse) as on:
@@ -82,7 +82,7 @@ class OpenBatches:
                 part.moved_to(on)
 
     def detach(self, ticket: Ticket) -> None:
-        """Let a backward without a ticket not mean this one any more."""
+        """Stop using this ticket in a backward that is given none."""
         if self._latest is ticket:
             self._latest = None
 
@@ -93,16 +93,18 @@ class OpenBatches:
             self._prefetched.remove(ticket)
 
     def abandon(self, ticket: Ticket) -> None:
-        """Close a ticket that nobody has any more, at once or after the capture that goes on."""
+        """Close a ticket that nobody holds, now or after the capture that is going on."""
         try:
             self.close(ticket)
-        except RuntimeError:  # or in a child forked at a bad moment, which never closes it
+        except (
+            RuntimeError
+        ):  # in a capture, or in a child forked at a bad moment, which never closes it
             if ticket.open:
-                self._forget(ticket)  # a weak set still has what its `__del__` has revived
+                self._forget(ticket)  # the weak sets still have it: it is alive again
                 self._abandoned.append(ticket)
 
     def _close_pending(self, on: Stream) -> None:
-        """Forget what captures that are over left open, and close what waited for their end."""
+        """Forget what finished captures left open; close what waited for their end."""
         lost = [ticket for ticket in self._captured if batch_of(ticket).capture != on.capture]
         if on.capture == 0 and self._abandoned:
             self._close_abandoned()
@@ -110,7 +112,7 @@ class OpenBatches:
             self._discard_captured(lost)
 
     def _close_abandoned(self) -> None:
-        abandoned, self._abandoned = self._abandoned, []  # to close one asks for them again
+        abandoned, self._abandoned = self._abandoned, []  # closing one comes here again
         try:
             while abandoned:
                 self.close(abandoned[-1])
@@ -119,13 +121,13 @@ class OpenBatches:
             self._abandoned.extend(abandoned)
 
     def _discard_captured(self, tickets: list[Ticket]) -> None:
-        """Forget tickets of a capture that is over: their memory is its graph's."""
+        """Forget tickets of a finished capture; their memory belongs to its graph."""
         for ticket in tickets:
             self._forget(ticket)
             batch_of(ticket).close()
         warnings.warn(
             "the capture of a CUDA graph ended before the backward of a forward or prefetch in it: "
-            "do not launch that graph, each launch would pin rows for good",
+            "do not launch that graph: each launch would pin rows that nothing unpins",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -147,11 +149,11 @@ class OpenBatches:
         captured = len(self._captured)
         outside = len(self._open) - captured + len(self._abandoned)
         pins = self._graph_pins
-        if on.capture != 0:  # each launch takes them for as long as it runs
+        if on.capture != 0:  # a launch holds them for as long as it runs
             pins = max(pins, captured + 1 - freed)
         else:
             outside += 1 - freed
-        # Without a cache nothing is pinned; forgotten prefetches would still pile up.
+        # Without a cache nothing is pinned, but forgotten prefetches would pile up.
         if (outside + pins if self._pins else len(self._prefetched) + 1) > MAX_OPEN:
             raise RuntimeError(
                 f"{MAX_OPEN} batches are open, {len(self._prefetched)} of them prefetched; use "
@@ -163,7 +165,7 @@ class OpenBatches:
     # ---- refusals --------------------------------------------------------------------------
 
     def refuse_admission(self, indices: Any, on: Stream) -> None:
-        """Raise RuntimeError where a capture would have to take over what was opened outside."""
+        """Raise RuntimeError if a capture would have to take over a batch from outside."""
         captures.refuse_batch(indices, unpooled_of_several=False)
         captures.refuse_unsent(self.calls)
         self._close_pending(on)
@@ -175,8 +177,8 @@ class OpenBatches:
             )
         if any(batch_of(ticket).capture == 0 for ticket in self._prefetched):
             raise RuntimeError(
-                f"a prefetch from outside cannot be taken over {captures.GRAPH}: use it before "
-                "or call drop_prefetched()"
+                f"a prefetch from outside the capture cannot be taken over "
+                f"{captures.GRAPH}: use it before, or call drop_prefetched()"
             )
 
     def refuse_backward(self, ticket: Ticket | None, out: Any, on: Stream) -> None:
@@ -185,8 +187,8 @@ class OpenBatches:
         used = self.ticket_for_backward(ticket, on)
         if batch_of(used).capture == 0:
             raise RuntimeError(
-                f"a backward cannot be captured {captures.GRAPH} without its forward: that was "
-                "called outside"
+                f"a backward cannot be captured {captures.GRAPH} without its forward, which was "
+                "called outside the capture"
             )
         if used.weighted:
             captures.refuse_result("backward of a forward with per_sample_weights", out)
