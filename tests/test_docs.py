@@ -97,3 +97,14 @@ def test_the_guide_lists_every_array_of_the_state() -> None:
         for key in emb.state_arrays():
             name = key.replace(".item.", ".NAME.").replace("cache.4.", "cache.D.")
             assert f"`{name}`" in text
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_every_path_a_page_names_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    folders = "mpembed|include|kernels|tests|bench|tools|docs|examples"
+    paths = set(re.findall(rf"(?<![\w/.-])((?:\.ci|{folders})/[\w./*-]*\w)", text))
+    assert len(paths) > 20
+    named = [p for p in paths if "NAME" not in p and not p.startswith("mpembed/lib")]
+    missing = [p for p in named if not any(ROOT.glob(p))]
+    assert sorted(missing) == []

@@ -68,8 +68,10 @@ def convert(
 
     Notes
     -----
-    Make the optimizer of the other parameters afterwards: the weights are parameters no more.
-    While the tables are filled, those of before are still there.
+    Make the optimizer of the other parameters afterwards: the weights are no longer parameters.
+    Peak memory holds the old and the new tables. Measured with a 5 % cache, INT8 keeps FP32's
+    accuracy on click, retrieval and sequence models; INT4 keeps it on click models and loses about
+    a quarter of NDCG or hit rate on sequence and retrieval models with dense use of every row.
     """
     wrong = set(options) - set(ConvertOptions.__annotations__) - set(UNSUPPORTED)
     if wrong:
