@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .clicks import Clicks, DataError
-from .criteo_lines import first_fault, line_blocks
-from .criteo_parse import BadBlockError, parse_block
+from mpembed.train.clicks import Clicks, DataError
+from mpembed.train.criteo_lines import first_fault, line_blocks
+from mpembed.train.criteo_parse import BadBlockError, parse_block
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # Fewer than this cannot be split into three parts; that is said last, after any fault of a line.

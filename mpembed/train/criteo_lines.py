@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .clicks import NUM_CATS, NUM_INTS, DataError
+from mpembed.train.clicks import NUM_CATS, NUM_INTS, DataError
 
 _BLOCK_BYTES = 4 << 20
 _GZIP_BYTES = 256 << 10

@@ -9,8 +9,8 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from .settings import TrainOptions
-from .trial import Trial
+from mpembed.train.settings import TrainOptions
+from mpembed.train.trial import Trial
 
 _LINE_SHARE = 10  # a line each tenth of the run
 _LINE_SECONDS = 60.0  # or each minute, whichever comes first

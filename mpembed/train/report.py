@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from .settings import OptionError
+from mpembed.train.settings import OptionError
 
 _COLUMNS = (
     "log\nloss",

@@ -12,12 +12,12 @@ import torch
 
 import mpembed as mpe
 
-from .criteo import CriteoFile
-from .dataset import TEST, TRAIN, Dataset
-from .settings import Setting, TrainOptions
-from .summary import summarize
-from .synthetic import DEFAULT_ROWS, SyntheticSource
-from .trial import Trial
+from mpembed.train.criteo import CriteoFile
+from mpembed.train.dataset import TEST, TRAIN, Dataset
+from mpembed.train.settings import Setting, TrainOptions
+from mpembed.train.summary import summarize
+from mpembed.train.synthetic import DEFAULT_ROWS, SyntheticSource
+from mpembed.train.trial import Trial
 
 # Settings take turns after this many steps: few enough for one pass over the data to serve them
 # all, enough that a model's weights are warm in the processor's caches for nearly every step.

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .dataset import TEST, VALIDATION, Block
-from .metrics import accuracy, auc, log_loss
-from .model import Perceptrons, make_tables, mlp_optimizer
-from .settings import Setting, TrainOptions
+from mpembed.train.dataset import TEST, VALIDATION, Block
+from mpembed.train.metrics import accuracy, auc, log_loss
+from mpembed.train.model import Perceptrons, make_tables, mlp_optimizer
+from mpembed.train.settings import Setting, TrainOptions
 
 _CURVE_POINTS = 100
 F32 = npt.NDArray[np.float32]

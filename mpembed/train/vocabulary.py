@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .clicks import MISSING_CAT
+from mpembed.train.clicks import MISSING_CAT
 
 #: Rows that every table has: one for missing values, one shared by rare and unseen ones.
 MISSING_ROW, RARE_ROW, FIRST_ROW = 0, 1, 2
