@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import mpembed as mpe
+from mpembed.optim import OPTIMIZERS as OPTIMIZER_CLASSES
 from mpembed.torch import EmbeddingBagCollection
-
-from .clicks import NUM_CATS, NUM_INTS
-from .settings import Setting, TrainOptions
+from mpembed.train.clicks import NUM_CATS, NUM_INTS
+from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
 
 BOTTOM = (NUM_INTS, 512, 256, 64)
 TOP = (512, 256, 1)
@@ -118,9 +118,8 @@ def make_tables(
     mpembed.torch.EmbeddingBagCollection
         The tables C1 to C26.
     """
-    optimizers = {"rowwise-adagrad": mpe.RowwiseAdagrad, "adagrad": mpe.Adagrad, "sgd": mpe.SGD}
-    # The reference script's U(+-1/sqrt(E)), the collection's own default, leaves Adagrad to start
-    # large tables at next to nothing and small ones at far too much.
+    # DLRM's script starts tables at U(+-1/sqrt(E)), which is also the collection's default. With
+    # Adagrad, large tables would then start too close to zero and small ones too far from it.
     init = None if options.optimizer == "sgd" else ("normal", 0.01)
     tables = [
         mpe.TableConfig(f"C{i}", num_rows, options.dim, precision=setting.precision, init=init)
@@ -132,7 +131,7 @@ def make_tables(
     return EmbeddingBagCollection(
         tables,
         cache=cache,
-        optimizer=optimizers[options.optimizer](lr=options.lr),
+        optimizer=OPTIMIZER_CLASSES[OPTIMIZERS[options.optimizer]](lr=options.lr),
         seed=seed,
         rounding=setting.rounding,
     )

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 import mpembed as mpe
-
 from mpembed.train.criteo import CriteoFile
 from mpembed.train.dataset import TEST, TRAIN, Dataset
 from mpembed.train.settings import Setting, TrainOptions
