@@ -201,6 +201,14 @@ def test_help_lists_every_registered_choice_and_every_default() -> None:
             assert shown[1] == str(field.default)
 
 
+def test_the_manual_names_options_that_exist() -> None:
+    _, out, _ = call("train", "--help")
+    text = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(--[a-z-]+)", text))
+    assert {"--setting", "--data", "--json", "--threads"} <= named
+    assert named - {"--help"} <= set(re.findall(r"--[a-z-]+", out))
+
+
 def test_the_packages_that_are_looked_for_are_those_of_the_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extra = [re.split(r"[<>=]", one)[0] for one in project["optional-dependencies"]["train"]]
