@@ -20,7 +20,7 @@ MLP_ADAM_LR = 1e-3
 
 
 def _mlp(sizes: Sequence[int], relu_last: bool, generator: torch.Generator) -> nn.Sequential:
-    """Linear layers with ReLU between, started at N(0, 2 / (m + n)), biases at N(0, 1 / m)."""
+    """Return linear layers with ReLU between; weights N(0, 2 / (m + n)), biases N(0, 1 / m)."""
     layers: list[nn.Module] = []
     for index, (n, m) in enumerate(pairwise(sizes)):
         linear = nn.Linear(n, m)
@@ -34,7 +34,7 @@ def _mlp(sizes: Sequence[int], relu_last: bool, generator: torch.Generator) -> n
 
 
 class Perceptrons(nn.Module):
-    """Everything of a DLRM but its tables.
+    """Everything of a DLRM except its tables.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Perceptrons(nn.Module):
         self._below = torch.tril_indices(vectors, vectors, -1)
 
     def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        """Give the log odds of a click.
+        """Return the log odds of a click.
 
         Parameters
         ----------
@@ -84,8 +84,8 @@ def mlp_optimizer(net: Perceptrons, options: TrainOptions) -> torch.optim.Optimi
     net : Perceptrons
         The model.
     options : TrainOptions
-        With the optimizer "sgd" the perceptrons use it too, at the same rate, as the reference
-        script of DLRM does; otherwise they use Adam.
+        The run. With the optimizer "sgd" the perceptrons use SGD too, at the same rate, as DLRM's
+        reference script does; otherwise they use Adam.
 
     Returns
     -------
