@@ -50,11 +50,9 @@ def train(steps: int = STEPS) -> list[float]:
         score, slopes = log_odds(out.reshape(BATCH, COLUMNS, DIM))
         score += np.float32(bias)
         losses.append(float(np.mean(np.logaddexp(0, score) - labels * score)))
-        error = (
-            1 / (1 + np.exp(-score)) - labels
-        ) / BATCH  # derivative of the loss by the log odds
-        bias -= float(error.sum())
-        emb.backward((error[:, None, None] * slopes).reshape(out.shape))
+        by_score = (1 / (1 + np.exp(-score)) - labels) / BATCH  # derivative of the loss
+        bias -= float(by_score.sum())
+        emb.backward((by_score[:, None, None] * slopes).reshape(out.shape))
         if (step + 1) % WINDOW == 0:
             print(f"{(step + 1) * BATCH:6,} clicks  loss {np.mean(losses[-WINDOW:]):.4f}")
     print(f"tables {emb.memory_report()['ratio']:.1f}x smaller than in FP32")

@@ -3,9 +3,10 @@
     python examples/torch_dlrm.py [CLICKS [PRECISION [Embedding|EmbeddingBag]]]
 
 The two differ by one line: `mpembed.torch.convert(...)`. In FP32 the losses equal those of
-`mpembed train --optimizer sgd --batch-size 64 --threads 1` to the last bit. They also equal those of
-nn.Embedding, which adds the gradients of a row one after the other, as mpembed does within blocks
-of 64. nn.EmbeddingBag adds them in another order, so some of its losses differ in the last bit.
+`mpembed train --optimizer sgd --batch-size 64 --threads 1` to the last bit. They also equal those
+of nn.Embedding, which adds the gradients of a row one after the other, as mpembed does within
+blocks of 64. nn.EmbeddingBag adds them in another order, so some of its losses differ in the last
+bit.
 """
 
 import sys
