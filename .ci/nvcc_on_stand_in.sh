@@ -3,11 +3,13 @@
 #
 #   bash .ci/nvcc_on_stand_in.sh [short|full]
 #
-# short (what .ci/run does): the tests of devices, the C++ example and two long trainings. full: every test of a device,
-# then hundreds of steps of each training, the C door and the devices under random schedules with
-# several seeds. Needs nvcc and, in MPEMBED_STAND_IN (../shared/tools/vgpu), the
-# stand-in. Installs into the Python of $PYTHON (python3), which must have what the tests need; the
-# stand-in's copy and its translations of kernels stay in build/stand_in.
+# short, the selection of .ci/run: the tests of devices, the C++ example and two long trainings.
+# full: every test of a device; then hundreds of steps of each training, the C API and the devices
+# under random schedules with several seeds.
+#
+# This needs nvcc, and the stand-in in MPEMBED_STAND_IN (../shared/tools/vgpu). It installs mpembed
+# into the Python of $PYTHON (python3), which must have what the tests need. A copy of the stand-in
+# and its translations of kernels stay in build/stand_in.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -23,12 +25,12 @@ python=${PYTHON:-python3}
 stand_in=${MPEMBED_STAND_IN:-../shared/tools/vgpu}
 work=$PWD/build/stand_in
 if [[ ! -d $stand_in ]]; then
-  echo "$0: there is no stand-in in $stand_in, see MPEMBED_STAND_IN" >&2
+  echo "$0: there is no stand-in in $stand_in; set MPEMBED_STAND_IN to its folder" >&2
   exit 1
 fi
 
 mkdir -p "$work"
-cp -r "$stand_in/." "$work/runtime" # what is there may be read-only
+cp -r "$stand_in/." "$work/runtime" # the original may be read-only
 chmod -R u+w "$work/runtime"
 "$work/runtime/build.sh"
 MPEMBED_CUDA=1 MPEMBED_CUDART=shared MPEMBED_CUDA_ARCHS=compute_80 \
@@ -39,11 +41,11 @@ export LD_LIBRARY_PATH="$work/runtime/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export VGPU_CACHE="$work/cache" VGPU_RACE=2 VGPU_STRICT=1 VGPU_MEMCHECK=1
 export MPEMBED_TEST_CUDA=installed
 
-# Here a table of 6 GB would be committed: it is played in the host's memory, below.
+# On the stand-in this test would fill a table of 6 GB; it runs in pageable host memory, below.
 far=tests/test_door.py::test_rows_beyond_4_gib
 
-# play MODE SEED STEPS ARGUMENTS...: pytest, with kernels scheduled in a mode.
-play() {
+# run_tests MODE SEED STEPS ARGUMENTS...: pytest, with the kernels scheduled in a mode
+run_tests() {
   printf '\n-- %s, seed %s, trainings of %s steps (%d s)\n' "$1" "$2" "$3" "$SECONDS"
   VGPU_MODE=$1 VGPU_SEED=$2 MPEMBED_TEST_STEPS=$3 \
     "$python" -P -m pytest -q -n "${MAX_JOBS:-2}" -m gpu --deselect "$far" "${@:4}"
@@ -51,18 +53,18 @@ play() {
 
 if [[ $selection == short ]]; then
   training=tests/test_long_training.py::test_the_devices_bytes_are_the_cpus
-  play lockstep 1 300 tests/test_devices.py tests/test_device_calls.py tests/test_cuda_core.py \
+  run_tests lockstep 1 300 tests/test_devices.py tests/test_device_calls.py tests/test_cuda_core.py \
     tests/test_examples_cpp.py \
     "${training}[adagrad_bf16-lru-8]" "${training}[rowwise_adagrad-lfu-32]"
   exit
 fi
 
-play lockstep 1 300
+run_tests lockstep 1 300
 VGPU_PAGEABLE=1 "$python" -P -m pytest -q "$far"
 for mode in random its; do
-  play "$mode" 1 300 tests/test_long_training.py
+  run_tests "$mode" 1 300 tests/test_long_training.py
   for seed in 2 3; do
-    play "$mode" "$seed" 100 tests/test_long_training.py tests/test_door.py tests/test_device*.py \
+    run_tests "$mode" "$seed" 100 tests/test_long_training.py tests/test_door.py tests/test_device*.py \
       tests/test_tickets.py
   done
 done

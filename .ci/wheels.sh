@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds what is published, checks it, and tests each wheel where there is no compiler.
+# Builds the source archive and the wheels, checks them, and tests each wheel without a compiler.
 #
 #   bash .ci/wheels.sh [PYTHON...]      # by default python3; results in build/wheels/dist
 #
-# The source archive and the first Python's wheel are built twice, in different folders: the bytes
-# must be the same. MPEMBED_CUDA=auto or 1 builds wheels with CUDA, by default they are for the CPU.
-# Needs git, a C++ compiler and a package index. CONTRIBUTING.md says more under "Release".
+# The source archive and the first Python's wheel are built twice, in different folders, and must have
+# the same bytes. The wheels are for the CPU alone; MPEMBED_CUDA=auto or 1 builds them with CUDA. This
+# needs git, a C++ compiler and a package index. CONTRIBUTING.md says more under "Release".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 pythons=("${@:-python3}")
@@ -14,7 +14,7 @@ policy=manylinux_2_28_$(uname -m)
 
 export MPEMBED_CUDA=${MPEMBED_CUDA:-0} PIP_DISABLE_PIP_VERSION_CHECK=1
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
-export LDFLAGS=${LDFLAGS:--Wl,-s}  # no symbol table: a fifth of the size
+export LDFLAGS=${LDFLAGS:--Wl,-s}  # without symbol tables, a fifth of the size
 
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
 same() { cmp "$1" "$2" || { echo "wheels.sh: two builds differ: $1 $2" >&2; exit 1; }; }
@@ -38,10 +38,10 @@ cp "$root"/sdist1/*.tar.gz "$root/dist"
 sdist=$(echo "$root"/dist/*.tar.gz)
 check "$sdist"
 
-# wheel PYTHON FOLDER: from the source archive, in the folder for temporary files that pip chooses
+# wheel PYTHON FOLDER: build from the source archive; pip builds in a temporary folder
 wheel() { "$1" -m pip wheel --quiet --no-deps --no-cache-dir --wheel-dir "$2" "$sdist"; }
 
-# test_wheel NUMBER PYTHON WHEEL: on PATH are Python's programs alone
+# test_wheel NUMBER PYTHON WHEEL: run the tests with only Python's programs on PATH
 test_wheel() {
   local venv=$root/venv-$1 bin
   "$2" -m venv "$venv"

@@ -1,4 +1,4 @@
-"""Benchmarks. The modules import each other by bare name, also when run as ``bench.report``."""
+"""Benchmarks. The modules import each other by bare name, even when run as ``bench.report``."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Puts contenders together: what each one needs, what is kept from one comparison to the next."""
+"""Runs comparisons: builds the contenders and keeps their tables for the next comparison."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AbsentError(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender to be: its tables, which other comparisons may share, and how it uses them."""
+    """How to make a contender: its tables, which comparisons may share, and how it uses them."""
 
     name: str
     key: Hashable  # of what `build` returns
@@ -32,7 +32,7 @@ class Entry:
 
 
 class Shelf:
-    """Keeps what the last comparison built; the next one may take it over, the rest is freed."""
+    """Keeps what the last comparison built; the next one reuses what it can, the rest is freed."""
 
     def __init__(self) -> None:
         self._held: dict[Hashable, Any] = {}
@@ -41,7 +41,7 @@ class Shelf:
         """Return the contenders, and why others are absent."""
         wanted = {entry.key for entry in entries}
         self._held = {key: held for key, held in self._held.items() if key in wanted}
-        gc.collect()  # gigabytes may hang on a cycle, and what is built next needs the room
+        gc.collect()  # a reference cycle may hold gigabytes that the next tables need
         found, absent = [], {}
         for entry in entries:
             try:
@@ -82,13 +82,13 @@ class Arena:
         entries: list[Entry],
         fresh: bool = False,
     ) -> None:
-        """Compare the entries, mpembed's first, over batches of `items`; note all that was found.
+        """Compare the entries, mpembed's first, over batches of `items`, and record the results.
 
-        The case says what was compared, by the words the report looks for. In a `fresh` one no
-        batch comes twice.
+        The case says what was compared, in the words that the report looks for. In a `fresh`
+        comparison no batch comes twice.
         """
         benchmark.group = group
-        set_threads(os.cpu_count() or 1)  # to build with; large tables take long
+        set_threads(os.cpu_count() or 1)  # large tables take long to build
         contenders, absent = self.shelf.use(entries)
         set_threads(case["threads"])
         if not contenders or contenders[0].name != rounds.OURS:

@@ -1,4 +1,4 @@
-"""Which cases there are: lists that pytest takes as parameters, tables that are shared together."""
+"""The cases to compare: lists that pytest takes as parameters, and the shapes of their tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from arena import Arena
-from workloads import DISTRIBUTIONS, OPTIMIZERS, PRECISIONS, SHAPES, THREADS, Shape
+from targets import THREADS
+from workloads import DISTRIBUTIONS, OPTIMIZERS, PRECISIONS, SHAPES, Shape
 
 QUICK_DIVISOR = 20
 

@@ -1,4 +1,4 @@
-"""Options and fixtures of the benchmarks, and what the results say of the machine."""
+"""Options and fixtures of the benchmarks, and what the results say about the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ PACKAGES = ["mpembed", "torch", "fbgemm-gpu-cpu", "numpy"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--quick", action="store_true", help="smaller tables, few rounds: does everything run?"
+        "--quick",
+        action="store_true",
+        help="smaller tables, few rounds: shows that all runs",
     )
 
 
@@ -49,7 +51,7 @@ def arena(request: pytest.FixtureRequest) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the peers warn: elsewhere a warning is an error."""
+    """Allow warnings, which the peers give; in the tests a warning is an error."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.filterwarnings("ignore"))

@@ -10,7 +10,7 @@ from workloads import LR, Shape
 def operator(
     tables: list[tuple[int, int]], precision: str, optimizer: str, lr: float, *, gpu: bool = False
 ) -> Any:
-    """Return the operator that trains, for tables of so many rows and columns."""
+    """Return the operator that trains `tables`, pairs of a number of rows and a dimension."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
         ComputeDevice,
@@ -36,7 +36,7 @@ def operator(
 def training(shape: Shape, precision: str, optimizer: str) -> Any:
     """Return tables of the operator that trains."""
     bag = operator([(shape.rows, shape.dim)] * shape.tables, precision, optimizer, LR)
-    # Untouched zero pages would all be one page of memory.
+    # Without it, all untouched pages would be the same page of zeros in memory.
     bag.init_embedding_weights_uniform(-0.001, 0.001)
     return bag
 

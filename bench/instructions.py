@@ -1,10 +1,10 @@
-"""Counts the instructions of three fixed kernels with callgrind and compares them with kept ones.
+"""Counts the instructions of three kernels with callgrind and compares them with stored counts.
 
     PYTHONPATH=tools python bench/instructions.py [--write]
 
-The counts are kept in ``instructions.json``. One that has grown by more than 5 % is an error;
-``--write`` keeps the new ones. Counts depend on the compiler: with another one than the kept counts
-were made with nothing is compared, and that is said. Runs in the root of the project.
+The counts are stored in ``instructions.json``. A count that has grown by more than 5 % is an error;
+``--write`` stores the new counts. Counts depend on the compiler: if the stored ones come from
+another compiler, the script says so and compares nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ def release(version: str) -> str:
 def build() -> tuple[Path, str]:
     """Build the driver from the objects of an ordinary build; return it and the compiler."""
     compiler = host.Compiler()
-    # Variables that a sanitizer or a debug build sets would change the counts.
     kernels = [job for job in compiler.kernels() if wanted(job.target.stem, compiler.levels())]
     jobs = [*kernels, compiler.job(DRIVER, [*host.WARNINGS, *host.werror()])]
     made = objects.BUILD / "bench" / "instructions"
@@ -57,7 +56,7 @@ def build() -> tuple[Path, str]:
 
 
 def wanted(stem: str, levels: Any) -> bool:
-    """Return whether an object is of the level that is counted, or of none."""
+    """Return whether an object belongs to the level that is counted, or to no level."""
     level = stem.rpartition("-")[2]
     return level == LEVEL or level not in levels
 
@@ -103,15 +102,15 @@ def compare(kept: dict[str, Any], compiler: str, counts: dict[str, int]) -> list
 def check_machine() -> None:
     """Raise NothingToCountError where nothing can be counted."""
     if platform.machine() not in ("x86_64", "AMD64"):
-        raise NothingToCountError(f"the counts are of {LEVEL}, which {platform.machine()} has not")
+        raise NothingToCountError(f"the counts are of {LEVEL}, which {platform.machine()} lacks")
     if shutil.which("valgrind") is None:
         raise NothingToCountError("valgrind is not installed")
     if os.environ.get("CXXFLAGS"):
-        raise NothingToCountError("CXXFLAGS is set, and changes the code")
+        raise NothingToCountError("CXXFLAGS is set and changes the code; unset it to count")
 
 
 def run(write: bool) -> int:
-    """Count, print, and compare or keep."""
+    """Count, print, and compare or store."""
     check_machine()
     driver, compiler = build()
     with ThreadPoolExecutor(objects.compilers()) as pool:
@@ -124,15 +123,15 @@ def run(write: bool) -> int:
         return 0
     wrong = compare(json.loads(KEPT.read_text()), compiler, counts)
     if wrong:
-        print("more instructions than the kept counts allow:", *wrong, sep="\n  ")
-        print("if they are worth it: PYTHONPATH=tools python bench/instructions.py --write")
+        print("more instructions than the stored counts allow:", *wrong, sep="\n  ")
+        print("to accept them: PYTHONPATH=tools python bench/instructions.py --write")
     return 1 if wrong else 0
 
 
 def main() -> int:
-    """Run; what cannot be counted is no error, unless it was to be kept."""
+    """Run; if nothing can be counted, that is an error only with ``--write``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--write", action="store_true", help="keep the counts")
+    parser.add_argument("--write", action="store_true", help="store the counts")
     options = parser.parse_args()
     os.chdir(ROOT)
     try:

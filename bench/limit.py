@@ -1,6 +1,6 @@
-"""Steps of the limit: the same rows read, changed or copied with no arithmetic at all.
+"""Steps of the limit: the same rows are read, changed or copied without any arithmetic.
 
-``limit.cpp`` is compiled at the first use into ``build/``; `missing` says why it cannot be.
+``limit.cpp`` is compiled into ``build/`` at the first use; `missing` says why it cannot be.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ def gather(rows: Memory, row_bytes: int, batches: list[Any], threads: int) -> Co
 
 
 def split_by_owner(indices: np.ndarray[Any, Any], threads: int) -> tuple[Any, Any]:
-    """Return the stream with each thread's rows together, in order, and where each thread begins.
+    """Return the rows ordered by their thread, and where the rows of each thread begin.
 
-    A row belongs to one thread, so that no two change it at a time.
+    Each row belongs to one thread, so no two threads change it at the same time.
     """
     owner = indices % threads
     parts = [indices[owner == t] for t in range(threads)]
@@ -124,7 +124,8 @@ def modify(
 ) -> Contender:
     """Return changes of the rows and the optimizer's state of each batch, after a read.
 
-    `rows` and `state` are memory and the bytes of a row in it. A `whole` step times the read too.
+    `rows` and `state` are each the memory and the bytes of a row in it. With `whole`, the read is
+    timed too.
     """
     streams = [split_by_owner(x, threads) for x in batches]
     before = gather(*rows, batches, threads)
@@ -144,7 +145,7 @@ def modify(
 
 
 def copy(source: Memory, target: Memory, threads: int) -> Contender:
-    """Return a copy of one to the other."""
+    """Return copies from one memory to the other."""
 
     def run(_: int) -> float:
         size = min(source.bytes, target.bytes)

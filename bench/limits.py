@@ -1,4 +1,4 @@
-"""The limit's entries."""
+"""Entries of the limit: what the machine's memory allows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import limit
 import numpy as np
 from arena import AbsentError, Entry
 from rounds import LIMIT
-from workloads import Shape, Stream
+from workloads import LR, OPTIMIZERS, Shape, Stream
 
-from mpembed.registry import row_bytes
-
-STATE_BYTES = {"sgd": 0, "rowwise_adagrad": 4, "adagrad": 4}  # of a row, or of an element
+from mpembed.registry import STATE_ELEMENT, STATE_NONE, STATE_ROW, row_bytes
 
 
 def state_bytes(optimizer: str, dim: int) -> int:
-    """Return what an optimizer keeps of a row."""
-    return STATE_BYTES[optimizer] * (dim if optimizer == "adagrad" else 1)
+    """Return the bytes that an optimizer keeps of a row, in FP32."""
+    values = {STATE_NONE: 0, STATE_ROW: 1, STATE_ELEMENT: dim}
+    return 4 * values[OPTIMIZERS[optimizer](lr=LR).state_shape]
 
 
 def _where_compiled(make: Callable[[], Any]) -> Callable[[], Any]:
@@ -52,7 +51,7 @@ def gather(precision: str, batches: Stream, threads: int, optimizer: str = "sgd"
 def modify(
     precision: str, optimizer: str, batches: Stream, threads: int, whole: bool = False
 ) -> Entry:
-    """Read and write the rows and the optimizer's state, once a lookup; `whole`: read first."""
+    """Read and write the rows and the optimizer's state once a lookup; `whole`: read first."""
     shape = batches.shape
     sizes = _rows(shape, precision, optimizer)
     each = row_bytes(precision, shape.dim), state_bytes(optimizer, shape.dim)
@@ -79,7 +78,7 @@ def sets(num_sets: int, set_bytes: int, n: int, threads: int) -> Entry:
 
 
 def copy(size: int, threads: int) -> Entry:
-    """Copy as many bytes as are read and written, `size` in all."""
+    """Copy memory: `size` bytes in all are read or written."""
     return Entry(
         LIMIT,
         (LIMIT, "copy", size),

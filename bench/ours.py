@@ -59,7 +59,7 @@ def training(emb: Any, batches: Stream, whole: bool) -> Contender:
 
 
 def backward(precision: str, optimizer: str, batches: Stream, *, whole: bool = False) -> Entry:
-    """Sort, sum and update, without a cache; `whole`: the forward is timed too."""
+    """Sort, sum and update, without a cache; with `whole`, the forward is timed too."""
     shape = batches.shape
     return Entry(
         OURS,
@@ -72,7 +72,7 @@ def backward(precision: str, optimizer: str, batches: Stream, *, whole: bool = F
 def cached_step(
     precision: str, optimizer: str, batches: Stream, distribution: str, load_factor: float = 0.05
 ) -> Entry:
-    """Forward and fused backward with an LFU cache that has seen as many other batches."""
+    """Forward and fused backward with an LFU cache that was warmed on as many other batches."""
     shape = batches.shape
 
     def build() -> Any:
@@ -94,7 +94,7 @@ def warm(emb: Any, batches: Stream) -> None:
 
 
 def hit_rate(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) -> float:
-    """Return the hits among the unique rows of the batches between two calls of `stats`."""
+    """Return the share of hits among the unique rows between two calls of `stats`."""
     hits, misses = (
         sum(after[name][count] - before[name][count] for name in after)
         for count in ("hits", "misses")

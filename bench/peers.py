@@ -1,4 +1,4 @@
-"""Entries of PyTorch and FBGEMM, on the same batches. An absent one is skipped with its reason."""
+"""Entries of PyTorch and FBGEMM on the same batches; an absent peer is skipped with its reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def torch() -> Any:
 
 
 def fbgemm(make: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a builder that refuses by name where FBGEMM cannot be loaded."""
+    """Return a builder that raises `AbsentError` where FBGEMM cannot be loaded."""
 
     def build() -> Any:
         if not has_fbgemm():
@@ -44,7 +44,7 @@ def _split(batches: Stream) -> tuple[list[list[Any]], Any]:
 
 
 def torch_forward(precision: str, batches: Stream) -> Entry:
-    """Look up by nn.EmbeddingBag, or by the quantized operator of the format."""
+    """Look up with nn.EmbeddingBag, or with the quantized operator of the format."""
     shape = batches.shape
     made = _torch_bags if precision in ("fp32", "fp16") else _torch_packed
 
@@ -67,7 +67,7 @@ def _torch_bags(shape: Shape, precision: str, sparse: bool = False) -> list[Any]
     dtype = t.float16 if precision == "fp16" else t.float32
     bags = []
     for _ in range(shape.tables):
-        # In place: a table of FP32 that is then converted would need memory for both.
+        # Filled in place: to convert an FP32 table would take memory for both.
         weight = t.empty(shape.rows, shape.dim, dtype=dtype).uniform_(-0.001, 0.001)
         bags.append(
             t.nn.EmbeddingBag(
@@ -136,7 +136,7 @@ def _training(
 
 
 def fbgemm_forward(precision: str, batches: Stream) -> Entry:
-    """Look up by the training operator (FP32, FP16) or the one for inference (INT8, INT4)."""
+    """Look up with the operator for training (FP32, FP16) or for inference (INT8, INT4)."""
     shape = batches.shape
     if precision in ("fp32", "fp16"):
         key, make = ("fbgemm", shape, precision, "sgd"), fbgemm_peer.training
@@ -160,7 +160,7 @@ def fbgemm_forward(precision: str, batches: Stream) -> Entry:
 
 
 def fbgemm_backward(precision: str, optimizer: str, batches: Stream, whole: bool = False) -> Entry:
-    """Fused backward; INT8 and INT4 tables it does not train."""
+    """Fused backward; FBGEMM does not train INT8 and INT4 tables."""
     shape = batches.shape
 
     def join(bag: Any) -> Contender:

@@ -9,11 +9,12 @@ import matplotlib.pyplot as plt
 import targets
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from rounds import LIMIT, OURS
 
 plt.switch_backend("Agg")
 Result = dict[str, Any]
-COLOURS = {"mpembed": "#1f6f8b", "torch": "#e0a030", "FBGEMM": "#b04a5a"}
-LIMIT = "#333333"
+COLOURS = {OURS: "#1f6f8b", "torch": "#e0a030", "FBGEMM": "#b04a5a"}
+LIMIT_COLOUR = "#333333"
 # Text stays text, and the same numbers give the same bytes.
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "mpembed", "font.size": 9}
 PEERS, ROWS, HITS = "benchmarks_peers.svg", "benchmarks_rows.svg", "benchmarks_hits.svg"
@@ -50,13 +51,15 @@ def _save(figure: Any, path: Path, below: float = 0) -> None:
 def _bars(axes: Any, groups: dict[str, Result], title: str) -> None:
     """Draw a bar for each contender and a line for the limit; what was not run stays empty."""
     for at, found in enumerate(groups.values()):
-        contenders = [name for name in found.get("seconds", {}) if name != "limit"]
+        contenders = [name for name in found.get("seconds", {}) if name != LIMIT]
         width = 0.8 / max(len(contenders), 1)
         for i, name in enumerate(contenders):
             colour = COLOURS[name.split()[0]]
             axes.bar(at - 0.4 + (i + 0.5) * width, rate(found, name), width, color=colour)
-        if "limit" in found.get("seconds", {}):
-            axes.hlines(rate(found, "limit"), at - 0.42, at + 0.42, colors=LIMIT, linestyles="--")
+        if LIMIT in found.get("seconds", {}):
+            axes.hlines(
+                rate(found, LIMIT), at - 0.42, at + 0.42, colors=LIMIT_COLOUR, linestyles="--"
+            )
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_title(title)
     axes.set_ylabel("million lookups a second")
@@ -79,8 +82,8 @@ def _peers(results: list[Result], path: Path) -> str:
         groups = {name: targets.find(results, case, 2) for name, case in cases.items()}
         _bars(axes, groups, f"{title}, 4M x 64, uniform, 2 threads")
     handles: list[Any] = [Patch(color=colour) for colour in COLOURS.values()]
-    handles.append(Line2D([], [], color=LIMIT, linestyle="--"))
-    names = [*COLOURS, "limit"]
+    handles.append(Line2D([], [], color=LIMIT_COLOUR, linestyle="--"))
+    names = [*COLOURS, LIMIT]
     figure.legend(handles, names, ncols=len(names), loc="lower center", frameon=False)
     _save(figure, path, below=0.07)
     return "Rates of mpembed and its peers; the dashed lines are the limit"
@@ -101,11 +104,11 @@ def _lines(axes: Any, series: dict[int, list[tuple[float, Result]]], other: str)
         style = {"alpha": 1.0 if threads == 2 else 0.55}
         label = f"{threads} thread{'s' * (threads > 1)}"
         xs = [x for x, _ in points]
-        ours = [rate(one, "mpembed") for _, one in points]
-        axes.plot(xs, ours, "o-", color=COLOURS["mpembed"], label=f"mpembed, {label}", **style)
+        ours = [rate(one, OURS) for _, one in points]
+        axes.plot(xs, ours, "o-", color=COLOURS[OURS], label=f"{OURS}, {label}", **style)
         theirs = [(x, rate(one, other)) for x, one in points if other in one["seconds"]]
         if theirs:
-            colour = COLOURS.get(other.split()[0], LIMIT)
+            colour = COLOURS.get(other.split()[0], LIMIT_COLOUR)
             axes.plot(
                 *zip(*theirs, strict=True), "--", color=colour, label=f"{other}, {label}", **style
             )
@@ -119,7 +122,7 @@ def _rows(results: list[Result], path: Path) -> str:
     figure, both = plt.subplots(1, 2, figsize=(10, 3.2))
     for axes, operation in zip(both, ("forward", "backward"), strict=True):
         case = {"group": "growth rows", "operation": operation}
-        _lines(axes, _series(results, case, lambda one: one["case"]["rows"]), "limit")
+        _lines(axes, _series(results, case, lambda one: one["case"]["rows"]), LIMIT)
         axes.set_xscale("log")
         axes.set_xlabel("rows of the table (INT4 x 64), 8000 different ones a batch")
         axes.set_title({"forward": "forward", "backward": "backward + rowwise Adagrad"}[operation])

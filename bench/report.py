@@ -1,4 +1,4 @@
-"""Makes the tables and plots of ``docs/benchmarks.md`` from what ``pytest bench`` found.
+"""Makes the tables and plots of ``docs/benchmarks.md`` from the results of ``pytest bench``.
 
     pytest bench --benchmark-json=results.json
     python -m bench.report results.json [--all] [--docs DIR]
@@ -17,17 +17,16 @@ from typing import Any
 
 import targets
 from rounds import LIMIT, OURS
+from targets import SKEWS, THREADS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = "benchmarks.md"
 BEGIN, END = "<!-- results: written by bench.report -->", "<!-- end of results -->"
-THREADS = (1, 2)
-SKEWS = ["uniform", "zipf0.6", "zipf0.8", "zipf1.05", "zipf1.2", "zipf1.4", "half"]
 Result = dict[str, Any]
 
 
 def read(path: Path) -> tuple[list[Result], Result]:
-    """Return the comparisons of a run and all else that it says."""
+    """Return the comparisons of a run, and the rest of its file."""
     run: Result = json.loads(path.read_text())
     benchmarks = run.pop("benchmarks")
     results = [
@@ -41,7 +40,7 @@ def read(path: Path) -> tuple[list[Result], Result]:
 
 
 def _forgive_threads(found: Result, results: list[Result]) -> None:
-    """Let a peer whom a second thread makes slower have the time that it takes with one."""
+    """Give a peer that is slower with two threads the time that it takes with one."""
     if found["case"].get("threads") != 2:
         return
     alone = targets.find(results, {**found["case"], "threads": 1}, 1)
@@ -110,12 +109,12 @@ def _cost(found: Result) -> str:
     if not found:
         return "not measured"
     fraction = found["ratios"].get(LIMIT)
-    said = f"{found['seconds']['mpembed'] / found['items'] * 1e9:.1f} ns"
+    said = f"{found['seconds'][OURS] / found['items'] * 1e9:.1f} ns"
     return said if fraction is None else f"{said} ({fraction:.2f})"
 
 
 def setup(run: Result) -> str:
-    """Return what the run was made on."""
+    """Return the machine and the versions of the run."""
     info = run["machine_info"]
     bench = info.get("bench", {})
     cpu = info.get("cpu", {})
@@ -135,7 +134,7 @@ def absent(results: list[Result]) -> str:
 
 
 def everything(results: list[Result]) -> str:
-    """Return every comparison: nanoseconds an item, and how many times as fast mpembed is."""
+    """Return every comparison: nanoseconds an item, and how much faster mpembed is."""
     rows = []
     for found in results:
         case = " ".join(f"{name}={value}" for name, value in found["case"].items())
@@ -146,7 +145,7 @@ def everything(results: list[Result]) -> str:
 
 
 def text(results: list[Result], run: Result) -> str:
-    """Return all that the page shows of a run, but its plots."""
+    """Return all that the page shows of a run except its plots."""
     parts = [
         setup(run),
         absent(results),
@@ -169,14 +168,14 @@ def write(docs: Path, results: list[Result], run: Result) -> None:
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise SystemExit(f"{page} has no lines {BEGIN} and {END}")
+        raise SystemExit(f"{page} lacks the lines {BEGIN} and {END}; put them around the results")
     drawn = "\n\n".join(f"![{said}]({name})" for name, said in plots.draw(results, docs).items())
     body = f"{BEGIN}\n\n{text(results, run)}\n\n### Plots\n\n{drawn}\n\n{END}"
     page.write_text(before + body + after, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print and write."""
+    """Print the tables; write them and the plots, unless the run was a quick one."""
     parser = argparse.ArgumentParser(
         prog="bench.report", description=(__doc__ or "").split("\n")[0]
     )
@@ -189,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.all:
         print("\n" + everything(results))
     if any(found["quick"] for found in results):
-        print("\nA quick run says that everything runs, not how fast: nothing is written.")
+        print("\nA quick run only shows that everything runs, so nothing is written.")
         return 0
     write(options.docs, results, run)
     return 0

@@ -1,8 +1,8 @@
 """Interleaved rounds: every round runs each contender once, on the same batches.
 
 `pytest-benchmark` times mpembed; its setup hook, which runs before each of its rounds and is not
-timed, runs the others. So a disturbance of the machine meets all of them alike, and the ratios are
-those of neighbours in time.
+timed, runs the others. A disturbance of the machine thus affects all of them alike, and the ratios
+compare runs that are close in time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def nothing(_: int) -> None:
 
 @dataclass
 class Contender:
-    """What takes part in a comparison."""
+    """A participant in a comparison."""
 
     name: str
     run: Step
@@ -32,14 +32,14 @@ class Contender:
     seconds: list[float] = field(default_factory=list)
 
     def ready(self, i: int, pause: float) -> None:
-        """Do what comes before the run of batch i and is not timed."""
+        """Prepare the run of batch i, and wait; neither is timed."""
         self.prepare(i)
         end = time.perf_counter() + pause
-        while time.perf_counter() < end:  # asleep, a processor would forget what it had learnt
+        while time.perf_counter() < end:  # not asleep: an idle processor cools down
             pass
 
     def timed(self, i: int, calls: int) -> None:
-        """Run so many batches, the i-th time, and note the time of one."""
+        """Run the i-th group of `calls` batches and record the mean time of one."""
         start, reported = time.perf_counter(), 0.0
         for call in range(calls):
             result = self.run(i * calls + call)
@@ -52,15 +52,15 @@ class Contender:
 class Plan:
     """How long a comparison may take.
 
-    OpenMP's threads go on spinning for some milliseconds after a peer's work, on a processor that
-    the next contender's second thread needs: `pause` is longer than that.
+    After a peer's work, OpenMP's threads spin for some milliseconds on a processor that the next
+    contender's second thread needs; `pause` is longer than that.
     """
 
     budget: float  # seconds of rounds
     most: int
     least: int
     pause: float  # seconds before each run
-    calls: int  # a run, one after the other: threads wake up in the first
+    calls: int  # calls in a row that make a run; threads wake up in the first
 
     def rounds(self, round_seconds: float) -> int:
         """Return how many rounds fit."""
@@ -82,9 +82,9 @@ def warm_up(contenders: list[Contender], pause: float, calls: int) -> float:
 
 
 def compare(benchmark: Any, contenders: list[Contender], plan: Plan) -> dict[str, Any]:
-    """Run the rounds; the first contender is mpembed's. Return what extra_info holds of it."""
+    """Run the rounds; the first contender is mpembed's. Return what goes into extra_info."""
     ours, others = contenders[0], contenders[1:]
-    # What is prepared is prepared for one call.
+    # A preparation is good for one call only.
     calls = plan.calls if all(one.prepare is nothing for one in contenders) else 1
     count = plan.rounds(warm_up(contenders, plan.pause, calls))
     at = iter(range(2, 2 + count + 1))
@@ -102,10 +102,10 @@ def compare(benchmark: Any, contenders: list[Contender], plan: Plan) -> dict[str
 
 
 def summary(contenders: list[Contender]) -> dict[str, Any]:
-    """Return medians of a call, and how many times as fast as each other one mpembed is.
+    """Return the median time of a call, and how many times as fast as each other mpembed is.
 
-    A ratio is the median over the rounds of the other one's time by mpembed's in the same round;
-    that of the limit is the fraction of what the machine can do.
+    A ratio is the other contender's time over mpembed's in the same round, the median of all
+    rounds. The ratio to the limit is the fraction of what the machine can do.
     """
     ours = contenders[0].seconds
     ratios = {

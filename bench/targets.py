@@ -1,4 +1,4 @@
-"""What the comparisons are held to, and a result beside its target."""
+"""The targets of the comparisons, and how a result is shown beside its target."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Any
 
 from rounds import LIMIT, OURS
 
+# The axes of the report's tables, which the benchmarks run through.
+THREADS = (1, 2)
+SKEWS = ("uniform", "zipf0.6", "zipf0.8", "zipf1.05", "zipf1.2", "zipf1.4", "half")
+#: The optimizers that have targets, as the tables name them.
 OPTIMIZERS = {"sgd": "SGD", "rowwise_adagrad": "rowwise Adagrad", "adagrad": "Adagrad"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A line of the table: which case, and how many times as fast as whom it should be.
+    """A line of the table: a case, and how many times as fast as others it should be.
 
-    `fbgemm` is for 1 and 2 threads, `best` against the best peer at 2 threads, `limit` the fraction
-    of the limit at either.
+    `fbgemm` is against FBGEMM at 1 and at 2 threads, `best` against the best peer at 2 threads;
+    `limit` is the fraction of the limit at either.
     """
 
     label: str
@@ -28,9 +32,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Bound:
-    """A time that a case should not exceed, by the number of threads; in `scale` of a second.
+    """A time that a case should not exceed, by the number of threads, in `unit`.
 
-    With `over` it is the time beyond that of this contender.
+    A second has `scale` units. With `over`, the bound is on the time beyond that contender's.
     """
 
     label: str
@@ -129,7 +133,7 @@ def excess(found: dict[str, Any], bound: Bound) -> float | None:
 
 
 def find(results: list[dict[str, Any]], case: dict[str, Any], threads: int) -> dict[str, Any]:
-    """Return what was found of a case, or nothing."""
+    """Return the result of a case, or an empty dictionary."""
     wanted = {**case, "threads": threads}.items()
     return next((found for found in results if wanted <= found["case"].items()), {})
 

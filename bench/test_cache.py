@@ -1,4 +1,4 @@
-"""The FP32 cache: finding rows, putting rows in place of dirty ones, and what hits are worth."""
+"""The FP32 cache: finding rows, replacing dirty rows, and how the hit rate sets the speed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import ours
 import peers
 import pytest
+import targets
 import workloads
 from arena import Entry
 from rounds import OURS, Contender
@@ -29,7 +30,7 @@ def trained(shape: Shape, precision: str, batches: Stream) -> Any:
 
 
 @pytest.mark.parametrize(
-    "case", cases.product(workloads.DISTRIBUTIONS, workloads.THREADS), ids=cases.name
+    "case", cases.product(workloads.DISTRIBUTIONS, targets.THREADS), ids=cases.name
 )
 def test_lookup(benchmark: Any, arena: Any, case: tuple[str, int]) -> None:
     distribution, threads = case
@@ -57,7 +58,7 @@ def fresh_rows(shape: Shape, count: int) -> Stream:
 
 
 class Inserting:
-    """Prefetches batches of rows that are not cached; each is trained before the next."""
+    """Prefetches batches of rows that are not cached; each is trained on before the next comes."""
 
     def __init__(self, emb: Any, batches: Stream) -> None:
         self.emb, self.batches, self.next = emb, batches, 0
@@ -76,7 +77,7 @@ class Inserting:
 
 
 def finding(emb: Any, batch: Array, offsets: Array) -> Contender:
-    """Return prefetches of a batch that is cached: the same call without an insertion."""
+    """Return prefetches of a cached batch: the same call without an insertion."""
 
     def run(_: int) -> None:
         emb.prefetch(batch, offsets)
@@ -84,11 +85,11 @@ def finding(emb: Any, batch: Array, offsets: Array) -> Contender:
     return Contender("prefetch of hits", run, prepare=lambda _: emb.drop_prefetched())
 
 
-@pytest.mark.parametrize("case", cases.product(["int8", "int4"], workloads.THREADS), ids=cases.name)
+@pytest.mark.parametrize("case", cases.product(["int8", "int4"], targets.THREADS), ids=cases.name)
 def test_insert(benchmark: Any, arena: Any, case: tuple[str, int]) -> None:
     precision, threads = case
     shape = Shape(1, 400_000 if arena.quick else 4_000_000, 64, 2 if arena.quick else 20)
-    count = 60  # more than what the cache holds, so that a batch that comes again is not cached
+    count = 60  # more rows than the cache holds, so a batch that comes again is not cached
     batches = fresh_rows(shape, count)
     emb, other = (trained(shape, precision, fresh_rows(shape, 8)) for _ in range(2))
     inserting = Inserting(emb, batches)
@@ -130,7 +131,7 @@ def mixed(shape: Shape, hot: Array, share: float, seed: int) -> Stream:
 
 
 @pytest.mark.parametrize(
-    "case", cases.product([0.0, 0.25, 0.5, 0.75, 0.9, 1.0], workloads.THREADS), ids=cases.name
+    "case", cases.product([0.0, 0.25, 0.5, 0.75, 0.9, 1.0], targets.THREADS), ids=cases.name
 )
 def test_hit_rate(benchmark: Any, arena: Any, case: tuple[float, int]) -> None:
     share, threads = case

@@ -1,4 +1,4 @@
-"""What a call costs beside its work: one bag of one index, through Python and DLPack."""
+"""The overhead of a call through Python and DLPack: the batch is one bag of one index."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import limits
 import numpy as np
 import peers
 import pytest
-import workloads
+import targets
 from arena import Entry
 from rounds import OURS, Contender
 
@@ -26,7 +26,7 @@ def values(rows: int) -> np.ndarray[Any, Any]:
 
 
 def entry(name: str, build: Callable[[], Callable[[int], Any]]) -> Entry:
-    """Return an entry that shares nothing."""
+    """Return an entry that shares no data with another."""
     return Entry(name, (name, build), build, lambda run: Contender(name, run))
 
 
@@ -56,9 +56,7 @@ def torch_convert(operation: str, precision: str, rows: int) -> Entry:
     return entry("torch", build)
 
 
-@pytest.mark.parametrize(
-    "case", cases.product(NAMES, OPERATIONS, workloads.THREADS), ids=cases.name
-)
+@pytest.mark.parametrize("case", cases.product(NAMES, OPERATIONS, targets.THREADS), ids=cases.name)
 def test_convert(benchmark: Any, arena: Any, case: tuple[str, str, int]) -> None:
     precision, operation, threads = case
     rows = 1 << (16 if arena.quick else 19)

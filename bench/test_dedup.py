@@ -9,6 +9,7 @@ import limits
 import numpy as np
 import peers
 import pytest
+import targets
 import workloads
 from arena import Entry
 from rounds import OURS, Contender
@@ -42,7 +43,7 @@ def numpy(batches: Stream) -> workloads.Step:
 
 
 @pytest.mark.parametrize(
-    "case", cases.product(workloads.DISTRIBUTIONS, workloads.THREADS), ids=cases.name
+    "case", cases.product(workloads.DISTRIBUTIONS, targets.THREADS), ids=cases.name
 )
 def test_unique(benchmark: Any, arena: Any, case: tuple[str, int]) -> None:
     distribution, threads = case

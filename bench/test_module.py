@@ -1,6 +1,6 @@
-"""What mpembed.torch costs beside the bare calls, and a torch tensor beside a NumPy array.
+"""The overhead of mpembed.torch over bare calls, and of a torch tensor over a NumPy array.
 
-The batch is one bag of one index, so that nearly all of the time is that of the calls.
+The batch is one bag of one index, so nearly all of the time is the overhead of the calls.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def tensors() -> tuple[Any, Any, Any]:
 
 
 def module() -> Call:
-    """Train by the module: autograd comes to the update."""
+    """Train with the module: autograd calls the update."""
     peers.torch()
-    from mpembed import torch as mt
+    from mpembed.torch import EmbeddingBag
 
     index, offsets, grad = tensors()
-    bag = mt.EmbeddingBag.from_collection(ours.collection(SHAPE, "int4"), include_last_offset=True)
+    bag = EmbeddingBag.from_collection(ours.collection(SHAPE, "int4"), include_last_offset=True)
     return lambda: (bag(index, offsets) * 1.0).backward(grad)
 
 
 def bare_in_a_loop() -> Call:
-    """Train as the guide does with PyTorch and the collection alone."""
+    """Train with PyTorch and the collection, as the guide shows."""
     torch, emb = peers.torch(), ours.collection(SHAPE, "int4")
     index, offsets, grad = tensors()
 
@@ -49,7 +49,7 @@ def bare_in_a_loop() -> Call:
 
 
 def without_autograd() -> Call:
-    """Make the two calls and nothing else."""
+    """Make the two calls alone."""
     emb = ours.collection(SHAPE, "int4")
     index, offsets, grad = tensors()
 

@@ -9,13 +9,14 @@ import limits
 import ours
 import peers
 import pytest
+import targets
 import workloads
 
 OPTIMIZER = "rowwise_adagrad"
 CASES = cases.product(
     ["fp32", "int8", "int4", "int8 + 5 %", "int4 + 5 %"],
     workloads.DISTRIBUTIONS,
-    workloads.THREADS,
+    targets.THREADS,
 )
 
 
@@ -46,7 +47,7 @@ def test_step(benchmark: Any, arena: Any, case: tuple[str, str, int]) -> None:
     arena.compare(benchmark, "step", what, shape.lookups, entries, fresh=True)
 
 
-@pytest.mark.parametrize("threads", workloads.THREADS)
+@pytest.mark.parametrize("threads", targets.THREADS)
 def test_step_against_torch(benchmark: Any, arena: Any, threads: int) -> None:
     shape = cases.shape_of(arena, "4Mx64")
     batches = workloads.stream(shape, "zipf1.05", seed=threads)

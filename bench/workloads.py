@@ -14,12 +14,11 @@ import mpembed as mpe
 
 Array = np.ndarray[Any, Any]
 Step = Callable[[int], Any]  # runs batch i
-OPTIMIZERS = {"sgd": mpe.SGD, "adagrad": mpe.Adagrad, "rowwise_adagrad": mpe.RowwiseAdagrad}
-PRECISIONS = ["fp32", "fp16", "int8", "int4"]
+OPTIMIZERS = mpe.optim.OPTIMIZERS
+PRECISIONS = ["fp32", "fp16", "int8", "int4"]  # those that a peer has too
 DISTRIBUTIONS = ["uniform", "zipf1.05"]
-THREADS = [1, 2]
-BATCHES = 32  # together more rows than a processor's cache holds, so repeating them does not help
-FRESH = BATCHES - 2  # rounds in which no batch comes again, two having warmed up
+BATCHES = 32  # together more rows than a processor's cache holds: repeating them does not help
+FRESH = BATCHES - 2  # rounds in which no batch comes twice; two batches warm up
 LR = 0.01
 
 
@@ -92,7 +91,7 @@ def _zipf(rows: int, exponent: float) -> tuple[Array, Array]:
 
 
 def draw(rng: np.random.Generator, distribution: str, rows: int, n: int) -> Array:
-    """Return n rows: "uniform", "distinct", "zipf" and its exponent, or "half": to one row."""
+    """Return n rows: "uniform", "distinct", "half" of them one row, or "zipf" and an exponent."""
     if distribution.startswith("zipf"):
         cumulative, row_of = _zipf(rows, float(distribution.removeprefix("zipf")))
         ranks = np.searchsorted(cumulative, rng.random(n))
@@ -107,7 +106,7 @@ def draw(rng: np.random.Generator, distribution: str, rows: int, n: int) -> Arra
 
 @functools.lru_cache(maxsize=4)
 def stream(shape: Shape, distribution: str, seed: int = 0, count: int = BATCHES) -> Stream:
-    """Return batches; the seed changes the draws and not which rows are frequent."""
+    """Return batches; the seed changes the draws, not which rows are frequent."""
     rng = np.random.default_rng([7, seed])
     return Stream(shape, [draw(rng, distribution, shape.rows, shape.lookups) for _ in range(count)])
 

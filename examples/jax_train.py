@@ -1,6 +1,6 @@
-"""A click model in JAX: network and gradients are JAX's, the embedding tables are mpembed's.
+"""A click model: the network and its gradients in JAX, the embedding tables in mpembed.
 
-Arrays go from one to the other through DLPack, without a copy where JAX takes their alignment.
+Arrays pass between the two through DLPack, without a copy where JAX accepts their alignment.
 """
 
 import jax
@@ -26,7 +26,7 @@ def network(params: Params, pooled: jax.Array, dense: jax.Array) -> jax.Array:
 def step_of_network(
     params: Params, pooled: jax.Array, dense: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, Params, jax.Array]:
-    """Return the loss, the network after a step of SGD, and the loss's gradient by `pooled`."""
+    """Return the loss, the network after a step of SGD, and the loss's gradient for `pooled`."""
 
     def loss_of(params: Params, pooled: jax.Array) -> jax.Array:
         score = network(params, pooled, dense)
@@ -50,7 +50,7 @@ def new_network(width: int = 64) -> Params:
 
 
 def train(steps: int = STEPS) -> list[float]:
-    """Train, and return the loss of each batch before it was trained on."""
+    """Train; return the loss of each batch before it was trained on."""
     emb = mpe.EmbeddingBagCollection(
         [mpe.TableConfig(f"column{c}", ROWS, DIM, precision="int4") for c in range(COLUMNS)],
         cache=mpe.CacheConfig(load_factor=0.05, policy="lfu"),

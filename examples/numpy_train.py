@@ -1,7 +1,7 @@
-"""A click model in NumPy alone: a factorisation machine whose vectors lie in INT4 tables.
+"""A click model in NumPy alone: a factorisation machine whose vectors are in INT4 tables.
 
-Every click has 26 categorical values. A value's vector adds its first element to the log odds, and
-the product of the rest of it with that of each other value.
+Every click has 26 categorical values, each with a vector. The log odds are the sum of the vectors'
+first elements and of the dot products of all pairs of the remaining elements.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def clicks(step: int) -> tuple[npt.NDArray[np.int64], Floats]:
 
 
 def log_odds(vectors: Floats) -> tuple[Floats, Floats]:
-    """Return the log odds (B,) of vectors (B, 26, D), and their derivative by each element."""
+    """Return the log odds (B,) of vectors (B, 26, D), and their derivatives (B, 26, D)."""
     rest = vectors[..., 1:]
     total = rest.sum(axis=1, keepdims=True)
     products = (total[:, 0] ** 2 - (rest**2).sum(axis=1)).sum(axis=1) / 2
@@ -34,7 +34,7 @@ def log_odds(vectors: Floats) -> tuple[Floats, Floats]:
 
 
 def train(steps: int = STEPS) -> list[float]:
-    """Train, and return the loss of each batch before it was trained on."""
+    """Train; return the loss of each batch before it was trained on."""
     emb = mpe.EmbeddingBagCollection(
         [
             mpe.TableConfig(f"column{c}", ROWS, DIM, precision="int4", init=("normal", 0.03))
@@ -50,9 +50,9 @@ def train(steps: int = STEPS) -> list[float]:
         score, slopes = log_odds(out.reshape(BATCH, COLUMNS, DIM))
         score += np.float32(bias)
         losses.append(float(np.mean(np.logaddexp(0, score) - labels * score)))
-        error = (1 / (1 + np.exp(-score)) - labels) / BATCH  # the loss by the log odds
-        bias -= float(error.sum())
-        emb.backward((error[:, None, None] * slopes).reshape(out.shape))
+        by_score = (1 / (1 + np.exp(-score)) - labels) / BATCH  # derivative of the loss
+        bias -= float(by_score.sum())
+        emb.backward((by_score[:, None, None] * slopes).reshape(out.shape))
         if (step + 1) % WINDOW == 0:
             print(f"{(step + 1) * BATCH:6,} clicks  loss {np.mean(losses[-WINDOW:]):.4f}")
     print(f"tables {emb.memory_report()['ratio']:.1f}x smaller than in FP32")

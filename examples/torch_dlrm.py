@@ -1,11 +1,12 @@
 """Train the DLRM of `mpembed train` on its synthetic clicks, with PyTorch's tables and mpembed's.
 
-    python examples/torch_dlrm.py [CLICKS [PRECISION [Embedding or EmbeddingBag]]]
+    python examples/torch_dlrm.py [CLICKS [PRECISION [Embedding|EmbeddingBag]]]
 
-One line makes the difference: `mpembed.torch.convert(...)`. In FP32 the losses are those of
-`mpembed train --optimizer sgd --batch-size 64 --threads 1` to the last bit. They are those of
-nn.Embedding too, which adds the gradients of a row one after the other, as mpembed does within
-blocks of 64. The order of nn.EmbeddingBag is another: some of its losses differ in the last bit.
+The two differ by one line: `mpembed.torch.convert(...)`. In FP32 the losses equal those of
+`mpembed train --optimizer sgd --batch-size 64 --threads 1` to the last bit. They also equal those
+of nn.Embedding, which adds the gradients of a row one after the other, as mpembed does within
+blocks of 64. nn.EmbeddingBag adds them in another order, so some of its losses differ in the last
+bit.
 """
 
 import sys
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 import mpembed as mpe
-import mpembed.torch
+from mpembed.torch import convert
 from mpembed.train.dataset import TRAIN, Dataset
 from mpembed.train.model import Perceptrons, make_tables
 from mpembed.train.runner import open_dataset
@@ -23,7 +24,7 @@ from mpembed.train.settings import Setting, TrainOptions
 
 
 class Dlrm(nn.Module):
-    """Perceptrons and tables that start as those of `mpembed train` do."""
+    """Perceptrons and tables with the starting values of `mpembed train`."""
 
     def __init__(self, table_rows: list[int], options: TrainOptions, kind: str) -> None:
         super().__init__()
@@ -36,8 +37,8 @@ class Dlrm(nn.Module):
             self.tables.append(made(rows.shape[0], rows.shape[1], _weight=rows))
 
     def forward(self, dense: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Return the log odds of clicks with the integers (B, 13) and the ids (26, B)."""
-        columns = zip(self.tables, ids.unsqueeze(2), strict=True)  # of one id a click
+        """Return the log odds of clicks, given their integers (B, 13) and ids (26, B)."""
+        columns = zip(self.tables, ids.unsqueeze(2), strict=True)  # one id a click
         vectors = [table(column).flatten(1) for table, column in columns]
         pooled = torch.cat(vectors, dim=1)
         log_odds: torch.Tensor = self.net(dense, pooled)
@@ -62,7 +63,7 @@ def train(model: nn.Module, dataset: Dataset, options: TrainOptions) -> list[flo
 def main(
     clicks: int = 5000, precision: str = "fp32", kind: str = "Embedding"
 ) -> dict[str, list[float]]:
-    """Train both ways, print how they went, and return the losses."""
+    """Train both ways; print and return the losses."""
     torch.set_num_threads(1)
     options = TrainOptions(
         (Setting(precision),), rows=clicks, optimizer="sgd", batch_size=64, threads=1
@@ -71,7 +72,7 @@ def main(
     model = Dlrm(dataset.table_rows, options, kind)
     losses = {"torch": train(model, dataset, options)}
     model = Dlrm(dataset.table_rows, options, kind)
-    mpembed.torch.convert(model, precision=precision, optimizer=mpe.SGD(lr=options.lr))
+    convert(model, precision=precision, optimizer=mpe.SGD(lr=options.lr))
     losses["mpembed"] = train(model, dataset, options)
     for name, values in losses.items():
         last = values[-20:]

@@ -2,7 +2,7 @@
 
 import sys
 
-CLI_PACKAGES = {"typer", "rich", "torch", "pyarrow", "matplotlib"}
+from mpembed.train import PACKAGES
 
 
 def main() -> int:
@@ -16,9 +16,9 @@ def main() -> int:
     try:
         from mpembed.cli import app
     except ModuleNotFoundError as error:
-        if error.name not in CLI_PACKAGES:
+        if error.name not in PACKAGES:
             raise
-        if sys.argv[1:] == ["info"]:  # needs nothing that a plain installation lacks
+        if sys.argv[1:] == ["info"]:  # works without the extra packages
             from mpembed.info import print_info
 
             print_info()

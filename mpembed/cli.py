@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from mpembed.info import print_info
-
-if TYPE_CHECKING:
-    from mpembed.train.settings import TrainOptions
+from mpembed.train import PACKAGES
+from mpembed.train.settings import (
+    DEFAULT_SETTINGS,
+    OPTIMIZERS,
+    POLICIES,
+    PRECISIONS,
+    ROUNDINGS,
+    OptionError,
+    Setting,
+    TrainOptions,
+)
+from mpembed.train.synthetic import DEFAULT_ROWS
 
 app = typer.Typer(
     help="Mixed-precision embedding tables with a full-precision cache.",
@@ -21,7 +30,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_TRAIN_PACKAGES = ("torch", "pyarrow", "rich", "matplotlib")
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:
@@ -30,15 +38,21 @@ def _fail(message: str, status: int = 2) -> NoReturn:
     raise typer.Exit(status)
 
 
+def _one_of(names: Iterable[str]) -> str:
+    """Return a list of choices for a help text."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 @app.command()
 def info() -> None:
-    """Print version, backends and SIMD level."""
+    """Print the version, the backends, the SIMD level and the devices."""
     print_info()
 
 
 def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | None) -> None:
-    """Train and report; everything that can be refused is refused before training starts."""
-    absent = [name for name in _TRAIN_PACKAGES if find_spec(name) is None]
+    """Train and report; whatever can be refused is refused before training starts."""
+    absent = [name for name in PACKAGES if find_spec(name) is None]
     if absent:
         _fail(f"train needs {', '.join(absent)}; install mpembed[train]")
     from rich.console import Console
@@ -49,7 +63,6 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
     from mpembed.train.progress import progress_display
     from mpembed.train.report import check_outputs, print_table, results_table, write_json
     from mpembed.train.runner import open_dataset, run
-    from mpembed.train.settings import OptionError
     from mpembed.train.trial import DivergedError
 
     try:
@@ -65,18 +78,18 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
         _fail(str(error), status=1)
     except MemoryError:
         _fail("out of memory; try a smaller --dim, --max-rows or --batch-size", status=1)
-    # The JSON file comes first, for it holds everything; whatever fails, the rest is still given.
-    failures = _written("--json", json, result, write_json)
+    # The JSON file holds everything, so it comes first. A failure does not stop the other outputs.
+    failures = _write_output("--json", json, result, write_json)
     print_table(results_table(result))
-    failures += _written("--plot", plot, result, write_plot)
+    failures += _write_output("--plot", plot, result, write_plot)
     if failures:
         _fail("; ".join(failures), status=1)
 
 
-def _written(
+def _write_output(
     option: str, path: Path | None, result: dict[str, Any], write: Callable[..., None]
 ) -> list[str]:
-    """Write a result where it is wanted; return what went wrong, such as a full disk."""
+    """Write a result file, if one was asked for; return what went wrong, such as a full disk."""
     try:
         if path is not None:
             write(result, path)
@@ -89,44 +102,65 @@ def _written(
 def train(
     data: Annotated[
         Path | None,
-        typer.Option(help="Clicks in Criteo's format, plain or gzip. [default: synthetic clicks]"),
-    ] = None,
+        typer.Option(
+            help="File of clicks in Criteo's format, plain or gzip.",
+            show_default="synthetic clicks",
+        ),
+    ] = TrainOptions.data,
     setting: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PRECISION[:CACHE[:ROUNDING]]",
-            help="Table setting to train, several times for several: a precision, the cache as a "
-            "share of the rows, stochastic or nearest; such as fp32, int8:0.05, int4:0:nearest. "
-            "The first is what the others are compared with. [default: six settings]",
+            help="Table setting to train; repeat the option to compare several with the first. "
+            f"PRECISION is {_one_of(PRECISIONS)}. CACHE is the cache rows as a share of the table "
+            f"rows, 0 to 1; {Setting.load_factor:g} by default. ROUNDING is {_one_of(ROUNDINGS)}; "
+            f"{Setting.rounding} by default.",
+            show_default=" ".join(DEFAULT_SETTINGS),
         ),
     ] = None,
-    dim: Annotated[int, typer.Option(help="Dimension of the embeddings.")] = 16,
-    batch_size: Annotated[int, typer.Option(help="Clicks a step.")] = 128,
-    epochs: Annotated[int, typer.Option(help="Passes over the training part.")] = 1,
-    rows: Annotated[int | None, typer.Option(help="Use the first ROWS clicks only.")] = None,
+    dim: Annotated[int, typer.Option(help="Dimension of the embeddings.")] = TrainOptions.dim,
+    batch_size: Annotated[int, typer.Option(help="Clicks a step.")] = TrainOptions.batch_size,
+    epochs: Annotated[
+        int, typer.Option(help="Passes over the training part.")
+    ] = TrainOptions.epochs,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Use the first ROWS clicks only.",
+            show_default=f"the whole file, or {DEFAULT_ROWS:,} synthetic clicks",
+        ),
+    ] = TrainOptions.rows,
     optimizer: Annotated[
-        str, typer.Option(help="Of the tables: rowwise-adagrad, adagrad or sgd.")
-    ] = "rowwise-adagrad",
-    lr: Annotated[float, typer.Option(help="Learning rate of the tables.")] = 0.1,
-    policy: Annotated[str, typer.Option(help="Of the cache: lfu or lru.")] = "lfu",
-    seed: Annotated[int, typer.Option(help="Seed of weights, rows and rounding.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Seeds to average over, from SEED on.")] = 1,
+        str, typer.Option(help=f"Optimizer of the tables: {_one_of(OPTIMIZERS)}.")
+    ] = TrainOptions.optimizer,
+    lr: Annotated[float, typer.Option(help="Learning rate of the tables.")] = TrainOptions.lr,
+    policy: Annotated[
+        str, typer.Option(help=f"Replacement policy of the cache: {_one_of(POLICIES)}.")
+    ] = TrainOptions.policy,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the weights, the rows and the rounding.")
+    ] = TrainOptions.seed,
+    seeds: Annotated[
+        int, typer.Option(help="Number of seeds to average over: SEED, SEED + 1 and so on.")
+    ] = TrainOptions.seeds,
     min_count: Annotated[
-        int, typer.Option(help="Rarer values of the training part share one row.")
-    ] = 1,
+        int,
+        typer.Option(help="Values that the training part holds less often share one row."),
+    ] = TrainOptions.min_count,
     max_rows: Annotated[
-        int | None, typer.Option(help="Hash tables that would have more rows to this many.")
-    ] = None,
+        int | None,
+        typer.Option(help="Most rows of a table; larger ones are hashed.", show_default="no limit"),
+    ] = TrainOptions.max_rows,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of PyTorch and of the tables. [default: theirs]")
-    ] = None,
+        int | None,
+        typer.Option(help="Threads of PyTorch and of mpembed each.", show_default="their own"),
+    ] = TrainOptions.threads,
     json: Annotated[Path | None, typer.Option(help="Write all results to this file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Plot loss curves and loss against memory to this file.")
     ] = None,
 ) -> None:
     """Train a DLRM under several table settings and compare loss, memory and speed."""
-    from mpembed.train.settings import DEFAULT_SETTINGS, Setting, TrainOptions
 
     def options() -> TrainOptions:
         return TrainOptions(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,11 @@ pytest.importorskip("torch")
 from typer.testing import CliRunner
 
 import mpembed
-from mpembed import cli
+from mpembed import cli, registry
+from mpembed.train import PACKAGES
+from mpembed.train.settings import DEFAULT_SETTINGS, TrainOptions
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.torch
 FEW = ["--rows", "1500", "--dim", "4", "--threads", "1"]
 
@@ -157,6 +163,56 @@ def test_training_that_diverges_is_one_line() -> None:
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].startswith("mpembed: fp32, seed 0, step ")
     assert "training diverged" in err
+
+
+def test_what_is_added_to_the_registry_can_be_chosen(tmp_path: Path) -> None:
+    code = (
+        "from mpembed import registry\n"
+        "registry.FORMATS['int3'] = registry.OPTIMIZERS['row_adam'] = len(registry.FORMATS)\n"
+        "registry.POLICIES['fifo'] = registry.ROUNDINGS['up'] = len(registry.POLICIES)\n"
+        "from mpembed.train.settings import Setting, TrainOptions\n"
+        "setting = Setting.parse('int3:0:up')\n"
+        "assert TrainOptions((setting,), optimizer='row-adam', policy='fifo')\n"
+        "assert setting.name == 'int3 up'\n"
+        "from mpembed.cli import app\n"
+        "app(['train', '--help'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    for name in ("int3", "row-adam", "fifo", "up"):
+        assert re.search(rf"\bor {name}\b", " ".join(re.findall(r"[\w.-]+", done.stdout)))
+
+
+def test_help_lists_every_registered_choice_and_every_default() -> None:
+    code, out, _ = call("train", "--help")
+    words = re.findall(r"[^\s│()]+", out)
+    assert code == 0
+    for name in (*registry.FORMATS, *registry.OPTIMIZERS, *registry.POLICIES, *registry.ROUNDINGS):
+        assert {name.replace("_", "-"), name} & {word.rstrip(".,;") for word in words}
+    for setting in DEFAULT_SETTINGS:
+        assert setting in {word.rstrip("]") for word in words}
+    text = " ".join(words)
+    for field in fields(TrainOptions):
+        if field.name != "settings" and field.default is not None:
+            option = f"--{field.name.replace('_', '-')}"
+            shown = re.search(rf"{option} .*?\[default: ([^\]]*)\]", text)
+            assert shown is not None
+            assert shown[1] == str(field.default)
+
+
+def test_the_manual_names_options_that_exist() -> None:
+    _, out, _ = call("train", "--help")
+    text = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(--[a-z-]+)", text))
+    assert {"--setting", "--data", "--json", "--threads"} <= named
+    assert named - {"--help"} <= set(re.findall(r"--[a-z-]+", out))
+
+
+def test_the_packages_that_are_looked_for_are_those_of_the_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = [re.split(r"[<>=]", one)[0] for one in project["optional-dependencies"]["train"]]
+    assert sorted(PACKAGES) == sorted(extra)
 
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])

@@ -173,4 +173,4 @@ def test_the_command_prints_and_fails(
         command.main([archive, str(root / "gone.whl")])
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "gone.whl is no file" in printed.err
+    assert "gone.whl is not a file" in printed.err

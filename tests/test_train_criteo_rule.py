@@ -126,13 +126,13 @@ def test_nothing_after_the_first_rows_matters(tmp_path: Path, name: str) -> None
 def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    with pytest.raises(DataError, match=r"pipe: is no regular file"):
+    with pytest.raises(DataError, match=r"pipe: is not a regular file"):
         CriteoFile(path)
-    with pytest.raises(DataError, match=r"/dev/null: is no regular file"):
+    with pytest.raises(DataError, match=r"/dev/null: is not a regular file"):
         CriteoFile("/dev/null")
     reader, writer = os.pipe()  # what a shell's process substitution gives
     try:
-        with pytest.raises(DataError, match=r"is no regular file"):
+        with pytest.raises(DataError, match=r"is not a regular file"):
             CriteoFile(f"/dev/fd/{reader}")
     finally:
         os.close(reader)

@@ -62,7 +62,7 @@ def test_settings_are_read(text: str, setting: Setting, name: str) -> None:
         ("int4:nan", "cache 'nan'"),
         ("int4:", "cache ''"),
         ("int4:5%", "cache '5%'"),
-        ("int4:0:up", "rounding 'up' is not stochastic or nearest"),
+        ("int4:0:up", "rounding 'up' is not nearest or stochastic"),
         ("int4:0:nearest:1", "expected PRECISION"),
     ],
 )
@@ -95,8 +95,8 @@ def test_bad_settings_are_refused(text: str, message: str) -> None:
         ({"lr": 0.0}, "--lr"),
         ({"lr": float("nan")}, "--lr is nan"),
         ({"lr": float("inf")}, "--lr is inf"),
-        ({"optimizer": "adam"}, "--optimizer 'adam' is not one of rowwise-adagrad, adagrad, sgd"),
-        ({"policy": "fifo"}, "--policy 'fifo' is not one of lfu, lru"),
+        ({"optimizer": "adam"}, "--optimizer 'adam' is not one of sgd, adagrad, rowwise-adagrad"),
+        ({"policy": "fifo"}, "--policy 'fifo' is not one of lru, lfu"),
     ],
 )
 def test_bad_options_are_refused(values: dict[str, Any], message: str) -> None:

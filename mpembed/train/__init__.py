@@ -3,3 +3,6 @@
 The modules here need the packages of the extra ``mpembed[train]``; importing :mod:`mpembed` alone
 imports none of them.
 """
+
+#: What the extra ``mpembed[train]`` installs, by the names to import.
+PACKAGES = ("torch", "pyarrow", "rich", "typer", "matplotlib")

@@ -1,4 +1,4 @@
-"""Chunks of raw clicks, and cutting a stream of them into blocks."""
+"""Raw clicks in chunks, and how to cut a stream of them into blocks."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy.typing as npt
 
 NUM_INTS = 13
 NUM_CATS = 26
-#: Stands for a missing integer; no file holds it, since its negative does not fit an int64.
+#: Stands for a missing integer. No file may hold it: its magnitude must be below 2**63.
 MISSING_INT = int(np.iinfo(np.int64).min)
-#: Stands for a missing categorical; present ones are unsigned 32-bit values.
+#: Stands for a missing categorical; the others are unsigned 32-bit values.
 MISSING_CAT = -1
 
 IntArray = npt.NDArray[np.int64]
 
 
 class DataError(ValueError):
-    """The click data cannot be used; the message names the file, and the line where one is bad."""
+    """The click data cannot be used; the message names the file and any bad line."""
 
 
 @dataclass(frozen=True)
 class Clicks:
-    """Raw clicks, one column a row of the arrays.
+    """Raw clicks; each column of the data is one row of an array.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Clicks:
 
 
 class Source(Protocol):
-    """Anything that yields the same clicks in the same order each time it is asked."""
+    """Anything that yields the same clicks in the same order every time."""
 
     @property
     def rows(self) -> int:
@@ -59,7 +59,7 @@ class Source(Protocol):
         """Yield the first `stop` clicks in chunks of any length."""
 
     def describe(self) -> dict[str, Any]:
-        """Say what the data are, for the report."""
+        """Describe the data for the report."""
 
 
 def _join(parts: Sequence[Clicks]) -> Clicks:
@@ -73,12 +73,12 @@ def _join(parts: Sequence[Clicks]) -> Clicks:
 
 
 def reblock(chunks: Iterator[Clicks], lengths: Iterator[int]) -> Iterator[Clicks]:
-    """Cut a stream into blocks of the given lengths, whatever the lengths of its chunks.
+    """Cut a stream into blocks of the given lengths; its chunks may have any length.
 
     Parameters
     ----------
     chunks : iterator of Clicks
-        The stream; it must hold at least as many clicks as all the blocks together.
+        The stream; it must hold at least as many clicks as all blocks together.
     lengths : iterator of int
         Length of each block, each at least 1.
 

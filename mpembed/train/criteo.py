@@ -1,6 +1,6 @@
 """Stream click logs in Criteo's format.
 
-A line holds a label, 13 integers and 26 hexadecimal categoricals with tabs between; an empty field
+A line holds a label, 13 integers and 26 hexadecimal categoricals, separated by tabs; an empty cell
 is a missing value. :mod:`mpembed.train.criteo_lines` has the exact rule. The file may be gzip.
 """
 
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .clicks import Clicks, DataError
-from .criteo_lines import first_fault, line_blocks
-from .criteo_parse import BadBlockError, parse_block
+from mpembed.train.clicks import Clicks, DataError
+from mpembed.train.criteo_lines import first_fault, line_blocks
+from mpembed.train.criteo_parse import BadBlockError, parse_block
 
 _GZIP_MAGIC = b"\x1f\x8b"
-# Fewer than this cannot be split into three parts; that is said last, after any fault of a line.
+# Fewer lines cannot be split into three parts. A fault of a line is reported before that.
 _FEW_LINES = 8
 
 
@@ -27,15 +27,15 @@ class CriteoFile:
     Parameters
     ----------
     path : path-like
-        The file, plain or gzip (told by its first bytes).
+        The file, plain or gzip (recognised by its first bytes).
     max_rows : int, optional
-        Use the first `max_rows` rows only; what follows them is not looked at.
+        Use the first `max_rows` rows only; what follows them is not read.
 
     Raises
     ------
     DataError
-        If the file is missing, empty, no regular file, a damaged gzip file, or a line of it is not
-        of the format; bad cells are found when their block is read.
+        If the file is missing, empty, not a regular file or damaged gzip, or if a line breaks the
+        rule; bad cells are found when their block is read.
     """
 
     def __init__(self, path: str | Path, max_rows: int | None = None) -> None:
@@ -46,7 +46,7 @@ class CriteoFile:
         if not self._rows:
             raise DataError(f"{self.path}: the file is empty")
         if self._rows < _FEW_LINES:
-            # Only carriage returns between lines, for example, make one line of the file.
+            # They may really be bad lines: lines that end with CR alone count as one line.
             for _ in self.chunks(self._rows):
                 pass
 
@@ -56,19 +56,19 @@ class CriteoFile:
         return self._rows
 
     def describe(self) -> dict[str, Any]:
-        """Say what the data are, for the report."""
+        """Describe the data for the report."""
         return {"source": self.path.name, "rows": self._rows}
 
     def _check_start(self) -> bool:
-        """Tell whether the file is gzip."""
+        """Return whether the file is gzip; refuse what cannot be read."""
         try:
             mode = self.path.stat().st_mode
             if stat.S_ISDIR(mode):
                 raise DataError(f"{self.path}: is a directory, not a file of clicks")
             if not stat.S_ISREG(mode):
                 raise DataError(
-                    f"{self.path}: is no regular file; clicks are read several times, which a "
-                    "pipe or a device does not allow"
+                    f"{self.path}: is not a regular file; clicks are read several times, which a "
+                    "pipe or a device does not allow, so copy them to a file first"
                 )
             with self.path.open("rb") as file:
                 is_gzip = file.read(2) == _GZIP_MAGIC
@@ -91,7 +91,7 @@ class CriteoFile:
         Yields
         ------
         Clicks
-            As many as a block of the file holds.
+            The clicks of one block of the file.
         """
         done = 0
         for block, lines in line_blocks(self.path, self._is_gzip, stop):
@@ -108,7 +108,7 @@ class CriteoFile:
 
     def _bad_line(self, block: bytes, done: int, error: BadBlockError) -> DataError:
         found = first_fault(block)
-        if found is None:  # both apply one rule; pyarrow may still run into a limit of its own
+        if found is None:  # the rule holds; pyarrow may still hit a limit of its own
             return DataError(f"{self.path}: after line {done}: cannot be parsed: {error}")
         number, fault = found
         return DataError(f"{self.path}: line {done + number + 1}: {fault}")

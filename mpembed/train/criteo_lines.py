@@ -1,9 +1,9 @@
-"""The lines of a file of clicks: cut into blocks, and the rule that each must keep.
+"""The lines of a file of clicks: how they are cut into blocks, and the rule that each must keep.
 
-The rule, which :mod:`mpembed.train.criteo_parse` applies to whole blocks at once: lines end with LF
-or CR LF, the last may lack its end. Tabs part 40 cells: a label, "0" or "1"; 13 integers, empty or
-digits after an optional minus sign, of magnitude below 2**63; 26 categoricals of up to 8
-hexadecimal digits, or empty.
+Lines end with LF or CR LF; the last may lack its end. Tabs separate 40 cells: a label, "0" or "1";
+13 integers, each empty or digits after an optional minus sign, of magnitude below 2**63; 26
+categoricals, each empty or 1 to 8 hexadecimal digits. :mod:`mpembed.train.criteo_parse` applies
+this rule to whole blocks at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .clicks import NUM_CATS, NUM_INTS, DataError
+from mpembed.train.clicks import NUM_CATS, NUM_INTS, DataError
 
 _BLOCK_BYTES = 4 << 20
 _GZIP_BYTES = 256 << 10
@@ -28,14 +28,14 @@ _INT = re.compile(rb"-?[0-9]+")
 
 
 def _is_int64(cell: bytes) -> bool:
-    # Python refuses to convert thousands of digits, so they are counted first. -2**63 is out: it
-    # stands for a missing value.
+    # Python refuses to convert thousands of digits, so they are counted first. -2**63 is excluded
+    # because it stands for a missing value.
     digits = cell.removeprefix(b"-").lstrip(b"0")
     return bool(_INT.fullmatch(cell)) and len(digits) <= 19 and int(digits or b"0") < 2**63
 
 
 def _fault(line: bytes) -> str | None:
-    """Say what is wrong with a line, its end removed, if anything."""
+    """Return what is wrong with a line without its end, or None."""
     if b"\r" in line:
         return "a carriage return stands alone; lines end with LF or CR LF"
     cells = line.split(b"\t")
@@ -60,7 +60,7 @@ def _show(cell: bytes) -> str:
 
 
 def first_fault(block: bytes) -> tuple[int, str] | None:
-    """Find the first line of a block that breaks the rule, slowly.
+    """Find the first line of a block that breaks the rule, line by line.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def first_fault(block: bytes) -> tuple[int, str] | None:
     Returns
     -------
     tuple of int and str, or None
-        The line, from 0, and its fault; None if all lines are good.
+        The number of the line, from 0, and its fault; None if all lines are good.
     """
     for number, line in enumerate(io.BytesIO(block)):
         ended = line.endswith(b"\n")
@@ -81,7 +81,7 @@ def first_fault(block: bytes) -> tuple[int, str] | None:
 
 
 def _gzip_pieces(path: Path) -> Iterator[bytes]:
-    """Yield everything that can be decompressed, also where damage follows."""
+    """Yield all that can be decompressed, even if damaged data follow."""
     parts: list[bytes] = []
     size = 0
     with gzip.open(path, "rb") as file:
@@ -100,7 +100,7 @@ def _gzip_pieces(path: Path) -> Iterator[bytes]:
 
 def _pieces(path: Path, is_gzip: bool) -> Iterator[bytes]:
     if is_gzip:
-        # The next piece is decompressed in a thread while this one is used.
+        # A thread decompresses the next piece while this one is used.
         pieces = _gzip_pieces(path)
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(next, pieces, None)
@@ -114,7 +114,7 @@ def _pieces(path: Path, is_gzip: bool) -> Iterator[bytes]:
 
 
 def _cut(path: Path, is_gzip: bool, stop: int) -> Iterator[tuple[bytes, int]]:
-    begun: list[bytes] = []  # parts of a line whose end has not come yet
+    begun: list[bytes] = []  # parts of a line whose end has not been read yet
     for piece in _pieces(path, is_gzip):
         lines = min(piece.count(b"\n"), stop)
         if not lines:
@@ -149,12 +149,12 @@ def line_blocks(path: Path, is_gzip: bool, stop: int) -> Iterator[tuple[bytes, i
     Yields
     ------
     tuple of bytes and int
-        A block of whole lines, and how many; only the file's last line may lack its end.
+        A block of whole lines, and their number; only the file's last line may lack its end.
 
     Raises
     ------
     DataError
-        If the file cannot be read or ends too early, naming it and the line.
+        If the file cannot be read or ends too early; the message names the file and the line.
     """
     done = 0
     try:

@@ -1,7 +1,7 @@
 """Parse whole blocks of click lines at once, by the rule of :mod:`mpembed.train.criteo_lines`.
 
-pyarrow's reader does the work. It takes more than the rule does, so what it would let pass is
-refused here: characters of no cell, labels such as "00", and ends of lines that the rule has not.
+pyarrow's reader does the work. It accepts more than the rule does, so the rest is refused here:
+characters that no cell may hold, labels such as "00", and other ends of lines.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 
-from .clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
+from mpembed.train.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
 
 _NAMES = ["label"] + [f"I{i + 1}" for i in range(NUM_INTS)] + [f"C{i + 1}" for i in range(NUM_CATS)]
-# All that a good block holds. pyarrow skips spaces and a byte-order mark and reads 0x10 as 16.
+# All characters of a good block. pyarrow skips spaces and a byte-order mark, and reads 0x10 as 16.
 _CHARACTERS = b"0123456789abcdefABCDEF-\t\r\n"
-_MAX_BLOCK = 2**31 - 1  # of pyarrow
+_MAX_BLOCK = 2**31 - 1  # pyarrow's limit
 
 _NIBBLES = np.full(256, 255, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -48,7 +48,7 @@ def _labels(column: pa.Array) -> npt.NDArray[np.int64]:
 def _ints(column: pa.Array) -> npt.NDArray[np.int64]:
     values: npt.NDArray[np.int64] = np.asarray(pc.fill_null(column, MISSING_INT))
     if np.count_nonzero(values == MISSING_INT) != column.null_count:
-        raise BadBlockError  # a cell holds the number that stands for a missing one
+        raise BadBlockError  # a cell holds the number that stands for a missing value
     return values
 
 
@@ -61,7 +61,7 @@ def _cats(column: pa.Array) -> npt.NDArray[np.int64]:
     digits = np.take(_NIBBLES, _text(pc.ascii_lpad(column, width=8, padding="0"), 8))
     if digits.max() > 15:
         raise BadBlockError
-    # Eight bytes of a nibble each, as one number, move together: pairs, then fours, then all.
+    # As one number, eight bytes of a nibble each are joined: into pairs, then fours, then all.
     values = digits.reshape(-1).view(">i8").astype(np.int64)
     values = (values | values >> 4) & 0x00FF00FF00FF00FF
     values = (values | values >> 8) & 0x0000FFFF0000FFFF
@@ -95,7 +95,7 @@ def parse_block(block: bytes, lines: int) -> Clicks:
     block : bytes
         From :func:`mpembed.train.criteo_lines.line_blocks`.
     lines : int
-        Lines that it holds, at least 1.
+        Number of its lines, at least 1.
 
     Returns
     -------
@@ -113,9 +113,9 @@ def parse_block(block: bytes, lines: int) -> Clicks:
         table = _read(block)
     except (pa.ArrowInvalid, pa.ArrowCapacityError) as error:
         raise BadBlockError(str(error)) from None
-    if len(table) != lines:  # to pyarrow a lone carriage return ends a line
+    if len(table) != lines:  # pyarrow ends a line at a lone carriage return
         raise BadBlockError
-    # One chunk a column, but for a block too large for one; combining would copy it.
+    # A column has one chunk unless the block is very large; combining copies.
     columns = [c.chunk(0) if c.num_chunks == 1 else c.combine_chunks() for c in table.columns]
     return Clicks(
         _labels(columns[0]),

@@ -1,4 +1,4 @@
-"""Clicks ready for a model: split in time order, integers as logarithms, categoricals as rows."""
+"""Clicks as a model takes them: split in time order, integers as logarithms, values as rows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .clicks import MISSING_INT, NUM_CATS, Clicks, DataError, Source, reblock
-from .vocabulary import ValueCounts, Vocabulary
+from mpembed.train.clicks import MISSING_INT, NUM_CATS, Clicks, DataError, Source, reblock
+from mpembed.train.vocabulary import ValueCounts, Vocabulary
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
@@ -25,7 +25,7 @@ class Block:
     labels : ndarray of float32, shape (n,)
         Zeros and ones.
     dense : ndarray of float32, shape (n, 13)
-        The integers as logarithms.
+        Logarithms of the integers.
     ids : ndarray of int32, shape (26, n)
         Rows of the tables.
     """
@@ -44,7 +44,7 @@ class Block:
         Parameters
         ----------
         size : int
-            Rows of each; the last may have fewer.
+            Rows of a batch; the last one may have fewer.
 
         Yields
         ------
@@ -95,7 +95,7 @@ def dense_features(ints: npt.NDArray[np.int64], shift: int) -> npt.NDArray[np.fl
 
 
 class Dataset:
-    """Encoded clicks, streamed from a source each time they are asked for.
+    """Encoded clicks, streamed from their source each time.
 
     Parameters
     ----------
@@ -121,14 +121,14 @@ class Dataset:
         self.ends = split_ends(source.rows)
         if not 0 < self.ends[TRAIN] < self.ends[VALIDATION] < self.ends[TEST]:
             raise DataError(
-                f"{source.describe()['source']}: line {source.rows}: the last; {source.rows} rows "
-                "are too few to split into training, validation and test parts"
+                f"{source.describe()['source']}: {source.rows} rows are too few to split into "
+                "training, validation and test parts; at least 8 are needed"
             )
         self._log_shift = log_shift
         counts = [ValueCounts() for _ in range(NUM_CATS)]
         done = 0
-        # All of the source is read, so that a bad line is found before hours of training. But the
-        # later parts must not decide which values have rows: they stand for the future.
+        # The whole source is read, so that a bad line is found before hours of training. But only
+        # the training part may decide which values have rows: the other parts are its future.
         for chunk in source.chunks(source.rows):
             seen = chunk.cats[:, : max(0, self.ends[TRAIN] - done)]
             for column, values in zip(counts, seen, strict=True):

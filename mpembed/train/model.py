@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import mpembed as mpe
+from mpembed.optim import OPTIMIZERS as OPTIMIZER_CLASSES
 from mpembed.torch import EmbeddingBagCollection
-
-from .clicks import NUM_CATS, NUM_INTS
-from .settings import Setting, TrainOptions
+from mpembed.train.clicks import NUM_CATS, NUM_INTS
+from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
 
 BOTTOM = (NUM_INTS, 512, 256, 64)
 TOP = (512, 256, 1)
@@ -20,7 +20,7 @@ MLP_ADAM_LR = 1e-3
 
 
 def _mlp(sizes: Sequence[int], relu_last: bool, generator: torch.Generator) -> nn.Sequential:
-    """Linear layers with ReLU between, started at N(0, 2 / (m + n)), biases at N(0, 1 / m)."""
+    """Return linear layers with ReLU between; weights N(0, 2 / (m + n)), biases N(0, 1 / m)."""
     layers: list[nn.Module] = []
     for index, (n, m) in enumerate(pairwise(sizes)):
         linear = nn.Linear(n, m)
@@ -34,7 +34,7 @@ def _mlp(sizes: Sequence[int], relu_last: bool, generator: torch.Generator) -> n
 
 
 class Perceptrons(nn.Module):
-    """Everything of a DLRM but its tables.
+    """Everything of a DLRM except its tables.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Perceptrons(nn.Module):
         self._below = torch.tril_indices(vectors, vectors, -1)
 
     def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-        """Give the log odds of a click.
+        """Return the log odds of a click.
 
         Parameters
         ----------
@@ -84,8 +84,8 @@ def mlp_optimizer(net: Perceptrons, options: TrainOptions) -> torch.optim.Optimi
     net : Perceptrons
         The model.
     options : TrainOptions
-        With the optimizer "sgd" the perceptrons use it too, at the same rate, as the reference
-        script of DLRM does; otherwise they use Adam.
+        The run. With the optimizer "sgd" the perceptrons use SGD too, at the same rate, as DLRM's
+        reference script does; otherwise they use Adam.
 
     Returns
     -------
@@ -118,9 +118,8 @@ def make_tables(
     mpembed.torch.EmbeddingBagCollection
         The tables C1 to C26.
     """
-    optimizers = {"rowwise-adagrad": mpe.RowwiseAdagrad, "adagrad": mpe.Adagrad, "sgd": mpe.SGD}
-    # The reference script's U(+-1/sqrt(E)), the collection's own default, leaves Adagrad to start
-    # large tables at next to nothing and small ones at far too much.
+    # DLRM's script starts tables at U(+-1/sqrt(E)), which is also the collection's default. With
+    # Adagrad, large tables would then start too close to zero and small ones too far from it.
     init = None if options.optimizer == "sgd" else ("normal", 0.01)
     tables = [
         mpe.TableConfig(f"C{i}", num_rows, options.dim, precision=setting.precision, init=init)
@@ -132,7 +131,7 @@ def make_tables(
     return EmbeddingBagCollection(
         tables,
         cache=cache,
-        optimizer=optimizers[options.optimizer](lr=options.lr),
+        optimizer=OPTIMIZER_CLASSES[OPTIMIZERS[options.optimizer]](lr=options.lr),
         seed=seed,
         rounding=setting.rounding,
     )

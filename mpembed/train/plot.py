@@ -45,7 +45,7 @@ def write_plot(result: dict[str, Any], path: Path) -> None:
     result : dict
         From :func:`mpembed.train.runner.run`.
     path : Path
-        The file; its suffix gives the format.
+        The file; its suffix chooses the format.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)

@@ -1,4 +1,4 @@
-"""Show how far a run is: bars on a terminal, plain lines elsewhere."""
+"""Show the progress of a run: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from .settings import TrainOptions
-from .trial import Trial
+from mpembed.train.settings import TrainOptions
+from mpembed.train.trial import Trial
 
 _LINE_SHARE = 10  # a line each tenth of the run
 _LINE_SECONDS = 60.0  # or each minute, whichever comes first
@@ -19,7 +19,7 @@ _LINE_SECONDS = 60.0  # or each minute, whichever comes first
 def progress_display(
     console: Console, options: TrainOptions, train_rows: int
 ) -> BarDisplay | LineDisplay:
-    """Return the display that fits where it is shown: bars would appear in a log at the end only.
+    """Return bars for a terminal and lines for a log, where bars would appear only at the end.
 
     Parameters
     ----------
@@ -35,12 +35,12 @@ def progress_display(
 
 
 def _clicks(options: TrainOptions, train_rows: int) -> int:
-    """Return how many clicks each setting trains on."""
+    """Return the number of clicks that each setting trains on."""
     return train_rows * options.epochs * options.seeds
 
 
 class BarDisplay:
-    """One bar a setting with its loss, hit rate and speed; arguments as in `progress_display`."""
+    """A bar for each setting, with its loss, hit rate and speed; see `progress_display`."""
 
     def __init__(self, console: Console, options: TrainOptions, train_rows: int) -> None:
         self._progress = Progress(
@@ -65,7 +65,7 @@ class BarDisplay:
         self._progress.stop()
 
     def __call__(self, trial: Trial, rows: int) -> None:
-        """Take note of `rows` more clicks trained on."""
+        """Count `rows` more clicks of a trial as trained on."""
         hits = trial.hit_rate()
         self._progress.update(
             self._tasks[trial.setting.name],
@@ -77,9 +77,9 @@ class BarDisplay:
 
 
 class LineDisplay:
-    """A line at the start, now and then, and at the end of a setting; arguments as above.
+    """Lines at the start, at each tenth or minute, and when a setting is trained.
 
-    `clock` gives the time in seconds.
+    `clock` returns the time in seconds; the other arguments are those of `progress_display`.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LineDisplay:
         pass
 
     def __call__(self, trial: Trial, rows: int) -> None:
-        """Take note of `rows` more clicks trained on."""
+        """Count `rows` more clicks of a trial as trained on."""
         name, now = trial.setting.name, self._clock()
         self._done[name] += rows
         self._losses[name] = trial.recent_loss()

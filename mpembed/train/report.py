@@ -1,4 +1,4 @@
-"""Show the results of a run: a table, a JSON file."""
+"""The results of a run as a table and as a JSON file, and checks of the output files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from .settings import OptionError
+from mpembed.train.settings import OptionError
 
 _COLUMNS = (
     "log\nloss",
@@ -33,8 +33,8 @@ _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def _check_writable(option: str, path: Path) -> None:
-    """Refuse an output file that could not be written after the training."""
-    # A link's target is what will be written, whether it exists or not.
+    """Raise OptionError if an output file cannot be written."""
+    # What will be written is a link's target, whether it exists or not.
     target = Path(os.path.realpath(path))
     try:
         mode = target.stat().st_mode
@@ -55,24 +55,24 @@ def _check_writable(option: str, path: Path) -> None:
 
 
 def _same_file(a: Path, b: Path) -> bool:
-    """Tell whether two names are of one file, by links of any kind; it need not exist yet."""
+    """Return whether two names lead to one file, through links of any kind, even to no file yet."""
     if os.path.realpath(a) == os.path.realpath(b):
         return True
     try:
         return a.samefile(b)
-    except OSError:  # one does not exist
+    except OSError:  # one of them does not exist
         return False
 
 
 def check_outputs(data: Path | None, json: Path | None, plot: Path | None) -> None:
-    """Refuse output files that could not be written after the training, or that are used twice.
+    """Raise OptionError for an output file that cannot be written or is used twice.
 
     Parameters
     ----------
     data : Path or None
         The file of clicks.
     json, plot : Path or None
-        The files to write; they are not touched.
+        The files to write; this does not touch them.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def results_table(result: dict[str, Any]) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Print a table to standard output, never folded to the width of the terminal or of a pipe.
+    """Print a table to standard output, never wrapped to the width of the terminal or pipe.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def print_table(table: Table) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Replace what JSON has no word for, NaN and infinities, by null."""
+    """Replace NaN and infinities, which JSON cannot express, by None."""
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
@@ -167,7 +167,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:
-    """Write everything known of a run.
+    """Write all results of a run.
 
     Parameters
     ----------

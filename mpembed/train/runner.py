@@ -11,16 +11,15 @@ import numpy as np
 import torch
 
 import mpembed as mpe
+from mpembed.train.criteo import CriteoFile
+from mpembed.train.dataset import TEST, TRAIN, Dataset
+from mpembed.train.settings import Setting, TrainOptions
+from mpembed.train.summary import summarize
+from mpembed.train.synthetic import DEFAULT_ROWS, SyntheticSource
+from mpembed.train.trial import Trial
 
-from .criteo import CriteoFile
-from .dataset import TEST, TRAIN, Dataset
-from .settings import Setting, TrainOptions
-from .summary import summarize
-from .synthetic import DEFAULT_ROWS, SyntheticSource
-from .trial import Trial
-
-# Settings take turns after this many steps: few enough for one pass over the data to serve them
-# all, enough that a model's weights are warm in the processor's caches for nearly every step.
+# Settings take turns after this many steps. They are few, so that one pass over the data serves all
+# settings, and enough that a model's weights are in the processor's caches for nearly every step.
 _STEPS_PER_TURN = 32
 
 #: Called after each turn with the trial and the number of clicks it just trained on.
@@ -28,7 +27,7 @@ Progress = Callable[[Trial, int], None]
 
 
 def open_dataset(options: TrainOptions) -> Dataset:
-    """Open the data of a run and give its values rows.
+    """Open the data of a run and assign table rows to its values.
 
     Parameters
     ----------
@@ -51,7 +50,7 @@ def open_dataset(options: TrainOptions) -> Dataset:
 def _trial(setting: Setting, options: TrainOptions, dataset: Dataset, seed: int) -> Trial:
     try:
         return Trial(setting, options, dataset.table_rows, seed)
-    except RuntimeError as error:  # all that PyTorch has for it on the CPU
+    except RuntimeError as error:  # PyTorch has no other type for it on the CPU
         if "not enough memory" in str(error):
             raise MemoryError(str(error)) from None
         raise
@@ -82,19 +81,19 @@ def run(options: TrainOptions, dataset: Dataset, report: Progress) -> dict[str, 
     dataset : Dataset
         From :func:`open_dataset`.
     report : callable
-        Called with a trial and a number of rows as training goes on.
+        Called after each turn with the trial and the number of clicks it just trained on.
 
     Returns
     -------
     dict
-        Everything that the report shows and the JSON file holds.
+        All that the table shows and the JSON file holds.
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
         mpe.set_num_threads(options.threads)
     results: list[dict[str, Any]] = []
     for seed in range(options.seed, options.seed + options.seeds):
-        # Only the results are kept, so that one seed's tables are gone before the next one's come.
+        # Only the results are kept: one seed's tables are freed before the next ones are made.
         results += [trial.result() for trial in _run_seed(options, dataset, seed, report)]
     config = asdict(options)
     config["data"] = str(options.data) if options.data else None

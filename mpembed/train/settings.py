@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mpembed.registry import MAX_DIM
+from mpembed import registry
+from mpembed._arguments.scalars import MAX_SEED
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8_fp16", "int4", "int2")
-ROUNDINGS = ("stochastic", "nearest")
-OPTIMIZERS = ("rowwise-adagrad", "adagrad", "sgd")
-POLICIES = ("lfu", "lru")
+PRECISIONS = tuple(registry.FORMATS)
+ROUNDINGS = tuple(registry.ROUNDINGS)
+POLICIES = tuple(registry.POLICIES)
+#: The registry's name of each optimizer, by the name that the command line gives it.
+OPTIMIZERS = {name.replace("_", "-"): name for name in registry.OPTIMIZERS}
 DEFAULT_SETTINGS = ("fp32", "int8:0.05", "int4:0.05", "int4:0.01", "int2:0.05", "int4:0:nearest")
 _FLOAT_MAX = float(np.finfo(np.float32).max)
-_SEED_MAX = 2**64 - 1
 _COUNT_MAX = 2**63 - 1
 # Larger batches would overflow the 32-bit positions of their ids, 26 a click.
 _BATCH_MAX = 1 << 24
@@ -34,11 +35,11 @@ class Setting:
     Attributes
     ----------
     precision : str
-        Storage format of the rows.
+        Storage format of the rows, one of `PRECISIONS`.
     load_factor : float
         Cache rows as a share of the table rows; 0 for no cache.
     rounding : str
-        "stochastic" or "nearest".
+        How updated rows are rounded, one of `ROUNDINGS`.
     """
 
     precision: str
@@ -67,7 +68,8 @@ class Setting:
         parts = text.split(":")
         if len(parts) > 3:
             raise OptionError(f"--setting {text!r}: expected {_SYNTAX}")
-        precision, load, rounding = parts + ["0", "stochastic"][len(parts) - 1 :]
+        defaults = ["", str(cls.load_factor), cls.rounding]
+        precision, load, rounding = parts + defaults[len(parts) :]
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise OptionError(f"--setting {text!r}: no precision {precision!r}; known: {known}")
@@ -84,17 +86,17 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Name in the report."""
+        """Name in the report; it leaves out what is as by default."""
         cache = f" + {100 * self.load_factor:g} %" if self.load_factor else ""
-        nearest = " nearest" if self.rounding == "nearest" else ""
-        return f"{self.precision}{cache}{nearest}"
+        rounding = "" if self.rounding == type(self).rounding else f" {self.rounding}"
+        return f"{self.precision}{cache}{rounding}"
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of a run; the first setting is what the others are compared with.
+    """The options of a run, checked; the first setting is what the others are compared with.
 
-    Attributes are those of ``mpembed train``.
+    The attributes are the options of ``mpembed train``, which takes its defaults from here.
     """
 
     settings: tuple[Setting, ...]
@@ -114,11 +116,11 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
-            ("dim", self.dim, 1, MAX_DIM),
+            ("dim", self.dim, 1, registry.MAX_DIM),
             ("batch-size", self.batch_size, 1, _BATCH_MAX),
             ("epochs", self.epochs, 1, _COUNT_MAX),
             ("rows", self.rows, 1, _COUNT_MAX),
-            ("seed", self.seed, 0, _SEED_MAX),
+            ("seed", self.seed, 0, MAX_SEED),
             ("seeds", self.seeds, 1, _COUNT_MAX),
             ("min-count", self.min_count, 1, _COUNT_MAX),
             ("max-rows", self.max_rows, 3, _COUNT_MAX),
@@ -129,10 +131,8 @@ class TrainOptions:
             if value is not None and value > high:
                 raise OptionError(f"--{name} is {value}; it must be at most {high}")
         last = self.seed + self.seeds - 1
-        if last > _SEED_MAX:
-            raise OptionError(
-                f"--seeds is {self.seeds}; the last seed, {last}, exceeds {_SEED_MAX}"
-            )
+        if last > MAX_SEED:
+            raise OptionError(f"--seeds is {self.seeds}; the last seed, {last}, exceeds {MAX_SEED}")
         if not 0.0 < self.lr <= _FLOAT_MAX:
             raise OptionError(f"--lr is {self.lr}; it must be above 0 and at most {_FLOAT_MAX:.4g}")
         for name, choice, known in (
@@ -150,5 +150,5 @@ class TrainOptions:
 
     @property
     def log_shift(self) -> int:
-        """Shift of the logarithm of the integers, as the reference script has it for SGD."""
+        """What is added to the integers before their logarithm; DLRM's script adds 1 for SGD."""
         return 1 if self.optimizer == "sgd" else 2

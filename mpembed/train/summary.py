@@ -22,7 +22,7 @@ def paired_difference(
     -------
     dict
         ``percent``, the mean over the seeds of ``100 * (loss / base - 1)``, and ``standard_error``
-        of that mean, None for one seed, which cannot tell.
+        of that mean; None with a single seed.
     """
     percent = 100.0 * (losses / base - 1.0)
     error = float(percent.std(ddof=1) / np.sqrt(len(percent))) if len(percent) > 1 else None
@@ -62,17 +62,17 @@ def _row(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, An
 
 
 def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Make one row a setting.
+    """Return one row for each setting.
 
     Parameters
     ----------
     runs : list of dict
-        Results of trials; the seeds come in the same order for every setting.
+        Results of trials, with the seeds in the same order for every setting.
 
     Returns
     -------
     list of dict
-        In the order of the settings; differences are to the first.
+        Rows in the order of the settings; differences are to the first.
     """
     by_setting: dict[str, list[dict[str, Any]]] = {}
     for one in runs:

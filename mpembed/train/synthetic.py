@@ -1,9 +1,9 @@
 """A deterministic generator of clicks in the shape of Criteo's, with a signal to learn.
 
-Every number is a hash of (purpose, row or id), so a click depends on its row number alone: not on
-the chunk it is made in, the machine or a library's random generator. The ids follow the skew of the
-real columns. The click follows a logistic model that a DLRM can represent but has to learn: an
-effect for each id, products of latent vectors of ids of two columns, and a few of the integers.
+Every number is a hash of a purpose and a row or id. A click thus depends on its row number alone,
+not on its chunk, the machine or a library's random generator. The ids follow the skew of the real
+columns. The label follows a logistic model that a DLRM can represent but has to learn: an effect
+for each id, products of latent vectors of ids from two columns, and a few of the integers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
-from .synthetic_columns import (
+from mpembed.train.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
+from mpembed.train.synthetic_columns import (
     CAT_COLUMNS,
     INT_COLUMNS,
     INT_QUANTILES,
@@ -46,7 +46,7 @@ LATENT = 4
 _CHUNK_ROWS = 16_384
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-# One stream of hashes a purpose and column.
+# Each purpose has a stream of hashes for each column.
 _LABEL, _MISSING, _RANK, _VALUE, _EFFECT, _VECTOR, _INT_MISSING, _INT, _TOGETHER = range(9)
 
 U64 = npt.NDArray[np.uint64]
@@ -55,7 +55,7 @@ I64 = npt.NDArray[np.int64]
 
 
 def _mix(x: U64) -> U64:
-    """Finalise SplitMix64 on each element."""
+    """Apply the finaliser of SplitMix64 to each element."""
     x = (x ^ (x >> np.uint64(30))) * _MULTIPLIERS[0]
     x = (x ^ (x >> np.uint64(27))) * _MULTIPLIERS[1]
     return x ^ (x >> np.uint64(31))
@@ -76,7 +76,7 @@ def _uniform(counter: U64, purpose: int, column: int = 0) -> F64:
 
 
 def _fields(bits: U64) -> F64:
-    """Four independent numbers of mean 0 and variance 1 from the 16-bit fields of each element."""
+    """Return four independent numbers of mean 0 and variance 1 from each element's four fields."""
     words = np.ascontiguousarray(bits).astype("<u8").view("<u2").reshape(-1, 4)
     fields: F64 = (words.astype(np.float64) - 32767.5) * (np.sqrt(12.0) / 65536.0)
     return fields
@@ -84,7 +84,7 @@ def _fields(bits: U64) -> F64:
 
 @cache
 def rank_law(column: int) -> tuple[I64, F64]:
-    """Law of the ids of a column by rank, as steps of equal probability.
+    """Return the distribution of a column's ids by rank, in steps of equal probability.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def rank_law(column: int) -> tuple[I64, F64]:
         while edges[-1] < high:
             edges.append(min(high, max(edges[-1] + 1, int(edges[-1] * 1.08))))
             part = float(np.log((edges[-1] + 0.5) / (low + 0.5)) / span)
-            # Rounded, so that another library's logarithm gives the same steps.
+            # Rounded, so that any library's logarithm gives the same steps.
             shares.append(round(start + (end - start) * part, 10))
     return np.array(edges, np.int64), np.array(shares, np.float64)
 
@@ -131,7 +131,7 @@ def _missing_stream(column: int) -> tuple[int, int]:
 
 
 def _ints(rows: U64, column: int) -> tuple[I64, F64]:
-    """Integers of a column and the uniform numbers they were made of."""
+    """Return the integers of a column and the uniform numbers they come from."""
     missing, quantiles = INT_COLUMNS[column]
     u = _uniform(rows, _INT, column)
     values = np.floor(np.interp(u, INT_QUANTILES, quantiles)).astype(np.int64)
@@ -161,7 +161,7 @@ def _log_odds(ranks: list[I64], dense: list[F64]) -> F64:
 
 
 def log_odds(start: int, stop: int) -> F64:
-    """Give the true log odds of clicks: what a perfect model would predict.
+    """Return the true log odds of clicks: what a perfect model would predict.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def generate(start: int, stop: int) -> Clicks:
     Returns
     -------
     Clicks
-        The same for a row whatever range it is asked in.
+        The clicks; a row is the same in every range that holds it.
     """
     rows = np.arange(start, stop, dtype=np.uint64)
     ranks = [_ranks(rows, c) for c in range(NUM_CATS)]
@@ -227,5 +227,5 @@ class SyntheticSource:
             yield generate(start, min(start + _CHUNK_ROWS, stop))
 
     def describe(self) -> dict[str, Any]:
-        """Say what the data are, for the report."""
+        """Describe the data for the report."""
         return {"source": "synthetic", "rows": self._rows}

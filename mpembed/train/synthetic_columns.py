@@ -1,7 +1,7 @@
 """The figures that the generator of clicks imitates, column by column.
 
-They are measured on the first rows of Criteo's display advertising data (Kaggle, 2014): 80,000 for
-the categoricals, 40,000 for the integers. The cardinalities are those of the whole of it.
+They were measured on the first rows of Criteo's display advertising data (Kaggle, 2014): 80,000 for
+the categoricals, 40,000 for the integers. The cardinalities are those of all the data.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class CatColumn(NamedTuple):
     distinct_80k : int
         Distinct ids among 80,000 rows: what the anchors must reproduce.
     anchors : tuple of (int, float)
-        ``(k, share)``: the `k` most frequent ids take this share of the values. Between anchors the
-        share grows with the logarithm of the rank, as Zipf's law has it.
+        ``(k, share)``: the `k` most frequent ids have this share of the values. Between anchors the
+        share grows with the logarithm of the rank, as in Zipf's law.
     """
 
     cardinality: int

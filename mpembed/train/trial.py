@@ -1,4 +1,4 @@
-"""One model under one table setting: train on blocks, predict, keep the books."""
+"""One model under one table setting: it trains, predicts and records scores and times."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .dataset import TEST, VALIDATION, Block
-from .metrics import accuracy, auc, log_loss
-from .model import Perceptrons, make_tables, mlp_optimizer
-from .settings import Setting, TrainOptions
+from mpembed.train.dataset import TEST, VALIDATION, Block
+from mpembed.train.metrics import accuracy, auc, log_loss
+from mpembed.train.model import Perceptrons, make_tables, mlp_optimizer
+from mpembed.train.settings import Setting, TrainOptions
 
 _CURVE_POINTS = 100
 F32 = npt.NDArray[np.float32]
 
 
 class DivergedError(ArithmeticError):
-    """Training left the finite numbers; the message says under which setting and when."""
+    """A loss or an update was not finite; the message names the setting, seed and step."""
 
 
-class _Seconds:
-    """The time that the backward of one result takes: of the tables, with their update."""
+class _BackwardTimer:
+    """Measures the backward of one result of the tables, including their update."""
 
     def __init__(self, result: torch.Tensor) -> None:
         self.seconds = 0.0
@@ -102,7 +102,7 @@ class Trial:
         start = perf_counter()
         pooled = self._lookup(batch)
         looked_up = perf_counter()
-        updated = _Seconds(pooled)
+        timer = _BackwardTimer(pooled)
         logits = self._net(torch.from_numpy(batch.dense), pooled)
         loss = self._loss(logits, torch.from_numpy(batch.labels))
         if not torch.isfinite(loss):
@@ -114,11 +114,11 @@ class Trial:
         self._trained.append(len(batch))
         self.losses.append(loss.item())
         self._step_seconds.append(end - start)
-        self._table_seconds.append(looked_up - start + updated.seconds)
+        self._table_seconds.append(looked_up - start + timer.seconds)
 
     @torch.no_grad()
     def predict(self, block: Block) -> None:
-        """Predict the clicks of a block of the validation or test part, changing nothing.
+        """Predict the clicks of a block of the validation or test part; nothing is trained.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class Trial:
             self._logits[block.part].append(logits.numpy())
 
     def hit_rate(self) -> float | None:
-        """Share of the unique rows of the batches so far that the cache held, None without one."""
+        """Return the share of unique rows so far that the cache held, or None without a cache."""
         if not self.setting.load_factor:
             return None
         stats = self._tables.tables.stats().values()
@@ -141,25 +141,25 @@ class Trial:
         return hits / (hits + misses) if hits + misses else None
 
     def recent_loss(self) -> float:
-        """Mean training loss of the last hundred steps."""
+        """Return the mean training loss of the last hundred steps."""
         return float(np.mean(self.losses[-100:]))
 
     def rows_per_second(self) -> float:
-        """Training rows a second of time spent in this model's own steps."""
+        """Return the training rows a second, in the time of this model's own steps."""
         return sum(self._trained) / sum(self._step_seconds)
 
     def _curve(self) -> list[dict[str, float]]:
-        """Mean training loss of about a hundred stretches of steps."""
+        """Return the mean training loss of each of about a hundred stretches of steps."""
         rows = np.cumsum(self._trained)
         stretches = np.array_split(np.arange(len(rows)), min(_CURVE_POINTS, len(rows)))
         losses = np.array(self.losses)
         return [{"rows": int(rows[s[-1]]), "loss": float(losses[s].mean())} for s in stretches]
 
     def _online_loss(self) -> float:
-        """Mean loss of the second half of the first epoch, each batch before it was trained on.
+        """Return the loss of the first epoch's second half, each batch before it was trained on.
 
-        It rests on many more clicks than the test part holds, and so tells settings apart that the
-        test part cannot.
+        It covers many more clicks than the test part, so it separates settings that the test part
+        cannot.
         """
         epoch = len(self.losses) // self._epochs
         half = slice(epoch // 2, epoch)

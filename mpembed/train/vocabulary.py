@@ -1,4 +1,4 @@
-"""From categorical values to table rows."""
+"""The table row of each categorical value."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .clicks import MISSING_CAT
+from mpembed.train.clicks import MISSING_CAT
 
-#: Rows that every table has: one for missing values, one shared by rare and unseen ones.
+#: Every table has a row for missing values and one that rare and unseen values share.
 MISSING_ROW, RARE_ROW, FIRST_ROW = 0, 1, 2
 
 I64 = npt.NDArray[np.int64]
@@ -17,7 +17,7 @@ _MERGE_VALUES = 1 << 20
 
 
 def _bucket(values: I64, buckets: int) -> I64:
-    """Hash to a bucket with the finaliser of SplitMix64: the same everywhere, evenly spread."""
+    """Hash values evenly to buckets with the finaliser of SplitMix64."""
     x = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -43,7 +43,7 @@ class ValueCounts:
         """
         self._pending.append(values)
         self._size += len(values)
-        # Merging costs as much as all the values known: wait until as many new ones have come.
+        # A merge costs as much as all known values, so it waits for as many new ones.
         if self._size >= max(_MERGE_VALUES, len(self.values)):
             self.merge()
 
@@ -55,7 +55,7 @@ class ValueCounts:
         known = np.concatenate([self.values, new])
         self.values, where = np.unique(known, return_inverse=True)
         total = np.zeros(len(self.values), np.int64)
-        # Each of the two parts holds a value at most once, so plain indexing adds all of it.
+        # Neither part holds a value twice, so indexed addition loses nothing.
         total[where[: len(self.counts)]] += self.counts
         total[where[len(self.counts) :]] += counts
         self.counts, self._pending, self._size = total, [], 0
@@ -64,16 +64,16 @@ class ValueCounts:
 class Vocabulary:
     """The rows of one table.
 
-    Row 0 stands for a missing value and row 1 for every value seen fewer than `min_count` times in
-    the training part, or never. The others have a row each, unless that makes more than `max_rows`:
-    then they share ``max_rows - 2`` rows by a hash.
+    Row 0 is for a missing value. Row 1 is for every value that the training part holds fewer than
+    `min_count` times, or never. The others have a row each; if that makes more than `max_rows`
+    rows, they share ``max_rows - 2`` rows by a hash.
 
     Parameters
     ----------
     counts : ValueCounts
         Values of the training part.
     min_count : int
-        Occurrences that earn a row.
+        Occurrences that a value needs to have its own row.
     max_rows : int, optional
         Most rows the table may have, at least 3.
     """
@@ -86,7 +86,7 @@ class Vocabulary:
         self.num_rows = max_rows if self.hashed and max_rows else FIRST_ROW + len(self.values)
 
     def encode(self, values: I64) -> npt.NDArray[np.int32]:
-        """Give the row of each value.
+        """Return the row of each value.
 
         Parameters
         ----------

@@ -1,1 +1,1 @@
-"""How mpembed is built: ``setup.py`` and the build backend import this; it is not installed."""
+"""How mpembed is built, for ``setup.py`` and the build backend; this package is not installed."""

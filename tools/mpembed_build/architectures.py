@@ -52,15 +52,16 @@ def parse(text: str) -> tuple[Architecture, ...]:
 
 
 def choose(asked: tuple[Architecture, ...], supported: Iterable[str]) -> tuple[Architecture, ...]:
-    """Return what was asked for, or the default as far as a compiler knows it.
+    """Return the architectures that were asked for, or those of the default that nvcc supports.
 
-    The default is machine code for all of `DEFAULT` and PTX of the newest, from which a driver
-    compiles for GPUs that came later.
+    The default is machine code for all of `DEFAULT` and PTX of the newest of them, from which a
+    driver compiles for later GPUs.
     """
     known = set(supported)
     unknown = [a.number for a in asked if a.number.rstrip("af") not in known]
     if unknown:
-        raise ValueError(f"this nvcc does not know {', '.join(unknown)}")
+        known_here = ", ".join(sorted(known, key=int))
+        raise ValueError(f"this nvcc does not know {', '.join(unknown)}, only {known_here}")
     if asked:
         return asked
     numbers = [number for number in DEFAULT if number in known]

@@ -1,4 +1,4 @@
-"""The build backend: setuptools, with NVIDIA's compiler as a requirement where it is needed."""
+"""The build backend: setuptools, which also requires NVIDIA's compiler where it is needed."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Settings = dict[str, Any] | None
 
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
-    """Return what to install before a wheel is built."""
+    """Return the packages to install before a wheel is built."""
     return [*build_meta.get_requires_for_build_wheel(config_settings), *_compiler()]
 
 
 def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
-    """Return what to install before the package is built in place."""
+    """Return the packages to install before the package is built in place."""
     return [*build_meta.get_requires_for_build_editable(config_settings), *_compiler()]
 
 
 def build_sdist(sdist_directory: str, config_settings: Settings = None) -> str:
-    """Build the source archive, whose bytes follow from the files and ``SOURCE_DATE_EPOCH``."""
+    """Build the source archive; its bytes depend on the files and ``SOURCE_DATE_EPOCH`` alone."""
     try:
         epoch = source_archive.epoch(os.environ)
     except BuildError as error:

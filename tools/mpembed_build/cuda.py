@@ -19,11 +19,11 @@ BINDING = Path("mpembed/_bindings/cuda.pyx")
 KERNELS = Path("kernels/cuda")
 TABLE = "table.cu"
 PROBES = BUILD / "nvcc.json"
-# One answer on every machine, so no contraction here either. -lineinfo costs nothing at run time
-# and lets profilers and sanitizers name the line.
+# No contraction, as on the CPU: the results must be the same on every machine. -lineinfo costs
+# nothing at run time and lets profilers and sanitizers name the line.
 FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-lineinfo"]
 HOST = ["-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
-# These of nvcc's own variables change what it makes.
+# The variables of nvcc that change its output.
 VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 
 
@@ -33,7 +33,7 @@ def present(root: Path) -> bool:
 
 
 def host_compiler(cxx: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Return the program that nvcc is to call: of ``ccache g++ -m64`` it is g++."""
+    """Return the program that nvcc calls; of ``ccache g++ -m64`` it is g++."""
     own = environment.get("NVCC_CCBIN")
     return own or [word for word in cxx if not word.startswith("-")][-1]
 
@@ -72,11 +72,11 @@ class Cuda:
         ]
 
     def kernels(self) -> list[Job]:
-        """Return the jobs of nvcc."""
+        """Return the jobs for the files that nvcc compiles."""
         flags = self.flags()
         ccbin = host_compiler(self.compiler.cxx, os.environ)
         variables = [os.environ.get(name, "") for name in VARIABLES]
-        # The path of nvcc does not count: pip puts the wheels somewhere else at each build.
+        # The path of nvcc is left out: pip puts the wheels into another folder at each build.
         key = [self.release, ccbin, self.compiler.identity, *flags, *variables]
         jobs = []
         for source in sorted(KERNELS.glob("*.cu")):
@@ -84,7 +84,7 @@ class Cuda:
             made = target(source, [*key, *named])
             files = ["-MMD", "-MF", str(made.with_suffix(".d")), "-c", str(source), "-o", str(made)]
             jobs.append(Job(source, made, [self.toolkit.nvcc, *flags, *named, *files], own=True))
-        # Where there are fewer files than compilers, several architectures of a file at a time.
+        # With fewer files than compilers, nvcc compiles several architectures of a file at a time.
         threads = max(1, compilers() // max(1, sum(not job.fresh() for job in jobs)))
         more = [f"--threads={threads}", "-ccbin", ccbin]
         return [replace(job, command=[*job.command, *more]) for job in jobs]
@@ -103,7 +103,7 @@ class Cuda:
         runtime = self.toolkit.runtime(self.runtime)
         if self.runtime == "shared":
             return [str(runtime)]
-        # Hidden, so that no other CUDA runtime in the process takes its calls.
+        # Hidden, so that its calls cannot reach another CUDA runtime in the process.
         hide = f"-Wl,--exclude-libs,{runtime.name}"
         return [str(runtime), hide, "-ldl", "-lrt", "-lpthread"]
 
@@ -125,9 +125,9 @@ def prepare(
     Raises
     ------
     UnusableError
-        It is to be left out; the message says why.
+        The extension is to be left out; the message says why.
     BuildError
-        It was asked for and cannot be built.
+        The extension was asked for and cannot be built.
     """
     if settings.mode == "0":
         raise UnusableError("MPEMBED_CUDA was 0 at build time")

@@ -1,4 +1,4 @@
-"""What the C++ compiler compiles: the kernels for each SIMD level and the files Cython writes."""
+"""What the C++ compiler compiles: the kernels for each SIMD level, and the files of Cython."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pathlib import Path
 from mpembed_build.objects import Job, target
 from mpembed_build.settings import BuildError
 
-# Every other kernel file is compiled for each SIMD level.
+# These are compiled once; every other kernel file is compiled for each SIMD level.
 ONCE = {"parallel.cpp", "dispatch.cpp", "workspace.cpp"}
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Iinclude", "-Ikernels"]
-# The interpreter's headers are full of asserts, each with the path of its header.
+# NDEBUG because the asserts in the interpreter's headers hold the paths of those headers.
 BINDING = ["-Wall", "-Wno-unused-function", "-DNDEBUG"]
 BINDING += ["-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"]
 MACOS = sys.platform == "darwin"
 EXTENSION = ["-bundle", "-undefined", "dynamic_lookup"] if MACOS else ["-shared"]
-EXPORTS = Path("kernels/exports.map")  # without it the standard library's templates show as well
-# Extensions lie in a folder beside that of the libraries, wherever the package is.
+EXPORTS = Path("kernels/exports.map")  # hides the standard library's templates too
+# The folder of the extensions is beside that of the libraries, wherever the package is.
 LIBRARIES = f"-Wl,-rpath,{'@loader_path' if MACOS else '$ORIGIN'}/../lib"
 WARNINGS = ["-Wall", "-Wextra"]
-# One answer on every machine: no contraction the source does not write. The other two change no
-# result; without them the compiler may not vectorise.
+# The results must be the same on every machine, so the compiler may not contract expressions. The
+# other two flags change no result; without them the compiler cannot vectorise.
 ARITHMETIC = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-# prefetchw is a hint: processors without it take it as a no-op.
+# prefetchw is a hint, which processors without it ignore.
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2", "-mprfchw"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 
@@ -48,12 +48,12 @@ def find_compiler(environment: Mapping[str, str]) -> list[str]:
 
 
 def apple_architecture(environment: Mapping[str, str]) -> list[str]:
-    """Return the flags that choose the processor to compile for on macOS, of ``ARCHFLAGS``.
+    """Return the flags of ``ARCHFLAGS``, which choose the processor to compile for on macOS.
 
     Raises
     ------
     BuildError
-        There are two: each has SIMD levels of its own, so each needs a build of its own.
+        It names two; they have different SIMD levels, so each needs its own build.
     """
     flags = shlex.split(environment.get("ARCHFLAGS", ""))
     if flags.count("-arch") > 1:
@@ -62,18 +62,18 @@ def apple_architecture(environment: Mapping[str, str]) -> list[str]:
 
 
 def prefix_maps(paths: Iterable[str]) -> list[str]:
-    """Return the flags that keep the paths of this machine out of what is compiled."""
+    """Return the flags that keep the paths of this machine out of the objects."""
     named = {str(Path.cwd()): "."} | {path: Path(path).name for path in paths}
     return [f"-ffile-prefix-map={path}={name}" for path, name in named.items()]
 
 
 def werror() -> list[str]:
-    """Return the flag that makes warnings errors, where it was asked for."""
+    """Return the flag that makes warnings errors, if ``MPEMBED_WERROR`` is 1."""
     return ["-Werror"] if os.environ.get("MPEMBED_WERROR") == "1" else []
 
 
 class Compiler:
-    """The C++ compiler and the jobs it can do."""
+    """The C++ compiler, and the jobs that it can run."""
 
     def __init__(self) -> None:
         self.cxx = find_compiler(os.environ)
@@ -97,9 +97,9 @@ class Compiler:
     ) -> Job:
         """Return the job for one file.
 
-        `paths` of headers differ from one build environment to the next, so they do not count as
-        flags and do not get into the object; `key`, which names the versions of what lies there,
-        does count.
+        The `paths` of headers differ between build environments, so they are part neither of the
+        object's key nor of the object. `key` names the versions of those headers and is part of
+        the key.
         """
         flags = [*COMMON, *flags, *self.extra]
         made = target(source, [*self.cxx, self.identity, *flags, key], level)
@@ -131,13 +131,13 @@ class Compiler:
         return jobs
 
     def link(self, objects: Sequence[str], libraries: Sequence[str]) -> list[str]:
-        """Return the command that links an extension, without the output."""
+        """Return the command that links an extension, without its output file."""
         return self._link(EXTENSION, [*objects, *libraries])
 
     def link_library(
         self, name: str, objects: Sequence[str], libraries: Sequence[str]
     ) -> list[str]:
-        """Return the command that links a library of the package under its file's name."""
+        """Return the command that links a library of the package, without its output file."""
         if MACOS:
             kind = [
                 "-dynamiclib",

@@ -1,4 +1,4 @@
-"""Objects in ``build/objs``, each compiled again only when what it was made from has changed."""
+"""Objects in ``build/objs``; an object is compiled again only when its sources have changed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BUILD = Path("build")  # relative to the root of the project, where builds run
 class Job:
     """A source file, its object and the command that compiles it.
 
-    `own` says that only the project's own headers count; the others belong to a toolkit, whose
-    release is part of the object's key and whose path may be gone at the next build.
+    With `own`, only changes of the project's own headers count. The others belong to a toolkit: its
+    release is part of the object's key, and its folder may no longer exist at the next build.
     """
 
     source: Path
@@ -32,7 +32,7 @@ class Job:
     own: bool = False
 
     def fresh(self) -> bool:
-        """Return whether the object is newer than all it was made from."""
+        """Return whether the object is newer than all its sources."""
         try:
             made = self.target.stat().st_mtime_ns
             files = prerequisites(self.target.with_suffix(".d"))
@@ -43,7 +43,7 @@ class Job:
             return False
 
     def run(self) -> str:
-        """Compile; return an error message or nothing."""
+        """Compile; return an error message, empty on success."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.target.unlink(missing_ok=True)
         start = time.time_ns()
@@ -52,7 +52,7 @@ class Job:
         sys.stderr.write(done.stderr)
         if done.returncode:
             return f"compiling {self.source} failed:\n{done.stderr}"
-        os.utime(self.target, ns=(start, start))  # a file edited meanwhile must look newer
+        os.utime(self.target, ns=(start, start))  # edits made meanwhile must look newer
         return ""
 
 
@@ -70,7 +70,7 @@ def target(source: Path, key: Iterable[str], level: str = "") -> Path:
 
 
 def compilers() -> int:
-    """Return how many compilers may run at a time."""
+    """Return how many compilers may run at the same time."""
     return int(os.environ.get("MAX_JOBS", "2"))
 
 

@@ -1,7 +1,7 @@
-"""What C++ programs get: libraries, headers, and files by which CMake and pkg-config find them.
+"""What C++ programs use: libraries, headers, and the files for CMake and pkg-config.
 
-In a wheel all of it lies in the package: ``lib``, ``include``, ``cmake`` and ``pkgconfig``. In a
-build in place the headers stay where they are, beside the package.
+In a wheel they are all in the package: ``lib``, ``include``, ``cmake`` and ``pkgconfig``. In a
+build in place the headers stay beside the package.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 LIBRARY, CUDA_LIBRARY = "mpembed", "mpembed_cuda"
 INCLUDE = Path("include")
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
-# An installed program may be used with a later library of the same minor release; before 1.0 a
-# minor release may change anything.
+# A program may be used with a later library of the same minor release. Before 1.0, a minor release
+# may change anything.
 CMAKE_VERSION = """\
 set(PACKAGE_VERSION "{version}")
 set(_minor "${{PACKAGE_FIND_VERSION_MAJOR}}.${{PACKAGE_FIND_VERSION_MINOR}}")
@@ -45,7 +45,7 @@ Cflags: -I${{includedir}}{flags}
 
 
 def file_name(library: str) -> str:
-    """Return the file of a library."""
+    """Return the file name of a library."""
     return f"lib{library}{SUFFIX}"
 
 
@@ -55,7 +55,7 @@ def headers() -> list[Path]:
 
 
 def copy_headers(package: Path) -> None:
-    """Bring the headers into a built package, and none that an earlier build left."""
+    """Copy the headers into a built package, and remove those of an earlier build."""
     shutil.rmtree(package / INCLUDE, ignore_errors=True)
     for header in headers():
         target = package / header
@@ -64,16 +64,16 @@ def copy_headers(package: Path) -> None:
 
 
 def describe(package: Path, version: str, include: str) -> None:
-    """Write what depends on the version and on the libraries that are there.
+    """Write the files that depend on the version and on which libraries there are.
 
     Parameters
     ----------
     package : Path
         The package, built or in the source tree, with its libraries.
     version : str
-        Of the project.
+        The version of the project.
     include : str
-        Where the headers lie, relative to the package.
+        The folder of the headers, relative to the package.
     """
     files = pkgconfig_files(version, include, (package / "lib" / file_name(CUDA_LIBRARY)).is_file())
     shutil.rmtree(package / "pkgconfig", ignore_errors=True)
@@ -85,7 +85,7 @@ def describe(package: Path, version: str, include: str) -> None:
 
 
 def cmake_version(version: str) -> str:
-    """Return the file that tells CMake the version, without what CMake has no words for."""
+    """Return the file that tells CMake the version, as far as CMake can express it."""
     release = re.match(r"\d+(\.\d+)*", version)
     if release is None:
         raise ValueError(f"the version {version!r} does not begin with numbers")
@@ -94,7 +94,7 @@ def cmake_version(version: str) -> str:
 
 
 def pkgconfig_files(version: str, include: str, cuda: bool) -> dict[str, str]:
-    """Return the files for pkg-config by package; they hold no absolute path."""
+    """Return the files for pkg-config by package name; they hold no absolute path."""
 
     def text(name: str, description: str, flags: str = "") -> str:
         return PKGCONFIG.format(

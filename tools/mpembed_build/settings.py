@@ -1,4 +1,4 @@
-"""The variables that say whether and for what the CUDA extension is built."""
+"""The environment variables that say whether and how the CUDA extension is built."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from mpembed_build.architectures import Architecture, parse
 
 
 class BuildError(Exception):
-    """What stops a build; the message is for the one who builds."""
+    """A reason to stop the build; the message is for the person who builds."""
 
 
 @dataclass(frozen=True)
 class CudaSettings:
-    """What was asked for.
+    """What the environment asks for.
 
     Parameters
     ----------
     mode : {"auto", "0", "1"}
-        Build the CUDA extension where it can be built, never, or fail.
+        Build the CUDA extension where possible, never, or else fail.
     nvcc : str
         The compiler named by ``MPEMBED_NVCC`` (empty: search; ``pypi``: only the wheels).
     architectures : tuple of Architecture
-        Those named by ``MPEMBED_CUDA_ARCHS`` (empty: the default).
+        The architectures of ``MPEMBED_CUDA_ARCHS`` (empty: the default).
     runtime : {"static", "shared"}
         The CUDA runtime to link.
     """
@@ -35,7 +35,7 @@ class CudaSettings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> CudaSettings:
-        """Return the settings of an environment; a variable that is empty counts as not set."""
+        """Return the settings of an environment; an empty variable counts as not set."""
         try:
             architectures = parse(environment.get("MPEMBED_CUDA_ARCHS", ""))
         except ValueError as error:
@@ -49,7 +49,7 @@ class CudaSettings:
 
 
 def _one_of(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:
-    """Return the value of a variable, the first of its choices by default."""
+    """Return the value of a variable; the first choice is the default."""
     value = environment.get(name) or choices[0]
     if value not in choices:
         listed = f"{', '.join(choices[:-1])} or {choices[-1]}"

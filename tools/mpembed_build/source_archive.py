@@ -1,4 +1,4 @@
-"""The source archive without what belongs to the machine that made it: times, owners, order."""
+"""Makes a source archive independent of the machine: its times, owners and order of files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mpembed_build.settings import BuildError
 
 
 def epoch(environment: Mapping[str, str]) -> int | None:
-    """Return the time that every file is to have, None where none was asked for.
+    """Return the time of ``SOURCE_DATE_EPOCH`` for every file, or None if it is not set.
 
     Raises
     ------
     BuildError
-        ``SOURCE_DATE_EPOCH`` is no number of seconds.
+        ``SOURCE_DATE_EPOCH`` is not a number of seconds.
     """
     text = environment.get("SOURCE_DATE_EPOCH", "")
     if text and not (text.isascii() and text.isdecimal()):
@@ -26,14 +26,14 @@ def epoch(environment: Mapping[str, str]) -> int | None:
 
 
 def normalise(archive: Path, epoch: int | None) -> None:
-    """Write a ``.tar.gz`` again: in order of the names, owned by nobody, with plain permissions.
+    """Rewrite a ``.tar.gz`` in order of the names, without owners and with plain permissions.
 
     Parameters
     ----------
     archive : Path
-        Replaced when the new one is complete.
+        The archive; it is replaced when the new one is complete.
     epoch : int or None
-        The time of every file and of the compression; None keeps the files' own.
+        The time of every file and of the compression; with None the files keep their times.
     """
     packed = io.BytesIO()
     with (
@@ -49,7 +49,7 @@ def normalise(archive: Path, epoch: int | None) -> None:
 
 
 def _plain(member: tarfile.TarInfo, epoch: int | None) -> tarfile.TarInfo:
-    """Return the entry of a file or folder with nothing but its name, size, time and use."""
+    """Return an entry with only the name, type, size, time and plain permissions."""
     plain = tarfile.TarInfo(member.name)
     plain.type, plain.linkname, plain.size = member.type, member.linkname, member.size
     plain.mtime = int(member.mtime) if epoch is None else epoch

@@ -1,4 +1,4 @@
-"""Finding a CUDA toolkit that works, on the system or among the installed wheels."""
+"""Finds a CUDA toolkit that works, on the system or among the installed wheels."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mpembed_build.settings import BuildError, CudaSettings
 
 MINIMUM = (12, 0)
 SYSTEM = Path("/usr/local/cuda")
-# Headers, libraries and compilers of different releases, or of only some of the packages, are what
-# goes wrong with toolkits; two lines that need all of them show it.
+# Toolkits fail when their headers, libraries and compilers are of different releases or incomplete.
+# These two lines need all of them.
 PROBE = "#include <cub/device/device_radix_sort.cuh>\n__global__ void probe(int* x) { *x = 1; }\n"
 
 
 class UnusableError(Exception):
-    """Why a toolkit, or every toolkit, cannot be used."""
+    """The reason why a toolkit, or every toolkit, cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Toolkit:
 
     def runtime(self, kind: str) -> Path:
         """Return the static or the shared runtime library."""
-        # The wheels have no libcudart.so, only the file with the number of the release.
+        # The wheels lack libcudart.so; they have only the file with the release's number.
         pattern = "libcudart_static.a" if kind == "static" else "libcudart.so*"
         for directory in self.libraries:
             for path in sorted(Path(directory).glob(pattern)):
@@ -59,7 +59,7 @@ def find(
     Raises
     ------
     UnusableError
-        There is none; the message says what was wrong with each.
+        No toolkit works; the message says what was wrong with each.
     BuildError
         ``MPEMBED_NVCC`` names a compiler that cannot be used.
     """
@@ -82,7 +82,7 @@ def find(
 def candidates(
     settings: CudaSettings, environment: Mapping[str, str]
 ) -> Iterator[tuple[str, Path]]:
-    """Yield where compilers are named and their paths, in the search order."""
+    """Yield the origin and the path of each compiler, in the search order."""
     if settings.nvcc not in ("", "pypi"):
         yield "MPEMBED_NVCC", _program(settings.nvcc, environment)
         return
@@ -109,7 +109,7 @@ def wheels() -> list[Path]:
 
 
 def examine(nvcc: Path, ccbin: str, cache: Path) -> Toolkit:
-    """Return the toolkit of a compiler after trying it."""
+    """Try a compiler and return its toolkit."""
     if not nvcc.is_file():
         raise UnusableError(f"{nvcc} does not exist")
     told = re.search(r"\bV(\d+\.\d+\.\d+)", _ask([str(nvcc), "--version"]))
@@ -129,7 +129,7 @@ def examine(nvcc: Path, ccbin: str, cache: Path) -> Toolkit:
 
 
 def _probe(command: list[str], key: str, cache: Path) -> None:
-    """Compile the probe, unless this very compiler has done so before."""
+    """Compile the probe, unless the cache says that this compiler has done so before."""
     stamp = f"{Path(command[0]).stat().st_mtime_ns}"
     try:
         known = json.loads(cache.read_text())
@@ -139,7 +139,7 @@ def _probe(command: list[str], key: str, cache: Path) -> None:
         return
     _ask(command)
     cache.parent.mkdir(parents=True, exist_ok=True)
-    # pip's compilers are gone after each build.
+    # pip removes its compilers after each build, so those that no longer exist are dropped.
     known = {k: s for k, s in known.items() if Path(k.partition("\t")[0]).exists()}
     cache.write_text(json.dumps({**known, key: stamp}, indent=1))
 
@@ -158,7 +158,7 @@ def _layout(dryrun: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _ask(command: list[str]) -> str:
-    """Return all that a command prints; a failure is a reason, in its most telling line."""
+    """Return what a command prints; on failure, raise its most telling line as the reason."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as error:
@@ -173,7 +173,7 @@ def _ask(command: list[str]) -> str:
 
 
 def _program(name: str, environment: Mapping[str, str]) -> Path:
-    """Return the path of a program that is named by its path or found on PATH."""
+    """Return the path of a program, given its path or a name on PATH."""
     return Path(shutil.which(name, path=environment.get("PATH", os.defpath)) or name)
 
 

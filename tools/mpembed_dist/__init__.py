@@ -1,1 +1,1 @@
-"""Checks of what is published: the source archive and the wheels."""
+"""Checks of the published files: the source archive and the wheels."""

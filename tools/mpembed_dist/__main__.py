@@ -1,7 +1,7 @@
 """``python -m mpembed_dist FILE...``: check source archives and wheels, and print their sizes.
 
-The folders that no wheel may name are this project's, Python's, the one for temporary files and
-those after ``--path``.
+No wheel may name the folders of this project, of Python and for temporary files, or those given
+with ``--path``.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def version(root: Path) -> str:
-    """Return the version, from the one place where it is written."""
+    """Return the version of the project in `root`."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return str(project["version"])
 
 
 def own_paths(root: Path) -> list[str]:
-    """Return the folders of this machine that a build may have seen."""
+    """Return the folders of this machine that a build could have recorded."""
     bases = {sys.prefix, sys.base_prefix, *filter(None, [sysconfig.get_path("include")])}
-    # Of /usr and /usr/local alone much is said in any program.
+    # Any program may name /usr and /usr/local.
     kept = sorted(path for path in bases if len(Path(path).parts) > 3)
     return [str(root), *kept, f"{tempfile.gettempdir()}/"]
 
 
 def check(file: Path, root: Path, paths: list[str]) -> list[str]:
-    """Return what is wrong with one file, by its kind."""
+    """Return what is wrong with a source archive or a wheel."""
     if file.name == f"mpembed-{version(root)}.tar.gz":
         return sdist.problems(file, root, sdist.tracked(root))
     if file.name.startswith(f"mpembed-{version(root)}-") and file.suffix == ".whl":
@@ -43,14 +43,14 @@ def check(file: Path, root: Path, paths: list[str]) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Check what the command line names; return the exit status."""
+    """Check the files of the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="mpembed_dist")
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--path", action="append", default=[], help="a folder wheels may not name")
+    parser.add_argument("--path", action="append", default=[], help="a folder no wheel may name")
     given = parser.parse_args(arguments)
     for file in given.files:
         if not file.is_file():
-            parser.error(f"{file} is no file")
+            parser.error(f"{file} is not a file")
     failed = False
     for file in given.files:
         wrong = check(file, ROOT, [*own_paths(ROOT), *given.path])

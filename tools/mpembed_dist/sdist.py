@@ -1,4 +1,4 @@
-"""The source archive holds the repository, no more and no less."""
+"""The source archive holds exactly the files that git tracks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ADDED_FOLDER = "mpembed.egg-info"
 
 
 def tracked(root: Path) -> list[str]:
-    """Return the files of a git repository, as they are in its folder."""
+    """Return the files that git tracks and that exist."""
     command = ["git", "-C", str(root), "ls-files", "-z"]
     listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [name for name in listed.split("\0") if name and (root / name).is_file()]
@@ -44,7 +44,7 @@ def problems(archive: Path, root: Path, names: Iterable[str]) -> list[str]:
 
 
 def _read(archive: Path) -> tuple[dict[str, bytes], list[str]]:
-    """Return the files of an archive below its one folder, and what is no plain file there."""
+    """Return the files of an archive below its one folder, and what is wrong with its entries."""
     top = archive.name.removesuffix(".tar.gz")
     files: dict[str, bytes] = {}
     wrong: list[str] = []

@@ -1,4 +1,4 @@
-"""A wheel holds the package, is small, and tells nothing of the machine that built it."""
+"""A wheel holds the package, is small, and reveals nothing about the machine that built it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 MEGABYTE = 1_000_000
 LIMITS = {"cpu": 5 * MEGABYTE, "cuda": 40 * MEGABYTE}
 PACKAGE = "mpembed"
-SHIPPED = {".py", ".pyi", ".pxd", ".typed"}  # of the package's folder in the source
+SHIPPED = {".py", ".pyi", ".pxd", ".typed"}  # suffixes copied from the package's source
 SOURCES = {".pyx", ".pxi", ".cpp", ".cu", ".cuh", ".o", ".pyc", ".new", ".d"}
 CUDA = "_bindings/cuda"
 
@@ -27,7 +27,7 @@ def problems(wheel: Path, root: Path, version: str, paths: Iterable[str]) -> lis
     version : str
         The version it must have.
     paths : iterable of str
-        Folders of this machine that no file of it may name.
+        Folders of this machine that no file of the wheel may name.
     """
     with zipfile.ZipFile(wheel) as archive:
         files = {name: archive.read(name) for name in archive.namelist() if name[-1] != "/"}
@@ -44,7 +44,7 @@ def problems(wheel: Path, root: Path, version: str, paths: Iterable[str]) -> lis
 
 
 def modules(files: Iterable[str]) -> set[str]:
-    """Return the compiled modules, each by its path in the package; libraries are none."""
+    """Return the compiled modules by their paths in the package, without the libraries."""
     pattern = re.compile(rf"{PACKAGE}/((?!lib/)(?:\w+/)*\w+)\.[\w.-]*(?:so|pyd)")
     return {match[1] for name in files if (match := pattern.fullmatch(name))}
 
@@ -54,7 +54,7 @@ def _names(files: Mapping[str, bytes], metadata: str) -> list[str]:
     wrong = []
     for name in files:
         path = PurePosixPath(name)
-        # The last is where the libraries are put that a wheel takes along: there should be none.
+        # mpembed.libs would hold bundled libraries; there must be none.
         if path.parts[0] not in (PACKAGE, metadata):
             wrong.append(f"out of place: {name}")
         elif path.suffix in SOURCES:
