@@ -1,7 +1,7 @@
 // The set-associative cache: admission with victims and write-back, release, flush, lookup of tags.
-#include "cpu/admitter.h"
+#include "cpu/admission.h"
 #include "cpu/kernels.h"
-#include "cpu/radix.h"
+#include "cpu/radix_sort.h"
 
 MPE_BEGIN
 namespace {

@@ -1,6 +1,6 @@
 // The unique rows of a batch, ascending, each with the positions of its lookups in input order.
 #include "cpu/kernels.h"
-#include "cpu/radix.h"
+#include "cpu/radix_sort.h"
 
 MPE_BEGIN
 namespace {
