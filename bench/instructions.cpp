@@ -36,7 +36,7 @@ int64_t random_row() {
 }
 
 // A table with its cache, and a batch with all that its kernels need.
-struct World {
+struct Setup {
   Vec<uint8_t> rows;
   Vec<float> state = Vec<float>(kRows), cached = Vec<float>(kSets * kWays * kDim);
   Vec<uint64_t> tags = Vec<uint64_t>(kSets * kWays, 0xFFFFFFFFFFFFu);
@@ -57,7 +57,7 @@ struct World {
   mpe_unique unique{&count, unique_rows.data(), starts.data(), positions.data()};
   mpe_outputs outputs{mpe_matrix{values.data(), kDim}, nullptr};
 
-  World(const mpe_backend& k, int32_t precision, bool with_cache)
+  Setup(const mpe_backend& backend, int32_t precision, bool with_cache)
       : rows(static_cast<size_t>(kRows * mpe_row_bytes(precision, kDim))),
         table{rows.data(), state.data(),    stats, kRows,           0, precision,
               0,           MPE_pooling_sum, 0,     MPE_format_fp32, 0},
@@ -65,24 +65,24 @@ struct World {
               kSets,       0,           kWays,         MPE_policy_lru},
         group{&table, nullptr, with_cache ? &cache : nullptr, &step, 7,
               1,      kDim,    MPE_rounding_stochastic} {
-    must(k.init_rows(&group, 0, MPE_init_uniform, -1.0f, 1.0f, nullptr));
+    must(backend.init_rows(&group, 0, MPE_init_uniform, -1.0f, 1.0f, nullptr));
     for (int64_t b = 0; b <= kBags; ++b) offsets[static_cast<size_t>(b)] = b * kPool;
   }
 
   // Draws a batch and finds its unique rows.
-  void draw(const mpe_backend& k) {
+  void draw(const mpe_backend& backend) {
     for (auto& index : indices) index = random_row();
     const mpe_batch batch{indices.data(), offsets.data(), nullptr, kLookups, kBags, 1, 64, 64};
     mpe_error error = MPE_NO_ERROR;
-    must(k.check_offsets(&batch, nullptr, &error));
-    must(k.prepare(&group, &batch, 0, nullptr, &lookups, nullptr, &error));
-    must(k.dedup(keys.data(), kLookups, kRows, &unique, nullptr));
+    must(backend.check_offsets(&batch, nullptr, &error));
+    must(backend.prepare(&group, &batch, 0, nullptr, &lookups, nullptr, &error));
+    must(backend.dedup(keys.data(), kLookups, kRows, &unique, nullptr));
   }
 };
 
-void look_up(const mpe_backend& k, World& w) {
-  const mpe_part part{&w.group, &w.lookups, nullptr, &w.outputs};
-  must(k.lookup(&part, 1, nullptr));
+void look_up(const mpe_backend& backend, Setup& setup) {
+  const mpe_part part{&setup.group, &setup.lookups, nullptr, &setup.outputs};
+  must(backend.lookup(&part, 1, nullptr));
 }
 
 mpe_optimizer optimizer(int32_t kind) {
@@ -92,60 +92,63 @@ mpe_optimizer optimizer(int32_t kind) {
   return made;
 }
 
-void update(const mpe_backend& k, World& w) {
+void update(const mpe_backend& backend, Setup& setup) {
   const mpe_optimizer rowwise = optimizer(MPE_optimizer_rowwise_adagrad);
   mpe_error error = MPE_NO_ERROR;
-  must(k.update(&w.group, &rowwise, &w.lookups, &w.unique, nullptr, &w.outputs, &error, nullptr));
+  must(backend.update(&setup.group, &rowwise, &setup.lookups, &setup.unique, nullptr,
+                      &setup.outputs, &error, nullptr));
 }
 
-void admit(const mpe_backend& k, World& w) {
-  must(k.cache_admit(&w.group, &w.unique, kLookups, w.slots.data(), nullptr));
+void admit(const mpe_backend& backend, Setup& setup) {
+  must(backend.cache_admit(&setup.group, &setup.unique, kLookups, setup.slots.data(), nullptr));
 }
 
 // Fills the cache with other rows, dirty ones, and draws the batch that replaces some of them.
-void fill_cache(const mpe_backend& k, World& w) {
-  must(k.advance(&w.step, nullptr));
-  admit(k, w);
+void fill_cache(const mpe_backend& backend, Setup& setup) {
+  must(backend.advance(&setup.step, nullptr));
+  admit(backend, setup);
   const mpe_optimizer sgd = optimizer(MPE_optimizer_sgd);
   mpe_error error = MPE_NO_ERROR;
-  must(k.advance(&w.step, nullptr));
-  must(
-      k.update(&w.group, &sgd, &w.lookups, &w.unique, w.slots.data(), &w.outputs, &error, nullptr));
-  must(k.cache_release(&w.cache, &w.unique, kLookups, w.slots.data(), nullptr));
-  w.draw(k);
+  must(backend.advance(&setup.step, nullptr));
+  must(backend.update(&setup.group, &sgd, &setup.lookups, &setup.unique, setup.slots.data(),
+                      &setup.outputs, &error, nullptr));
+  must(backend.cache_release(&setup.cache, &setup.unique, kLookups, setup.slots.data(), nullptr));
+  setup.draw(backend);
+}
+
+// One of the kernels above, as `measured` takes it.
+template <void (*kKernel)(const mpe_backend&, Setup&)>
+void call(const mpe_backend& backend, void* setup) {
+  kKernel(backend, *static_cast<Setup*>(setup));
 }
 
 }  // namespace
 
 extern "C" __attribute__((noinline)) void measured(void (*kernel)(const mpe_backend&, void*),
-                                                   const mpe_backend* k, void* world) {
-  kernel(*k, world);
+                                                   const mpe_backend* backend, void* setup) {
+  kernel(*backend, setup);
 }
 
 int main(int argc, char** argv) {
   const char* name = argc > 1 ? argv[1] : "";
-  const mpe_backend& k = *mpe_cpu_backend_avx2();
+  const mpe_backend& backend = *mpe_cpu_backend_avx2();
   mpe_set_num_threads(1);
-  const auto run = [&](int32_t precision, bool cached, auto kernel) {
-    World w(k, precision, cached);
-    w.draw(k);
-    if (cached) fill_cache(k, w);
-    must(k.advance(&w.step, nullptr));
-    measured(kernel, &k, &w);
+  const auto run = [&](int32_t precision, bool cached, void (*kernel)(const mpe_backend&, void*)) {
+    Setup setup(backend, precision, cached);
+    setup.draw(backend);
+    if (cached) fill_cache(backend, setup);
+    must(backend.advance(&setup.step, nullptr));
+    measured(kernel, &backend, &setup);
     return 0;
   };
-  using Any = void*;
   if (std::strcmp(name, "lookup_int8") == 0) {
-    return run(MPE_format_int8, false,
-               [](const mpe_backend& b, Any w) { look_up(b, *static_cast<World*>(w)); });
+    return run(MPE_format_int8, false, call<look_up>);
   }
   if (std::strcmp(name, "update_int4_rowwise") == 0) {
-    return run(MPE_format_int4, false,
-               [](const mpe_backend& b, Any w) { update(b, *static_cast<World*>(w)); });
+    return run(MPE_format_int4, false, call<update>);
   }
   if (std::strcmp(name, "cache_admit_int4") == 0) {
-    return run(MPE_format_int4, true,
-               [](const mpe_backend& b, Any w) { admit(b, *static_cast<World*>(w)); });
+    return run(MPE_format_int4, true, call<admit>);
   }
   std::fprintf(stderr, "unknown kernel: %s\n", name);
   return 2;

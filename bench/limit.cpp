@@ -13,47 +13,48 @@
 
 namespace {
 
-constexpr int64_t kAhead = 32, kLine = 64;
+constexpr int64_t kPrefetchDistance = 32, kLine = 64;
 using Clock = std::chrono::steady_clock;
 typedef uint64_t Vector __attribute__((vector_size(32)));
 
-// Keeps thread t > 0 off the CPU of the caller: some kernels start it there and leave it for a
-// while.
-class Places {
+// The CPUs other than the caller's. Some systems start a new thread on the caller's CPU and leave
+// it there for a while.
+class OtherCpus {
  public:
-  Places() {
+  OtherCpus() {
     CPU_ZERO(&allowed_);
     if (sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) return;
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-      if (CPU_ISSET(cpu, &allowed_) && cpu != sched_getcpu()) others_.push_back(cpu);
+      if (CPU_ISSET(cpu, &allowed_) && cpu != sched_getcpu()) cpus_.push_back(cpu);
     }
   }
-  void take(int t) const {
-    if (others_.empty()) return;
+  // Moves the calling thread, number t > 0, to one of them.
+  void move_to(int t) const {
+    if (cpus_.empty()) return;
     cpu_set_t one;
     CPU_ZERO(&one);
-    CPU_SET(others_[static_cast<size_t>(t - 1) % others_.size()], &one);
+    CPU_SET(cpus_[static_cast<size_t>(t - 1) % cpus_.size()], &one);
     sched_setaffinity(0, sizeof one, &one);
   }
 
  private:
   cpu_set_t allowed_;
-  std::vector<int> others_;
+  std::vector<int> cpus_;
 };
 
-// Runs work(t) on `threads` threads and returns the seconds between a common start, after all of
+// Runs f(t) on `threads` threads and returns the seconds between a common start, after all of
 // them have been created, and the end of the last.
-template <class Work>
-double timed(int threads, Work work) {
-  const Places places;
+template <class Function>
+double timed(int threads, Function f) {
+  const OtherCpus other_cpus;
   std::atomic<int> waiting{threads};
   std::vector<Clock::time_point> begun(threads), done(threads);
   const auto run = [&](int t) {
-    if (t > 0) places.take(t);
+    if (t > 0) other_cpus.move_to(t);
     waiting.fetch_sub(1);
     while (waiting.load() > 0) std::this_thread::yield();
     begun[t] = Clock::now();
-    work(t);
+    f(t);
     done[t] = Clock::now();
   };
   std::vector<std::thread> others;
@@ -104,7 +105,8 @@ void modify(uint8_t* row, int64_t bytes) {
   for (; b < bytes; ++b) row[b] = static_cast<uint8_t>(~row[b]);
 }
 
-int64_t share(int64_t n, int t, int threads) { return n * t / threads; }
+// The first of thread t's items when n of them are shared out.
+int64_t first_item(int64_t n, int t, int threads) { return n * t / threads; }
 
 }  // namespace
 
@@ -129,10 +131,10 @@ double limit_gather(const uint8_t* rows, int64_t row_bytes, const int64_t* indic
                     int threads, uint64_t* sink) {
   std::vector<uint64_t> sums(threads);
   const double seconds = timed(threads, [&](int t) {
-    const int64_t end = share(n, t + 1, threads);
+    const int64_t end = first_item(n, t + 1, threads);
     Vector sum{};
-    for (int64_t i = share(n, t, threads); i < end; ++i) {
-      const int64_t next = std::min(i + kAhead, end - 1);
+    for (int64_t i = first_item(n, t, threads); i < end; ++i) {
+      const int64_t next = std::min(i + kPrefetchDistance, end - 1);
       prefetch<false>(rows + indices[next] * row_bytes, row_bytes);
       sum = read(rows + indices[i] * row_bytes, row_bytes, sum);
     }
@@ -148,7 +150,7 @@ double limit_modify(uint8_t* rows, int64_t row_bytes, uint8_t* state, int64_t st
                     const int64_t* indices, const int64_t* bounds, int threads) {
   return timed(threads, [&](int t) {
     for (int64_t i = bounds[t]; i < bounds[t + 1]; ++i) {
-      const int64_t next = indices[std::min(i + kAhead, bounds[t + 1] - 1)];
+      const int64_t next = indices[std::min(i + kPrefetchDistance, bounds[t + 1] - 1)];
       prefetch<true>(rows + next * row_bytes, row_bytes);
       if (state_bytes > 0) prefetch<true>(state + next * state_bytes, state_bytes);
       modify(rows + indices[i] * row_bytes, row_bytes);
@@ -159,9 +161,9 @@ double limit_modify(uint8_t* rows, int64_t row_bytes, uint8_t* state, int64_t st
 
 double limit_copy(uint8_t* to, const uint8_t* from, int64_t bytes, int threads) {
   return timed(threads, [&](int t) {
-    const int64_t begin = share(bytes, t, threads);
+    const int64_t begin = first_item(bytes, t, threads);
     std::memcpy(to + begin, from + begin,
-                static_cast<size_t>(share(bytes, t + 1, threads) - begin));
+                static_cast<size_t>(first_item(bytes, t + 1, threads) - begin));
   });
 }
 }

@@ -1,4 +1,4 @@
-// Trains one group through the door with four threads and batches of many tasks, and prints a
+// Trains one group through the C API with four threads and batches of many tasks, and prints a
 // checksum of its bytes; run by test_parallel.py under ThreadSanitizer and without.
 #include <cstdint>
 #include <cstdio>
@@ -111,11 +111,11 @@ struct Batch {
   }
 };
 
-uint64_t train(const mpe_backend& k, int32_t policy) {
-  Group g(policy);
-  const mpe_group* group = &g.group;
+uint64_t train(const mpe_backend& backend, int32_t policy) {
+  Group arrays(policy);
+  const mpe_group* group = &arrays.group;
   for (int32_t t = 0; t < kTables; ++t) {
-    must(k.init_rows(group, t, MPE_init_uniform, -1.0f, 1.0f, nullptr));
+    must(backend.init_rows(group, t, MPE_init_uniform, -1.0f, 1.0f, nullptr));
   }
   Vec<float> out(kBatch * kTables * kDim), weight_grad(kLookups);
   const mpe_outputs outputs{mpe_matrix{out.data(), kTables * kDim}, nullptr};
@@ -123,44 +123,47 @@ uint64_t train(const mpe_backend& k, int32_t policy) {
       MPE_optimizer_rowwise_adagrad, MPE_decay_none, 0.1f, 1e-8f, 0.0f, nullptr};
   uint64_t sum = 0xCBF29CE484222325u;
   for (int step = 0; step < 3; ++step) {
-    Batch b;
-    const mpe_batch batch{b.indices.data(),
-                          b.offsets.data(),
-                          b.sample_weights.data(),
+    Batch memory;
+    const mpe_batch batch{memory.indices.data(),
+                          memory.offsets.data(),
+                          memory.sample_weights.data(),
                           kLookups,
                           kBatch,
                           kTables,
                           64,
                           64};
     mpe_error error = MPE_NO_ERROR;
-    must(k.check_offsets(&batch, nullptr, &error));
-    must(k.prepare(group, &batch, 0, nullptr, &b.lookups, nullptr, &error));
-    must(k.dedup(b.keys.data(), kLookups, kAll, &b.unique, nullptr));
-    must(k.count(group, &b.lookups, &b.unique, 1, 1, nullptr));
-    must(k.advance(&g.step, nullptr));
-    must(k.cache_admit(group, &b.unique, kLookups, b.unique_slots.data(), nullptr));
-    must(k.cache_refresh(group, &b.unique, kLookups, b.unique_slots.data(), b.fresh.data(),
-                         nullptr));
-    must(k.scatter_slots(&b.unique, b.fresh.data(), kLookups, b.slots.data(), nullptr));
-    const mpe_part part{group, &b.lookups, b.slots.data(), &outputs};
-    must(k.lookup(&part, 1, nullptr));
-    must(k.weight_grad(group, &b.lookups, b.slots.data(), &outputs, weight_grad.data(), nullptr));
-    must(k.advance(&g.step, nullptr));
-    must(k.update(group, &optimizer, &b.lookups, &b.unique, b.fresh.data(), &outputs, &error,
-                  nullptr));
-    must(k.cache_release(&g.cache, &b.unique, kLookups, b.unique_slots.data(), nullptr));
+    must(backend.check_offsets(&batch, nullptr, &error));
+    must(backend.prepare(group, &batch, 0, nullptr, &memory.lookups, nullptr, &error));
+    must(backend.dedup(memory.keys.data(), kLookups, kAll, &memory.unique, nullptr));
+    must(backend.count(group, &memory.lookups, &memory.unique, 1, 1, nullptr));
+    must(backend.advance(&arrays.step, nullptr));
+    must(backend.cache_admit(group, &memory.unique, kLookups, memory.unique_slots.data(), nullptr));
+    must(backend.cache_refresh(group, &memory.unique, kLookups, memory.unique_slots.data(),
+                               memory.fresh.data(), nullptr));
+    must(backend.scatter_slots(&memory.unique, memory.fresh.data(), kLookups, memory.slots.data(),
+                               nullptr));
+    const mpe_part part{group, &memory.lookups, memory.slots.data(), &outputs};
+    must(backend.lookup(&part, 1, nullptr));
+    must(backend.weight_grad(group, &memory.lookups, memory.slots.data(), &outputs,
+                             weight_grad.data(), nullptr));
+    must(backend.advance(&arrays.step, nullptr));
+    must(backend.update(group, &optimizer, &memory.lookups, &memory.unique, memory.fresh.data(),
+                        &outputs, &error, nullptr));
+    must(backend.cache_release(&arrays.cache, &memory.unique, kLookups, memory.unique_slots.data(),
+                               nullptr));
     sum = checksum(weight_grad, checksum(out, sum));
   }
   Vec<uint64_t> every(kAll);
   Vec<float> values(kAll * kDim);
   for (int64_t i = 0; i < kAll; ++i) every[static_cast<size_t>(i)] = static_cast<uint64_t>(i);
-  must(k.read_rows(group, every.data(), kAll, values.data(), nullptr));
-  must(k.advance(&g.step, nullptr));
-  must(k.write_rows(group, every.data(), kAll, values.data(), nullptr));
-  must(k.advance(&g.step, nullptr));
-  must(k.cache_flush(group, nullptr));
-  for (const auto& rows : g.rows) sum = checksum(rows, sum);
-  return checksum(g.tags, checksum(g.meta, checksum(g.stats, sum)));
+  must(backend.read_rows(group, every.data(), kAll, values.data(), nullptr));
+  must(backend.advance(&arrays.step, nullptr));
+  must(backend.write_rows(group, every.data(), kAll, values.data(), nullptr));
+  must(backend.advance(&arrays.step, nullptr));
+  must(backend.cache_flush(group, nullptr));
+  for (const auto& rows : arrays.rows) sum = checksum(rows, sum);
+  return checksum(arrays.tags, checksum(arrays.meta, checksum(arrays.stats, sum)));
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ void memory() {
       out[i] = in[i] + static_cast<int>(t);
     });
     for (int t = 0; t < 64; ++t) CHECK(out[static_cast<std::size_t>(t)] == round + t);
-    if (round % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // all asleep
+    if (round % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // all parked
   }
 }
 
@@ -96,8 +96,8 @@ struct Worker {
   int cpu;
 };
 
-// A call in which every thread takes part, and after which all are asleep: on one CPU where it is
-// given. Returns a worker.
+// A call in which every thread takes part, on one CPU if it is given, and after which all are
+// parked. Returns a worker.
 Worker run_all(int threads, const cpu_set_t* one = nullptr) {
   const auto caller = pthread_self();
   std::mutex mutex;
@@ -117,9 +117,9 @@ Worker run_all(int threads, const cpu_set_t* one = nullptr) {
   return worker;
 }
 
-// A worker that went to sleep on the caller's CPU works on another one from the next call on, on
-// any that it was allowed before, wherever the caller may be. What others allow it holds, and
-// nothing is changed where CPUs are fewer than threads.
+// A worker that parked on the caller's CPU works on any other CPU it was allowed before from the
+// next call on, wherever the caller may be. An affinity mask that others set is respected, and
+// nothing is changed where there are fewer CPUs than threads.
 void apart() {
   const auto caller = pthread_self();
   const cpu_set_t all = allowed(caller);

@@ -1,4 +1,4 @@
-"""Memory that kernels work in: what is given back is kept for the next call, within a bound."""
+"""Memory that kernels work in: what is released is kept for the next call, within a bound."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ def test_an_unloaded_library_keeps_nothing(tmp_path: Path) -> None:
     for _ in range(20):
         pages.append(int(Path("/proc/self/statm").read_text().split()[0]))
         loaded = ctypes.CDLL(str(library))
-        take, give = loaded._ZN3mpe14take_workspaceEm, loaded._ZN3mpe14give_workspaceEPv
-        take.restype, take.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-        give.restype, give.argtypes = None, [ctypes.c_void_p]
-        give(take(32 << 20))
+        acquire = loaded._ZN3mpe17acquire_workspaceEm
+        release = loaded._ZN3mpe17release_workspaceEPv
+        acquire.restype, acquire.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        release.restype, release.argtypes = None, [ctypes.c_void_p]
+        release(acquire(32 << 20))
         _ctypes.dlclose(loaded._handle)
     assert (pages[-1] - pages[1]) * mmap.PAGESIZE < 100 << 20
 

@@ -15,28 +15,29 @@ namespace {
 constexpr std::size_t kMiB = std::size_t{1} << 20;
 
 void* filled(std::size_t bytes, int byte) {
-  void* p = mpe::take_workspace(bytes);
+  void* p = mpe::acquire_workspace(bytes);
   CHECK(p != nullptr);
   CHECK(reinterpret_cast<std::uintptr_t>(p) % (bytes > kMiB / 2 ? 64 : 16) == 0);
   std::memset(p, byte, bytes);
   return p;
 }
 
-// What was given back is used again, by what is a little smaller too, and by nothing much smaller.
+// A released block is used again for a request that is as large or a little smaller, and not for a
+// much smaller one.
 void again() {
   void* first = filled(kMiB, 1);
-  mpe::give_workspace(first);
+  mpe::release_workspace(first);
   CHECK(mpe::kept_workspace() >= kMiB);
   CHECK(filled(kMiB - kMiB / 8, 2) == first);
   CHECK(mpe::kept_workspace() == 0);
-  mpe::give_workspace(first);
+  mpe::release_workspace(first);
   void* small = filled(kMiB / 4, 3);
   CHECK(small != first);
   void* large = filled(2 * kMiB, 4);
   CHECK(mpe::kept_workspace() >= kMiB);
-  mpe::give_workspace(small);
-  mpe::give_workspace(large);
-  mpe::give_workspace(nullptr);
+  mpe::release_workspace(small);
+  mpe::release_workspace(large);
+  mpe::release_workspace(nullptr);
 }
 
 // Two owners never have the same memory, and each has all that it asked for.
@@ -52,27 +53,27 @@ void apart() {
       for (std::size_t b = 0; b < sizes[i]; b += 61) CHECK(owned[i][b] == i);
       CHECK(owned[i][sizes[i] - 1] == i);
     }
-    for (unsigned char* p : owned) mpe::give_workspace(p);
+    for (unsigned char* p : owned) mpe::release_workspace(p);
   }
 }
 
-// What is kept has a bound, in bytes and in blocks, and the oldest goes first.
+// There is a limit to what is kept, in bytes and in blocks, and the oldest block goes first.
 void bounded() {
   std::vector<void*> owned;
   for (int i = 0; i < 200; ++i) owned.push_back(filled(kMiB, i));
   for (void* p : owned) {
-    mpe::give_workspace(p);
+    mpe::release_workspace(p);
     CHECK(mpe::kept_workspace() <= mpe::kKeptBytes);
   }
   CHECK(mpe::kept_workspace() > mpe::kKeptBytes / 2);
   CHECK(filled(kMiB, 0) != nullptr);
-  mpe::give_workspace(filled(mpe::kKeptBytes + kMiB, 5));  // larger than all that may be kept
+  mpe::release_workspace(filled(mpe::kKeptBytes + kMiB, 5));  // larger than all that may be kept
   CHECK(mpe::kept_workspace() <= mpe::kKeptBytes);
 }
 
 void refused() {
-  CHECK(mpe::take_workspace(SIZE_MAX) == nullptr);
-  CHECK(mpe::take_workspace(SIZE_MAX / 64) == nullptr);
+  CHECK(mpe::acquire_workspace(SIZE_MAX) == nullptr);
+  CHECK(mpe::acquire_workspace(SIZE_MAX / 64) == nullptr);
 }
 
 void threads() {
@@ -81,12 +82,12 @@ void threads() {
     all.emplace_back([t] {
       for (int i = 0; i < 2000; ++i) {
         const std::size_t bytes = 100000 + static_cast<std::size_t>((i * 7919) % 100000);
-        auto* p = static_cast<unsigned char*>(mpe::take_workspace(bytes));
+        auto* p = static_cast<unsigned char*>(mpe::acquire_workspace(bytes));
         CHECK(p != nullptr);
         p[0] = p[bytes - 1] = static_cast<unsigned char>(t);
         std::this_thread::yield();
         CHECK(p[0] == t && p[bytes - 1] == t);
-        mpe::give_workspace(p);
+        mpe::release_workspace(p);
       }
     });
   }

@@ -1,36 +1,41 @@
 // The set-associative cache: admission with victims and write-back, release, flush, lookup of tags.
-#include "cpu/admitter.h"
+// The steps of admission are those of docs/numerics.md, section 6.
+#include "cpu/admission.h"
 #include "cpu/kernels.h"
-#include "cpu/radix.h"
+#include "cpu/radix_sort.h"
 
 MPE_BEGIN
 namespace {
 
-constexpr int64_t kGrain = 1024;
-constexpr int64_t kAhead = 8;
+constexpr int64_t kTaskRows = 1024;
+constexpr int64_t kPrefetchDistance = 8;
 
-inline void prefetch_set(const mpe_cache& c, uint64_t key) {
-  const int64_t first = set_of(key, c.num_sets) * c.ways;
-  prefetch_bytes(c.tags + first, c.ways * 8, false);
+inline void prefetch_set(const mpe_cache& cache, uint64_t key) {
+  const int64_t first_slot = set_of(key, cache.num_sets) * cache.ways;
+  prefetch_bytes(cache.tags + first_slot, cache.ways * 8, false);
 }
 
-inline void prefetch_slot(const mpe_cache& c, int64_t slot) {
+inline void prefetch_slot(const mpe_cache& cache, int64_t slot) {
   if (slot < 0) return;
-  __builtin_prefetch(c.tags + slot, 1, 3);
-  __builtin_prefetch(c.meta + slot, 1, 3);
+  __builtin_prefetch(cache.tags + slot, 1, 3);
+  __builtin_prefetch(cache.meta + slot, 1, 3);
+}
+
+inline int32_t find_slot(const mpe_cache& cache, uint64_t key) {
+  return static_cast<int32_t>(probe(cache.tags, cache.num_sets, cache.ways, key));
 }
 
 // Finds the slots of all rows, changing nothing else. Returns the number of misses.
-int64_t find_slots(const Admission& a) {
-  const int64_t tasks = task_count(a.count, kGrain);
+int64_t find_slots(const Admission& admission) {
+  const uint64_t* rows = admission.unique.rows;
+  const int64_t count = admission.count;
   int64_t misses = 0;
-  mpe::parallel(tasks, [&](int64_t t) {
+  parallel_range(count, task_count(count, kTaskRows), [&](int64_t begin, int64_t end) {
     int64_t n = 0;
-    const int64_t end = task_begin(a.count, tasks, t + 1);
-    for (int64_t i = task_begin(a.count, tasks, t); i < end; ++i) {
-      if (i + kAhead < a.count) prefetch_set(a.c, a.u.rows[i + kAhead]);
-      const int64_t slot = probe(a.c.tags, a.c.num_sets, a.c.ways, a.u.rows[i]);
-      a.slots[i] = static_cast<int32_t>(slot);
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + kPrefetchDistance < count) prefetch_set(admission.cache, rows[i + kPrefetchDistance]);
+      const int32_t slot = find_slot(admission.cache, rows[i]);
+      admission.slots[i] = slot;
       n += slot < 0 ? 1 : 0;
     }
     __atomic_fetch_add(&misses, n, __ATOMIC_RELAXED);
@@ -39,193 +44,189 @@ int64_t find_slots(const Admission& a) {
 }
 
 // Step 2: hits are pinned and touched.
-template <class P>
-void touch_hits(const Admission& a, int64_t begin, int64_t end, TaskStats& stats) {
-  int32_t t = 0;
-  int64_t* counts = stats.of(t);
+template <class Policy>
+void touch_hits(const Admission& admission, int64_t begin, int64_t end, TaskStats& stats) {
+  const mpe_cache& cache = admission.cache;
+  const mpe_unique& unique = admission.unique;
+  int32_t table = 0;
+  int64_t* counts = stats.counters(table);
   for (int64_t i = begin; i < end; ++i) {
-    const int32_t owner = find_table(a.g, a.u.rows[i], t);
-    if (owner != t) counts = stats.of(t = owner);
-    prefetch_slot(a.c, i + kAhead < end ? a.slots[i + kAhead] : -1);
-    const int64_t slot = a.slots[i];
+    const int32_t owner = find_table(admission.group, unique.rows[i], table);
+    if (owner != table) counts = stats.counters(table = owner);
+    if (i + kPrefetchDistance < end) prefetch_slot(cache, admission.slots[i + kPrefetchDistance]);
+    const int64_t slot = admission.slots[i];
     ++counts[MPE_stat_unique];
-    counts[MPE_stat_accesses] += a.u.starts[i + 1] - a.u.starts[i];
+    counts[MPE_stat_accesses] += unique.starts[i + 1] - unique.starts[i];
     ++counts[slot < 0 ? MPE_stat_misses : MPE_stat_hits];
     if (slot < 0) continue;
-    a.c.tags[slot] += kTagPin;
-    a.c.meta[slot] = P::on_hit(a.c.meta[slot], a.clock);
+    cache.tags[slot] += kTagPin;
+    cache.meta[slot] = Policy::on_hit(cache.meta[slot], admission.clock);
   }
 }
 
-// Misses as (set << 32 | unique row), ascending: within a set in the order of the row ids.
-uint64_t* sorted_misses(const Admission& a, int64_t misses, uint64_t* list, uint64_t* tmp) {
+// The misses in ascending order: by set, within a set by row id.
+uint64_t* sorted_misses(const Admission& admission, int64_t misses, uint64_t* list,
+                        uint64_t* spare) {
+  const int64_t num_sets = admission.cache.num_sets;
   int64_t n = 0;
-  for (int64_t i = 0; i < a.count; ++i) {
-    if (a.slots[i] >= 0) continue;
-    list[n++] =
-        (static_cast<uint64_t>(set_of(a.u.rows[i], a.c.num_sets)) << 32) | static_cast<uint64_t>(i);
+  for (int64_t i = 0; i < admission.count; ++i) {
+    if (admission.slots[i] >= 0) continue;
+    list[n++] = make_miss(set_of(admission.unique.rows[i], num_sets), i);
   }
-  return radix_sort(list, tmp, misses, 32, bits_for(static_cast<uint64_t>(a.c.num_sets)));
+  return radix_sort(list, spare, misses, 32, bits_for(static_cast<uint64_t>(num_sets)));
 }
 
-// Adds the misses to the sketch. A task has cells of its own, in one row, and looks at every miss:
-// cheaper than cells that several may change. So there are no more tasks than threads ask for.
-void count_misses(const mpe_cache& c, const uint64_t* hashes, int64_t misses) {
-  const int64_t parts = misses < kGrain ? 1 : ceil_div(mpe::max_threads(), kSketchRows);
-  const auto count = [&](int64_t t) {
-    const SketchCells cells(c, static_cast<uint32_t>(t / parts), t % parts, parts);
-    for (int64_t i = 0; i < misses; ++i) cells.add(hashes[i]);
+// Adds the misses to the sketch. Each task owns a slice of one row's cells and looks at every miss,
+// which is cheaper than sharing cells. So there are only as many tasks as threads ask for.
+void count_misses(const mpe_cache& cache, const uint64_t* hashes, int64_t misses) {
+  const int64_t slices = misses < kTaskRows ? 1 : ceil_div(mpe::max_threads(), kSketchRows);
+  const auto count = [&](int64_t task) {
+    const SketchSlice slice(cache, static_cast<uint32_t>(task / slices), task % slices, slices);
+    for (int64_t i = 0; i < misses; ++i) slice.add(hashes[i]);
   };
-  if (misses >= kGrain) return mpe::parallel(kSketchRows * parts, count);
-  for (int64_t row = 0; row < kSketchRows; ++row) count(row);  // not worth waking anybody
+  if (misses >= kTaskRows) return mpe::parallel(kSketchRows * slices, count);
+  for (int64_t row = 0; row < kSketchRows; ++row) count(row);  // too little to wake a thread for
 }
 
-// Steps 3 and 4. sorted: the misses; hashes and estimates: room for as many where the policy has a
+// Steps 3 and 4. sorted: the misses; hashes and estimates: room for as many if the policy has a
 // sketch.
-template <class P>
-void admit_misses(const Admission& a, const uint64_t* sorted, int64_t misses, uint64_t* hashes,
-                  uint32_t* estimates, const EncoderSpace& space) {
-  const int64_t tasks = task_count(misses, kGrain);
-  const auto each = [&](auto visit) {
-    mpe::parallel(tasks, [&](int64_t t) {
-      const int64_t end = task_begin(misses, tasks, t + 1);
-      for (int64_t i = task_begin(misses, tasks, t); i < end; ++i) visit(i);
-    });
-  };
-  if (P::kSketch) {
-    each([&](int64_t i) { hashes[i] = splitmix64(a.u.rows[miss_row(sorted[i])]); });
-    count_misses(a.c, hashes, misses);
-    each([&](int64_t i) { estimates[i] = sketch_estimate(a.c, hashes[i]); });
+template <class Policy>
+void admit_misses(const Admission& admission, const uint64_t* sorted, int64_t misses,
+                  uint64_t* hashes, uint32_t* estimates, const EncoderWorkspace& workspace) {
+  const mpe_cache& cache = admission.cache;
+  const int64_t tasks = task_count(misses, kTaskRows);
+  if (Policy::kSketch) {
+    const uint64_t* rows = admission.unique.rows;
+    parallel_each(misses, tasks,
+                  [=](int64_t i) { hashes[i] = splitmix64(rows[miss_row(sorted[i])]); });
+    count_misses(cache, hashes, misses);
+    parallel_each(misses, tasks,
+                  [&](int64_t i) { estimates[i] = sketch_estimate(cache, hashes[i]); });
   }
-  // A set belongs to one task: borders move up to where a set begins.
-  const auto border = [&](int64_t t) {
-    int64_t i = task_begin(misses, tasks, t);
+  // A set belongs to one task: a border moves up to the next place where a set begins.
+  const auto next_set = [&](int64_t i) {
     while (i > 0 && i < misses && miss_set(sorted[i]) == miss_set(sorted[i - 1])) ++i;
     return i;
   };
-  mpe::parallel(tasks, [&](int64_t t) {
-    Admitter<P> admitter(a, space, t);
-    const int64_t end = border(t + 1);
-    for (int64_t i = border(t); i < end; ++i) {
-      // What was seen before is likely to be admitted; of the others most are not.
-      if (i + kAhead < misses && (!P::kSketch || estimates[i + kAhead] > 1)) {
-        admitter.prefetch(miss_row(sorted[i + kAhead]));
+  parallel_range(misses, tasks, [&](int64_t task, int64_t begin, int64_t end) {
+    AdmissionTask<Policy> admitting(admission, workspace, task);
+    const int64_t last = next_set(end);
+    for (int64_t i = next_set(begin); i < last; ++i) {
+      // A row that was seen before is likely to be admitted; most others are not.
+      const int64_t ahead = i + kPrefetchDistance;
+      if (ahead < misses && (!Policy::kSketch || estimates[ahead] > 1)) {
+        admitting.prefetch(miss_row(sorted[ahead]));
       }
-      admitter.admit(sorted[i], P::kSketch ? estimates[i] : 0);
+      admitting.admit(sorted[i], Policy::kSketch ? estimates[i] : 0);
     }
   });
 }
 
 // Step 5: recent use counts more than old use.
-void halve(const mpe_cache& c) {
-  const int64_t slots = c.num_sets * c.ways;
-  for (int64_t i = 0; i < slots; ++i) c.meta[i] >>= 1;
-  for (int64_t i = 0; i < c.sketch_width * kSketchRows; ++i) c.sketch[i] >>= 1;
+void halve(const mpe_cache& cache) {
+  const int64_t slots = cache.num_sets * cache.ways;
+  for (int64_t i = 0; i < slots; ++i) cache.meta[i] >>= 1;
+  for (int64_t i = 0; i < cache.sketch_width * kSketchRows; ++i) cache.sketch[i] >>= 1;
 }
 
-template <class P>
-mpe_status admit(const Admission& a) {
-  const int64_t misses = find_slots(a);
-  const int64_t tasks = task_count(a.count, kGrain);
-  const EncoderSpace space(task_count(misses, kGrain), a.g.dim, false);
-  Buffer<uint64_t> list(misses), tmp(misses);
-  Buffer<uint32_t> estimates(P::kSketch ? misses : 0);
-  if (!space.ok() || !list.ok() || !tmp.ok() || !estimates.ok()) return MPE_ERR_MEMORY;
-  const uint64_t* sorted = sorted_misses(a, misses, list.get(), tmp.get());
+template <class Policy>
+mpe_status admit(const Admission& admission) {
+  const mpe_cache& cache = admission.cache;
+  const int64_t count = admission.count, misses = find_slots(admission);
+  const EncoderWorkspace workspace(task_count(misses, kTaskRows), admission.group.dim, false);
+  Workspace<uint64_t> list(misses), spare(misses);
+  Workspace<uint32_t> estimates(Policy::kSketch ? misses : 0);
+  if (!workspace.ok() || !list.ok() || !spare.ok() || !estimates.ok()) return MPE_ERR_MEMORY;
+  const uint64_t* sorted = sorted_misses(admission, misses, list.get(), spare.get());
   if (sorted == nullptr) return MPE_ERR_MEMORY;
 
-  ++a.c.counters[0];
-  mpe::parallel(tasks, [&](int64_t t) {
-    TaskStats stats(a.g);
-    touch_hits<P>(a, task_begin(a.count, tasks, t), task_begin(a.count, tasks, t + 1), stats);
+  ++cache.counters[0];
+  parallel_range(count, task_count(count, kTaskRows), [&](int64_t begin, int64_t end) {
+    TaskStats stats(admission.group);
+    touch_hits<Policy>(admission, begin, end, stats);
   });
-  uint64_t* unused = sorted == list.get() ? tmp.get() : list.get();
-  admit_misses<P>(a, sorted, misses, unused, estimates.get(), space);
-  if (P::kSketch) {
-    uint64_t& samples = a.c.counters[1];
-    samples += static_cast<uint64_t>(a.count);
-    if (samples >= kHalvingPeriod * static_cast<uint64_t>(a.c.num_sets * a.c.ways)) {
-      halve(a.c);
+  uint64_t* hashes = sorted == list.get() ? spare.get() : list.get();  // the one without the misses
+  admit_misses<Policy>(admission, sorted, misses, hashes, estimates.get(), workspace);
+  if (Policy::kSketch) {
+    uint64_t& samples = cache.counters[1];
+    samples += static_cast<uint64_t>(count);
+    if (samples >= kHalvingPeriod * static_cast<uint64_t>(cache.num_sets * cache.ways)) {
+      halve(cache);
       samples = 0;
     }
   }
   return MPE_OK;
 }
 
-template <class Visit>
-void over(int64_t n, Visit visit) {
-  const int64_t tasks = task_count(n, kGrain * 4);
-  mpe::parallel(tasks, [&](int64_t t) {
-    const int64_t end = task_begin(n, tasks, t + 1);
-    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) visit(i);
-  });
-}
+// Tasks of kernels that do little for each item.
+inline int64_t light_tasks(int64_t items) { return task_count(items, kTaskRows * 4); }
 
 }  // namespace
 
-mpe_status cache_admit(const mpe_group* g, const mpe_unique* u, int64_t, int32_t* slots, void*) {
-  const mpe_cache& c = *g->cache;
-  const uint32_t clock = static_cast<uint32_t>(c.counters[0] + 1);
-  return with_policy(c.policy, [&](auto policy) {
+mpe_status cache_admit(const mpe_group* group, const mpe_unique* unique, int64_t, int32_t* slots,
+                       void*) {
+  const mpe_cache& cache = *group->cache;
+  const uint32_t clock = static_cast<uint32_t>(cache.counters[0] + 1);
+  return with_policy(cache.policy, [&](auto policy) {
     return admit<decltype(policy)>(
-        Admission{*g, c, *u, unique_count(*u), slots, clock});
+        Admission{*group, cache, *unique, unique_count(*unique), slots, clock});
   });
 }
 
-mpe_status cache_refresh(const mpe_group* g, const mpe_unique* u, int64_t, const int32_t* slots,
-                         int32_t* fresh, void*) {
-  const mpe_cache& c = *g->cache;
-  over(unique_count(*u), [&](int64_t i) {
-    fresh[i] = slots[i] >= 0 ? slots[i]
-                             : static_cast<int32_t>(probe(c.tags, c.num_sets, c.ways, u->rows[i]));
-  });
-  return MPE_OK;
-}
-
-mpe_status cache_release(const mpe_cache* c, const mpe_unique* u, int64_t, const int32_t* slots,
-                         void*) {
-  over(unique_count(*u), [&](int64_t i) {
-    if (slots[i] >= 0) c->tags[slots[i]] -= kTagPin;
+mpe_status cache_refresh(const mpe_group* group, const mpe_unique* unique, int64_t,
+                         const int32_t* slots, int32_t* fresh, void*) {
+  const mpe_cache& cache = *group->cache;
+  const int64_t count = unique_count(*unique);
+  parallel_each(count, light_tasks(count), [&](int64_t i) {
+    fresh[i] = slots[i] >= 0 ? slots[i] : find_slot(cache, unique->rows[i]);
   });
   return MPE_OK;
 }
 
-mpe_status cache_flush(const mpe_group* g, void*) {
-  const mpe_cache& c = *g->cache;
-  const int64_t slots = c.num_sets * c.ways;
-  const int64_t tasks = task_count(slots, kGrain);
-  const EncoderSpace space(tasks, g->dim, false);
-  if (!space.ok()) return MPE_ERR_MEMORY;
-  mpe::parallel(tasks, [&](int64_t t) {
-    WriteBack write_back(*g, space, t);
-    const int64_t end = task_begin(slots, tasks, t + 1);
-    for (int64_t slot = task_begin(slots, tasks, t); slot < end; ++slot) {
-      const uint64_t tag = c.tags[slot];
+mpe_status cache_release(const mpe_cache* cache, const mpe_unique* unique, int64_t,
+                         const int32_t* slots, void*) {
+  const int64_t count = unique_count(*unique);
+  parallel_each(count, light_tasks(count), [&](int64_t i) {
+    if (slots[i] >= 0) cache->tags[slots[i]] -= kTagPin;
+  });
+  return MPE_OK;
+}
+
+mpe_status cache_flush(const mpe_group* group, void*) {
+  const mpe_cache& cache = *group->cache;
+  const int64_t slots = cache.num_sets * cache.ways;
+  const int64_t tasks = task_count(slots, kTaskRows);
+  const EncoderWorkspace workspace(tasks, group->dim, false);
+  if (!workspace.ok()) return MPE_ERR_MEMORY;
+  parallel_range(slots, tasks, [&](int64_t task, int64_t begin, int64_t end) {
+    WriteBack write_back(*group, workspace, task);
+    for (int64_t slot = begin; slot < end; ++slot) {
+      const uint64_t tag = cache.tags[slot];
       if ((tag & kTagDirty) == 0) continue;
-      write_back.add(slot, tag & kTagIdMask, find_table(*g, tag & kTagIdMask));
-      c.tags[slot] = tag & ~kTagDirty;
+      write_back.add(slot, tag & kTagIdMask, find_table(*group, tag & kTagIdMask));
+      cache.tags[slot] = tag & ~kTagDirty;
     }
   });
   return MPE_OK;
 }
 
-mpe_status cache_locate(const mpe_cache* c, const uint64_t* keys, int64_t n, int32_t* slots,
+mpe_status cache_locate(const mpe_cache* cache, const uint64_t* keys, int64_t n, int32_t* slots,
                         void*) {
-  over(n, [&](int64_t i) {
-    if (i + kAhead < n && keys[i + kAhead] != MPE_DROPPED) prefetch_set(*c, keys[i + kAhead]);
-    slots[i] = keys[i] == MPE_DROPPED
-                   ? -1
-                   : static_cast<int32_t>(probe(c->tags, c->num_sets, c->ways, keys[i]));
+  parallel_each(n, light_tasks(n), [&](int64_t i) {
+    const int64_t ahead = i + kPrefetchDistance;
+    if (ahead < n && keys[ahead] != MPE_DROPPED) prefetch_set(*cache, keys[ahead]);
+    slots[i] = keys[i] == MPE_DROPPED ? -1 : find_slot(*cache, keys[i]);
   });
   return MPE_OK;
 }
 
-mpe_status scatter_slots(const mpe_unique* u, const int32_t* unique_slots, int64_t n,
+mpe_status scatter_slots(const mpe_unique* unique, const int32_t* unique_slots, int64_t n,
                          int32_t* slots, void*) {
   memset(slots, 0xFF, static_cast<size_t>(n) * sizeof(int32_t));  // dropped lookups: -1
-  over(unique_count(*u), [&](int64_t i) {
-    for (int64_t j = u->starts[i]; j < u->starts[i + 1]; ++j) {
-      slots[u->positions[j]] = unique_slots[i];
+  const int64_t count = unique_count(*unique);
+  parallel_each(count, light_tasks(count), [&](int64_t i) {
+    for (int64_t j = unique->starts[i]; j < unique->starts[i + 1]; ++j) {
+      slots[unique->positions[j]] = unique_slots[i];
     }
   });
   return MPE_OK;

@@ -1,5 +1,5 @@
-// Whole-matrix conversions: quantize, dequantize, bit packing, stochastic rounding, row writes and
-// initial values.
+// Conversions of whole matrices (quantize, dequantize, bit packing, stochastic rounding), row
+// writes and initial values.
 #include "cpu/encode.h"
 #include "cpu/kernels.h"
 #include "mpembed/init.h"
@@ -7,18 +7,18 @@
 MPE_BEGIN
 namespace {
 
-constexpr int64_t kGrainBytes = 65536;
+constexpr int64_t kTaskBytes = 65536;  // of FP32 values
 
 inline int64_t row_tasks(int64_t n, int64_t dim) {
-  return task_count(n, kGrainBytes / (dim * 4) + 1);
+  return task_count(n, kTaskBytes / (dim * 4) + 1);
 }
 
 // A group of one table, for calls that have only a matrix.
-struct OneTable {
+struct SingleTableGroup {
   mpe_table table{};
   mpe_group group{};
 
-  OneTable(uint8_t* rows, int64_t n, int64_t dim, int32_t precision) {
+  SingleTableGroup(uint8_t* rows, int64_t n, int64_t dim, int32_t precision) {
     table.rows = rows;
     table.num_rows = n;
     table.precision = precision;
@@ -51,61 +51,63 @@ void unpack_row(const uint8_t* packed, int64_t dim, uint8_t* codes) {
   }
 }
 
-// Runs row(i, encoder) over n rows. `values`: the encoder has room for them.
-template <class Row>
-mpe_status over_rows(const mpe_group& g, int64_t n, bool values, Row row) {
-  const int64_t tasks = row_tasks(n, g.dim);
-  const EncoderSpace space(tasks, g.dim, values);
-  if (!space.ok()) return MPE_ERR_MEMORY;
-  mpe::parallel(tasks, [&](int64_t t) {
-    RowEncoder encoder(g, kDomainRow, space, t);
-    const int64_t end = task_begin(n, tasks, t + 1);
-    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) row(i, encoder);
+// Calls encode(i, encoder) for each of n rows. `values`: the encoder has room for their values.
+template <class Encode>
+mpe_status encode_each(const mpe_group& group, int64_t n, bool values, Encode encode) {
+  const int64_t tasks = row_tasks(n, group.dim);
+  const EncoderWorkspace workspace(tasks, group.dim, values);
+  if (!workspace.ok()) return MPE_ERR_MEMORY;
+  parallel_range(n, tasks, [&](int64_t task, int64_t begin, int64_t end) {
+    RowEncoder encoder(group, kDomainRow, workspace, task);
+    for (int64_t i = begin; i < end; ++i) encode(i, encoder);
   });
   return MPE_OK;
 }
 
-void init_values(const mpe_group& g, int32_t table_id, int64_t row, int32_t kind, float a, float b,
-                 float* x) {
+void init_values(const mpe_group& group, int32_t table_id, int64_t row, int32_t kind, float a,
+                 float b, float* x) {
   if (kind == MPE_init_zeros) {
-    memset(x, 0, static_cast<size_t>(g.dim) * sizeof(float));
+    memset(x, 0, static_cast<size_t>(group.dim) * sizeof(float));
     return;
   }
-  const RowStream stream(g.seed, kDomainInit, static_cast<uint32_t>(table_id),
-                         static_cast<uint64_t>(row), *g.step);
-  for (int64_t block = 0; block * 4 < g.dim; ++block) {
-    const Philox4 p = stream.block(static_cast<uint32_t>(block));
-    for (int64_t c = block * 4; c < min64(g.dim, block * 4 + 4); ++c) {
-      const uint32_t draw = p.w[c % 4] >> 8;
+  const RowStream stream(group.seed, kDomainInit, static_cast<uint32_t>(table_id),
+                         static_cast<uint64_t>(row), *group.step);
+  for (int64_t block = 0; block * 4 < group.dim; ++block) {
+    const Philox4 words = stream.block(static_cast<uint32_t>(block));
+    for (int64_t c = block * 4; c < min64(group.dim, block * 4 + 4); ++c) {
+      const uint32_t draw = words.w[c % 4] >> 8;
       x[c] = kind == MPE_init_uniform ? uniform_value(draw, a, b) : normal_value(draw, a);
     }
   }
 }
+
+// The rows of one task that cannot be stored.
+struct BadRows {
+  int64_t count, first;
+};
 
 }  // namespace
 
 mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precision, void*,
                         mpe_error* error) {
   const uint32_t bound =
-      with_format(precision, [](auto f) { return decltype(f)::kMaxAbsBits; });
+      with_format(precision, [](auto format) { return decltype(format)::kMaxAbsBits; });
   const int64_t tasks = row_tasks(n, dim);
-  Buffer<int64_t> bad(2 * tasks);
+  Workspace<BadRows> bad(tasks);
   if (!bad.ok()) return MPE_ERR_MEMORY;
-  mpe::parallel(tasks, [&](int64_t t) {
+  parallel_range(n, tasks, [&](int64_t task, int64_t begin, int64_t end) {
     int64_t count = 0, first = 0;
-    const int64_t end = task_begin(n, tasks, t + 1);
-    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) {
+    for (int64_t i = begin; i < end; ++i) {
       if (count_beyond(x + i * dim, dim, bound) != 0 && count++ == 0) first = i;
     }
-    bad[2 * t] = count;
-    bad[2 * t + 1] = first;
+    bad[task] = BadRows{count, first};
   });
   mpe_error found = MPE_NO_ERROR;
-  for (int64_t t = 0; t < tasks; ++t) {
-    if (bad[2 * t] == 0) continue;
-    if (found.count == 0) found.position = bad[2 * t + 1];
+  for (int64_t task = 0; task < tasks; ++task) {
+    if (bad[task].count == 0) continue;
+    if (found.count == 0) found.position = bad[task].first;
     found.status = MPE_ERR_VALUE;
-    found.count += bad[2 * t];
+    found.count += bad[task].count;
   }
   *error = found;
   return static_cast<mpe_status>(found.status);
@@ -113,23 +115,22 @@ mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precisio
 
 mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, int32_t rounding,
                     uint64_t seed, uint64_t step, uint8_t* rows, void*) {
-  OneTable one(rows, n, dim, precision);
-  one.group.rounding = rounding;
-  one.group.seed = seed;
-  one.group.step = &step;
-  return over_rows(one.group, n, false,
-                   [&](int64_t i, RowEncoder& encoder) { encoder.add(one.table, i, x + i * dim); });
+  SingleTableGroup single(rows, n, dim, precision);
+  single.group.rounding = rounding;
+  single.group.seed = seed;
+  single.group.step = &step;
+  return encode_each(single.group, n, false, [&](int64_t i, RowEncoder& encoder) {
+    encoder.add(single.table, i, x + i * dim);
+  });
 }
 
 mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t precision, float* x,
                       void*) {
-  const int64_t tasks = row_tasks(n, dim);
-  mpe::parallel(tasks, [&](int64_t t) {
-    const int64_t end = task_begin(n, tasks, t + 1);
-    with_format(precision, [&](auto f) {
-      using F = decltype(f);
-      for (int64_t i = task_begin(n, tasks, t); i < end; ++i) {
-        decode_row<F>(rows + i * F::row_bytes(dim), dim, x + i * dim);
+  parallel_range(n, row_tasks(n, dim), [&](int64_t begin, int64_t end) {
+    with_format(precision, [&](auto format) {
+      using Format = decltype(format);
+      for (int64_t i = begin; i < end; ++i) {
+        decode_row<Format>(rows + i * Format::row_bytes(dim), dim, x + i * dim);
       }
     });
   });
@@ -151,24 +152,18 @@ mpe_status check_codes(const uint8_t* codes, int64_t n, int32_t bits, void*, mpe
 
 mpe_status pack_codes(const uint8_t* codes, int64_t n, int64_t dim, int32_t bits, uint8_t* packed,
                       void*) {
-  const int64_t tasks = row_tasks(n, dim), bytes = ceil_div(dim * bits, 8);
-  mpe::parallel(tasks, [&](int64_t t) {
-    const int64_t end = task_begin(n, tasks, t + 1);
-    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) {
-      (bits == 4 ? pack_row<4> : pack_row<2>)(codes + i * dim, dim, packed + i * bytes);
-    }
+  const int64_t bytes = ceil_div(dim * bits, 8);
+  parallel_each(n, row_tasks(n, dim), [=](int64_t i) {
+    (bits == 4 ? pack_row<4> : pack_row<2>)(codes + i * dim, dim, packed + i * bytes);
   });
   return MPE_OK;
 }
 
 mpe_status unpack_codes(const uint8_t* packed, int64_t n, int64_t dim, int32_t bits, uint8_t* codes,
                         void*) {
-  const int64_t tasks = row_tasks(n, dim), bytes = ceil_div(dim * bits, 8);
-  mpe::parallel(tasks, [&](int64_t t) {
-    const int64_t end = task_begin(n, tasks, t + 1);
-    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) {
-      (bits == 4 ? unpack_row<4> : unpack_row<2>)(packed + i * bytes, dim, codes + i * dim);
-    }
+  const int64_t bytes = ceil_div(dim * bits, 8);
+  parallel_each(n, row_tasks(n, dim), [=](int64_t i) {
+    (bits == 4 ? unpack_row<4> : unpack_row<2>)(packed + i * bytes, dim, codes + i * dim);
   });
   return MPE_OK;
 }
@@ -176,7 +171,7 @@ mpe_status unpack_codes(const uint8_t* packed, int64_t n, int64_t dim, int32_t b
 mpe_status stochastic_round(const float* x, int64_t n, int32_t precision, uint64_t seed,
                             uint64_t step, uint16_t* out, void*) {
   constexpr int64_t kRow = 1024;  // part of the definition: element i is row i / 1024
-  static_assert(kRow / 8 <= DrawBatch::kRoom && kRow / 8 % DrawBatch::kUnit == 0);
+  static_assert(kRow / 8 <= DrawBatch::kCapacity && kRow / 8 % DrawBatch::kBlocksAtOnce == 0);
   mpe::parallel(ceil_div(n, kRow), [&](int64_t row) {
     const int64_t begin = row * kRow, count = min64(kRow, n - begin);
     const RowStream stream(seed, kDomainRound, 0, static_cast<uint64_t>(row), step);
@@ -192,30 +187,31 @@ mpe_status stochastic_round(const float* x, int64_t n, int32_t precision, uint64
   return MPE_OK;
 }
 
-mpe_status write_rows(const mpe_group* g, const uint64_t* keys, int64_t n, const float* values,
+mpe_status write_rows(const mpe_group* group, const uint64_t* keys, int64_t n, const float* values,
                       void*) {
   // All rows are probed before the first is written: a write changes a tag of its set.
-  Buffer<int32_t> slots(g->cache != nullptr ? n : 0);
+  const mpe_cache* cache = group->cache;
+  Workspace<int32_t> slots(cache != nullptr ? n : 0);
   if (!slots.ok()) return MPE_ERR_MEMORY;
-  if (g->cache != nullptr) cache_locate(g->cache, keys, n, slots.get(), nullptr);
-  return over_rows(*g, n, false, [&](int64_t i, RowEncoder& encoder) {
-    const mpe_table& table = g->tables[find_table(*g, keys[i])];
-    const float* x = values + i * g->dim;
-    const int64_t slot = g->cache != nullptr ? slots[i] : -1;
+  if (cache != nullptr) cache_locate(cache, keys, n, slots.get(), nullptr);
+  return encode_each(*group, n, false, [&](int64_t i, RowEncoder& encoder) {
+    const mpe_table& table = group->tables[find_table(*group, keys[i])];
+    const float* x = values + i * group->dim;
+    const int64_t slot = cache != nullptr ? slots[i] : -1;
     if (slot >= 0) {
-      memcpy(cache_row(*g, slot), x, static_cast<size_t>(g->dim) * sizeof(float));
-      g->cache->tags[slot] |= kTagDirty;
+      memcpy(cache_row(*group, slot), x, static_cast<size_t>(group->dim) * sizeof(float));
+      cache->tags[slot] |= kTagDirty;
     } else {
       encoder.add(table, static_cast<int64_t>(keys[i]) - table.base, x);
     }
   });
 }
 
-mpe_status init_rows(const mpe_group* g, int32_t t, int32_t kind, float a, float b, void*) {
-  const mpe_table& table = g->tables[t];
-  return over_rows(*g, table.num_rows, true, [&](int64_t row, RowEncoder& encoder) {
+mpe_status init_rows(const mpe_group* group, int32_t t, int32_t kind, float a, float b, void*) {
+  const mpe_table& table = group->tables[t];
+  return encode_each(*group, table.num_rows, true, [&](int64_t row, RowEncoder& encoder) {
     float* x = encoder.next(table.precision);
-    init_values(*g, table.table_id, row, kind, a, b, x);
+    init_values(*group, table.table_id, row, kind, a, b, x);
     encoder.add(table, row, x);
   });
 }

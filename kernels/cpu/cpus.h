@@ -1,4 +1,4 @@
-// The CPUs that threads may run on, and how a worker is kept off its caller's.
+// The CPUs that threads may run on, and how a worker is kept off its caller's CPU.
 #pragma once
 
 #include <algorithm>
@@ -18,11 +18,11 @@ namespace mpe {
 
 #ifdef __linux__
 
-// A thread's affinity mask; empty if the system did not say.
+// A thread's affinity mask; empty if the system did not tell it.
 class CpuSet {
  public:
   CpuSet() noexcept = default;
-  explicit CpuSet(int thread) noexcept {                   // 0: the calling one
+  explicit CpuSet(int thread) noexcept {                   // 0: the calling thread
     for (int cpus = 1024; cpus <= (1 << 20); cpus *= 4) {  // grows until the kernel's mask fits
       if (!allocate(CPU_ALLOC_SIZE(cpus))) return;
       const int error = sched_getaffinity(thread, bytes_, set_) == 0 ? 0 : errno;
@@ -45,7 +45,7 @@ class CpuSet {
     return count() > 0 && bytes_ == other.bytes_ && other.count() > 0 &&
            CPU_EQUAL_S(bytes_, set_, other.set_);
   }
-  // Becomes the other one less a CPU.
+  // Becomes the other mask without a CPU.
   void copy_without(int cpu, const CpuSet& other) noexcept {
     CPU_FREE(set_);
     set_ = nullptr;
@@ -53,7 +53,7 @@ class CpuSet {
     std::memcpy(set_, other.set_, bytes_);
     CPU_CLR_S(static_cast<std::size_t>(cpu), bytes_, set_);
   }
-  // pthread_setaffinity_np would do, but has a new version in glibc 2.34, which kernels would need.
+  // Not pthread_setaffinity_np: the kernels would then need glibc 2.34, where it has a new version.
   void give_to(int thread) const noexcept { sched_setaffinity(thread, bytes_, set_); }
 
  private:
@@ -85,29 +85,29 @@ inline int available_cpus() noexcept {
 
 #endif
 
-// Where a worker went to sleep. Some kernels wake it there, or on the CPU of whoever wakes it, even
-// if that is the caller's, which is busy, and others are idle: it would then wait for the whole
-// job.
-class Place {
+// The CPU on which a worker parked. Some systems wake a thread there, or on the CPU of whoever
+// wakes it, even if that is the busy caller's and others are idle; the worker would then wait for
+// the whole job.
+class LastCpu {
  public:
-  void note() noexcept {
+  void record() noexcept {
     if (thread_.load(std::memory_order_relaxed) == 0) thread_.store(current_thread());
     cpu_.store(current_cpu(), std::memory_order_relaxed);
   }
 
-  // Keeps the worker off the caller's CPU `here`, if that is where it sleeps, until it has to leave
-  // another one. What somebody else allows the worker holds.
-  void leave(int here) noexcept {
+  // Keeps the worker off the caller's CPU `caller`, if it parked there, until it has to avoid
+  // another one. An affinity mask that others gave the worker is respected.
+  void avoid(int caller) noexcept {
 #ifdef __linux__
     const int worker = thread_.load();
-    if (here < 0 || worker == 0 || cpu_.load(std::memory_order_relaxed) != here) return;
+    if (caller < 0 || worker == 0 || cpu_.load(std::memory_order_relaxed) != caller) return;
     CpuSet now(worker);
     if (!(now == given_)) allowed_ = std::move(now);
-    given_.copy_without(here, allowed_);
+    given_.copy_without(caller, allowed_);
     if (given_.count() > 0) given_.give_to(worker);
     cpu_.store(-1, std::memory_order_relaxed);
 #else
-    static_cast<void>(here);
+    static_cast<void>(caller);
 #endif
   }
 
@@ -115,7 +115,8 @@ class Place {
   std::atomic<int> cpu_{-1};
   std::atomic<int> thread_{0};
 #ifdef __linux__
-  CpuSet allowed_, given_;  // by others, and of that by leave()
+  CpuSet allowed_;  // the mask that others gave the worker
+  CpuSet given_;    // the one that avoid() made of it
 #endif
 };
 

@@ -1,4 +1,4 @@
-// Rows out of their tables' formats, a vector of columns at a time.
+// Decodes rows from their tables' formats, a vector of columns at a time.
 #pragma once
 
 #include <type_traits>
@@ -9,21 +9,21 @@
 MPE_BEGIN
 
 #if defined(__AVX2__)
-constexpr bool kLanesShiftAlone = true;  // each by a count of its own
+constexpr bool kShiftPerLane = true;  // each lane by a count of its own
 #else
-constexpr bool kLanesShiftAlone = false;
+constexpr bool kShiftPerLane = false;
 #endif
 
-// kLanes codes of kBits bits, each in a lane of its own.
+// kLanes codes of kBits bits, widened to a lane each.
 template <int kBits>
 inline Ints load_codes(const uint8_t* p) {
   constexpr int kBytes = kLanes * kBits / 8;
-  if constexpr (kBits < 8 && kBytes <= 4 && kLanesShiftAlone) {
+  if constexpr (kBits < 8 && kBytes <= 4 && kShiftPerLane) {
     typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
     uint32_t word = 0;
     memcpy(&word, p, kBytes);
     Words shift{};
-    for (int l = 0; l < kLanes; ++l) shift[l] = static_cast<uint32_t>(kBits * l);
+    for (int i = 0; i < kLanes; ++i) shift[i] = static_cast<uint32_t>(kBits * i);
     return Ints((Ints::Vector)(((Words{} + word) >> shift) & ((1u << kBits) - 1)));
   }
   LaneBytes codes;
@@ -52,7 +52,7 @@ inline Ints load_codes(const uint8_t* p) {
 template <int kBits>
 class CodeValues {
  public:
-  explicit CodeValues(AffineHeader h) : header_(h) {}
+  explicit CodeValues(AffineHeader header) : header_(header) {}
   Floats load(const uint8_t* p) const { return affine_value(load_codes<kBits>(p), header_); }
 
  private:
@@ -60,15 +60,15 @@ class CodeValues {
 };
 
 #if defined(__AVX512F__)
-// All 16 values in a register, from which one instruction picks a vector: it looks at no more than
-// the four low bits of each lane of an index.
+// A register holds all 16 values, and one instruction picks a vector of them. It looks at only the
+// four low bits of each lane of its index.
 template <>
 class CodeValues<4> {
  public:
-  explicit CodeValues(AffineHeader h) {
+  explicit CodeValues(AffineHeader header) {
     Ints::Vector code{};
-    for (int l = 0; l < kLanes; ++l) code[l] = l;
-    values_ = affine_value(Ints(code), h);
+    for (int i = 0; i < kLanes; ++i) code[i] = i;
+    values_ = affine_value(Ints(code), header);
   }
   Floats load(const uint8_t* p) const {
     typedef uint32_t Words __attribute__((vector_size(64)));
@@ -76,7 +76,7 @@ class CodeValues<4> {
     memcpy(&low, p, 4);
     memcpy(&high, p + 4, 4);
     Words shift{};
-    for (int l = 0; l < kLanes; ++l) shift[l] = static_cast<uint32_t>(4 * (l % 8));
+    for (int i = 0; i < kLanes; ++i) shift[i] = static_cast<uint32_t>(4 * (i % 8));
     const Words codes = (Words)_mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xFF00, high);
     const auto index = (__m512i)(codes >> shift);
     return Floats((Floats::Vector)_mm512_maskz_permutexvar_ps(0xFFFF, index, values_.v));
@@ -87,49 +87,50 @@ class CodeValues<4> {
 };
 #endif
 
-// A row of plain numbers has no header to apply.
-template <class F>
+// The values of a row of plain numbers, which has no header to apply.
+template <class Format>
 class PlainValues {
  public:
-  explicit PlainValues(typename F::RowHeader) {}
+  explicit PlainValues(typename Format::RowHeader) {}
   Floats load(const uint8_t* p) const {
-    if constexpr (F::kBitsPerCode == 32) {
-      return F::Convert::widen(Floats::load(reinterpret_cast<const float*>(p)));
+    if constexpr (Format::kBitsPerCode == 32) {
+      return Format::Convert::widen(Floats::load(reinterpret_cast<const float*>(p)));
     } else {
-      return F::Convert::widen(load_halves(p));
+      return Format::Convert::widen(load_halves(p));
     }
   }
 };
 
-// A stored row: its values, a vector of columns at a time.
-template <class F>
+// A stored row, whose values are read a vector of columns at a time.
+template <class Format>
 class StoredRow {
  public:
   StoredRow(const uint8_t* row, int64_t dim)
-      : row_(row), header_(F::header(row, dim)), values_(header_) {}
+      : row_(row), header_(Format::header(row, dim)), values_(header_) {}
 
   // Columns [c, c + kLanes), c a multiple of kLanes.
-  Floats load(int64_t c) const { return values_.load(row_ + c * F::kBitsPerCode / 8); }
+  Floats load(int64_t c) const { return values_.load(row_ + c * Format::kBitsPerCode / 8); }
   // The first n of them, fewer than all; the others are zero.
   Floats load_some(int64_t c, int64_t n) const {
     float values[kLanes] = {};
-    for (int64_t i = 0; i < n; ++i) values[i] = F::value(row_, header_, c + i);
+    for (int64_t i = 0; i < n; ++i) values[i] = Format::value(row_, header_, c + i);
     return Floats::load(values);
   }
 
  private:
   const uint8_t* row_;
-  const typename F::RowHeader header_;
-  const std::conditional_t<F::kHeaderBytes != 0, CodeValues<F::kBitsPerCode>, PlainValues<F>>
+  const typename Format::RowHeader header_;
+  const std::conditional_t<Format::kHeaderBytes != 0, CodeValues<Format::kBitsPerCode>,
+                           PlainValues<Format>>
       values_;
 };
 
-template <class F>
+template <class Format>
 inline void decode_row(const uint8_t* row, int64_t dim, float* out) {
-  const StoredRow<F> stored(row, dim);
+  const StoredRow<Format> stored(row, dim);
   int64_t c = 0;
   for (; c + kLanes <= dim; c += kLanes) stored.load(c).store(out + c);
-  for (; c < dim; ++c) out[c] = F::value(row, F::header(row, dim), c);
+  for (; c < dim; ++c) out[c] = Format::value(row, Format::header(row, dim), c);
 }
 
 MPE_END

@@ -1,72 +1,75 @@
 // The unique rows of a batch, ascending, each with the positions of its lookups in input order.
 #include "cpu/kernels.h"
-#include "cpu/radix.h"
+#include "cpu/radix_sort.h"
 
 MPE_BEGIN
 namespace {
 
-constexpr int64_t kGrain = 8192;
+constexpr int64_t kTaskLookups = 8192;
 
-// Reads the sorted elements: cut at the first dropped one, then heads and positions.
-template <class E, class Key, class Pos>
-mpe_status segment(const E* sorted, int64_t n, uint64_t limit, Key key, Pos pos, mpe_unique* out) {
-  const int64_t valid = first_at_least(
-      n, 1, [&](int64_t i) { return static_cast<int64_t>(key(sorted[i]) >= limit ? 1 : 0); });
-  const auto is_head = [&](int64_t i) { return i == 0 || key(sorted[i]) != key(sorted[i - 1]); };
-  const int64_t tasks = task_count(valid, kGrain);
-  Buffer<int64_t> heads(tasks + 1);
-  if (!heads.ok()) return MPE_ERR_MEMORY;
-  mpe::parallel(tasks, [&](int64_t t) {
-    int64_t count = 0;
-    const int64_t end = task_begin(valid, tasks, t + 1);
-    for (int64_t i = task_begin(valid, tasks, t); i < end; ++i) count += is_head(i) ? 1 : 0;
-    heads[t] = count;
-  });
+// Each task's count becomes the sum of the counts before it. Returns the sum of all.
+int64_t exclusive_sum(int64_t* counts, int64_t tasks) {
   int64_t sum = 0;
-  for (int64_t t = 0; t < tasks; ++t) {
-    const int64_t here = heads[t];
-    heads[t] = sum;
+  for (int64_t task = 0; task < tasks; ++task) {
+    const int64_t here = counts[task];
+    counts[task] = sum;
     sum += here;
   }
-  mpe::parallel(tasks, [&](int64_t t) {
-    int64_t u = heads[t];
-    const int64_t end = task_begin(valid, tasks, t + 1);
-    for (int64_t i = task_begin(valid, tasks, t); i < end; ++i) {
-      if (is_head(i)) {
-        out->rows[u] = key(sorted[i]);
-        out->starts[u++] = i;
+  return sum;
+}
+
+// Writes the unique rows of sorted elements. Dropped keys come last and are left out.
+template <class Element, class Key, class Position>
+mpe_status write_unique(const Element* sorted, int64_t n, uint64_t limit, Key key,
+                        Position position, mpe_unique* out) {
+  const int64_t valid = first_at_least(
+      n, 1, [&](int64_t i) { return static_cast<int64_t>(key(sorted[i]) >= limit ? 1 : 0); });
+  const auto is_first = [=](int64_t i) { return i == 0 || key(sorted[i]) != key(sorted[i - 1]); };
+  const int64_t tasks = task_count(valid, kTaskLookups);
+  Workspace<int64_t> firsts(tasks);
+  if (!firsts.ok()) return MPE_ERR_MEMORY;
+  parallel_range(valid, tasks, [&](int64_t task, int64_t begin, int64_t end) {
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; ++i) count += is_first(i) ? 1 : 0;
+    firsts[task] = count;
+  });
+  const int64_t count = exclusive_sum(firsts.get(), tasks);
+  parallel_range(valid, tasks, [&](int64_t task, int64_t begin, int64_t end) {
+    int64_t row = firsts[task];
+    for (int64_t i = begin; i < end; ++i) {
+      if (is_first(i)) {
+        out->rows[row] = key(sorted[i]);
+        out->starts[row++] = i;
       }
-      out->positions[i] = static_cast<int32_t>(pos(sorted[i]));
+      out->positions[i] = static_cast<int32_t>(position(sorted[i]));
     }
   });
-  *out->count = sum;
-  out->starts[sum] = valid;
+  *out->count = count;
+  out->starts[count] = valid;
   return MPE_OK;
 }
 
-template <class E, class Make>
-mpe_status sort_and_segment(const uint64_t* keys, int64_t n, uint64_t limit, int first_bit,
-                            Make make, mpe_unique* out) {
-  Buffer<E> a(n), b(n);
-  if (!a.ok() || !b.ok()) return MPE_ERR_MEMORY;
-  const int64_t tasks = task_count(n, kGrain);
-  mpe::parallel(tasks, [&](int64_t t) {
-    const int64_t end = task_begin(n, tasks, t + 1);
-    // Dropped keys become `limit`, one past the largest, so that few bits are sorted.
-    for (int64_t i = task_begin(n, tasks, t); i < end; ++i) {
-      a[i] = make(keys[i] < limit ? keys[i] : limit, static_cast<uint64_t>(i));
-    }
+// make(key, position): the element to sort.
+template <class Element, class Make>
+mpe_status sort_and_write(const uint64_t* keys, int64_t n, uint64_t limit, int first_bit, Make make,
+                          mpe_unique* out) {
+  Workspace<Element> elements(n), spare(n);
+  if (!elements.ok() || !spare.ok()) return MPE_ERR_MEMORY;
+  // Dropped keys become `limit`, one past the largest, so that few bits are sorted.
+  parallel_each(n, task_count(n, kTaskLookups), [&](int64_t i) {
+    elements[i] = make(keys[i] < limit ? keys[i] : limit, static_cast<uint64_t>(i));
   });
-  E* sorted = radix_sort(a.get(), b.get(), n, first_bit, bits_for(limit + 1));
+  Element* sorted = radix_sort(elements.get(), spare.get(), n, first_bit, bits_for(limit + 1));
   if (sorted == nullptr) return MPE_ERR_MEMORY;
-  const uint64_t pos_mask = (uint64_t{1} << first_bit) - 1;
-  if constexpr (sizeof(E) == sizeof(uint64_t)) {
-    return segment(
-        sorted, n, limit, [=](const E& e) { return e >> first_bit; },
-        [=](const E& e) { return e & pos_mask; }, out);
+  const uint64_t position_mask = (uint64_t{1} << first_bit) - 1;
+  if constexpr (sizeof(Element) == sizeof(uint64_t)) {
+    return write_unique(
+        sorted, n, limit, [=](const Element& element) { return element >> first_bit; },
+        [=](const Element& element) { return element & position_mask; }, out);
   } else {
-    return segment(
-        sorted, n, limit, [](const E& e) { return e.key; }, [](const E& e) { return e.pos; }, out);
+    return write_unique(
+        sorted, n, limit, [](const Element& element) { return element.key; },
+        [](const Element& element) { return element.position; }, out);
   }
 }
 
@@ -76,15 +79,18 @@ mpe_status dedup(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique* ou
   *out->count = 0;
   out->starts[0] = 0;
   if (n == 0) return MPE_OK;
-  const int pos_bits = bits_for(static_cast<uint64_t>(n));
-  if (limit < UINT64_MAX && bits_for(limit + 1) + pos_bits <= 64) {
-    return sort_and_segment<uint64_t>(
-        keys, n, limit, pos_bits,
-        [=](uint64_t key, uint64_t pos) { return pos_bits == 0 ? key : (key << pos_bits) | pos; },
+  const int position_bits = bits_for(static_cast<uint64_t>(n));
+  if (limit < UINT64_MAX && bits_for(limit + 1) + position_bits <= 64) {
+    return sort_and_write<uint64_t>(
+        keys, n, limit, position_bits,
+        [=](uint64_t key, uint64_t position) {
+          return position_bits == 0 ? key : (key << position_bits) | position;
+        },
         out);
   }
-  return sort_and_segment<KeyPos>(
-      keys, n, limit, 0, [](uint64_t key, uint64_t pos) { return KeyPos{key, pos}; }, out);
+  return sort_and_write<KeyAndPosition>(
+      keys, n, limit, 0,
+      [](uint64_t key, uint64_t position) { return KeyAndPosition{key, position}; }, out);
 }
 
 MPE_END

@@ -1,4 +1,4 @@
-// Chooses the instruction-set level once, and answers questions about the registry.
+// Chooses the instruction-set level once, and answers the C API's questions about the registry.
 #include <cstdlib>
 #include <cstring>
 
@@ -11,7 +11,7 @@
 #include <cpuid.h>
 #endif
 
-// The door says in C what these headers say in C++.
+// The C API states in C what these headers state in C++.
 static_assert(MPE_EMPTY_TAG == mpembed::kTagEmpty);
 static_assert(MPE_SKETCH_ROWS == mpembed::kSketchRows);
 
@@ -26,14 +26,14 @@ const mpe_backend* mpe_cpu_backend_avx512(void);
 namespace {
 
 #if defined(__x86_64__)
-// Not every clang's __builtin_cpu_supports knows this one.
+// Not every clang's __builtin_cpu_supports knows F16C.
 bool has_f16c() {
   unsigned int a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
 #endif
 
-// 0 base, 1 avx2, 2 avx512: what this processor runs.
+// The highest level that this processor runs: 0 base, 1 avx2, 2 avx512.
 int hardware_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -48,23 +48,24 @@ int hardware_level() {
 #endif
 }
 
-// The level that MPEMBED_ISA allows: the highest where it is not set or empty, -1 for no level.
-int cap() {
+// The level that MPEMBED_ISA allows: the highest if it is not set or empty, -1 if it names no
+// level.
+int allowed_level() {
   const char* text = std::getenv("MPEMBED_ISA");
   if (text == nullptr || *text == 0 || std::strcmp(text, "avx512") == 0) return 2;
   if (std::strcmp(text, "avx2") == 0) return 1;
   return std::strcmp(text, "base") == 0 ? 0 : -1;
 }
 
-// An unknown value is ignored here; Python refuses it at import.
-int capped_level() {
-  const int level = hardware_level(), allowed = cap();
+// An unknown name is ignored here; Python refuses it at import.
+int chosen_level() {
+  const int level = hardware_level(), allowed = allowed_level();
   return allowed < 0 || level < allowed ? level : allowed;
 }
 
 const mpe_backend* choose() {
 #if defined(__x86_64__)
-  switch (capped_level()) {
+  switch (chosen_level()) {
     case 2:
       return mpe_cpu_backend_avx512();
     case 1:
@@ -73,7 +74,7 @@ const mpe_backend* choose() {
       break;
   }
 #else
-  (void)capped_level;
+  (void)chosen_level;
 #endif
   return mpe_cpu_backend_base();
 }
@@ -89,23 +90,25 @@ MPE_EXPORT const mpe_backend* mpe_cpu_backend(void) {
 
 MPE_EXPORT int64_t mpe_row_bytes(int32_t precision, int64_t dim) {
   if (precision < 0 || precision >= MPE_NUM_FORMATS) return -1;
-  return mpembed::with_format(precision, [&](auto f) { return decltype(f)::row_bytes(dim); });
+  return mpembed::with_format(precision,
+                              [&](auto format) { return decltype(format)::row_bytes(dim); });
 }
 
 MPE_EXPORT int64_t mpe_code_bytes(int32_t precision, int64_t dim) {
   if (precision < 0 || precision >= MPE_NUM_FORMATS) return -1;
   return mpembed::with_format(precision,
-                              [&](auto f) { return decltype(f)::code_bytes(dim); });
+                              [&](auto format) { return decltype(format)::code_bytes(dim); });
 }
 
-MPE_EXPORT int32_t mpe_state_shape(int32_t optimizer) {
-  return mpembed::with_optimizer(
-      optimizer, [](auto o) { return static_cast<int32_t>(decltype(o)::kState); });
+MPE_EXPORT int32_t mpe_state_shape(int32_t optimizer_id) {
+  return mpembed::with_optimizer(optimizer_id, [](auto optimizer) {
+    return static_cast<int32_t>(decltype(optimizer)::kState);
+  });
 }
 
-MPE_EXPORT int32_t mpe_policy_has_sketch(int32_t policy) {
+MPE_EXPORT int32_t mpe_policy_has_sketch(int32_t policy_id) {
   return mpembed::with_policy(
-      policy, [](auto p) { return static_cast<int32_t>(decltype(p)::kSketch); });
+      policy_id, [](auto policy) { return static_cast<int32_t>(decltype(policy)::kSketch); });
 }
 
 MPE_EXPORT int32_t mpe_get_num_threads(void) { return mpe::max_threads(); }
@@ -116,6 +119,6 @@ MPE_EXPORT void mpe_set_num_threads(int32_t n) {
 
 MPE_EXPORT const char* mpe_invalid_variable(void) {
   if (!mpe::threads_env_valid()) return "MPEMBED_NUM_THREADS";
-  return cap() < 0 ? "MPEMBED_ISA" : nullptr;
+  return allowed_level() < 0 ? "MPEMBED_ISA" : nullptr;
 }
 }

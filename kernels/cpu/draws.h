@@ -1,7 +1,7 @@
 // The 16-bit draws of whole rows, many Philox blocks at a time.
 //
-// A block's four counter words sit in the low halves of 64-bit lanes: the widening multiply reads
-// only those, and what is left in the high halves never matters.
+// A block's four counter words lie in the low halves of 64-bit lanes. The widening multiply reads
+// only those, so what remains in the high halves never matters.
 #pragma once
 
 #include "cpu/lanes.h"
@@ -14,7 +14,7 @@ typedef uint64_t DrawLanes __attribute__((vector_size(kDrawLanes * 8)));
 
 inline DrawLanes multiply_low_halves(DrawLanes a, DrawLanes b) {
 #if defined(__AVX512F__)
-  // Not _mm512_mul_epu32: GCC 12 warns of what that one leaves undefined.
+  // Not _mm512_mul_epu32: GCC 12 warns of an undefined value in it.
   return (DrawLanes)_mm512_maskz_mul_epu32(0xFF, (__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
   return (DrawLanes)_mm256_mul_epu32((__m256i)a, (__m256i)b);
@@ -30,16 +30,16 @@ struct DrawCounters {
   DrawLanes c0, c1, c2, c3;
 };
 
-// kVectors * kDrawLanes blocks at once: a round's steps wait for each other, vectors do not.
+// kVectors * kDrawLanes blocks at once: a round's steps wait for one another, vectors do not.
 template <int kVectors>
-inline void draw_rounds(uint64_t seed, DrawCounters* s) {
+inline void philox_rounds(uint64_t seed, DrawCounters* counters) {
   const DrawLanes zero = {};
   const DrawLanes m0 = zero + uint64_t{0xD2511F53u}, m1 = zero + uint64_t{0xCD9E8D57u};
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int i = 0; i < 10; ++i) {
     const DrawLanes key0 = zero + k0, key1 = zero + k1;
     for (int v = 0; v < kVectors; ++v) {
-      DrawCounters& c = s[v];
+      DrawCounters& c = counters[v];
       const DrawLanes p0 = multiply_low_halves(c.c0, m0), p1 = multiply_low_halves(c.c2, m1);
       c.c0 = (p1 >> 32) ^ c.c1 ^ key0;
       c.c1 = p1;
@@ -52,51 +52,54 @@ inline void draw_rounds(uint64_t seed, DrawCounters* s) {
 }
 
 // The draws of kDrawLanes blocks in the order of the blocks.
-inline void store_draws(const DrawCounters& s, uint16_t* r) {
-  const DrawLanes low = (s.c0 & 0xFFFFFFFFu) | (s.c1 << 32);
-  const DrawLanes high = (s.c2 & 0xFFFFFFFFu) | (s.c3 << 32);
+inline void store_draws(const DrawCounters& words, uint16_t* draws) {
+  const DrawLanes low = (words.c0 & 0xFFFFFFFFu) | (words.c1 << 32);
+  const DrawLanes high = (words.c2 & 0xFFFFFFFFu) | (words.c3 << 32);
 #if defined(__AVX512F__)
   const __m512i first = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
   const __m512i second = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
   const __m512i a = (__m512i)low, b = (__m512i)high;
-  _mm512_storeu_si512(r, _mm512_permutex2var_epi64(a, first, b));
-  _mm512_storeu_si512(r + 32, _mm512_permutex2var_epi64(a, second, b));
+  _mm512_storeu_si512(draws, _mm512_permutex2var_epi64(a, first, b));
+  _mm512_storeu_si512(draws + 32, _mm512_permutex2var_epi64(a, second, b));
 #else
-  for (int l = 0; l < kDrawLanes; ++l) {
-    const uint64_t words[2] = {low[l], high[l]};
-    memcpy(r + l * 8, words, sizeof words);
+  for (int i = 0; i < kDrawLanes; ++i) {
+    const uint64_t block[2] = {low[i], high[i]};
+    memcpy(draws + i * 8, block, sizeof block);
   }
 #endif
 }
 
-// Collects rows of one step, table and domain, and draws for all of them.
+// Collects rows of one step, table and domain, and draws for all of them together.
 class DrawBatch {
  public:
   static constexpr int kVectors = 2;
-  static constexpr int64_t kUnit = kVectors * kDrawLanes;  // blocks
-  static constexpr int64_t kRoom = 256;                    // blocks
+  static constexpr int64_t kBlocksAtOnce = kVectors * kDrawLanes;
+  static constexpr int64_t kCapacity = 256;  // blocks
 
-  // Blocks of a row, from `first` on.
-  void add(const RowStream& s, int64_t first, int64_t blocks) {
+  // Adds blocks of a row, from `first` on.
+  void add(const RowStream& stream, int64_t first, int64_t blocks) {
     for (int64_t b = 0; b < blocks; ++b) {
-      c0_[n_] = s.c0 | static_cast<uint32_t>(first + b);
-      c1_[n_] = s.c1;
-      c2_[n_++] = s.c2;
+      c0_[n_] = stream.c0 | static_cast<uint32_t>(first + b);
+      c1_[n_] = stream.c1;
+      c2_[n_++] = stream.c2;
     }
   }
 
-  // r: room for 8 draws of every block, rounded up to kUnit blocks. Empties the batch.
-  void run(uint64_t seed, uint32_t c3, uint16_t* r) {
+  // Draws for all blocks and empties the batch. draws: room for 8 of each block, rounded up to
+  // kBlocksAtOnce blocks.
+  void run(uint64_t seed, uint32_t c3, uint16_t* draws) {
     const DrawLanes step = DrawLanes{} + c3;
-    for (int64_t b = n_; b % kUnit != 0; ++b) c0_[b] = c1_[b] = c2_[b] = 0;
-    for (int64_t b = 0; b < n_; b += kUnit) {
-      DrawCounters s[kVectors];
+    for (int64_t b = n_; b % kBlocksAtOnce != 0; ++b) c0_[b] = c1_[b] = c2_[b] = 0;
+    for (int64_t b = 0; b < n_; b += kBlocksAtOnce) {
+      DrawCounters counters[kVectors];
       for (int v = 0; v < kVectors; ++v) {
         const int64_t at = b + v * kDrawLanes;
-        s[v] = DrawCounters{load(c0_ + at), load(c1_ + at), load(c2_ + at), step};
+        counters[v] = DrawCounters{load(c0_ + at), load(c1_ + at), load(c2_ + at), step};
       }
-      draw_rounds<kVectors>(seed, s);
-      for (int v = 0; v < kVectors; ++v) store_draws(s[v], r + (b + v * kDrawLanes) * 8);
+      philox_rounds<kVectors>(seed, counters);
+      for (int v = 0; v < kVectors; ++v) {
+        store_draws(counters[v], draws + (b + v * kDrawLanes) * 8);
+      }
     }
     n_ = 0;
   }
@@ -109,7 +112,7 @@ class DrawBatch {
   }
 
   int64_t n_ = 0;
-  alignas(64) uint64_t c0_[kRoom], c1_[kRoom], c2_[kRoom];
+  alignas(64) uint64_t c0_[kCapacity], c1_[kCapacity], c2_[kCapacity];
 };
 
 MPE_END

@@ -1,5 +1,5 @@
-// Rows on their way into their tables' formats, several at a time: their draws come from one run of
-// Philox, and one row's chain of dependent steps hides behind another's.
+// Encodes rows into their tables' formats, several at a time: their draws come from one run of
+// Philox, and the chain of dependent steps of one row hides behind another's.
 #pragma once
 
 #include "cpu/codes.h"
@@ -7,161 +7,185 @@
 
 MPE_BEGIN
 
-constexpr int64_t kMaxRows = 16;  // at a time
+constexpr int64_t kMaxRows = 16;  // that are encoded at a time
 
 struct EncodedRow {
   const float* x;
   uint8_t* out;
 };
 
-// r: `stride` draws a row, a multiple of 16; null for nearest.
-template <class F>
-void encode_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t* r,
+// The draws of row i, of `stride` a row; null for nearest rounding.
+inline const uint16_t* row_draws(const uint16_t* draws, int64_t stride, int64_t i) {
+  return draws == nullptr ? nullptr : draws + i * stride;
+}
+
+template <class Format>
+void encode_plain_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t* draws,
+                       int64_t stride) {
+  for (int64_t i = 0; i < n; ++i) {
+    Format::encode(rows[i].x, dim, rows[i].out, row_draws(draws, stride, i));
+  }
+}
+
+template <class Format>
+void encode_affine_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t* draws,
+                        int64_t stride) {
+  constexpr bool kPackedHeader = Format::kHeaderBytes == sizeof(int32_t);
+  float low[kMaxRows] = {}, high[kMaxRows] = {}, scale[kMaxRows], bias[kMaxRows];
+  int32_t packed[kMaxRows];
+  for (int64_t i = 0; i < n; ++i) range_of(rows[i].x, dim, low + i, high + i);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const ScaleAndBias<Floats> header = Format::fit(Floats::load(low + i), Floats::load(high + i));
+    header.scale.store(scale + i);
+    header.bias.store(bias + i);
+    if constexpr (kPackedHeader) Format::HeaderType::packed(header).store(packed + i);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const AffineHeader header{scale[i], bias[i]};
+    const bool quick =
+        affine_is_quick(low[i], high[i], header.scale, bits_float(Format::kRangeBits));
+    if constexpr (kPackedHeader) {
+      store_unaligned(rows[i].out + Format::code_bytes(dim), packed[i]);
+    } else {
+      Format::store_header(rows[i].out, dim, header);
+    }
+    const uint16_t* const own = row_draws(draws, stride, i);
+    if (header.scale == 0.0f) {
+      memset(rows[i].out, 0, static_cast<size_t>(Format::code_bytes(dim)));
+    } else if (own != nullptr) {
+      encode_affine<Format, true>(rows[i].x, own, dim, header, quick, rows[i].out);
+    } else {
+      encode_affine<Format, false>(rows[i].x, nullptr, dim, header, quick, rows[i].out);
+    }
+  }
+}
+
+// draws: `stride` of them a row, a multiple of 16; null for nearest rounding.
+template <class Format>
+void encode_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t* draws,
                  int64_t stride) {
-  const auto draws = [&](int64_t i) { return r == nullptr ? nullptr : r + i * stride; };
-  if constexpr (F::kHeaderBytes == 0) {
-    for (int64_t i = 0; i < n; ++i) F::encode(rows[i].x, dim, rows[i].out, draws(i));
+  if constexpr (Format::kHeaderBytes == 0) {
+    encode_plain_rows<Format>(rows, n, dim, draws, stride);
   } else {
-    float mn[kMaxRows] = {}, mx[kMaxRows] = {}, scale[kMaxRows], bias[kMaxRows];
-    int32_t packed[kMaxRows];
-    for (int64_t i = 0; i < n; ++i) range_of(rows[i].x, dim, mn + i, mx + i);
-    for (int64_t i = 0; i < n; i += kLanes) {
-      const ScaleAndBias<Floats> h = F::fit(Floats::load(mn + i), Floats::load(mx + i));
-      h.scale.store(scale + i);
-      h.bias.store(bias + i);
-      if constexpr (F::kHeaderBytes == sizeof(int32_t)) F::HeaderType::packed(h).store(packed + i);
-    }
-    for (int64_t i = 0; i < n; ++i) {
-      const AffineHeader h{scale[i], bias[i]};
-      const bool quick = affine_is_quick(mn[i], mx[i], h.scale, bits_float(F::kRangeBits));
-      if constexpr (F::kHeaderBytes == sizeof(int32_t)) {
-        store_unaligned(rows[i].out + F::code_bytes(dim), packed[i]);
-      } else {
-        F::store_header(rows[i].out, dim, h);
-      }
-      if (h.scale == 0.0f) {
-        memset(rows[i].out, 0, static_cast<size_t>(F::code_bytes(dim)));
-      } else if (r != nullptr) {
-        encode_affine<F, true>(rows[i].x, draws(i), dim, h, quick, rows[i].out);
-      } else {
-        encode_affine<F, false>(rows[i].x, nullptr, dim, h, quick, rows[i].out);
-      }
-    }
+    encode_affine_rows<Format>(rows, n, dim, draws, stride);
   }
 }
 
 // Blocks of eight draws a row, an even number: columns are encoded 16 at a time.
 inline int64_t draw_blocks(int64_t dim) { return (dim + kCodeBlock - 1) / kCodeBlock * 2; }
 
-// How many rows of a dimension an encoder takes before it flushes.
-inline int64_t encoder_room(int64_t dim) {
-  const int64_t rows = DrawBatch::kRoom / draw_blocks(dim);
+// How many rows of a dimension an encoder collects before it flushes.
+inline int64_t encoder_capacity(int64_t dim) {
+  const int64_t rows = DrawBatch::kCapacity / draw_blocks(dim);
   return rows < 1 ? 1 : (rows < kMaxRows ? rows : kMaxRows);
 }
 
-// The memory of the encoders of all tasks. `values`: with room for the rows themselves too.
-class EncoderSpace {
+// The memory of the encoders of all tasks. `values`: with room for the rows' values too.
+class EncoderWorkspace {
  public:
-  EncoderSpace(int64_t tasks, int64_t dim, bool values)
-      : row_(draw_blocks(dim) * 8),
-        room_(encoder_room(dim)),
+  EncoderWorkspace(int64_t tasks, int64_t dim, bool values)
+      : stride_(draw_blocks(dim) * 8),
+        capacity_(encoder_capacity(dim)),
         draws_(tasks * draws_size()),
-        values_(values ? tasks * room_ * row_ : 0) {}
+        values_(values ? tasks * capacity_ * stride_ : 0) {}
 
   bool ok() const { return draws_.ok() && values_.ok(); }
-  int64_t row() const { return row_; }
+  // Draws a row, and values a row: its columns, rounded up to whole code blocks.
+  int64_t stride() const { return stride_; }
   uint16_t* draws(int64_t task) const { return draws_.get() + task * draws_size(); }
-  float* values(int64_t task) const { return values_.get() + task * room_ * row_; }
+  float* values(int64_t task) const { return values_.get() + task * capacity_ * stride_; }
 
  private:
-  int64_t draws_size() const { return room_ * row_ + DrawBatch::kUnit * 8; }
+  int64_t draws_size() const { return capacity_ * stride_ + DrawBatch::kBlocksAtOnce * 8; }
 
-  const int64_t row_, room_;
-  Buffer<uint16_t> draws_;
-  Buffer<float> values_;
+  const int64_t stride_, capacity_;
+  Workspace<uint16_t> draws_;
+  Workspace<float> values_;
 };
 
-// Collects rows to encode with a group's rounding and step. Values must stay where they are until
-// flush(), which also comes by itself when the encoder is full, when the format changes, and at the
+// Collects rows to encode with a group's rounding and step. Their values must stay where they are
+// until flush(), which the encoder also calls when it is full, when the format changes, and at the
 // end of its life.
 class RowEncoder {
  public:
-  RowEncoder(const mpe_group& g, RngDomain domain, const EncoderSpace& space, int64_t task)
-      : g_(g),
+  RowEncoder(const mpe_group& group, RngDomain domain, const EncoderWorkspace& workspace,
+             int64_t task)
+      : group_(group),
         domain_(domain),
-        room_(encoder_room(g.dim)),
-        row_(space.row()),
-        draws_(space.draws(task)),
-        values_(space.values(task)) {}
+        capacity_(encoder_capacity(group.dim)),
+        stride_(workspace.stride()),
+        draws_(workspace.draws(task)),
+        values_(workspace.values(task)) {}
   ~RowEncoder() { flush(); }
   RowEncoder(const RowEncoder&) = delete;
   RowEncoder& operator=(const RowEncoder&) = delete;
 
   // Where the values of the next row, in this format, may be put.
   float* next(int32_t format) {
-    use(format);
-    return values_ + n_ * row_;
+    set_format(format);
+    return values_ + n_ * stride_;
   }
 
-  // x: storable values of a row, `out` its place in a table of this format.
-  void add(int32_t format, int32_t table_id, int64_t number, const float* x, uint8_t* out) {
-    use(format);
+  // x: the storable values of a table's row; out: where it lies in the table, which has this
+  // format.
+  void add(int32_t format, int32_t table_id, int64_t row, const float* x, uint8_t* out) {
+    set_format(format);
     rows_[n_] = EncodedRow{x, out};
-    tables_[n_] = static_cast<uint32_t>(table_id);
-    numbers_[n_] = static_cast<uint64_t>(number);
-    if (++n_ == room_) flush();
+    table_ids_[n_] = static_cast<uint32_t>(table_id);
+    row_numbers_[n_] = static_cast<uint64_t>(row);
+    if (++n_ == capacity_) flush();
   }
-  void add(const mpe_table& table, int64_t number, const float* x) {
-    add(table.precision, table.table_id, number, x,
-        table.rows + number * row_bytes_of(table, g_.dim));
+  void add(const mpe_table& table, int64_t row, const float* x) {
+    add(table.precision, table.table_id, row, x,
+        table.rows + row * row_bytes_of(table, group_.dim));
   }
 
   __attribute__((noinline)) void flush() {
     if (n_ == 0) return;
-    with_format(format_, [&](auto f) {
-      using F = decltype(f);
-      const bool stochastic = !F::kExact && g_.rounding == MPE_rounding_stochastic;
+    with_format(format_, [&](auto format) {
+      using Format = decltype(format);
+      const bool stochastic = !Format::kExact && group_.rounding == MPE_rounding_stochastic;
       if (stochastic) draw();
-      encode_rows<F>(rows_, n_, g_.dim, stochastic ? draws_ : nullptr, row_);
+      encode_rows<Format>(rows_, n_, group_.dim, stochastic ? draws_ : nullptr, stride_);
     });
     n_ = 0;
   }
 
  private:
-  void use(int32_t format) {
+  void set_format(int32_t format) {
     if (format == format_) return;
     flush();
     format_ = format;
   }
 
   void draw() {
-    const int64_t blocks = draw_blocks(g_.dim);
-    uint16_t* r = draws_;
+    const int64_t blocks = draw_blocks(group_.dim);
+    uint16_t* draws = draws_;
     uint32_t c3 = 0;
     for (int64_t i = 0; i < n_; ++i) {
-      const RowStream s(g_.seed, domain_, tables_[i], numbers_[i], *g_.step);
-      c3 = s.c3;
-      for (int64_t b = 0; b < blocks; b += DrawBatch::kRoom) {
-        const int64_t here = min64(blocks - b, DrawBatch::kRoom);
-        batch_.add(s, b, here);
-        if (here == blocks) break;
-        batch_.run(g_.seed, c3, r);  // a row of several rooms, the only one
-        r += here * 8;
+      const RowStream stream(group_.seed, domain_, table_ids_[i], row_numbers_[i], *group_.step);
+      c3 = stream.c3;
+      for (int64_t b = 0; b < blocks; b += DrawBatch::kCapacity) {
+        const int64_t added = min64(blocks - b, DrawBatch::kCapacity);
+        batch_.add(stream, b, added);
+        if (added == blocks) break;
+        batch_.run(group_.seed, c3, draws);  // a row of several batches is the only one
+        draws += added * 8;
       }
     }
-    batch_.run(g_.seed, c3, r);
+    batch_.run(group_.seed, c3, draws);
   }
 
-  const mpe_group& g_;
+  const mpe_group& group_;
   const RngDomain domain_;
-  const int64_t room_, row_;
+  const int64_t capacity_, stride_;
   uint16_t* draws_;
   float* values_;
   int32_t format_ = -1;
   int64_t n_ = 0;
   EncodedRow rows_[kMaxRows];
-  uint32_t tables_[kMaxRows];
-  uint64_t numbers_[kMaxRows];
+  uint32_t table_ids_[kMaxRows];
+  uint64_t row_numbers_[kMaxRows];
   DrawBatch batch_;
 };
 

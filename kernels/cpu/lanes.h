@@ -26,7 +26,7 @@ struct Ints {
   typedef int32_t Vector __attribute__((vector_size(kLanes * 4)));
   Vector v;
 
-  Ints(int32_t s) : v(Vector{} + s) {}
+  Ints(int32_t value) : v(Vector{} + value) {}
   explicit Ints(Vector lanes) : v(lanes) {}
   void store(int32_t* p) const { memcpy(p, &v, sizeof v); }
 
@@ -41,8 +41,8 @@ struct Ints {
   friend inline Ints larger(Ints a, Ints b) { return Ints(a.v > b.v ? a.v : b.v); }
   // chosen: all bits or none, from a comparison.
   friend inline Ints select(Ints chosen, Ints a, Ints b) { return Ints(chosen.v ? a.v : b.v); }
-  friend inline Ints clamp(Ints k, Ints low, Ints high) {
-    const Vector up = k.v < low.v ? low.v : k.v;
+  friend inline Ints clamp(Ints x, Ints low, Ints high) {
+    const Vector up = x.v < low.v ? low.v : x.v;
     return Ints(up > high.v ? high.v : up);
   }
 };
@@ -52,7 +52,7 @@ struct Floats {
   Vector v;
 
   Floats() : v{} {}
-  Floats(float s) : v(s - Vector{}) {}  // minus keeps a negative zero
+  Floats(float value) : v(value - Vector{}) {}  // minus keeps a negative zero
   explicit Floats(Vector lanes) : v(lanes) {}
 
   static Floats load(const float* p) {
@@ -85,19 +85,19 @@ struct Floats {
 #undef MPE_LANE_OP
 
 inline Ints to_int(Floats x) { return Ints(__builtin_convertvector(x.v, Ints::Vector)); }
-inline Floats to_float(Ints k) { return Floats(__builtin_convertvector(k.v, Floats::Vector)); }
+inline Floats to_float(Ints x) { return Floats(__builtin_convertvector(x.v, Floats::Vector)); }
 inline Ints int_bits(Floats x) { return Ints(reinterpret_cast<Ints::Vector>(x.v)); }
 inline Floats bits_value(Ints bits) { return Floats(reinterpret_cast<Floats::Vector>(bits.v)); }
 
 // True in the first n lanes.
 inline Ints first_lanes(int64_t n) {
   Ints::Vector lane{};
-  for (int l = 0; l < kLanes; ++l) lane[l] = l;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
   return Ints(static_cast<int32_t>(n)) > Ints(lane);
 }
 
-// Bytes and 16-bit words, a lane each. Compilers widen by single elements where it is more than one
-// step, hence the intrinsics.
+// Bytes and 16-bit words, a lane each. Compilers widen single elements where widening takes more
+// than one step, hence the intrinsics.
 typedef uint8_t LaneBytes __attribute__((vector_size(kLanes)));
 typedef uint16_t LaneHalves __attribute__((vector_size(kLanes * 2)));
 
@@ -129,7 +129,7 @@ inline Ints load_halves(const void* p) {
   return widen(halves);
 }
 
-#if defined(__F16C__) && defined(__AVX2__)  // exact, as the template of round.h is, but for NaNs
+#if defined(__F16C__) && defined(__AVX2__)  // as exact as the template of round.h, except for NaNs
 inline Floats half_value(Ints codes) {
   const LaneHalves halves = __builtin_convertvector(codes.v, LaneHalves);
 #if defined(__AVX512F__)
@@ -147,7 +147,7 @@ inline bool any(Ints x) {
   return _mm256_testz_si256((__m256i)x.v, (__m256i)x.v) == 0;
 #else
   int32_t all = 0;
-  for (int l = 0; l < kLanes; ++l) all |= x.v[l];
+  for (int i = 0; i < kLanes; ++i) all |= x.v[i];
   return all != 0;
 #endif
 }
@@ -158,9 +158,9 @@ inline Floats root(Floats x) {
 #elif defined(__AVX2__)
   return Floats((Floats::Vector)_mm256_sqrt_ps(x.v));
 #else
-  Floats::Vector r;
-  for (int l = 0; l < kLanes; ++l) r[l] = sqrtf(x.v[l]);
-  return Floats(r);
+  Floats::Vector result;
+  for (int i = 0; i < kLanes; ++i) result[i] = sqrtf(x.v[i]);
+  return Floats(result);
 #endif
 }
 
@@ -170,27 +170,27 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 #elif defined(__FMA__) && defined(__AVX2__)
   return Floats((Floats::Vector)_mm256_fmadd_ps(a.v, b.v, c.v));
 #else
-  Floats::Vector r;
-  for (int l = 0; l < kLanes; ++l) r[l] = fmaf(a.v[l], b.v[l], c.v[l]);
-  return Floats(r);
+  Floats::Vector result;
+  for (int i = 0; i < kLanes; ++i) result[i] = fmaf(a.v[i], b.v[i], c.v[i]);
+  return Floats(result);
 #endif
 }
 
-// Lane l gets lane l ^ distance.
-template <int distance>
+// Lane i gets the value of lane i ^ kDistance.
+template <int kDistance>
 inline Floats exchange(Floats x) {
 #if defined(__clang__)
-  Floats::Vector r;
-  for (int l = 0; l < kLanes; ++l) r[l] = x.v[l ^ distance];
-  return Floats(r);
+  Floats::Vector result;
+  for (int i = 0; i < kLanes; ++i) result[i] = x.v[i ^ kDistance];
+  return Floats(result);
 #else
   Ints::Vector from{};
-  for (int l = 0; l < kLanes; ++l) from[l] = l ^ distance;
+  for (int i = 0; i < kLanes; ++i) from[i] = i ^ kDistance;
   return Floats(__builtin_shuffle(x.v, from));
 #endif
 }
 
-// All lanes in one, by an operation whose order does not matter.
+// Combines all lanes by an operation whose order does not matter.
 template <class Op>
 inline float fold(Floats x, Op op) {
   if constexpr (kLanes > 8) x = op(x, exchange<8>(x));
@@ -199,19 +199,19 @@ inline float fold(Floats x, Op op) {
   return op(x, exchange<1>(x)).v[0];
 }
 
-// The sum of squares of a row in lane-tree order. dim a multiple of kLanes: beyond the row's
-// columns there are zeros, which add nothing.
+// The sum of squares of a row in lane-tree order. dim: a multiple of kLanes; what lies beyond the
+// row's columns is zero and adds nothing.
 inline float square_sum(const float* x, int64_t dim) {
   constexpr int kSums = kTreeLanes / kLanes;
   Floats sums[kSums];
   for (int64_t c = 0; c < dim; c += kTreeLanes) {
     for (int v = 0; v < kSums && c + v * kLanes < dim; ++v) {
-      const Floats here = Floats::load(x + c + v * kLanes);
-      sums[v] = fused(here, here, sums[v]);
+      const Floats values = Floats::load(x + c + v * kLanes);
+      sums[v] = fused(values, values, sums[v]);
     }
   }
-  for (int s = kSums / 2; s > 0; s /= 2) {
-    for (int v = 0; v < s; ++v) sums[v] = sums[v] + sums[v + s];
+  for (int half = kSums / 2; half > 0; half /= 2) {
+    for (int v = 0; v < half; ++v) sums[v] = sums[v] + sums[v + half];
   }
   return fold(sums[0], [](Floats a, Floats b) { return a + b; });
 }

@@ -1,4 +1,5 @@
-// The host's own memory behind the functions that other backends need.
+// Device, memory, stream and graph functions of the API for the CPU: the host's memory, one device,
+// and streams on which nothing is ever pending.
 #include "cpu/common.h"
 #include "cpu/kernels.h"
 
@@ -31,11 +32,11 @@ mpe_status allocate(int64_t bytes, int32_t, void** out) {
 void release(void* p, int32_t) { std::free(p); }
 
 mpe_status borrow(int64_t bytes, void*, void** out) {
-  *out = mpe::take_workspace(static_cast<size_t>(bytes > 0 ? bytes : 1));
+  *out = mpe::acquire_workspace(static_cast<size_t>(bytes > 0 ? bytes : 1));
   return *out == nullptr ? MPE_ERR_MEMORY : MPE_OK;
 }
 
-void give_back(void* p, void*) { mpe::give_workspace(p); }
+void give_back(void* p, void*) { mpe::release_workspace(p); }
 
 mpe_status copy(void* to, const void* from, int64_t bytes, void*) {
   if (bytes > 0) memcpy(to, from, static_cast<size_t>(bytes));

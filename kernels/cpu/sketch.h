@@ -5,34 +5,35 @@
 
 MPE_BEGIN
 
-// Raises a cell that other tasks may raise as well: the order does not matter.
-inline void raise_cell(uint8_t* cell, uint8_t floor) {
+// Raises a cell to at least `count`. Other tasks may raise it too: the order does not matter.
+inline void raise_cell(uint8_t* cell, uint8_t count) {
   uint8_t seen = __atomic_load_n(cell, __ATOMIC_RELAXED);
-  while (seen < floor && !__atomic_compare_exchange_n(cell, &seen, floor, true, __ATOMIC_RELAXED,
+  while (seen < count && !__atomic_compare_exchange_n(cell, &seen, count, true, __ATOMIC_RELAXED,
                                                       __ATOMIC_RELAXED)) {
   }
 }
 
-// hash: splitmix64 of a row's id.
-inline uint8_t* sketch_at(const mpe_cache& c, uint64_t hash, uint32_t row) {
-  const uint64_t width = static_cast<uint64_t>(c.sketch_width);
-  return c.sketch + row * width + sketch_cell(hash, row, width);
+// The cell of a hash (splitmix64 of a row's id) in one row of the sketch.
+inline uint8_t* cell_address(const mpe_cache& cache, uint64_t hash, uint32_t row) {
+  const uint64_t width = static_cast<uint64_t>(cache.sketch_width);
+  return cache.sketch + row * width + sketch_cell(hash, row, width);
 }
 
-// One of `parts` equal pieces of a row of the sketch, which no other task changes meanwhile.
-class SketchCells {
+// One of `slices` equal ranges of a row of the sketch, which no other task changes meanwhile.
+class SketchSlice {
  public:
-  SketchCells(const mpe_cache& c, uint32_t row, int64_t part, int64_t parts)
-      : width_(static_cast<uint64_t>(c.sketch_width)),
-        cells_(c.sketch + row * width_),
+  SketchSlice(const mpe_cache& cache, uint32_t row, int64_t slice, int64_t slices)
+      : width_(static_cast<uint64_t>(cache.sketch_width)),
+        cells_(cache.sketch + row * width_),
         row_(row),
-        begin_(static_cast<uint32_t>(task_begin(c.sketch_width, parts, part))),
-        size_(static_cast<uint32_t>(task_begin(c.sketch_width, parts, part + 1)) - begin_) {}
+        begin_(static_cast<uint32_t>(task_begin(cache.sketch_width, slices, slice))),
+        size_(static_cast<uint32_t>(task_begin(cache.sketch_width, slices, slice + 1)) - begin_) {}
 
+  // Counts a hash whose cell lies in this slice.
   void add(uint64_t hash) const {
-    const uint32_t at = sketch_cell(hash, row_, width_);
-    if (at - begin_ >= size_) return;
-    cells_[at] = static_cast<uint8_t>(cells_[at] + (cells_[at] < kSketchMax ? 1 : 0));
+    const uint32_t cell = sketch_cell(hash, row_, width_);
+    if (cell - begin_ >= size_) return;
+    cells_[cell] = static_cast<uint8_t>(cells_[cell] + (cells_[cell] < kSketchMax ? 1 : 0));
   }
 
  private:
@@ -41,18 +42,20 @@ class SketchCells {
   const uint32_t row_, begin_, size_;
 };
 
-inline void sketch_raise(const mpe_cache& c, uint64_t hash, uint32_t count) {
-  const uint8_t floor = static_cast<uint8_t>(count < kSketchMax ? count : kSketchMax);
-  for (uint32_t row = 0; row < kSketchRows; ++row) raise_cell(sketch_at(c, hash, row), floor);
+inline void sketch_raise(const mpe_cache& cache, uint64_t hash, uint32_t count) {
+  const uint8_t limited = static_cast<uint8_t>(count < kSketchMax ? count : kSketchMax);
+  for (uint32_t row = 0; row < kSketchRows; ++row) {
+    raise_cell(cell_address(cache, hash, row), limited);
+  }
 }
 
-inline uint32_t sketch_estimate(const mpe_cache& c, uint64_t hash) {
-  uint32_t low = kSketchMax;
+inline uint32_t sketch_estimate(const mpe_cache& cache, uint64_t hash) {
+  uint32_t smallest = kSketchMax;
   for (uint32_t row = 0; row < kSketchRows; ++row) {
-    const uint8_t here = *sketch_at(c, hash, row);
-    low = here < low ? here : low;
+    const uint8_t count = *cell_address(cache, hash, row);
+    smallest = count < smallest ? count : smallest;
   }
-  return low;
+  return smallest;
 }
 
 MPE_END

@@ -1,4 +1,4 @@
-// What workspace.h promises: blocks that were given back wait in a short list for their next use.
+// What workspace.h promises: released blocks wait in a short list for their next use.
 #include "workspace.h"
 
 #include <atomic>
@@ -10,65 +10,67 @@ namespace mpe {
 namespace {
 
 constexpr std::size_t kLine = 64;
-constexpr std::size_t kSmall = std::size_t{64} << 10;  // what malloc keeps by itself
+constexpr std::size_t kSmall = std::size_t{64} << 10;  // malloc itself keeps what is no larger
 constexpr int kMaxBlocks = 48;
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kKeeps = false;  // every block has its own life, which the sanitizer follows
+constexpr bool kReuses = false;  // a sanitizer must see each use of a block as one of its own
 #else
-constexpr bool kKeeps = true;
+constexpr bool kReuses = true;
 #endif
 
-// What lies before the memory that is given out. A small one is malloc's own, with this header.
+// The header before a block's memory. A small block is malloc's own, with this header.
 struct Block {
   std::size_t capacity;  // 0: not kept
   std::size_t unused;
 
   void* memory() noexcept { return this + 1; }
   static Block* of(void* memory) noexcept { return static_cast<Block*>(memory) - 1; }
-  // Where a kept one begins: a line before its memory.
-  void* start() noexcept { return static_cast<char*>(memory()) - kLine; }
+  // Where the allocation of a kept block begins: a line before its memory.
+  void* allocation() noexcept { return static_cast<char*>(memory()) - kLine; }
 };
 static_assert(sizeof(Block) == 16 && sizeof(Block) <= kLine, "memory stays aligned");
 
-// Multiples of an eighth of a power of two, so that a batch that is a little larger finds a block.
+// Multiples of an eighth of a power of two, so that a slightly larger batch finds a block.
 std::size_t capacity_for(std::size_t bytes) noexcept {
   std::size_t step = kLine;
   while (step * 16 < bytes) step *= 2;
   return (bytes + step - 1) / step * step;
 }
 
-class List {
+class FreeList {
  public:
-  // When the process ends or the library is unloaded. Whoever comes later finds it busy.
-  ~List() {
+  // When the process ends or the library is unloaded. A thread that comes later finds it busy.
+  ~FreeList() {
     if (busy_.exchange(true, std::memory_order_acquire)) return;
-    while (count_ > 0) std::free(remove(0)->start());
+    while (count_ > 0) std::free(remove(0)->allocation());
   }
 
-  // The smallest block that is large enough and not twice as large; null if there is none, or if
-  // another thread is here: nobody waits, in a child that was forked in between neither.
-  Block* take(std::size_t capacity) noexcept {
+  // The smallest block that is large enough and not twice as large. Null if there is none, or if
+  // another thread is using the list: nobody waits here, because a child that was forked meanwhile
+  // would wait forever.
+  Block* acquire(std::size_t capacity) noexcept {
     if (busy_.exchange(true, std::memory_order_acquire)) return nullptr;
     int best = -1;
     for (int i = 0; i < count_; ++i) {
-      const std::size_t here = blocks_[i]->capacity;
-      if (here < capacity || here / 2 > capacity) continue;
-      if (best < 0 || here < blocks_[best]->capacity) best = i;
+      const std::size_t candidate = blocks_[i]->capacity;
+      if (candidate < capacity || candidate / 2 > capacity) continue;
+      if (best < 0 || candidate < blocks_[best]->capacity) best = i;
     }
     Block* const found = best < 0 ? nullptr : remove(best);
     busy_.store(false, std::memory_order_release);
     return found;
   }
 
-  // Keeps a block in the place of the oldest ones, if need be.
-  void give(Block* block) noexcept {
+  // Keeps a block; frees the oldest ones where there is no room for it.
+  void release(Block* block) noexcept {
     if (block->capacity > kKeptBytes || busy_.exchange(true, std::memory_order_acquire)) {
-      std::free(block->start());
+      std::free(block->allocation());
       return;
     }
-    while (count_ == kMaxBlocks || bytes_ + block->capacity > kKeptBytes)
-      std::free(remove(0)->start());
+    while (count_ == kMaxBlocks || bytes_ + block->capacity > kKeptBytes) {
+      std::free(remove(0)->allocation());
+    }
     blocks_[count_++] = block;
     bytes_ += block->capacity;
     busy_.store(false, std::memory_order_release);
@@ -83,11 +85,11 @@ class List {
   }
 
  private:
-  Block* remove(int at) noexcept {
-    Block* const block = blocks_[at];
+  Block* remove(int index) noexcept {
+    Block* const block = blocks_[index];
     bytes_ -= block->capacity;
     --count_;
-    for (int i = at; i < count_; ++i) blocks_[i] = blocks_[i + 1];
+    for (int i = index; i < count_; ++i) blocks_[i] = blocks_[i + 1];
     return block;
   }
 
@@ -97,18 +99,18 @@ class List {
   Block* blocks_[kMaxBlocks] = {};  // the oldest first
 };
 
-List g_list;
+FreeList g_free_list;
 
 }  // namespace
 
-void* take_workspace(std::size_t bytes) noexcept {
-  if (bytes > SIZE_MAX / 64) return nullptr;  // sizes are computed with below
-  if (!kKeeps || bytes <= kSmall) {
+void* acquire_workspace(std::size_t bytes) noexcept {
+  if (bytes > SIZE_MAX / 64) return nullptr;  // the sizes below must not overflow
+  if (!kReuses || bytes <= kSmall) {
     void* const fresh = std::malloc(bytes + sizeof(Block));
     return fresh == nullptr ? nullptr : (new (fresh) Block{0, 0})->memory();
   }
   const std::size_t capacity = capacity_for(bytes + kLine);
-  Block* block = g_list.take(capacity);
+  Block* block = g_free_list.acquire(capacity);
   if (block == nullptr) {
     char* const fresh = static_cast<char*>(std::aligned_alloc(kLine, capacity));
     if (fresh == nullptr) return nullptr;
@@ -117,16 +119,16 @@ void* take_workspace(std::size_t bytes) noexcept {
   return block->memory();
 }
 
-void give_workspace(void* p) noexcept {
+void release_workspace(void* p) noexcept {
   if (p == nullptr) return;
   Block* const block = Block::of(p);
   if (block->capacity == 0) {
     std::free(block);
   } else {
-    g_list.give(block);
+    g_free_list.release(block);
   }
 }
 
-std::size_t kept_workspace() noexcept { return g_list.bytes(); }
+std::size_t kept_workspace() noexcept { return g_free_list.bytes(); }
 
 }  // namespace mpe

@@ -1,21 +1,21 @@
 // Memory that kernels work in.
 //
-// A step borrows a few megabytes and gives them back. Given to the system they would come back as
-// pages that it clears and maps anew, which takes longer than much of the work in them.
+// A step borrows a few megabytes and returns them. Memory that is freed to the system comes back as
+// pages that it clears and maps again, which takes longer than much of the work done in them.
 #pragma once
 
 #include <cstddef>
 
 namespace mpe {
 
-constexpr std::size_t kKeptBytes = std::size_t{64} << 20;  // at most, for calls to come
+constexpr std::size_t kKeptBytes = std::size_t{64} << 20;  // the most that is kept for later calls
 
-// Uninitialised; at the start of a cache line where it is more than a few pages. Null if there is
-// none.
-void* take_workspace(std::size_t bytes) noexcept;
-void give_workspace(void* p) noexcept;  // null is allowed
+// Uninitialised; aligned to a cache line if it is more than a few pages. Null if there is no
+// memory.
+void* acquire_workspace(std::size_t bytes) noexcept;
+void release_workspace(void* p) noexcept;  // p may be null
 
-// How much is kept at the moment, in bytes.
+// How many bytes are kept at the moment.
 std::size_t kept_workspace() noexcept;
 
 }  // namespace mpe
