@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from folders import ROOT
 from hypothesis import HealthCheck, settings
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # The source folder has no compiled modules unless the package is installed in editable mode, which
 # puts it on the path by other means than the current directory.

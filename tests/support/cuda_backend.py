@@ -1,0 +1,104 @@
+"""The CUDA kernels that the tests run: installed ones on a device, or an emulation of them.
+
+``MPEMBED_TEST_CUDA`` says which: ``emulation`` (the default) compiles ``kernels/cuda`` with g++
+against ``tests/simt``; ``installed`` is the package's own extension, on a GPU or a stand-in for the
+CUDA runtime; ``none`` leaves all tests of a device out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import scripts
+from folders import ROOT, TESTS
+
+from mpembed import _bindings, devices
+
+CHOICES = ("emulation", "installed", "none")
+
+
+def choice() -> str:
+    """Return which kernels are wanted."""
+    wanted = os.environ.get("MPEMBED_TEST_CUDA", "emulation")
+    if wanted not in CHOICES:
+        raise ValueError(f"MPEMBED_TEST_CUDA must be one of {', '.join(CHOICES)}, got {wanted!r}")
+    return wanted
+
+
+def missing() -> str | None:
+    """Make `mpembed._bindings.cuda` importable; return why there is none, or None."""
+    wanted = choice()
+    if wanted == "none":
+        return "MPEMBED_TEST_CUDA is none"
+    if wanted == "emulation":
+        reason = _cannot_emulate()
+        if reason is not None:
+            return reason
+        _put_first(emulation())
+    try:
+        devices.cuda_count()
+    except RuntimeError as error:
+        if wanted == "installed":
+            raise
+        return str(error)
+    return None
+
+
+def _put_first(extension: Path) -> None:
+    """Let `mpembed._bindings.cuda` be this file, even if an installed one was loaded before."""
+    if str(extension.parent) not in _bindings.__path__:
+        _bindings.__path__.insert(0, str(extension.parent))
+    loaded = sys.modules.get("mpembed._bindings.cuda")
+    if loaded is not None and loaded.__file__ != str(extension):
+        del sys.modules["mpembed._bindings.cuda"]
+        delattr(_bindings, "cuda")
+
+
+def _cannot_emulate() -> str | None:
+    if not sys.platform.startswith("linux"):
+        return "the emulation needs Linux"
+    if importlib.util.find_spec("Cython") is None:
+        return "the emulation needs Cython"
+    if shutil.which(os.environ.get("CXX", "g++").split()[0]) is None:
+        return "the emulation needs g++"
+    return None
+
+
+def emulation() -> Path:
+    """Return the extension of the emulated kernels, compiled if something has changed."""
+    simt = scripts.load(TESTS / "simt" / "build.py")
+    folder = simt.cache_folder() / "mpembed"
+    folder.mkdir(exist_ok=True)
+    with _locked(folder / "lock"):  # one of pytest-xdist's workers compiles
+        sources = [*sorted((ROOT / "kernels" / "cuda").glob("*.cu")), _translated(folder)]
+        out = folder / f"cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+        flags = ["-isystem", sysconfig.get_path("include"), "-Wno-unused-function"]
+        done: Path = simt.build(sources, out, extra=[*flags, '-DMPE_CUDA_ARCHS="emulated"'])
+        return done
+
+
+def _translated(folder: Path) -> Path:
+    """Return the C++ of the binding, translated again only if the binding is newer."""
+    out = folder / "cuda.cpp"
+    inputs = [ROOT / "mpembed" / "_bindings" / name for name in ("cuda.pyx", "api.pxd")]
+    if not out.is_file() or any(out.stat().st_mtime < path.stat().st_mtime for path in inputs):
+        command = [sys.executable, "-m", "cython", "-3", "--cplus", "-I", str(ROOT), "-o", str(out)]
+        command += ["--module-name", "mpembed._bindings.cuda", str(inputs[0])]
+        subprocess.run(command, check=True)
+    return out
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
