@@ -1,12 +1,11 @@
 """Train the DLRM of `mpembed train` on its synthetic clicks, with PyTorch's tables and mpembed's.
 
-    python examples/torch_dlrm.py [CLICKS [PRECISION [Embedding|EmbeddingBag]]]
+    python examples/torch_dlrm.py [CLICKS [PRECISION [Embedding or EmbeddingBag]]]
 
-The two differ by one line: `mpembed.torch.convert(...)`. In FP32 the losses equal those of
-`mpembed train --optimizer sgd --batch-size 64 --threads 1` to the last bit. They also equal those
-of nn.Embedding, which adds the gradients of a row one after the other, as mpembed does within
-blocks of 64. nn.EmbeddingBag adds them in another order, so some of its losses differ in the last
-bit.
+The only difference is one line: `mpembed.torch.convert(...)`. In FP32 the losses are bit-identical
+to those of `mpembed train --optimizer sgd --batch-size 64 --threads 1` and of nn.Embedding, which
+adds the gradients of a row one after the other, as mpembed does within blocks of 64. The order of
+nn.EmbeddingBag is another: some of its losses differ in the last bit.
 """
 
 import sys
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 import mpembed as mpe
-from mpembed.torch import convert
+import mpembed.torch
 from mpembed.train.dataset import TRAIN, Dataset
 from mpembed.train.model import Perceptrons, make_tables
 from mpembed.train.runner import open_dataset
@@ -24,7 +23,7 @@ from mpembed.train.settings import Setting, TrainOptions
 
 
 class Dlrm(nn.Module):
-    """Perceptrons and tables with the starting values of `mpembed train`."""
+    """A DLRM with the initial weights and rows of `mpembed train`."""
 
     def __init__(self, table_rows: list[int], options: TrainOptions, kind: str) -> None:
         super().__init__()
@@ -37,8 +36,8 @@ class Dlrm(nn.Module):
             self.tables.append(made(rows.shape[0], rows.shape[1], _weight=rows))
 
     def forward(self, dense: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Return the log odds of clicks, given their integers (B, 13) and ids (26, B)."""
-        columns = zip(self.tables, ids.unsqueeze(2), strict=True)  # one id a click
+        """Return the log odds of clicks with the integers (B, 13) and the ids (26, B)."""
+        columns = zip(self.tables, ids.unsqueeze(2), strict=True)  # (B, 1) ids for each table
         vectors = [table(column).flatten(1) for table, column in columns]
         pooled = torch.cat(vectors, dim=1)
         log_odds: torch.Tensor = self.net(dense, pooled)
@@ -46,7 +45,7 @@ class Dlrm(nn.Module):
 
 
 def train(model: nn.Module, dataset: Dataset, options: TrainOptions) -> list[float]:
-    """Train on the clicks of the training part; return the loss of each batch."""
+    """Train on the training part of the clicks; return the loss of each batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=options.lr)
     criterion, losses = nn.BCEWithLogitsLoss(), []
     for block in dataset.blocks(64 * options.batch_size, last=TRAIN):
@@ -63,7 +62,7 @@ def train(model: nn.Module, dataset: Dataset, options: TrainOptions) -> list[flo
 def main(
     clicks: int = 5000, precision: str = "fp32", kind: str = "Embedding"
 ) -> dict[str, list[float]]:
-    """Train both ways; print and return the losses."""
+    """Train with both kinds of tables, print a summary, and return the losses."""
     torch.set_num_threads(1)
     options = TrainOptions(
         (Setting(precision),), rows=clicks, optimizer="sgd", batch_size=64, threads=1
@@ -72,7 +71,7 @@ def main(
     model = Dlrm(dataset.table_rows, options, kind)
     losses = {"torch": train(model, dataset, options)}
     model = Dlrm(dataset.table_rows, options, kind)
-    convert(model, precision=precision, optimizer=mpe.SGD(lr=options.lr))
+    mpembed.torch.convert(model, precision=precision, optimizer=mpe.SGD(lr=options.lr))
     losses["mpembed"] = train(model, dataset, options)
     for name, values in losses.items():
         last = values[-20:]

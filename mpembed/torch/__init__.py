@@ -1,6 +1,7 @@
 """PyTorch modules on mpembed's tables; ``docs/torch.md`` is their guide.
 
-The only part of mpembed that imports PyTorch; ``import mpembed`` does not import it.
+``import mpembed`` does not import PyTorch; this package does. Import its names from here: modules
+with a leading underscore are private.
 """
 
 from mpembed.torch._bag import Embedding, EmbeddingBag

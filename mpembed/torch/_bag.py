@@ -11,29 +11,20 @@ from torch import Tensor
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.config import Init, TableConfig
 from mpembed.optim import Optimizer
-from mpembed.torch._module import ModuleOptions, Options, TableModule, make_collection
-
-MODES = ("sum", "mean")
-#: Options of PyTorch's modules that a fused update cannot keep, with their defaults.
-UNSUPPORTED = {
-    "padding_idx": None,
-    "max_norm": None,
-    "scale_grad_by_freq": False,
-    "sparse": False,
-}
-
-
-def refuse_unsupported(what: str, options: dict[str, Any]) -> None:
-    """Raise ValueError for an option of PyTorch's that is set and cannot be kept."""
-    for name, default in UNSUPPORTED.items():
-        value = options.pop(name, default)
-        if value != default:
-            raise ValueError(f"{what}: {name}={value!r} is not supported")
+from mpembed.torch._module import TableModule
+from mpembed.torch._options import (
+    MODES,
+    ModuleOptions,
+    Options,
+    check_mode,
+    make_collection,
+    refuse_unsupported,
+)
 
 
-def _refuse_no_tensor(given: Any) -> None:
-    if not isinstance(given, Tensor):
-        raise TypeError(f"input must be a tensor, got {type(given).__name__}")
+def _check_input(input: Any) -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a tensor, got {type(input).__name__}")
 
 
 class _OneTable(TableModule):
@@ -46,23 +37,23 @@ class _OneTable(TableModule):
         (self._table,) = collection.tables
         self.num_embeddings = self._table.num_embeddings
         self.embedding_dim = self._table.embedding_dim
-        # The offsets of the last batch of fixed bags, by its shape and device.
-        self._last: tuple[Any, Tensor | None] = (None, None)
+        # The last offsets of equal bags, after the shape and device that they are for.
+        self._equal_bags: tuple[Any, Tensor | None] = (None, None)
 
-    def _fixed(self, like: Tensor, bags: int, size: int) -> Tensor:
-        """Return the offsets of bags of one size."""
+    def _offsets_of_equal_bags(self, like: Tensor, bags: int, size: int) -> Tensor:
+        """Return the offsets of bags of one size, on the device of `like`."""
         if torch.compiler.is_compiling():
-            return _offsets(like, bags, size)
+            return equal_bag_offsets(like, bags, size)
         key = bags, size, like.device
-        known, found = self._last  # read once: other threads call, too
+        known, found = self._equal_bags  # read once: other threads may call at the same time
         if found is None or known != key:
-            found = _offsets(like, bags, size)
-            if type(found) is Tensor:  # no fake one, which stands for no memory
-                self._last = key, found
+            found = equal_bag_offsets(like, bags, size)
+            if type(found) is Tensor:  # not a fake tensor, which has no memory
+                self._equal_bags = key, found
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_last": (None, None)}
+        return {**super().__getstate__(), "_equal_bags": (None, None)}
 
     def extra_repr(self) -> str:
         """Return what ``repr`` says of the table."""
@@ -70,12 +61,13 @@ class _OneTable(TableModule):
         return f"{t.num_embeddings}, {t.embedding_dim}, {t.precision}, {super().extra_repr()}"
 
 
-def _offsets(like: Tensor, bags: int, size: int) -> Tensor:
+def equal_bag_offsets(like: Tensor, bags: int, size: int) -> Tensor:
+    """Return the offsets of `bags` bags of `size` indices each, on the device of `like`."""
     return torch.arange(bags + 1, dtype=torch.int64, device=like.device) * size
 
 
 class EmbeddingBag(_OneTable):
-    """``torch.nn.EmbeddingBag`` on a table of mpembed's, which its backward updates.
+    """``torch.nn.EmbeddingBag`` with a table of mpembed's, which the backward updates.
 
     Parameters
     ----------
@@ -119,8 +111,7 @@ class EmbeddingBag(_OneTable):
         **options: Unpack[Options],
     ) -> None:
         refuse_unsupported("EmbeddingBag", options)  # type: ignore[arg-type]
-        if mode not in MODES:
-            raise ValueError(f"mode must be 'sum' or 'mean', got {mode!r}")
+        check_mode("mode", mode)
         table = TableConfig(name, num_embeddings, embedding_dim, precision, mode, init)
         collection, own = make_collection([table], optimizer, options)
         super().__init__(collection, **own)
@@ -128,7 +119,7 @@ class EmbeddingBag(_OneTable):
 
     @property
     def mode(self) -> str:
-        """``"sum"`` or ``"mean"``; as the table it cannot be set."""
+        """``"sum"`` or ``"mean"``; fixed when the module is made."""
         return self._table.pooling
 
     def forward(
@@ -154,7 +145,7 @@ class EmbeddingBag(_OneTable):
         Tensor (B, embedding_dim)
             Of `output_dtype`.
         """
-        _refuse_no_tensor(input)
+        _check_input(input)
         if per_sample_weights is not None and per_sample_weights.shape != input.shape:
             raise ValueError(
                 f"per_sample_weights must have the shape of input, {tuple(input.shape)}, got "
@@ -162,10 +153,12 @@ class EmbeddingBag(_OneTable):
             )
         if input.dim() == 2:
             if offsets is not None:
-                raise ValueError("offsets must be None where input has two dimensions")
+                raise ValueError(
+                    "offsets must be None where input has two dimensions: a row is a bag"
+                )
             if input.is_nested:
                 raise ValueError("a nested input is not supported: pass its values and offsets")
-            offsets = self._fixed(input, *input.shape)
+            offsets = self._offsets_of_equal_bags(input, *input.shape)
             input = input.reshape(-1)
             if per_sample_weights is not None:
                 per_sample_weights = per_sample_weights.reshape(-1)
@@ -173,7 +166,7 @@ class EmbeddingBag(_OneTable):
             if input.dim() != 1:
                 raise ValueError(f"input must have one or two dimensions, got {input.dim()}")
             if offsets is None or offsets.dim() != 1:
-                raise ValueError("offsets must be a tensor of one dimension where input is")
+                raise ValueError("offsets must be a tensor of one dimension where input has one")
             if not self.include_last_offset:
                 end = torch.full((1,), input.shape[0], dtype=offsets.dtype, device=offsets.device)
                 offsets = torch.cat((offsets, end))
@@ -207,8 +200,12 @@ class EmbeddingBag(_OneTable):
         **options
             `output_dtype`, `clip_grad_value`, `clip_grad_norm`.
         """
-        if len(collection.tables) != 1 or collection.tables[0].pooling not in MODES:
-            raise ValueError("the collection must have one table with pooling 'sum' or 'mean'")
+        poolings = [table.pooling for table in collection.tables]
+        if len(poolings) != 1 or poolings[0] not in MODES:
+            raise ValueError(
+                "collection must have one table, with pooling "
+                f"{' or '.join(map(repr, MODES))}, got tables with {poolings}"
+            )
         module = cls.__new__(cls)
         _OneTable.__init__(module, collection, **options)
         module.include_last_offset = include_last_offset
@@ -216,7 +213,7 @@ class EmbeddingBag(_OneTable):
 
 
 class Embedding(_OneTable):
-    """``torch.nn.Embedding`` on a table of mpembed's, which its backward updates.
+    """``torch.nn.Embedding`` with a table of mpembed's, which the backward updates.
 
     Parameters
     ----------
@@ -253,9 +250,9 @@ class Embedding(_OneTable):
         Tensor (..., embedding_dim)
             Of `output_dtype`.
         """
-        _refuse_no_tensor(input)
+        _check_input(input)
         flat = input.reshape(-1)
-        out = self._lookup(flat, self._fixed(flat, 1, flat.shape[0]))
+        out = self._lookup(flat, self._offsets_of_equal_bags(flat, 1, flat.shape[0]))
         return out.view(*input.shape, self.embedding_dim)
 
     def _output_shape(

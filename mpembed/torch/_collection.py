@@ -1,4 +1,4 @@
-"""A module of several tables, called as TorchRec's or table-major."""
+"""A module of several tables, called with TorchRec's features or with table-major indices."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from torch import Tensor
 from mpembed import collection as core
 from mpembed.config import TableConfig
 from mpembed.optim import Optimizer
-from mpembed.torch._keyed import BagConfig, Layout, is_jagged, keyed
-from mpembed.torch._module import ModuleOptions, Options, TableModule, make_collection
+from mpembed.torch._feature_order import FeatureLayout
+from mpembed.torch._keyed import BagConfig, is_jagged, keyed_tensor
+from mpembed.torch._module import TableModule
+from mpembed.torch._options import ModuleOptions, Options, make_collection
 
 Names = Mapping[str, Sequence[str]]
 
 
 class EmbeddingBagCollection(TableModule):
-    """Several tables in one lookup, in the place of TorchRec's ``EmbeddingBagCollection``.
+    """Several tables in one lookup; a drop-in for TorchRec's ``EmbeddingBagCollection``.
 
     Parameters
     ----------
@@ -82,10 +84,9 @@ class EmbeddingBagCollection(TableModule):
         for table in collection.tables:
             if table.pooling == "none":
                 raise ValueError(
-                    f"table {table.name!r} has pooling 'none': mpembed.torch.Embedding looks such "
-                    "tables up"
+                    f"table {table.name!r} has pooling 'none': use mpembed.torch.Embedding for it"
                 )
-        self._layout = Layout(collection.tables, feature_names)
+        self._layout = FeatureLayout(collection.tables, feature_names)
         self._num_tables, self._is_weighted = len(collection.tables), is_weighted
 
     def forward(
@@ -115,14 +116,18 @@ class EmbeddingBagCollection(TableModule):
         """
         if is_jagged(features):
             if offsets is not None or per_sample_weights is not None:
-                raise TypeError("features have offsets and weights of their own")
+                raise TypeError(
+                    "offsets and per_sample_weights must be None: the features have offsets and "
+                    "weights of their own"
+                )
             return self._features(features)
         if not isinstance(features, Tensor):
             raise TypeError(
-                f"expected a KeyedJaggedTensor or indices, got {type(features).__name__}"
+                "features must be a KeyedJaggedTensor or a tensor of indices, got "
+                f"{type(features).__name__}"
             )
         if offsets is None:
-            raise TypeError("offsets are missing")
+            raise TypeError("offsets must be given where features is a tensor of indices")
         return self._lookup(features, offsets, per_sample_weights)
 
     def _output_shape(
@@ -136,30 +141,35 @@ class EmbeddingBagCollection(TableModule):
     def _features(self, features: Any) -> Any:
         keys = features.keys()
         if getattr(features, "variable_stride_per_key", bool)():
-            raise ValueError("features with a batch size of their own each are not supported")
+            raise ValueError(
+                "features of different batch sizes (stride_per_key) are not supported: give all one"
+            )
         order = self._layout.order(keys)
         weights = None
         if self._is_weighted:
             weights = features.weights_or_none()
             if weights is None:
-                raise ValueError("the features have no weights, and is_weighted is True")
+                raise ValueError(
+                    "the features have no weights, and the module was made with is_weighted=True"
+                )
         offsets = features.offsets()
-        stride = (offsets.shape[0] - 1) // len(keys)
-        if offsets.shape[0] != stride * len(keys) + 1:
+        batch_size = (offsets.shape[0] - 1) // len(keys)
+        if offsets.shape[0] != batch_size * len(keys) + 1:
             raise ValueError(
-                f"offsets of {len(keys)} features must have as many x batch size + 1 entries, got "
-                f"{offsets.shape[0]}"
+                f"offsets of {len(keys)} features must have {len(keys)} x batch size + 1 entries, "
+                f"got {offsets.shape[0]}"
             )
         layout = self._layout
-        out = self._lookup(features.values(), offsets, weights, order)
-        return keyed(features, list(layout.names), list(layout.lengths), layout.blocks(out, stride))
+        looked_up = self._lookup(features.values(), offsets, weights, order)
+        outputs = layout.outputs(looked_up, batch_size)
+        return keyed_tensor(features, list(layout.names), list(layout.lengths), outputs)
 
     def is_weighted(self) -> bool:
         """Return whether the weights of the features are used."""
         return self._is_weighted
 
     def embedding_bag_configs(self) -> list[BagConfig]:
-        """Return the tables with their features, as TorchRec's models ask for them."""
+        """Return the tables with their features, in the form that TorchRec's models read."""
         return [
             BagConfig(t.name, t.num_embeddings, t.embedding_dim, list(names), t.pooling)
             for t, names in zip(self.tables.tables, self._layout.features, strict=True)

@@ -1,28 +1,40 @@
-"""Swap the embeddings of a model for tables of mpembed's."""
+"""Replace the embeddings of a model with tables of mpembed's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from mpembed.config import CacheConfig
 from mpembed.optim import Optimizer, RowwiseAdagrad
-from mpembed.torch._bag import MODES, UNSUPPORTED, Embedding, EmbeddingBag, refuse_unsupported
-from mpembed.torch._module import OUTPUT_DTYPES, ConvertOptions
+from mpembed.torch._bag import Embedding, EmbeddingBag
+from mpembed.torch._options import (
+    OUTPUT_DTYPES,
+    UNSUPPORTED,
+    ConvertOptions,
+    check_mode,
+    refuse_unsupported,
+)
 
 _CHUNK = 1 << 22  # values of a weight that are copied at a time
 _NAMES_SHOWN = 8
+# Where PyTorch keeps hooks: it has no public way to ask for them.
 _HOOKS = (
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
     *("_state_dict_hooks", "_state_dict_pre_hooks"),
     *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 )
 _WEIGHT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-Source: TypeAlias = nn.EmbeddingBag | nn.Embedding
-Made = EmbeddingBag | Embedding
+Original = nn.EmbeddingBag | nn.Embedding
+Replacement = EmbeddingBag | Embedding
+
+
+def default_optimizer() -> Optimizer:
+    """Return the optimizer of `convert` where none is given."""
+    return RowwiseAdagrad(lr=0.02)
 
 
 def convert(
@@ -34,24 +46,27 @@ def convert(
     verbose: bool = True,
     **options: Unpack[ConvertOptions],
 ) -> nn.Module:
-    """Swap every ``nn.EmbeddingBag`` and ``nn.Embedding`` of a model, in place.
+    """Replace every ``nn.EmbeddingBag`` and ``nn.Embedding`` of a model, in place.
 
     Parameters
     ----------
     model : torch.nn.Module
-        The model. Weights are kept (rounded to `precision`), as are a module that is used in
-        several places and weights that do not require grad, whose module is frozen.
+        The model. Weights are kept, rounded to `precision`. A module that is used in several
+        places stays one module; one whose weight does not require grad is frozen.
     precision : str
-        Storage format of the rows.
+        Storage format of the rows. Measured with a cache of 5 % of the rows, ``"int8"`` keeps
+        FP32's accuracy on click, retrieval and sequence models. ``"int4"`` keeps it on click
+        models; it loses about a quarter of NDCG or hit rate on sequence and retrieval models with
+        dense use of every row.
     cache : mpembed.CacheConfig, optional
         One for each table.
     optimizer : mpembed.SGD, mpembed.Adagrad or mpembed.RowwiseAdagrad, optional
-        Of all tables, ``RowwiseAdagrad(lr=0.02)`` by default.
+        Shared by all tables; by default ``RowwiseAdagrad(lr=0.02)``.
     verbose : bool
         Print the memory before and after.
     **options
-        As in `EmbeddingBag`. `output_dtype` is the weight's type by default, `device` where the
-        weight lies.
+        As in `EmbeddingBag`. By default `output_dtype` is the weight's type and `device` the
+        weight's device.
 
     Returns
     -------
@@ -63,27 +78,28 @@ def convert(
     ValueError
         Before anything changes, naming the module: for options that a fused update cannot keep
         (`padding_idx`, `max_norm`, `scale_grad_by_freq`, `sparse`, mode ``"max"``), a weight that
-        another module uses too, a subclass, hooks, values that `precision` cannot store; if there
-        is nothing to swap.
+        another module uses too, a subclass, hooks, and values that `precision` cannot store. Also
+        if the model has no embedding.
 
     Notes
     -----
-    Make the optimizer of the other parameters afterwards: the weights are no longer parameters.
-    Peak memory holds the old and the new tables. Measured with a 5 % cache, INT8 keeps FP32's
-    accuracy on click, retrieval and sequence models; INT4 keeps it on click models and loses about
-    a quarter of NDCG or hit rate on sequence and retrieval models with dense use of every row.
+    Make the optimizer of the other parameters afterwards: tables are not parameters. Peak memory
+    holds the old and the new tables.
     """
     wrong = set(options) - set(ConvertOptions.__annotations__) - set(UNSUPPORTED)
     if wrong:
-        raise TypeError(f"convert has no option {min(wrong)!r}")
-    found = _found(model)
+        raise TypeError(
+            f"convert has no option {min(wrong)!r}; there are "
+            f"{', '.join(ConvertOptions.__annotations__)}"
+        )
+    found = _find_embeddings(model)
     if not found:
         raise ValueError("the model has no nn.EmbeddingBag and no nn.Embedding")
     for name, module in found.items():
-        _refuse(name, module, model)
-    chosen = RowwiseAdagrad(lr=0.02) if optimizer is None else optimizer
+        _check_replaceable(name, module, model)
+    shared = default_optimizer() if optimizer is None else optimizer
     made = {
-        name: _made(name, module, precision, cache, chosen, options)
+        name: _replacement(name, module, precision, cache, shared, options)
         for name, module in found.items()
     }
     if verbose:
@@ -91,14 +107,14 @@ def convert(
     by_id: dict[int, nn.Module] = {id(found[name]): made[name] for name in found}
     if id(model) in by_id:
         return by_id[id(model)]
-    for parent in model.modules():
-        for name, child in list(parent._modules.items()):
-            if id(child) in by_id:
-                parent._modules[name] = by_id[id(child)]
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in by_id:
+            parent, _, name = path.rpartition(".")
+            model.get_submodule(parent).register_module(name, by_id[id(module)])
     return model
 
 
-def _found(model: nn.Module) -> dict[str, Source]:
+def _find_embeddings(model: nn.Module) -> dict[str, Original]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     named: Iterator[tuple[str, nn.Module]] = model.named_modules()
@@ -109,45 +125,53 @@ def _found(model: nn.Module) -> dict[str, Source]:
     }
 
 
-def _refuse(name: str, module: Source, model: nn.Module) -> None:
-    """Raise ValueError for a module that cannot be swapped as it is."""
+def _check_replaceable(name: str, module: Original, model: nn.Module) -> None:
+    """Raise ValueError for a module that a table cannot replace."""
     kind = type(module)
     if kind not in (nn.EmbeddingBag, nn.Embedding):
-        raise ValueError(f"{name}: {kind.__name__} is a subclass, which may do something else")
-    options = ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse")
-    refuse_unsupported(name, {key: getattr(module, key) for key in options})
-    if isinstance(module, nn.EmbeddingBag) and module.mode not in MODES:
-        raise ValueError(f"{name}: mode={module.mode!r} is not supported")
+        raise ValueError(
+            f"{name}: {kind.__name__} is a subclass, which may do something else: replace "
+            "it by hand"
+        )
+    refuse_unsupported(name, {option: getattr(module, option) for option in UNSUPPORTED})
+    if isinstance(module, nn.EmbeddingBag):
+        check_mode(f"{name}: mode", module.mode)
     if module.weight.dtype not in OUTPUT_DTYPES:
-        raise ValueError(f"{name}: weights of {module.weight.dtype} are not supported")
+        allowed = ", ".join(map(str, OUTPUT_DTYPES))
+        raise ValueError(f"{name}: its weight must be of {allowed}, got {module.weight.dtype}")
     hooks = [getattr(module, kind) for kind in _HOOKS]
     if any(hooks) or any(getattr(module.weight, kind, None) for kind in _WEIGHT_HOOKS):
-        raise ValueError(f"{name}: its hooks would be lost")
+        raise ValueError(
+            f"{name}: its hooks would be lost: remove them, and register them afterwards"
+        )
     for other_name, other in model.named_modules():
-        if other is not module and any(_tied(p, module.weight) for p in other._parameters.values()):
-            raise ValueError(f"{name}: its weight is also used by {other_name}")
+        tied = any(_same_memory(p, module.weight) for p in other.parameters(recurse=False))
+        if tied and other is not module:
+            raise ValueError(
+                f"{name}: its weight is also used by {other_name}: give one of them a copy"
+            )
 
 
-def _tied(one: Tensor | None, weight: Tensor) -> bool:
+def _same_memory(one: Tensor, weight: Tensor) -> bool:
     """Whether a parameter is this weight, or another one on its memory."""
-    if one is None or one is weight:
-        return one is weight
+    if one is weight:
+        return True
     return one.device.type != "meta" and one.numel() > 0 and one.data_ptr() == weight.data_ptr()
 
 
-def _made(
+def _replacement(
     name: str,
-    module: Source,
+    module: Original,
     precision: str,
     cache: CacheConfig | None,
     optimizer: Optimizer,
     options: Any,
-) -> Made:
+) -> Replacement:
     weight = module.weight.detach()
-    where = {"device": str(weight.device), "output_dtype": weight.dtype, **options}
     common: dict[str, Any] = {"optimizer": optimizer, "precision": precision, "cache": cache}
-    common |= {"init": "zeros", "name": name, **where}
-    made: Made
+    common |= {"device": str(weight.device), "output_dtype": weight.dtype, **options}
+    common |= {"init": "zeros", "name": name}
+    made: Replacement
     if isinstance(module, nn.EmbeddingBag):
         last = bool(module.include_last_offset)
         made = EmbeddingBag(*weight.shape, mode=module.mode, include_last_offset=last, **common)
@@ -161,7 +185,7 @@ def _made(
     return made.train(module.training)
 
 
-def _fill(made: Made, name: str, weight: Tensor) -> None:
+def _fill(made: Replacement, name: str, weight: Tensor) -> None:
     rows = max(1, _CHUNK // weight.shape[1])
     stream = None
     if weight.is_cuda:
@@ -172,7 +196,7 @@ def _fill(made: Made, name: str, weight: Tensor) -> None:
         made.tables.set_rows(name, ids, values, stream=stream)
 
 
-def _report(found: dict[str, Source], made: dict[str, Made], precision: str) -> str:
+def _report(found: dict[str, Original], made: dict[str, Replacement], precision: str) -> str:
     lines: list[str] = []
     before = after = 0
     for name, module in found.items():

@@ -1,4 +1,4 @@
-"""The lookup as autograd sees it: a function where code runs as written, operators for compilers.
+"""The lookup as autograd sees it: an autograd function in eager mode, operators for compilers.
 
 Both make the same calls of the same collection, so they give the same bytes. The function costs a
 fraction of what an operator written in Python does.
@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpembed.torch._calls import Calls, Opened, live
+from mpembed.torch._module_calls import ModuleCalls, OpenForward, calls_of
 
-_NO_GRAPH = (
-    "the backward of mpembed's tables cannot be differentiated (create_graph=True): it updates rows"
+_NO_SECOND_DERIVATIVE = (
+    "the backward of mpembed's tables updates rows and cannot be differentiated: call it without "
+    "create_graph=True"
 )
 
 
@@ -26,14 +27,14 @@ def _anchor_grad(value: float) -> Tensor:
 
 
 class Lookup(torch.autograd.Function):
-    """A training forward; its backward updates the rows. Nothing but an open ticket is kept."""
+    """A training forward, whose backward updates the rows. Between them a batch is open."""
 
     @staticmethod
     def forward(
         ctx: Any,
         anchor: Tensor,
         weights: Tensor | None,
-        calls: Calls,
+        calls: ModuleCalls,
         indices: Tensor,
         offsets: Tensor,
         order: Sequence[int],
@@ -42,49 +43,51 @@ class Lookup(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if weights is not None:
             weights = weights.detach()
-        out, ctx.opened = calls.open(indices, offsets, weights, order)
+        out, ctx.open_forward = calls.train_forward(indices, offsets, weights, order)
         ctx.calls = calls
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Update; the anchor's gradient is infinite where a scaled gradient was."""
+        """Update; give the anchor an infinite gradient where a scaled one was not finite."""
         if torch.is_grad_enabled():
-            raise RuntimeError(_NO_GRAPH)
+            raise RuntimeError(_NO_SECOND_DERIVATIVE)
         if grads[0] is None:  # no gradient reaches the rows, not even decay
-            ctx.opened[0].drop()
+            ctx.open_forward.ticket.drop()
             return None, None, None, None, None, None
-        weight_grad, done = ctx.calls.update(ctx.opened, grads[0])
-        lost = None if done else _anchor_grad(torch.inf)
-        return lost, weight_grad, None, None, None, None
+        weight_grad, updated = ctx.calls.backward(ctx.open_forward, grads[0])
+        anchor_grad = None if updated else _anchor_grad(torch.inf)
+        return anchor_grad, weight_grad, None, None, None, None
 
 
 # ---- operators -----------------------------------------------------------------------------------
 #
-# A ticket travels from one operator to the other as a tensor of one zero, known by its address: it
-# may be neither copied nor kept by value. The ticket lives as long as the tensor's memory.
+# Operators take and return tensors. So an open forward goes from the lookup to the update as a
+# tensor of one zero, whose address finds it: a copy of the tensor does not. The forward is kept as
+# long as the tensor's memory.
 
-_tickets: dict[int, tuple[Opened, weakref.ref[Any]]] = {}
+_open_forwards: dict[int, tuple[OpenForward, weakref.ref[Any]]] = {}
 
 
-def _ticket_tensor(opened: Opened) -> Tensor:
+def _ticket_tensor(forward: OpenForward) -> Tensor:
     memory = np.zeros(1, np.int64)
     address = memory.ctypes.data
 
-    def forget(_: object, tickets: dict[int, Any] = _tickets) -> None:
-        tickets.pop(address, None)
+    # The dictionary as an argument: at the interpreter's exit the global may be gone.
+    def forget(_: object, forwards: dict[int, Any] = _open_forwards) -> None:
+        forwards.pop(address, None)
 
-    _tickets[address] = opened, weakref.ref(memory, forget)
+    _open_forwards[address] = forward, weakref.ref(memory, forget)
     return torch.from_numpy(memory)
 
 
-def opened_by(ticket: Tensor) -> Opened:
+def forward_of(ticket: Tensor) -> OpenForward:
     """Return the forward that a ticket's tensor stands for."""
-    found = _tickets.get(ticket.data_ptr())
+    found = _open_forwards.get(ticket.data_ptr())
     if found is None:
         raise RuntimeError(
-            "the ticket of this backward is not known: its tensor was copied, for instance by "
-            "saved-tensor hooks, or no forward made it"
+            "the ticket of this backward is not known: its tensor was copied; use no saved-tensor "
+            "hooks that copy, such as save_on_cpu, around a compiled module"
         )
     return found[0]
 
@@ -107,14 +110,14 @@ def lookup(
     width: int,
 ) -> tuple[Tensor, Tensor]:
     """Look up (rows, width) values in the tables of a handle; return them and a ticket."""
-    calls = live(handle)
+    calls = calls_of(handle)
     if weights is not None:
         weights = weights.detach()
     if not training:
         out = calls.evaluate(indices, offsets, weights, order)
         return out, torch.zeros(1, dtype=torch.int64, device="cpu")
-    out, opened = calls.open(indices, offsets, weights, order)
-    return out, _ticket_tensor(opened)
+    out, forward = calls.train_forward(indices, offsets, weights, order)
+    return out, _ticket_tensor(forward)
 
 
 @lookup.register_fake
@@ -140,10 +143,10 @@ def _(
 )
 def update(grad: Tensor, ticket: Tensor, handle: int, weights: int) -> tuple[Tensor, Tensor]:
     """Update the rows of a ticket; return the gradients of the anchor and of the weights."""
-    weight_grad, done = live(handle).update(opened_by(ticket), grad.detach())
+    weight_grad, updated = calls_of(handle).backward(forward_of(ticket), grad.detach())
     if weight_grad is None:
         weight_grad = grad.new_empty(0, dtype=torch.float32)
-    return _anchor_grad(0.0 if done else torch.inf), weight_grad
+    return _anchor_grad(0.0 if updated else torch.inf), weight_grad
 
 
 @update.register_fake
@@ -161,7 +164,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     if not ctx.training:
-        raise RuntimeError("a lookup with training=False has no backward")
+        raise RuntimeError("a lookup in evaluation has no backward: call train() of the module")
     count = 0 if ctx.weights is None else ctx.weights
     ops = torch.ops.mpembed
     anchor, weight_grad = ops.update(grad, ctx.saved_tensors[0], ctx.handle, count)
@@ -171,7 +174,7 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
 
 lookup.register_autograd(_backward, setup_context=_setup)
 
-# What they change lies outside of tensors: a compiler may not drop, merge or reorder their calls.
+# They change state outside of tensors: a compiler may not drop, merge or reorder their calls.
 COMPILES = hasattr(lookup, "register_effect")
 if COMPILES:
     from torch._library.effects import EffectType

@@ -3,75 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
-from mpembed._arguments.scalars import finite
 from mpembed.collection import EmbeddingBagCollection
-from mpembed.config import CacheConfig, TableConfig
-from mpembed.devices import CudaDevice, TorchDevice
 from mpembed.optim import Optimizer
 from mpembed.torch import _state
-from mpembed.torch._calls import Calls
+from mpembed.torch._copies import PortableCollection
 from mpembed.torch._lookup import COMPILES, Lookup
+from mpembed.torch._module_calls import AttachedOptimizer, ModuleCalls
+from mpembed.torch._options import ModuleOptions, check_module_options
 
-OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _apply: Callable[..., Tensor] = Lookup.apply
 _profiling = torch._C._autograd._profiler_enabled
 _tracing = torch._C._is_tracing
-
-
-class CollectionOptions(TypedDict, total=False):
-    """Keywords that become those of ``mpembed.EmbeddingBagCollection``."""
-
-    device: str | CudaDevice | TorchDevice
-    seed: int
-    rounding: str
-    bounds: str
-    on_nonfinite: str
-
-
-class ModuleOptions(TypedDict, total=False):
-    """Keywords of every module, beside those of its collection."""
-
-    output_dtype: torch.dtype
-    clip_grad_value: float | None
-    clip_grad_norm: float | None
-
-
-class ConvertOptions(CollectionOptions, ModuleOptions, total=False):
-    """Keywords of `convert`, which names the cache itself."""
-
-
-class Options(ConvertOptions, total=False):
-    """Keywords of a module that makes its own collection."""
-
-    cache: CacheConfig | None
-
-
-def make_collection(
-    tables: Sequence[TableConfig], optimizer: Optimizer, options: Options
-) -> tuple[EmbeddingBagCollection, ModuleOptions]:
-    """Return a collection, and the options that are the module's own."""
-    own: Any = {k: v for k, v in options.items() if k in ModuleOptions.__annotations__}
-    rest: Any = {k: v for k, v in options.items() if k not in own}
-    for name in rest:
-        if name not in Options.__annotations__:
-            raise TypeError(f"{name!r} is no option of mpembed.torch's modules")
-    _check(own)
-    return EmbeddingBagCollection(tables, optimizer=optimizer, **rest), own
-
-
-def _check(options: Any) -> None:
-    dtype = options.get("output_dtype", torch.float32)
-    if dtype not in OUTPUT_DTYPES:
-        raise ValueError(f"output_dtype must be float32, bfloat16 or float16, got {dtype}")
-    for name in ("clip_grad_value", "clip_grad_norm"):
-        if options.get(name) is not None and finite(name, options[name], 0.0) == 0.0:
-            raise ValueError(f"{name} must be positive")
 
 
 class TableModule(nn.Module):
@@ -95,9 +43,10 @@ class TableModule(nn.Module):
         super().__init__()
         if not isinstance(collection, EmbeddingBagCollection):
             raise TypeError(
-                f"expected an mpembed.EmbeddingBagCollection, got {type(collection).__name__}"
+                f"collection must be an mpembed.EmbeddingBagCollection, got "
+                f"{type(collection).__name__}"
             )
-        _check(options)
+        check_module_options(options)
         self.output_dtype = options.get("output_dtype", torch.float32)
         clip = options.get("clip_grad_value"), options.get("clip_grad_norm")
         self._attach(collection, clip, trained=True)
@@ -109,10 +58,10 @@ class TableModule(nn.Module):
         *,
         trained: bool,
     ) -> None:
-        self._calls = Calls(collection, *clip)
+        self._calls = ModuleCalls(collection, *clip)
         self._handle = self._calls.handle
-        # Requires grad in the place of the tables, so that autograd comes to the backward. It is
-        # no parameter: nothing else may train, clip or synchronise it.
+        # Autograd calls the backward because this requires grad. It is not a parameter: nothing
+        # else may train, clip or synchronise it.
         self._anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=trained)
 
     @property
@@ -137,8 +86,8 @@ class TableModule(nn.Module):
 
     @clip_grad_value.setter
     def clip_grad_value(self, value: float | None) -> None:
-        _check({"clip_grad_value": value})
-        self._calls.clip(value, self.clip_grad_norm)
+        check_module_options({"clip_grad_value": value})
+        self._calls.set_clipping(value, self.clip_grad_norm)
 
     @property
     def clip_grad_norm(self) -> float | None:
@@ -147,8 +96,27 @@ class TableModule(nn.Module):
 
     @clip_grad_norm.setter
     def clip_grad_norm(self, norm: float | None) -> None:
-        _check({"clip_grad_norm": norm})
-        self._calls.clip(self.clip_grad_value, norm)
+        check_module_options({"clip_grad_norm": norm})
+        self._calls.set_clipping(self.clip_grad_value, norm)
+
+    # ---- for FusedOptimizer ------------------------------------------------------------------
+
+    @property
+    def autograd_anchor(self) -> Tensor:
+        """The scalar that requires grad in the place of the tables; it is not a parameter."""
+        return self._anchor
+
+    def attach_optimizer(self, optimizer: AttachedOptimizer, group: int) -> None:
+        """Let backwards take the learning rate and gradient scale of an optimizer's group.
+
+        Parameters
+        ----------
+        optimizer : AttachedOptimizer
+            Such as a `FusedOptimizer`; asked as long as it lives, or until another is attached.
+        group : int
+            Passed to its `apply_lr`.
+        """
+        self._calls.attach_optimizer(optimizer, group)
 
     # ---- calls -----------------------------------------------------------------------------
 
@@ -159,10 +127,10 @@ class TableModule(nn.Module):
         weights: Tensor | None = None,
         order: Sequence[int] = (),
     ) -> Tensor:
-        """Look up, with the update to follow where one will; `order` as in `_calls.arranged`."""
+        """Look up, for training where the module trains; `order` as in `_feature_order`."""
         training = self.training and torch.is_grad_enabled() and self._anchor.requires_grad
         if weights is not None:
-            weights = self._checked(weights, training=training)
+            weights = self._checked_weights(weights, training=training)
         if torch.compiler.is_compiling():
             out = self._compiled(indices, offsets, weights, order, training=training)
         elif _profiling():
@@ -173,11 +141,11 @@ class TableModule(nn.Module):
         return out if self.output_dtype is torch.float32 else out.to(self.output_dtype)
 
     @staticmethod
-    def _checked(weights: Tensor, *, training: bool) -> Tensor:
+    def _checked_weights(weights: Tensor, *, training: bool) -> Tensor:
         if not training and weights.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "per_sample_weights require grad, which only a training forward gives: call "
-                "train() or requires_grad_() of the module, or detach the weights"
+                "train() and requires_grad_() of the module, or detach the weights"
             )
         return weights.to(torch.float32)
 
@@ -192,7 +160,7 @@ class TableModule(nn.Module):
     ) -> Tensor:
         if _tracing():
             raise RuntimeError(
-                "torch.jit.trace would keep the rows of this batch as constants: use torch.export"
+                "torch.jit.trace would store the rows of this batch as constants: use torch.export"
             )
         if training:
             return _apply(self._anchor, weights, self._calls, indices, offsets, order)
@@ -233,7 +201,7 @@ class TableModule(nn.Module):
         return super().requires_grad_(requires_grad)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Refuse other devices and shared memory; tables keep their own element types."""
+        """Refuse to move or share the tables; they keep their own element types."""
         probe = fn(torch.zeros((), device="cpu"))
         here = self.device
         if probe.device.type != here.type or (here.index or 0) != (probe.device.index or 0):
@@ -244,9 +212,14 @@ class TableModule(nn.Module):
                     "module with device=, or move the other modules one by one"
                 )
             if fn(torch.zeros((), device=here)).device.type == "cpu":
-                raise RuntimeError(f"the tables lie on {here} and cannot be moved to the CPU")
+                raise RuntimeError(
+                    f"the tables lie on {here} and cannot be moved to the CPU: make the module "
+                    "with device='cpu', or move the other modules one by one"
+                )
         if probe.device.type == "cpu" and probe.is_shared():  # a GPU's memory always says so
-            raise RuntimeError("the tables cannot be shared between processes")
+            raise RuntimeError(
+                "the tables cannot be shared between processes: send the module, which is copied"
+            )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -289,7 +262,7 @@ class TableModule(nn.Module):
         for name in ("_calls", "_handle", "_anchor"):
             del state[name]
         clip = self.clip_grad_value, self.clip_grad_norm
-        state["_portable"] = _state.Portable.of(self.tables), clip, self._anchor.requires_grad
+        state["_portable"] = PortableCollection.of(self.tables), clip, self._anchor.requires_grad
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -13,32 +13,32 @@ from mpembed.torch._module import TableModule
 
 
 class FusedOptimizer(torch.optim.Optimizer):
-    """A ``torch.optim.Optimizer`` whose updates are made by the backward already.
+    """A ``torch.optim.Optimizer`` for tables that the backward has already updated.
 
     Each optimizer of mpembed's in the model is one group of parameters, with the learning rate
-    `lr`. A backward uses the rate that its group holds at the time, so that schedulers work as
-    with any optimizer. While an object of this class lives, its groups decide, and no longer the
-    `lr` of mpembed's optimizer.
+    `lr`. A backward uses the rate that its group holds at the time, so schedulers work as with any
+    optimizer. While an object of this class lives, set the rate in its groups: they overwrite the
+    `lr` of mpembed's optimizers.
 
     Parameters
     ----------
     model : torch.nn.Module
         A module of `mpembed.torch`, or a model with some inside.
     grad_scaler : torch.amp.GradScaler, optional
-        The scaler of the loss. Gradients are divided by its scale before the update. One that is
-        then not finite updates nothing, and the scaler learns of it in ``scaler.step(this)``.
+        The scaler of the loss. Gradients are divided by its scale before the update. A gradient
+        that is then not finite updates nothing; ``scaler.step`` of this optimizer finds out.
 
     Raises
     ------
     TypeError
-        If `model` is no module.
+        If `model` is not a module.
     ValueError
-        If there is no module of `mpembed.torch` in it.
+        If it contains no module of `mpembed.torch`.
 
     Notes
     -----
-    `step` calls the closure, if any, and nothing else is left to do. `state_dict` has the learning
-    rates; what the optimizer keeps for each row is part of the module's ``state_dict``.
+    `step` updates no rows. `state_dict` has the learning rates; what the optimizer keeps for each
+    row is part of the module's ``state_dict``.
     """
 
     def __init__(self, model: nn.Module, grad_scaler: torch.amp.GradScaler | None = None) -> None:
@@ -46,29 +46,31 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         modules = [m for m in model.modules() if isinstance(m, TableModule)]
         if not modules:
-            raise ValueError("the model has no module of mpembed.torch")
+            raise ValueError(
+                "model has no module of mpembed.torch: make this optimizer after convert(model)"
+            )
         grouped: dict[int, list[TableModule]] = {}
         for module in modules:
             grouped.setdefault(id(module.optimizer), []).append(module)
         self.grad_scaler = grad_scaler
-        self._lost_at: float | None = None  # the scale at which a gradient was not finite
+        self._overflow_scale: float | None = None  # at which a gradient was not finite
         self._fused: list[Optimizer] = [group[0].optimizer for group in grouped.values()]
         groups = [
-            {"params": [module._anchor for module in group], "lr": group[0].optimizer.lr}
+            {"params": [module.autograd_anchor for module in group], "lr": group[0].optimizer.lr}
             for group in grouped.values()
         ]
         super().__init__(groups, {"lr": 0.0})
         for number, group in enumerate(grouped.values()):
             for module in group:
-                module._calls.follow(self, number)
+                module.attach_optimizer(self, number)
         self.zero_grad()
 
-    def apply(self, number: int) -> None:
+    def apply_lr(self, group: int) -> None:
         """Give the learning rate of a group to its optimizer.
 
         Parameters
         ----------
-        number : int
+        group : int
             Place of the group in `param_groups`.
 
         Raises
@@ -76,11 +78,11 @@ class FusedOptimizer(torch.optim.Optimizer):
         ValueError
             If it is negative or not finite.
         """
-        lr, fused = float(self.param_groups[number]["lr"]), self._fused[number]
+        lr, fused = float(self.param_groups[group]["lr"]), self._fused[group]
         if lr != fused.lr:
             fused.lr = lr
 
-    def unscaled(self, grad: Tensor) -> Tensor | None:
+    def unscale(self, grad: Tensor) -> Tensor | None:
         """Divide a gradient by the scale of the loss.
 
         Parameters
@@ -91,27 +93,27 @@ class FusedOptimizer(torch.optim.Optimizer):
         Returns
         -------
         Tensor or None
-            None where it is not finite and a scaler will look for a smaller scale.
+            None where it is not finite and the scaler will lower its scale.
         """
         scaler = self.grad_scaler
         if scaler is None or not scaler.is_enabled():
             return grad
         scale = float(scaler.get_scale())
-        if self._lost_at is not None and self._lost_at != scale:
-            self.zero_grad()  # the scaler knows: it has lowered the scale
+        if self._overflow_scale is not None and self._overflow_scale != scale:
+            self.zero_grad()  # the scaler has seen it and lowered the scale
         grad = grad * (1.0 / scale)
         if bool(torch.isfinite(grad).all()):
             return grad
-        self._lost_at = scale
+        self._overflow_scale = scale
         return None
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Take the learning rates over; the rows have been updated.
+        """Apply the learning rates of the groups; the rows have been updated by the backward.
 
         Parameters
         ----------
         closure : callable, optional
-            Called with gradients enabled, as other optimizers do.
+            Called first, with gradients enabled.
 
         Returns
         -------
@@ -123,7 +125,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for number in range(len(self._fused)):
-            self.apply(number)
+            self.apply_lr(number)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -132,30 +134,33 @@ class FusedOptimizer(torch.optim.Optimizer):
         Parameters
         ----------
         set_to_none : bool
-            Without meaning here.
+            Ignored.
         """
-        self._lost_at = None
+        self._overflow_scale = None
         for group in self.param_groups:
             for anchor in group["params"]:
-                # A gradient must be there, for a scaler insists on having looked at one.
+                # A scaler refuses an optimizer in which it has found no gradient.
                 anchor.grad = torch.zeros_like(anchor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take learning rates over.
+        """Continue with saved learning rates.
 
         Parameters
         ----------
         state_dict : dict
-            From `state_dict` of the optimizer of such a model.
+            From `state_dict` of a FusedOptimizer of such a model.
         """
         super().load_state_dict(state_dict)
         for number in range(len(self._fused)):
-            self.apply(number)
+            self.apply_lr(number)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refuse groups beyond those of the model's tables."""
         if len(self.param_groups) == len(self._fused):
-            raise ValueError("a FusedOptimizer has the tables of its model and no other parameters")
+            raise ValueError(
+                "a FusedOptimizer has the tables of its model and no other parameters: give "
+                "those to another optimizer"
+            )
         super().add_param_group(param_group)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:

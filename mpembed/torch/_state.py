@@ -1,10 +1,7 @@
-"""A collection's state as tensors: for ``state_dict``, pickle and copies."""
+"""A collection's state as tensors, for ``state_dict``, pickle and copies."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import weakref
 from typing import Any
 
 import numpy as np
@@ -13,22 +10,18 @@ import torch
 from mpembed._arguments.scalars import MAX_SEED, MAX_STEP, integer
 from mpembed._bindings import array_ops
 from mpembed._bindings.device import Stream
-from mpembed._collection.settings import Settings
-from mpembed._collection.state import CollectionState
 from mpembed.collection import EmbeddingBagCollection
-from mpembed.optim import Optimizer
 
 _FORMAT = 1
-Named = dict[str, Any]
 
 
 def _signed(array: Any) -> Any:
-    """Return the same memory with a type that all of torch knows."""
+    """Return unsigned integers as signed ones: PyTorch does not do everything with unsigned."""
     return array.view(np.dtype(f"i{array.itemsize}")) if array.dtype.kind == "u" else array
 
 
 def _keys(collection: EmbeddingBagCollection) -> dict[str, str]:
-    """Return the name in a state of each array; tables go by number: a module may be renamed."""
+    """Return each array's name in a state: by the number of its table, whose name may change."""
     names: dict[str, str] = {}
     for number, table in enumerate(collection.tables):
         for kind in ("rows", "state"):
@@ -36,8 +29,8 @@ def _keys(collection: EmbeddingBagCollection) -> dict[str, str]:
     return {name: names.get(name, name) for name in collection.state.arrays()}
 
 
-def _layout(collection: EmbeddingBagCollection) -> Named:
-    """Return what two collections must have in common, in plain types."""
+def _layout(collection: EmbeddingBagCollection) -> dict[str, Any]:
+    """Return what a state and the collection that loads it must have in common."""
     settings, tables = collection.state.settings, collection.tables
     cache = settings.cache
     return {
@@ -52,7 +45,7 @@ def _layout(collection: EmbeddingBagCollection) -> Named:
 
 
 def _tensors(collection: EmbeddingBagCollection, on: Stream) -> dict[str, torch.Tensor]:
-    """Return the arrays and the step: on the CPU their memory, of a device copies."""
+    """Return the arrays and the step: on the CPU the same memory, of a device copies."""
     arrays, keys = collection.state.arrays(), _keys(collection)
     if on.device.synchronous:
         found = {keys[name]: torch.from_numpy(_signed(a)) for name, a in arrays.items()}
@@ -65,8 +58,8 @@ def _tensors(collection: EmbeddingBagCollection, on: Stream) -> dict[str, torch.
     return {**copies, "step": torch.tensor([collection.state.step(on)])}
 
 
-def state_of(collection: EmbeddingBagCollection) -> Named:
-    """Return all that training changes, but the learning rate."""
+def state_of(collection: EmbeddingBagCollection) -> dict[str, Any]:
+    """Return all that training changes, except the learning rate."""
     with collection.state.reading() as on:
         return {
             "format": _FORMAT,
@@ -79,39 +72,33 @@ def state_of(collection: EmbeddingBagCollection) -> Named:
 def load(collection: EmbeddingBagCollection, state: Any) -> None:
     """Continue from a state; ValueError if it does not fit, before anything changes."""
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise ValueError("the state is none of mpembed's modules, or of another version")
+        raise ValueError(
+            f"the state is not from get_extra_state() of an mpembed.torch module, format {_FORMAT}"
+        )
     layout, given = _layout(collection), state.get("layout")
     for part, own in layout.items():
         other = given.get(part) if isinstance(given, dict) else None
         if other != own:
-            raise ValueError(f"the state's {part} are {other}, the module's {own}")
+            raise ValueError(
+                f"the state's {part} are {other}, the module's {own}: make the module as the one "
+                "that was saved"
+            )
     seed = integer("seed of the state", state.get("seed"), 0, MAX_SEED)
     with collection.state.writing():
         arrays, step = _checked(collection, state.get("arrays"))
         collection.state.restore(arrays, step, seed)
 
 
-def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[Named, int]:
+def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[dict[str, Any], int]:
     """Return NumPy arrays by the collection's own names, and the step."""
     keys, result = _keys(collection), {}
     if not isinstance(found, dict) or set(found) != {*keys.values(), "step"}:
         have = sorted(found) if isinstance(found, dict) else found
         raise ValueError(f"the state has the arrays {have}, not {sorted([*keys.values(), 'step'])}")
     for name, own in collection.state.arrays().items():
-        tensor = found[keys[name]]
         dtype = np.dtype(own.dtype)
-        wanted = np.dtype(f"i{dtype.itemsize}") if dtype.kind == "u" else dtype
-        values = tensor.detach().cpu().numpy() if isinstance(tensor, torch.Tensor) else tensor
-        if (
-            not isinstance(values, np.ndarray)
-            or values.dtype != wanted
-            or values.shape != tuple(own.shape)
-        ):
-            known = isinstance(values, np.ndarray)
-            what = (values.dtype.name, values.shape) if known else type(values).__name__
-            raise ValueError(
-                f"{keys[name]} of the state is {what}, not {(wanted.name, tuple(own.shape))}"
-            )
+        stored = np.dtype(f"i{dtype.itemsize}") if dtype.kind == "u" else dtype
+        values = _array(keys[name], found[keys[name]], stored, tuple(own.shape))
         values = collection.state.without_pins(name, values.view(dtype))
         try:
             collection.state.check(name, values)
@@ -119,55 +106,16 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[Named, int
             raise ValueError(f"the state: {error}") from None
         result[name] = values
     step = found["step"]
-    step = step.detach().cpu().numpy() if isinstance(step, torch.Tensor) else np.asarray(step)
-    if step.shape != (1,) or step.dtype != np.int64:
-        raise ValueError(f"step of the state is {step.dtype.name, step.shape}, not ('int64', (1,))")
-    return result, integer("step of the state", int(step[0]), 0, MAX_STEP)
+    step = step if isinstance(step, torch.Tensor) else np.asarray(step)
+    number = int(_array("step", step, np.dtype(np.int64), (1,))[0])
+    return result, integer("step of the state", number, 0, MAX_STEP)
 
 
-class Portable:
-    """A collection on its way through pickle or ``copy.deepcopy``, which it refuses itself."""
-
-    def __init__(self, collection: EmbeddingBagCollection) -> None:
-        self.collection = collection
-
-    @classmethod
-    def of(cls, collection: EmbeddingBagCollection) -> Portable:
-        """Return the one of a collection: modules that share it share its copy."""
-        found = _on_their_way.get(id(collection))
-        if found is None:
-            found = _on_their_way[id(collection)] = cls(collection)
-        return found
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Portable:
-        settings = self.collection.state.settings
-        optimizer = copy.deepcopy(settings.optimizer, memo)  # one for all that share it
-        twin = _made(dataclasses.replace(settings, optimizer=optimizer))
-        load(twin, state_of(self.collection))
-        return Portable(twin)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        s, state = self.collection.state.settings, state_of(self.collection)
-        if protocol >= 4:
-            # Not torch.save, which uses 2 and writes tensors as they are. Elsewhere tensors may
-            # travel as shared memory, which is gone with these ones before it arrives.
-            arrays = {name: tensor.numpy() for name, tensor in state["arrays"].items()}
-            state = {**state, "arrays": arrays}
-        places = s.device.name, s.seed, s.rounding, s.bounds, s.on_nonfinite
-        return _rebuilt, (s.tables, s.cache, s.optimizer, places, state)
-
-
-_on_their_way: weakref.WeakValueDictionary[int, Portable] = weakref.WeakValueDictionary()
-
-
-def _made(settings: Settings) -> EmbeddingBagCollection:
-    """Return a collection whose rows are left undefined."""
-    return EmbeddingBagCollection.from_state(CollectionState(settings))
-
-
-def _rebuilt(
-    tables: Any, cache: Any, optimizer: Optimizer, places: tuple[Any, ...], state: Named
-) -> Portable:
-    made = _made(Settings.checked(tables, cache, optimizer, *places))
-    load(made, state)
-    return Portable(made)
+def _array(name: str, given: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+    """Return a tensor or NumPy array of a state as NumPy array; ValueError if it does not fit."""
+    values = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else given
+    is_array = isinstance(values, np.ndarray)
+    if not is_array or values.dtype != dtype or values.shape != shape:
+        what = (values.dtype.name, values.shape) if is_array else type(values).__name__
+        raise ValueError(f"{name} of the state is {what}, not {(dtype.name, shape)}")
+    return values

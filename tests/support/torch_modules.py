@@ -1,4 +1,4 @@
-"""What the tests of mpembed.torch share: modules, batches, states."""
+"""Modules, batches and states that the tests of mpembed.torch share."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def state(module: Any) -> dict[str, bytes]:
 
 
 def open_batches(module: Any) -> int:
-    """Return how many batches are open, after what can be collected was."""
+    """Return how many batches are open after a garbage collection."""
     gc.collect()
     return int(module.tables.state.engine.num_open)
 
@@ -71,7 +71,7 @@ B = 3
 
 
 class Jagged:
-    """The methods of TorchRec's KeyedJaggedTensor that are called."""
+    """A stand-in for TorchRec's KeyedJaggedTensor: the methods that modules call."""
 
     def __init__(self, bags: dict[str, list[list[int]]], weighted: bool = False) -> None:
         self._keys = list(bags)

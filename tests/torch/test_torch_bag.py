@@ -15,7 +15,7 @@ from torch_modules import CACHE, bag, batch, ended, open_batches, state
 
 import mpembed as mpe
 from mpembed import torch as mt
-from mpembed.torch import _bag
+from mpembed.torch._bag import equal_bag_offsets
 
 pytestmark = pytest.mark.torch
 
@@ -155,14 +155,14 @@ def test_options_that_cannot_be_kept_are_refused(options: dict[str, Any], messag
 
 def test_bags_of_one_size_are_those_of_the_call_whatever_other_threads_do() -> None:
     sizes = torch.arange(12).view(4, 3), torch.arange(12).view(3, 4)
-    of_another = (3, 4, sizes[1].device), _bag._offsets(sizes[1], 3, 4)
+    of_another = (3, 4, sizes[1].device), equal_bag_offsets(sizes[1], 3, 4)
 
     def end_another(module: Any, _: Any) -> None:
         """Let the call of another thread be the last to keep its offsets."""
         module.__dict__["kept"] = of_another
 
     kept = property(lambda module: module.__dict__["kept"], end_another)
-    raced: Any = type("Raced", (mt.EmbeddingBag,), {"_last": kept})
+    raced: Any = type("Raced", (mt.EmbeddingBag,), {"_equal_bags": kept})
     module, plain = (
         kind(50, 6, optimizer=mpe.SGD(lr=0.1)).eval() for kind in (raced, mt.EmbeddingBag)
     )

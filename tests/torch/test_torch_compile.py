@@ -48,7 +48,7 @@ def weighted_bag(lr: float = 0.0, **options: Any) -> Any:
 @pytest.mark.parametrize("weighted", [True, False])
 def test_opcheck_of_the_lookup(training: bool, weighted: bool) -> None:
     module, indices, offsets, weights = weighted_bag()  # a rate of 0: each run looks up the same
-    anchor = module._anchor if training else module._anchor.detach()
+    anchor = module.autograd_anchor if training else module.autograd_anchor.detach()
     given = weights.requires_grad_(training) if weighted else None
     arguments: Any = anchor, indices, offsets, given, module._handle, [], training, 2, 6
     results = opcheck(torch.ops.mpembed.lookup.default, arguments)
@@ -62,9 +62,10 @@ def test_opcheck_of_the_update(weighted: bool, monkeypatch: pytest.MonkeyPatch) 
 
     # A ticket is good for one update and opcheck makes many, of copies: each gets its own.
     def another(_: torch.Tensor) -> Any:
-        return module._calls.open(indices, offsets, weights if weighted else None, ())[1]
+        given = weights if weighted else None
+        return module._calls.train_forward(indices, offsets, given, ())[1]
 
-    monkeypatch.setattr(_lookup, "opened_by", another)
+    monkeypatch.setattr(_lookup, "forward_of", another)
     ticket = torch.zeros(1, dtype=torch.int64)
     arguments = torch.ones(2, 6), ticket, module._handle, 4 if weighted else 0
     results = opcheck(torch.ops.mpembed.update.default, arguments)
@@ -75,14 +76,14 @@ def test_the_operators_have_effects_and_no_handle_outlives_its_module() -> None:
     module, indices, offsets, _ = weighted_bag()
     arguments = [indices, offsets, None, module._handle, [], False, 2, 6]
     del module
-    with pytest.raises(RuntimeError, match="exists no more"):
+    with pytest.raises(RuntimeError, match="no longer exists"):
         torch.ops.mpembed.lookup(torch.zeros(()), *arguments)
 
 
 def test_a_ticket_that_was_copied_is_not_taken() -> None:
     module, indices, offsets, _ = weighted_bag()
     arguments = [indices, offsets, None, module._handle, [], True, 2, 6]
-    out, ticket = torch.ops.mpembed.lookup(module._anchor, *arguments)
+    out, ticket = torch.ops.mpembed.lookup(module.autograd_anchor, *arguments)
     with pytest.raises(RuntimeError, match="is not known"):
         torch.ops.mpembed.update(torch.ones(2, 6), ticket.clone(), module._handle, 0)
     torch.ops.mpembed.update(torch.ones(2, 6), ticket, module._handle, 0)
@@ -90,7 +91,7 @@ def test_a_ticket_that_was_copied_is_not_taken() -> None:
         torch.ops.mpembed.update(torch.ones(2, 6), ticket, module._handle, 0)
     del out, ticket
     assert open_batches(module) == 0
-    assert not _lookup._tickets
+    assert not _lookup._open_forwards
 
 
 def twice(module: Any) -> Loss:
@@ -133,7 +134,7 @@ def test_training_gives_the_bytes_of_eager(
         assert state(module) == state(twin)
     del loss
     assert open_batches(twin) == 0
-    assert not _lookup._tickets
+    assert not _lookup._open_forwards
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -16,6 +16,7 @@ from torch import nn
 
 import mpembed as mpe
 from mpembed import torch as mt
+from mpembed.torch._convert import default_optimizer
 
 pytestmark = pytest.mark.torch
 
@@ -90,6 +91,11 @@ def test_it_prints_the_memory_before_and_after(capsys: pytest.CaptureFixture[str
     assert "... 2 more" in capsys.readouterr().out
 
 
+def test_the_default_optimizer_is_the_one_in_the_documentation() -> None:
+    default = default_optimizer()
+    assert f"``{type(default).__name__}(lr={default.lr})``" in str(mt.convert.__doc__)
+
+
 def test_a_model_that_is_an_embedding_is_returned_new() -> None:
     ours = swap(nn.EmbeddingBag(9, 4, include_last_offset=True))
     assert isinstance(ours, mt.EmbeddingBag)
@@ -138,13 +144,17 @@ def hooked(model: Any, kind: str) -> None:
 
 
 REFUSED: dict[str, Callable[[Any], Any]] = {
-    "words: padding_idx=0 is not": lambda m: setattr(m, "words", nn.Embedding(9, 4, padding_idx=0)),
+    "words: padding_idx=0 is not supported: leave": lambda m: setattr(
+        m, "words", nn.Embedding(9, 4, padding_idx=0)
+    ),
     "words: max_norm=1.0": lambda m: setattr(m, "words", nn.Embedding(9, 4, max_norm=1.0)),
     "scale_grad_by_freq": lambda m: setattr(m.words, "scale_grad_by_freq", True),
     "words: sparse=True": lambda m: setattr(m, "words", nn.Embedding(9, 4, sparse=True)),
-    "bags.0: mode='max'": lambda m: setattr(m.bags[0], "mode", "max"),
+    "bags.0: mode must be 'sum' or 'mean', got 'max'": lambda m: setattr(m.bags[0], "mode", "max"),
     "words: Own is a subclass": lambda m: setattr(m, "words", Own(9, 4)),
-    "bags.1: weights of torch.float64": lambda m: m.bags[1].double(),
+    "bags.1: its weight must be of torch.float32, .* got torch.float64": lambda m: m.bags[
+        1
+    ].double(),
     "bags.0: its hooks": lambda m: m.again.register_forward_hook(lambda *_: None),
     "words: its weight is also used by head": tied,
     "words: its weight is also used by (head)": tied_by_memory,

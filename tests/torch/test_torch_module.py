@@ -296,5 +296,7 @@ def test_a_module_of_a_given_collection_uses_it() -> None:
     assert emb.step == 2
     with pytest.raises(ValueError, match="must have one table"):
         mt.EmbeddingBag.from_collection(mt.Embedding(3, 2, optimizer=mpe.SGD(0.1)).tables)
-    with pytest.raises(TypeError, match="expected an mpembed.EmbeddingBagCollection, got int"):
+    with pytest.raises(
+        TypeError, match="collection must be an mpembed.EmbeddingBagCollection, got int"
+    ):
         mt.EmbeddingBagCollection.from_collection(3)  # type: ignore[arg-type]
