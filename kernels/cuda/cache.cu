@@ -7,7 +7,7 @@
 #include "cuda/admission.cuh"
 #include "cuda/kernels.h"
 #include "cuda/search.cuh"
-#include "cuda/sort.cuh"
+#include "cuda/radix_sort.cuh"
 #include "cuda/stats.cuh"
 
 namespace mpembed {

@@ -6,7 +6,7 @@
 
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
-#include "cuda/sort.cuh"
+#include "cuda/radix_sort.cuh"
 
 namespace mpembed {
 namespace cuda {
