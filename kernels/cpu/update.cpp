@@ -2,6 +2,7 @@
 #include "cpu/encode.h"
 #include "cpu/gradient.h"
 #include "cpu/kernels.h"
+#include "state_formats.h"
 
 MPE_BEGIN
 namespace {
@@ -225,6 +226,7 @@ void update_range(const Update& k, const HotRows& hot, int64_t begin, int64_t en
 mpe_status update(const mpe_group* g, const mpe_optimizer* o, const mpe_lookups* l,
                   const mpe_unique* u, const int32_t* slots, const mpe_outputs* grad,
                   mpe_error* nonfinite, void*) {
+  if (check_state_formats(*g, *o) != MPE_OK) return MPE_ERR_VALUE;
   const int64_t count = unique_count(*u);
   if (count == 0) return MPE_OK;
   const Update k{*g, *o, *l, *u, count, slots, *grad};

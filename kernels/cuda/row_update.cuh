@@ -4,22 +4,13 @@
 #include "cuda/gradient.cuh"
 #include "cuda/probe.cuh"
 #include "cuda/tree.cuh"
+#include "state_formats.h"
 
 namespace mpembed {
 namespace cuda {
 
 __device__ inline bool exceeds(float x, uint32_t bound) {
   return (float_bits(x) & 0x7FFFFFFFu) > bound;
-}
-
-// Calls visit for the format of element-wise state.
-template <class Visit>
-__device__ __forceinline__ void with_state_format(const mpe_table& table, Visit visit) {
-  if (table.state_format == MPE_format_bf16) {
-    visit(Bf16{});
-  } else {
-    visit(Fp32{});
-  }
 }
 
 // One row's optimizer step. Formats differ only in reading and writing, so the step itself stands
@@ -82,7 +73,7 @@ class RowUpdate {
       weights_.save(c, weights);
     });
     if constexpr (Optimizer::kState == kStateElement) {
-      with_state_format(table, [&](auto format) {
+      with_state_format(table.state_format, [&](auto format) {
         using Format = decltype(format);
         each([&](int32_t c) {
           float state[kChunk];
@@ -167,7 +158,7 @@ class RowUpdate {
       bad = bad || exceeds(row_state_, Fp32::kMaxAbsBits);
     }
     if constexpr (Optimizer::kState == kStateElement) {
-      with_state_format(table, [&](auto format) {
+      with_state_format(table.state_format, [&](auto format) {
         bad = bad || fragment_exceeds(state_, decltype(format)::kMaxAbsBits);
       });
     }
@@ -192,7 +183,7 @@ class RowUpdate {
       if (tile_.lane == 0) static_cast<float*>(table.state)[row] = row_state_;
     }
     if constexpr (Optimizer::kState == kStateElement) {
-      with_state_format(table, [&](auto format) {
+      with_state_format(table.state_format, [&](auto format) {
         using Format = decltype(format);
         const Target target{update_.rounding.stream(kDomainState, table, row),
                             state_row<Format>(table, row), update_.dim(), update_.tables.alignment};

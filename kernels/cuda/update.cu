@@ -4,6 +4,7 @@
 // or in workspace for rows that take several rounds.
 #include "cuda/kernels.h"
 #include "cuda/row_update.cuh"
+#include "state_formats.h"
 
 namespace mpembed {
 namespace cuda {
@@ -172,6 +173,7 @@ mpe_status run(const Update& update, int64_t n, mpe_error* nonfinite, void* stre
 mpe_status update(const mpe_group* group, const mpe_optimizer* optimizer,
                   const mpe_lookups* lookups, const mpe_unique* unique, const int32_t* slots,
                   const mpe_outputs* grad, mpe_error* nonfinite, void* stream) {
+  MPE_TRY(check_state_formats(*group, *optimizer));
   const mpe_cache cache = group->cache != nullptr ? *group->cache : mpe_cache{};
   const Update update{Tables(*group), Rounding(*group), cache, *optimizer,
                       *lookups,       *unique,          slots, Outputs{*grad}};
