@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command and offline: build, tests, compute-sanitizer, benchmarks.
+# Does all that needs a GPU, offline, in one command: build, tests, compute-sanitizer, benchmarks.
 #
 #   bash bench/gpu.sh [--dry-run] [--out DIR]
 #
-# Uses the Python of $PYTHON (python3), which must have what the build and the tests need, and
-# installs mpembed into it with the system's nvcc. Each part's log lies in DIR (build/gpu); a part
-# that fails is noted and the rest goes on. DIR/results.json and DIR/results.txt have it all. The
-# exit status is that of the worst part.
+# Installs mpembed, built with the system's nvcc, into the Python of $PYTHON (python3), which must
+# have what the build and the tests need. DIR (build/gpu) gets a log of each part, results.json and
+# results.txt. A part that fails does not stop the others. The exit status is 1 if any part failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
@@ -40,7 +39,7 @@ out=$(realpath -m "$out")
 parts=$out/parts.tsv
 worst=0
 
-# part NAME LIMIT COMMAND...: runs it with a time limit in seconds, keeps its output and status.
+# part NAME LIMIT COMMAND...: runs the command with a time limit in seconds; logs output and status.
 part() {
   local name=$1 limit=$2 status start=$SECONDS
   shift 2
@@ -72,7 +71,7 @@ part build 3600 "$python" -m pip install --no-build-isolation --no-deps --no-ind
 part info 60 env -C "$(dirname "$out")" "$python" -P -m mpembed info
 part tests 5400 "$python" -P -m pytest -q -n "$jobs" "--junitxml=$out/tests.xml"
 
-# A short training on the device, whose bytes must be the CPU's, alone and under each tool.
+# A short training on the device, whose bytes must equal the CPU's: alone, then under each tool.
 part training 600 "$python" -P bench/gpu_training.py
 for tool in memcheck racecheck initcheck synccheck; do
   part "$tool" 1800 compute-sanitizer "--tool=$tool" --error-exitcode=86 --target-processes=all \

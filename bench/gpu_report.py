@@ -1,4 +1,4 @@
-"""Puts what gpu.sh left in a folder into one JSON and one table."""
+"""Collect the results of gpu.sh from its folder into a JSON file and a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def tests(folder: Path) -> dict[str, Any]:
-    """Return how many tests there were, and which failed."""
+    """Return the number of tests, and which failed."""
     try:
         root = ElementTree.parse(folder / "tests.xml").getroot()
     except (OSError, ElementTree.ParseError) as error:
@@ -34,7 +34,7 @@ def tests(folder: Path) -> dict[str, Any]:
 
 
 def benchmarks(folder: Path) -> list[dict[str, Any]]:
-    """Return each benchmark's median time of a call, rows a second and ratio to the floor."""
+    """Return each benchmark's median time per call, rows per second and ratio to the floor."""
     try:
         found = json.loads((folder / "benchmarks.json").read_text())["benchmarks"]
     except (OSError, ValueError, KeyError):
@@ -80,7 +80,7 @@ def text(results: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Write both; the exit status says whether all parts left something to report."""
+    """Write both; the exit status is 1 if a part has no results."""
     folder = Path(sys.argv[1])
     log = folder / "device.log"
     results: dict[str, Any] = {

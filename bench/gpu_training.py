@@ -1,7 +1,7 @@
-"""Trains the same batches on two devices and compares every table's bytes; for gpu.sh.
+"""Train the same batches on two devices and compare every table's bytes; for gpu.sh.
 
-Run as ``python bench/gpu_training.py [--short] [--device NAME]``; the exit status says whether all
-agreed.
+Run ``python bench/gpu_training.py [--short] [--device NAME]``; the exit status is 0 if all bytes
+agree.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from typing import Any
 import numpy as np
 
 import mpembed as mpe
+from mpembed import registry
+from mpembed.optim import OPTIMIZERS
 
-FORMATS = ("fp32", "fp16", "bf16", "int8", "int8_fp16", "int4", "int2")
-POLICIES = ("lru", "lfu", None)
-OPTIMIZERS: dict[str, Any] = {
-    "sgd": lambda: mpe.SGD(lr=0.1),
-    "adagrad": lambda: mpe.Adagrad(lr=0.1),
-    "rowwise_adagrad": lambda: mpe.RowwiseAdagrad(lr=0.1),
-}
+FORMATS = tuple(registry.FORMATS)
+POLICIES = (*registry.POLICIES, None)
 ROWS, BAGS, POOL = 700, 40, 9
 
 
 def collection(device: str, optimizer: str, policy: str | None) -> mpe.EmbeddingBagCollection:
-    """Return tables of every format, in two dimensions, under one cache a dimension."""
+    """Return tables of every format in two dimensions, with one cache per dimension."""
     tables = [
         mpe.TableConfig(f"{name}-{dim}", ROWS, dim, precision=name, pooling=pooling)
         for (name, pooling), dim in itertools.product(
@@ -36,12 +33,12 @@ def collection(device: str, optimizer: str, policy: str | None) -> mpe.Embedding
     cache = None if policy is None else mpe.CacheConfig(load_factor=0.1, policy=policy)
     more: dict[str, Any] = {} if device == "cpu" else {"device": device}
     return mpe.EmbeddingBagCollection(
-        tables, optimizer=OPTIMIZERS[optimizer](), cache=cache, **more
+        tables, optimizer=OPTIMIZERS[optimizer](lr=0.1), cache=cache, **more
     )
 
 
 def batches(tables: int, steps: int) -> list[tuple[Any, Any, Any]]:
-    """Return indices, offsets and weights; some rows are in many bags."""
+    """Return indices, offsets and weights; some rows occur in many bags."""
     rng = np.random.default_rng(5)
     made = []
     for _ in range(steps):

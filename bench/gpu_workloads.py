@@ -11,13 +11,15 @@ import workloads
 
 import mpembed as mpe
 from mpembed_gpu.devices import DEVICES
-from mpembed_gpu.traffic import FORMATS, POOL, Bytes
+from mpembed_gpu.registry import FORMATS, OPTIMIZERS
+from mpembed_gpu.traffic import POOL, Bytes
 
 ROWS, BAGS = 10_000_000, 1 << 16
 LOOKUPS = BAGS * POOL
 OFFSETS = np.arange(0, LOOKUPS + 1, POOL)
 BATCHES = 4
 FORMAT = {fmt.name: fmt for fmt in FORMATS}
+OPTIMIZER = {optimizer.name: optimizer for optimizer in OPTIMIZERS}
 Step = Callable[[int], Any]
 Wait = Callable[[], Any]
 
@@ -46,7 +48,7 @@ def batches(distribution: str) -> list[Any]:
 
 
 def floor_seconds(moved: Bytes, rows: int) -> float | None:
-    """Return the time of the floor on this GPU, where its memory's speed is known."""
+    """Return the time of the floor on this GPU, None if its memory's speed is not known."""
     from mpembed.devices import cuda_devices
 
     name = cuda_devices()[0]["name"]

@@ -1,6 +1,6 @@
-"""Forward, training and conversion on a GPU, beside PyTorch and FBGEMM and the floor of bytes.
+"""Forward, training and conversion on a GPU, compared with PyTorch, FBGEMM and the floor of bytes.
 
-A round is several calls, queued one after the other, and one wait for the device.
+A round queues several calls one after another, then waits once for the device.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ needs_fbgemm = pytest.mark.skipif(
 def measure(
     benchmark: Any, what: tuple[gpu.Step, gpu.Wait], rows: int, moved: traffic.Bytes | None = None
 ) -> None:
-    """Time rounds of calls; note the rows of a call and the time of the floor."""
+    """Time rounds of calls; record the rows of a call and the time of the floor."""
     step, wait = what
 
     def calls() -> None:
@@ -89,7 +89,11 @@ def test_forward_fbgemm(benchmark: Any, precision: str, dim: int) -> None:
 def test_train(benchmark: Any, precision: str, optimizer: str, distribution: str) -> None:
     benchmark.group = f"gpu train 64 {optimizer} {distribution}"
     fmt = gpu.FORMAT[precision]
-    both = (traffic.forward(fmt, 64), traffic.update(fmt, 64, optimizer), traffic.dedup())
+    both = (
+        traffic.forward(fmt, 64),
+        traffic.update(fmt, 64, gpu.OPTIMIZER[optimizer]),
+        traffic.dedup(),
+    )
     floor = traffic.Bytes(*(sum(getattr(b, k) for b in both) for k in ("floor", "memory", "l2")))
     what = gpu.train(precision, 64, optimizer, gpu.batches(distribution))
     measure(benchmark, what, gpu.LOOKUPS, floor if distribution == "uniform" else None)

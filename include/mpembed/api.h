@@ -163,7 +163,8 @@ typedef struct mpe_backend {
    * step, in the cache (the slot becomes dirty) or straight in the table, with the row's state.
    * slots: one a unique row (fresh), or NULL. A row whose update would not be finite stays as it
    * was and is added to `nonfinite` (which starts as MPE_NO_ERROR): status, smallest value, count;
-   * the function returns MPE_OK all the same. */
+   * the function returns MPE_OK all the same. MPE_ERR_VALUE, with nothing changed, if the optimizer
+   * keeps a value per element and a table's state_format is not one of MPE_STATE_FORMATS. */
   mpe_status (*update)(const mpe_group*, const mpe_optimizer*, const mpe_lookups*,
                        const mpe_unique*, const int32_t* slots, const mpe_outputs* grad,
                        mpe_error* nonfinite, void* stream);

@@ -70,7 +70,7 @@ typedef struct mpe_table {
   int32_t table_id;     /* the random key's table, 0 .. 65535, unique under one seed */
   int32_t pooling;      /* MPE_pooling_... */
   int32_t feature;      /* this table's place in the batch's offsets */
-  int32_t state_format; /* of a state of E x D: MPE_format_fp32 or _bf16; E values are FP32 */
+  int32_t state_format; /* of a state of E x D, one of MPE_STATE_FORMATS; E values are FP32 */
   int64_t column;       /* where its columns begin in a shared output */
 } mpe_table;
 

@@ -22,6 +22,12 @@
   X(0, lru, Lru)        \
   X(1, lfu, Lfu)
 
+// The formats that an element-wise optimizer state may have, with their numbers above. Kernels test
+// for them in this order and need no test for the last one, so the default comes last.
+#define MPE_STATE_FORMATS(X) \
+  X(2, bf16, Bf16)           \
+  X(0, fp32, Fp32)
+
 // X(id, name)
 #define MPE_POOLINGS(X) \
   X(0, sum)             \

@@ -2,6 +2,7 @@
 #include "cpu/encode.h"
 #include "cpu/gradient.h"
 #include "cpu/kernels.h"
+#include "state_formats.h"
 
 MPE_BEGIN
 namespace {
@@ -244,6 +245,7 @@ void update_range(const Update& update, const HotRows& hot, int64_t begin, int64
 mpe_status update(const mpe_group* group, const mpe_optimizer* optimizer,
                   const mpe_lookups* lookups, const mpe_unique* unique, const int32_t* slots,
                   const mpe_outputs* grad, mpe_error* nonfinite, void*) {
+  if (check_state_formats(*group, *optimizer) != MPE_OK) return MPE_ERR_VALUE;
   const int64_t count = unique_count(*unique);
   if (count == 0) return MPE_OK;
   const Update update{*group, *optimizer, *lookups, *unique, count, slots, *grad};

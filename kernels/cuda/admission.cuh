@@ -1,4 +1,4 @@
-// Admission's parts: a set whose misses are given ways, and the rows that move then.
+// Admission's types: a set whose misses get ways, and the rows that move as a result.
 #pragma once
 
 #include "cuda/probe.cuh"
@@ -20,20 +20,20 @@ struct Admission {
   __device__ int64_t count() const { return *unique.count; }
 };
 
-// What becomes of a miss: the tag of the slot that it takes, as it was, or one of these, which no
-// slot that can be taken has.
+// The outcome of a miss: the old tag of the slot that it takes, or one of these two, which are no
+// tags of slots that can be taken.
 constexpr uint64_t kConflict = kTagEmpty | kTagPin;
 constexpr uint64_t kRejected = kTagEmpty | (2 * kTagPin);
 
-// One set's tags and policy state, a lane a way.
-template <class P>
+// One set's tags and policy state; each lane holds one way.
+template <class Policy>
 class Set {
  public:
-  __device__ void load(const mpe_cache& c, int64_t set) {
-    first_ = set * c.ways;
-    way_ = lane_index() < c.ways;
-    tag_ = way_ ? c.tags[first_ + lane_index()] : 0;
-    meta_ = way_ ? c.meta[first_ + lane_index()] : 0;
+  __device__ void load(const mpe_cache& cache, int64_t set) {
+    first_ = set * cache.ways;
+    way_ = lane_index() < cache.ways;
+    tag_ = way_ ? cache.tags[first_ + lane_index()] : 0;
+    meta_ = way_ ? cache.meta[first_ + lane_index()] : 0;
   }
 
   // The way to fill for a miss, or -1: the lowest empty one, else the victim with the smallest
@@ -43,7 +43,7 @@ class Set {
     const unsigned empties = __ballot_sync(kFullMask, empty);
     if (empties != 0) return __ffs(static_cast<int>(empties)) - 1;
     const bool free = way_ && (tag_ & kTagPinMask) == 0;
-    const uint32_t rank = free ? P::rank(meta_, clock) : 0;
+    const uint32_t rank = free ? Policy::rank(meta_, clock) : 0;
     const unsigned candidates = __ballot_sync(kFullMask, free);
     if (candidates == 0) return -1;
     uint32_t best = free ? rank : UINT32_MAX;
@@ -54,26 +54,26 @@ class Set {
     return __ffs(static_cast<int>(__ballot_sync(kFullMask, free && rank == best))) - 1;
   }
 
-  // Step 4 for one miss, but for the rows; returns what becomes of it.
-  __device__ uint64_t admit(const Admission& a, uint32_t clock, int64_t u, uint64_t key,
+  // Step 4 for one miss, without moving rows; returns its outcome.
+  __device__ uint64_t admit(const Admission& admission, uint32_t clock, int64_t u, uint64_t key,
                             uint32_t estimate) {
     const int way = choose(clock);
     if (way < 0) return kConflict;
     const uint64_t old = __shfl_sync(kFullMask, static_cast<unsigned long long>(tag_), way);
     if ((old & kTagIdMask) != kTagEmpty) {
       const uint32_t state = __shfl_sync(kFullMask, meta_, way);
-      if (!P::admits(estimate, state)) return kRejected;
-      if (P::kSketch && lane_index() < static_cast<int>(kSketchRows)) {
-        sketch_raise(a.cache, old & kTagIdMask, static_cast<uint32_t>(lane_index()), state);
+      if (!Policy::admits(estimate, state)) return kRejected;
+      if (Policy::kSketch && lane_index() < static_cast<int>(kSketchRows)) {
+        sketch_raise(admission.cache, old & kTagIdMask, static_cast<uint32_t>(lane_index()), state);
       }
     }
     if (lane_index() == way) {
       const int64_t slot = first_ + way;
       tag_ = key | kTagPin;
-      meta_ = P::on_admit(clock, estimate);
-      a.cache.tags[slot] = tag_;
-      a.cache.meta[slot] = meta_;
-      a.slots[u] = static_cast<int32_t>(slot);
+      meta_ = Policy::on_admit(clock, estimate);
+      admission.cache.tags[slot] = tag_;
+      admission.cache.meta[slot] = meta_;
+      admission.slots[u] = static_cast<int32_t>(slot);
     }
     return old;
   }
@@ -93,32 +93,32 @@ struct Misses {
   uint64_t* outcomes;
 };
 
-// A miss, as all lanes know it; number: its set, or num_sets beyond the last.
+// A miss, the same in all lanes. set: num_sets beyond the last miss.
 struct Miss {
   uint64_t key;
-  uint32_t number, estimate;
+  uint32_t set, estimate;
   int32_t u;
 
-  template <class P>
-  static __device__ Miss load(const Admission& a, const Misses& m, int64_t i) {
-    Miss miss{0, static_cast<uint32_t>(a.cache.num_sets), 0, 0};
-    if (i < a.n) miss.number = m.sets[i];
-    if (miss.number == a.cache.num_sets) return miss;
-    miss.u = m.order[i];
-    miss.key = a.unique.rows[miss.u];
-    if (P::kSketch) miss.estimate = m.estimates[i];
+  template <class Policy>
+  static __device__ Miss load(const Admission& admission, const Misses& misses, int64_t i) {
+    Miss miss{0, static_cast<uint32_t>(admission.cache.num_sets), 0, 0};
+    if (i < admission.n) miss.set = misses.sets[i];
+    if (miss.set == admission.cache.num_sets) return miss;
+    miss.u = misses.order[i];
+    miss.key = admission.unique.rows[miss.u];
+    if (Policy::kSketch) miss.estimate = misses.estimates[i];
     return miss;
   }
-  template <class P>
+  template <class Policy>
   __device__ Miss from(int lane) const {
     return Miss{__shfl_sync(kFullMask, static_cast<unsigned long long>(key), lane),
-                __shfl_sync(kFullMask, number, lane),
-                P::kSketch ? __shfl_sync(kFullMask, estimate, lane) : 0,
+                __shfl_sync(kFullMask, set, lane),
+                Policy::kSketch ? __shfl_sync(kFullMask, estimate, lane) : 0,
                 __shfl_sync(kFullMask, u, lane)};
   }
 };
 
-// A miss that takes a slot, as all lanes of its tile know it.
+// A miss that takes a slot, the same in all lanes of its tile.
 struct Move {
   uint64_t key, old;
   int32_t slot, table, owner;
@@ -134,32 +134,34 @@ __device__ __forceinline__ void write_back(const Tile& tile, const Tables& table
                                            const Rounding& rounding, uint64_t id, int32_t t,
                                            const float* cached) {
   const mpe_table& table = tables.table[t];
-  Part<kLong> part(const_cast<float*>(cached));  // of a long row only read
+  RowFragment<kLong> fragment(const_cast<float*>(cached));  // a long row is only read
   if (!kLong) {
     each_chunk<kLong>(tile, tables.dim, [&](int32_t c) {
       float x[kChunk];
       load_floats(cached + c, tables.dim - c, x);
-      part.save(c, x);
+      fragment.save(c, x);
     });
   }
   write_table_row<kLong>(tile, tables, rounding, table, static_cast<int64_t>(id) - table.base,
                          [&](int32_t c, float* x) {
                            if (kLong) return load_floats(cached + c, tables.dim - c, x);
-                           part.load(c, x);
+                           fragment.load(c, x);
                          });
 }
 
 template <bool kLong>
-__device__ __forceinline__ void move_row(const Admission& a, const Tile& tile, const Move& move) {
-  const int32_t dim = a.tables.dim;
-  float* cached = a.cache.rows + static_cast<int64_t>(move.slot) * dim;
+__device__ __forceinline__ void move_row(const Admission& admission, const Tile& tile,
+                                         const Move& move) {
+  const int32_t dim = admission.tables.dim;
+  float* cached = admission.cache.rows + static_cast<int64_t>(move.slot) * dim;
   if ((move.old & kTagDirty) != 0) {
-    write_back<kLong>(tile, a.tables, a.rounding, move.old & kTagIdMask, move.owner, cached);
+    write_back<kLong>(tile, admission.tables, admission.rounding, move.old & kTagIdMask, move.owner,
+                      cached);
   }
-  const mpe_table& table = a.tables.table[move.table];
+  const mpe_table& table = admission.tables.table[move.table];
   each_chunk<kLong>(tile, dim, [&](int32_t c) {
     float x[kChunk];
-    read_table_chunk(a.tables, table, static_cast<int64_t>(move.key) - table.base, c, x);
+    read_table_chunk(admission.tables, table, static_cast<int64_t>(move.key) - table.base, c, x);
     store_floats(cached + c, dim - c, x);
   });
 }

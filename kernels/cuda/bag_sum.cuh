@@ -6,74 +6,77 @@
 namespace mpembed {
 namespace cuda {
 
-constexpr int kAhead = 2;  // rows in flight: more take registers, and warps with them
+constexpr int kRowsInFlight = 2;  // of a lane; more take registers and so leave fewer warps
 
 struct Lookup {
   Tables tables;
-  mpe_lookups l;
-  const float* cached;   // cache rows, or NULL
-  const int32_t* slots;  // one a lookup, or NULL
+  mpe_lookups lookups;
+  const float* cached;   // the cache's rows, or NULL
+  const int32_t* slots;  // one per lookup, or NULL
   Outputs out;
   bool slotted, weighted;  // whether there are slots and weights
-  int32_t shift;           // so many lanes, as a power of two, have a bag or row
-  int32_t parts;           // how often that many lanes make a row
+  int32_t shift;           // 1 << shift lanes are a tile
+  int32_t tiles;           // that share a bag's or lookup's row
 
   __device__ const float* cache_row(int64_t p) const {
     if (slots == nullptr || slots[p] < 0) return nullptr;
     return cached + static_cast<int64_t>(slots[p]) * tables.dim;
   }
-  __device__ int64_t bags() const { return tables.count * l.batch_size; }
+  __device__ int64_t bags() const { return tables.count * lookups.batch_size; }
   // Bags are numbered with 32 bits.
   __device__ int32_t table_of(int64_t bag) const {
-    return static_cast<int32_t>(static_cast<uint32_t>(bag) / static_cast<uint32_t>(l.batch_size));
+    return static_cast<int32_t>(static_cast<uint32_t>(bag) /
+                                static_cast<uint32_t>(lookups.batch_size));
   }
 };
 
-// What one lane does: a part of a bag's columns.
-struct Work {
-  int64_t unit;
+// What one lane computes: eight columns of a bag or lookup.
+struct LaneTask {
+  int64_t item;  // the number of the bag or lookup
   int32_t column;
 
-  // `block`: counted from the first one that works on `k`.
-  __device__ Work(const Lookup& k, uint32_t block) {
-    const int64_t i = static_cast<int64_t>(block) * blockDim.x + threadIdx.x, group = i >> k.shift;
-    const int64_t part = k.parts == 1 ? 0 : group % k.parts;
-    unit = k.parts == 1 ? group : group / k.parts;
-    column = static_cast<int32_t>((part << k.shift) + (i & ((1 << k.shift) - 1))) * kChunk;
+  // `block` counts from the first that works on `lookup`.
+  __device__ LaneTask(const Lookup& lookup, uint32_t block) {
+    const int64_t i = static_cast<int64_t>(block) * blockDim.x + threadIdx.x;
+    const int64_t index = i >> lookup.shift;  // of the tile
+    const int64_t tile = lookup.tiles == 1 ? 0 : index % lookup.tiles;
+    item = lookup.tiles == 1 ? index : index / lookup.tiles;
+    column =
+        static_cast<int32_t>((tile << lookup.shift) + (i & ((1 << lookup.shift) - 1))) * kChunk;
   }
 };
 
-// Where a lookup's row lies: fetched a round before the row is.
-struct Place {
+// Where a lookup's row lies; fetched one round before the row.
+struct RowLocation {
   uint64_t key;
   int32_t slot;
 
-  __device__ __forceinline__ void fetch(const Lookup& k, uint32_t p, bool wanted) {
+  __device__ __forceinline__ void fetch(const Lookup& lookup, uint32_t p, bool wanted) {
     key = MPE_DROPPED;
     slot = -1;
     if (!wanted) return;
-    key = k.l.keys[p];
-    if (k.slotted) slot = k.slots[p];
+    key = lookup.lookups.keys[p];
+    if (lookup.slotted) slot = lookup.slots[p];
   }
   __device__ __forceinline__ bool dropped() const { return static_cast<int64_t>(key) < 0; }
 };
 
 // A lane's columns of a table's rows and of the cache's.
-template <class F, int kGrain>
-struct Source {
-  using Stored = Chunk<F, kGrain>;
-  using Cached = Chunk<Fp32, kGrain>;
-  const uint8_t* rows;  // of the key 0
+template <class Format, int kAlignment>
+struct ColumnSource {
+  using Stored = Chunk<Format, kAlignment>;
+  using Cached = Chunk<Fp32, kAlignment>;
+  const uint8_t* rows;  // the row of key 0
   const float* cached;
   int32_t dim, column;
 
-  __device__ __forceinline__ Source(const Lookup& k, const mpe_table& table, int32_t c)
-      : rows(table.rows - table.base * F::row_bytes(k.tables.dim)),
-        cached(k.cached),
-        dim(k.tables.dim),
+  __device__ __forceinline__ ColumnSource(const Lookup& lookup, const mpe_table& table, int32_t c)
+      : rows(table.rows - table.base * Format::row_bytes(lookup.tables.dim)),
+        cached(lookup.cached),
+        dim(lookup.tables.dim),
         column(c) {}
   __device__ __forceinline__ void load(uint64_t key, uint32_t* raw) const {
-    const uint8_t* row = rows + static_cast<int64_t>(key) * F::row_bytes(dim);
+    const uint8_t* row = rows + static_cast<int64_t>(key) * Format::row_bytes(dim);
     Stored::load_header(row, dim, raw + Stored::kRaw);
     Stored::load(row, dim, column, raw);
   }
@@ -83,19 +86,20 @@ struct Source {
   }
 };
 
-// One row in flight: read where it lies, in the table or in the cache; decoded when it is added,
-// so that no load waits for another row.
-template <class F, int kGrain>
-class Pending {
+// A row in flight: loaded from the table or the cache, decoded only when it is added, so that no
+// load waits for another row.
+template <class Format, int kAlignment>
+class PendingRow {
  public:
-  __device__ __forceinline__ void load(const Source<F, kGrain>& source, const Place& place) {
-    kind_ = place.dropped() ? kNone : place.slot >= 0 ? kCached : kStored;
-    if (kind_ == kStored) source.load(place.key, raw_);
-    if (kind_ == kCached) source.load_cached(place.slot, raw_);
+  __device__ __forceinline__ void load(const ColumnSource<Format, kAlignment>& source,
+                                       const RowLocation& location) {
+    kind_ = location.dropped() ? kNone : location.slot >= 0 ? kCached : kStored;
+    if (kind_ == kStored) source.load(location.key, raw_);
+    if (kind_ == kCached) source.load_cached(location.slot, raw_);
   }
   __device__ __forceinline__ void add(float weight, float* acc) const {
     if (kind_ == kStored) {
-      const typename F::RowHeader header = Stored::header(raw_ + Stored::kRaw);
+      const typename Format::RowHeader header = Stored::header(raw_ + Stored::kRaw);
       uint32_t words[Stored::kWords];
       Stored::join(raw_, words);
       MPE_UNROLL
@@ -110,50 +114,50 @@ class Pending {
 
  private:
   enum Kind { kNone, kStored, kCached };
-  // A cached row takes eight words; codes and their header have room there.
-  using Stored = Chunk<F, kGrain>;
+  // A cached row takes eight words; codes and their header fit into them.
+  using Stored = Chunk<Format, kAlignment>;
   static constexpr int kWords = max_of(kChunk, Stored::kRaw + Stored::kRawHeader);
   Kind kind_;
   uint32_t raw_[kWords];
 };
 
-// acc = sum of w * row over lookups [begin, end), in order. Lookups are numbered with 32 bits.
-template <class F, int kGrain, int kRows>
-__device__ __forceinline__ void sum_rows(const Lookup& k, const mpe_table& table, int32_t begin,
-                                         int32_t end, int32_t c, float* acc) {
-  const Source<F, kGrain> source(k, table, c);
-  Place places[kRows];
+// acc = sum of weight * row over lookups [begin, end), in order. Lookups are numbered with 32 bits.
+template <class Format, int kAlignment, int kRows>
+__device__ __forceinline__ void sum_rows(const Lookup& lookup, const mpe_table& table,
+                                         int32_t begin, int32_t end, int32_t c, float* acc) {
+  const ColumnSource<Format, kAlignment> source(lookup, table, c);
+  RowLocation locations[kRows];
   uint32_t p = static_cast<uint32_t>(begin);
   int32_t left = end - begin;
   MPE_UNROLL
-  for (int i = 0; i < kRows; ++i) places[i].fetch(k, p + i, i < left);
+  for (int i = 0; i < kRows; ++i) locations[i].fetch(lookup, p + i, i < left);
   for (; left > 0; left -= kRows, p += kRows) {
-    Pending<F, kGrain> rows[kRows];
+    PendingRow<Format, kAlignment> rows[kRows];
     float weights[kRows];
     MPE_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      rows[i].load(source, places[i]);
-      weights[i] = k.weighted && i < left ? k.l.weights[p + i] : 1.0f;
+      rows[i].load(source, locations[i]);
+      weights[i] = lookup.weighted && i < left ? lookup.lookups.weights[p + i] : 1.0f;
     }
     MPE_UNROLL
-    for (int i = 0; i < kRows; ++i) places[i].fetch(k, p + kRows + i, kRows + i < left);
+    for (int i = 0; i < kRows; ++i) locations[i].fetch(lookup, p + kRows + i, kRows + i < left);
     MPE_UNROLL
     for (int i = 0; i < kRows; ++i) rows[i].add(weights[i], acc);
   }
 }
 
-// Any format, table by table, for kernels of a group that has several.
+// For kernels that serve several formats: each table's own is looked up at run time.
 struct AnyFormat {};
 
-template <class Format, int kGrain, int kRows>
-__device__ __forceinline__ void sum_table(const Lookup& k, const mpe_table& table, int32_t begin,
-                                          int32_t end, int32_t c, float* acc) {
+template <class Format, int kAlignment, int kRows>
+__device__ __forceinline__ void sum_table(const Lookup& lookup, const mpe_table& table,
+                                          int32_t begin, int32_t end, int32_t c, float* acc) {
   if constexpr (std::is_same<Format, AnyFormat>::value) {
-    with_format(table.precision, [&](auto f) {
-      sum_rows<decltype(f), kGrain, kRows>(k, table, begin, end, c, acc);
+    with_format(table.precision, [&](auto format) {
+      sum_rows<decltype(format), kAlignment, kRows>(lookup, table, begin, end, c, acc);
     });
   } else {
-    sum_rows<Format, kGrain, kRows>(k, table, begin, end, c, acc);
+    sum_rows<Format, kAlignment, kRows>(lookup, table, begin, end, c, acc);
   }
 }
 

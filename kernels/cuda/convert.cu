@@ -29,7 +29,7 @@ __global__ void check_values_kernel(const float* x, int64_t n, int32_t dim, int3
   atomic_add64(&error->count, 1);
 }
 
-// Gives a row of a matrix to write_row: in registers where it takes one round.
+// Passes a row of a matrix to write_row; a row of one round is kept in registers.
 template <bool kLong>
 class MatrixRow {
  public:
@@ -54,39 +54,42 @@ class MatrixRow {
   float v_[kChunk] = {};
 };
 
-// Rows of one format, without a table around them.
+// Rows of one format that belong to no table.
 struct Matrix {
   int64_t n;
-  int32_t dim, grain, shift;
+  int32_t dim, alignment, shift;
 
   Matrix(int64_t n_, int64_t dim_, const uint8_t* rows)
       : n(n_),
         dim(static_cast<int32_t>(dim_)),
-        grain(grain_of(dim_, aligned16(rows))),
+        alignment(column_alignment(dim_, aligned16(rows))),
         shift(tile_shift(dim)) {}
   int64_t lanes() const { return n << shift; }
 };
 
-template <class F, bool kLong>
-__global__ void quantize_kernel(Matrix m, const float* x, uint64_t seed, uint64_t step,
+template <class Format, bool kLong>
+__global__ void quantize_kernel(Matrix matrix, const float* x, uint64_t seed, uint64_t step,
                                 int32_t stochastic, uint8_t* rows) {
-  const Tile tile(m.shift);
+  const Tile tile(matrix.shift);
   const int64_t i = tile.index();
-  if (i >= m.n) return;
+  if (i >= matrix.n) return;
   const RowStream stream(seed, kDomainRow, 0, static_cast<uint64_t>(i), step);
-  const Target to{stream, rows + i * F::row_bytes(m.dim), m.dim, m.grain};
-  write_row<F, kLong>(tile, to, stochastic != 0, MatrixRow<kLong>(tile, x + i * m.dim, m.dim));
+  const Target target{stream, rows + i * Format::row_bytes(matrix.dim), matrix.dim,
+                      matrix.alignment};
+  write_row<Format, kLong>(tile, target, stochastic != 0,
+                           MatrixRow<kLong>(tile, x + i * matrix.dim, matrix.dim));
 }
 
-template <class F, bool kLong>
-__global__ void dequantize_kernel(Matrix m, const uint8_t* rows, float* x) {
-  const Tile tile(m.shift);
+template <class Format, bool kLong>
+__global__ void dequantize_kernel(Matrix matrix, const uint8_t* rows, float* x) {
+  const Tile tile(matrix.shift);
   const int64_t i = tile.index();
-  if (i >= m.n) return;
-  each_chunk<kLong>(tile, m.dim, [&](int32_t c) {
+  if (i >= matrix.n) return;
+  each_chunk<kLong>(tile, matrix.dim, [&](int32_t c) {
     float v[kChunk];
-    read_chunk<F>(rows + i * F::row_bytes(m.dim), m.dim, c, m.grain, v);
-    store_floats(x + i * m.dim + c, m.dim - c, v);
+    read_chunk<Format>(rows + i * Format::row_bytes(matrix.dim), matrix.dim, c, matrix.alignment,
+                       v);
+    store_floats(x + i * matrix.dim + c, matrix.dim - c, v);
   });
 }
 
@@ -103,7 +106,7 @@ __global__ void code_found_kernel(const uint8_t* codes, mpe_error* error) {
   if (error->status != MPE_OK) error->value = codes[error->position];
 }
 
-// One packed byte a thread.
+// A thread packs one byte.
 template <int kBits>
 __global__ void pack_kernel(const uint8_t* codes, int64_t n, int64_t dim, int64_t bytes,
                             uint8_t* packed) {
@@ -130,7 +133,7 @@ __global__ void unpack_kernel(const uint8_t* packed, int64_t n, int64_t dim, int
   codes[i] = static_cast<uint8_t>((byte >> (kBits * (c % kPerByte))) & ((1u << kBits) - 1u));
 }
 
-// Eight elements a thread: those of one Philox block.
+// A thread rounds eight elements, those of one Philox block.
 template <class Convert>
 __global__ void stochastic_round_kernel(const float* x, int64_t n, uint64_t seed, uint64_t step,
                                         uint16_t* out) {
@@ -205,16 +208,16 @@ __global__ void init_rows_kernel(Tables tables, Rounding rounding, int32_t shift
   const mpe_table& table = tables.table[t];
   if (row >= table.num_rows) return;
   const RowStream stream = rounding.stream(kDomainInit, table, row);
-  Part<false> part(nullptr);
+  RowFragment<false> fragment(nullptr);
   if (!kLong) {
     float x[kChunk];
     initial_values(stream, kind, a, b, tile.lane * kChunk, x);
-    part.save(0, x);
+    fragment.save(0, x);
   }
   write_table_row<kLong>(tile, tables, rounding, table, row, [&](int32_t c, float* x) {
-    // A long row is drawn again where it is needed again: cheaper than keeping it.
+    // A long row is drawn again for each pass, which is cheaper than keeping it.
     if (kLong) return initial_values(stream, kind, a, b, c, x);
-    part.load(c, x);
+    fragment.load(c, x);
   });
 }
 
@@ -224,7 +227,7 @@ mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precisio
                         mpe_error* error) {
   MPE_TRY(launch_one("check_values", stream, clear_kernel, error));
   const uint32_t bound =
-      with_format(precision, [](auto f) { return decltype(f)::kMaxAbsBits; });
+      with_format(precision, [](auto format) { return decltype(format)::kMaxAbsBits; });
   const int32_t columns = static_cast<int32_t>(dim), shift = tile_shift(columns);
   return launch("check_values", stream, n << shift, check_values_kernel, x, n, columns, shift,
                 bound, error);
@@ -232,25 +235,26 @@ mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precisio
 
 mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, int32_t rounding,
                     uint64_t seed, uint64_t step, uint8_t* rows, void* stream) {
-  const Matrix m(n, dim, rows);
-  return with_format(precision, [&](auto f) {
-    using F = decltype(f);
+  const Matrix matrix(n, dim, rows);
+  return with_format(precision, [&](auto format) {
+    using Format = decltype(format);
     const int32_t stochastic = rounding == MPE_rounding_stochastic ? 1 : 0;
-    return with_rounds(m.dim, [&](auto rounds) {
-      return launch("quantize", stream, m.lanes(), quantize_kernel<F, decltype(rounds)::value>, m,
-                    x, seed, step, stochastic, rows);
+    return with_rounds(matrix.dim, [&](auto rounds) {
+      return launch("quantize", stream, matrix.lanes(),
+                    quantize_kernel<Format, decltype(rounds)::value>, matrix, x, seed, step,
+                    stochastic, rows);
     });
   });
 }
 
 mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t precision, float* x,
                       void* stream) {
-  const Matrix m(n, dim, rows);
-  return with_format(precision, [&](auto f) {
-    using F = decltype(f);
-    return with_rounds(m.dim, [&](auto rounds) {
-      return launch("dequantize", stream, m.lanes(), dequantize_kernel<F, decltype(rounds)::value>,
-                    m, rows, x);
+  const Matrix matrix(n, dim, rows);
+  return with_format(precision, [&](auto format) {
+    using Format = decltype(format);
+    return with_rounds(matrix.dim, [&](auto rounds) {
+      return launch("dequantize", stream, matrix.lanes(),
+                    dequantize_kernel<Format, decltype(rounds)::value>, matrix, rows, x);
     });
   });
 }
@@ -284,22 +288,23 @@ mpe_status stochastic_round(const float* x, int64_t n, int32_t precision, uint64
                 x, n, seed, step, out);
 }
 
-mpe_status write_rows(const mpe_group* g, const uint64_t* keys, int64_t n, const float* values,
+mpe_status write_rows(const mpe_group* group, const uint64_t* keys, int64_t n, const float* values,
                       void* stream) {
-  const mpe_cache cache = g->cache != nullptr ? *g->cache : mpe_cache{};
-  const int32_t shift = tile_shift(g->dim);
-  return with_rounds(g->dim, [&](auto rounds) {
+  const mpe_cache cache = group->cache != nullptr ? *group->cache : mpe_cache{};
+  const int32_t shift = tile_shift(group->dim);
+  return with_rounds(group->dim, [&](auto rounds) {
     return launch("set_rows", stream, n << shift, write_rows_kernel<decltype(rounds)::value>,
-                  Tables(*g), Rounding(*g), cache, shift, keys, n, values);
+                  Tables(*group), Rounding(*group), cache, shift, keys, n, values);
   });
 }
 
-mpe_status init_rows(const mpe_group* g, int32_t t, int32_t kind, float a, float b, void* stream) {
-  const int32_t shift = tile_shift(g->dim);
-  return with_rounds(g->dim, [&](auto rounds) {
-    return launch("init_rows", stream, g->tables[t].num_rows << shift,
-                  init_rows_kernel<decltype(rounds)::value>, Tables(*g), Rounding(*g), shift, t,
-                  kind, a, b);
+mpe_status init_rows(const mpe_group* group, int32_t t, int32_t kind, float a, float b,
+                     void* stream) {
+  const int32_t shift = tile_shift(group->dim);
+  return with_rounds(group->dim, [&](auto rounds) {
+    return launch("init_rows", stream, group->tables[t].num_rows << shift,
+                  init_rows_kernel<decltype(rounds)::value>, Tables(*group), Rounding(*group),
+                  shift, t, kind, a, b);
   });
 }
 

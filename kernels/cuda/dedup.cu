@@ -1,12 +1,12 @@
-// The unique rows of a batch, ascending, each with the positions of its lookups in input order: one
-// stable radix sort on the bits in use, and a selection of the heads. The count stays on the
-// device.
+// The unique rows of a batch, ascending, each with the positions of its lookups in input order: a
+// stable radix sort of the bits in use, then a selection of each row's first lookup. The count
+// stays on the device.
 #include <thrust/iterator/counting_iterator.h>
 #include <cub/cub.cuh>
 
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
-#include "cuda/sort.cuh"
+#include "cuda/radix_sort.cuh"
 
 namespace mpembed {
 namespace cuda {
@@ -17,7 +17,7 @@ __global__ void load_kernel(const uint64_t* keys, int64_t n, Key limit, Key* out
                             int32_t* positions) {
   const int64_t i = thread_index();
   if (i >= n) return;
-  // Dropped keys become `limit`, one past the largest, so that few bits are sorted.
+  // Dropped keys become `limit`, one past the largest key, so that fewer bits are sorted.
   out[i] = keys[i] < limit ? static_cast<Key>(keys[i]) : limit;
   positions[i] = static_cast<int32_t>(i);
 }
@@ -55,15 +55,15 @@ template <class Key>
 mpe_status dedup_as(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique* out,
                     void* stream) {
   PairSort<Key, int32_t> sort(n, bits_for(limit + 1), stream);
-  MPE_TRY(sort.take("dedup"));
+  MPE_TRY(sort.acquire("dedup"));
   const Key bound = static_cast<Key>(limit);
   MPE_TRY(launch("dedup", stream, n, load_kernel<Key>, keys, n, bound, sort.keys(), sort.values()));
   MPE_TRY(sort.run("dedup"));
 
   const IsHead<Key> is_head{sort.keys(), bound};
-  const auto places = thrust::make_counting_iterator(int64_t{0});
+  const auto positions = thrust::make_counting_iterator(int64_t{0});
   MPE_TRY(with_temporary(stream, "dedup", [&](void* temporary, size_t& bytes) {
-    return cub::DeviceSelect::If(temporary, bytes, places, out->starts, out->count, n, is_head,
+    return cub::DeviceSelect::If(temporary, bytes, positions, out->starts, out->count, n, is_head,
                                  stream_of(stream));
   }));
   return launch("dedup", stream, n, segment_kernel<Key>, sort.keys(), sort.values(), n, bound,

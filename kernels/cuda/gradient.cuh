@@ -7,16 +7,16 @@
 namespace mpembed {
 namespace cuda {
 
-constexpr int64_t kBlock = 64;  // occurrences a partial sum; part of the definition
+constexpr int64_t kBlock = 64;  // occurrences per partial sum; part of the contract
 
 struct Update {
   Tables tables;
   Rounding rounding;
   mpe_cache cache;
   mpe_optimizer optimizer;
-  mpe_lookups l;
+  mpe_lookups lookups;
   mpe_unique unique;
-  const int32_t* slots;  // one a unique row, or NULL
+  const int32_t* slots;  // one per unique row, or NULL
   Outputs grad;
 
   __device__ int32_t dim() const { return tables.dim; }
@@ -26,42 +26,45 @@ struct Update {
   }
 };
 
-// The rows with more than one block. Each has consecutive blocks from row_block[u] on.
-struct Hot {
-  int32_t* blocks;     // how many there are
-  int32_t* row_block;  // one a unique row
+// The rows with more than one block of occurrences: row u has consecutive blocks, of which
+// row_block[u] is the first.
+struct HotRows {
+  int32_t* blocks;     // their number
+  int32_t* row_block;  // one per unique row
   int32_t* block_row;  // the unique row of each block
-  float* sums;         // one row a block, in whole chunks
-  float* scratch;      // three rows a tile, for long rows
-  int64_t stride;      // of the rows of both
+  float* sums;         // one row per block, in whole chunks
+  float* scratch;      // three rows per tile, for long rows
+  int64_t stride;      // of the rows of sums and scratch
 };
 
-// No more blocks than this: a hot row has at least 65 occurrences, so n / 65 rows at most.
+// An upper bound of the blocks: a hot row has at least 65 occurrences, so there are at most n / 65.
 inline int64_t max_hot_blocks(int64_t n) { return n <= kBlock ? 0 : n / kBlock + n / (kBlock + 1); }
 
-// Where the gradient of one occurrence lies, and its factor.
+// The gradient of one occurrence, and the factor it is multiplied with.
 struct Occurrence {
   const float* row;
   float factor;
 
-  __device__ Occurrence(const Update& k, const mpe_table& table, const mpe_matrix& m,
+  __device__ Occurrence(const Update& update, const mpe_table& table, const mpe_matrix& grads,
                         int64_t first_bag, int64_t p) {
-    const mpe_lookups& l = k.l;
-    const float w = l.weights != nullptr ? l.weights[p] : 1.0f;
-    const int64_t bag = l.bags[p];
+    const mpe_lookups& lookups = update.lookups;
+    const float weight = lookups.weights != nullptr ? lookups.weights[p] : 1.0f;
+    const int64_t bag = lookups.bags[p];
     const bool unpooled = table.pooling == MPE_pooling_none;
-    row = m.data + (unpooled ? p - l.bag_offsets[first_bag] : bag - first_bag) * m.stride;
-    factor = w;
+    row = grads.data +
+          (unpooled ? p - lookups.bag_offsets[first_bag] : bag - first_bag) * grads.stride;
+    factor = weight;
     if (table.pooling == MPE_pooling_mean) {
-      factor = w / static_cast<float>(l.bag_offsets[bag + 1] - l.bag_offsets[bag]);
+      factor = weight / static_cast<float>(lookups.bag_offsets[bag + 1] - lookups.bag_offsets[bag]);
     }
   }
 };
 
-// sum += factor * row for kRows occurrences, found by the lanes from `first` on, in order.
+// sum += factor * row for kRows occurrences in order: those that lane `first` and the following
+// have found.
 template <int kRows, bool kLong>
 __device__ __forceinline__ void add_rows(const Tile& tile, int32_t dim, const Occurrence& mine,
-                                         int first, Part<kLong>& sum) {
+                                         int first, RowFragment<kLong>& sum) {
   const float* rows[kRows];
   float factors[kRows];
   MPE_UNROLL
@@ -83,21 +86,21 @@ __device__ __forceinline__ void add_rows(const Tile& tile, int32_t dim, const Oc
   });
 }
 
-// Partial sum of the lookups at sorted places [begin, end), of table t: the lanes find an
-// occurrence each, then all add them in order, kAtOnce in flight.
+// Partial sum of the lookups at sorted positions [begin, end), of table t: each lane
+// finds an occurrence, then all lanes add them in order, kAtOnce in flight.
 template <int kAtOnce, bool kLong>
-__device__ __forceinline__ void sum_block(const Update& k, const Tile& tile, int32_t t,
-                                          int64_t begin, int64_t end, Part<kLong>& sum) {
-  const mpe_table& table = k.tables.table[t];
-  const mpe_matrix m = k.grad.of(table, t);
-  const int64_t first_bag = t * k.l.batch_size;
-  const int32_t dim = k.dim();
+__device__ __forceinline__ void sum_block(const Update& update, const Tile& tile, int32_t t,
+                                          int64_t begin, int64_t end, RowFragment<kLong>& sum) {
+  const mpe_table& table = update.tables.table[t];
+  const mpe_matrix grads = update.grad.of(table, t);
+  const int64_t first_bag = t * update.lookups.batch_size;
+  const int32_t dim = update.dim();
   const float zeros[kChunk] = {};
   each_chunk<kLong>(tile, dim, [&](int32_t c) { sum.save(c, zeros); });
   const int lanes = 1 << tile.shift;
   for (int64_t base = begin; base < end; base += lanes) {
-    const int64_t place = base + tile.lane < end ? base + tile.lane : base;
-    const Occurrence mine(k, table, m, first_bag, k.unique.positions[place]);
+    const int64_t position = base + tile.lane < end ? base + tile.lane : base;
+    const Occurrence mine(update, table, grads, first_bag, update.unique.positions[position]);
     const int here = end - base < lanes ? static_cast<int>(end - base) : lanes;
     int j = 0;
     MPE_NO_UNROLL
@@ -105,7 +108,7 @@ __device__ __forceinline__ void sum_block(const Update& k, const Tile& tile, int
     MPE_NO_UNROLL
     for (; j < here; ++j) add_rows<1>(tile, dim, mine, j, sum);
   }
-  // A factor that is not finite leaves what lies beyond the row undefined.
+  // With a factor that is not finite, columns beyond the row are NaN by now.
   each_chunk<kLong>(tile, dim, [&](int32_t c) {
     float x[kChunk];
     sum.load(c, x);
@@ -114,13 +117,14 @@ __device__ __forceinline__ void sum_block(const Update& k, const Tile& tile, int
   });
 }
 
-// The gradient of a hot row of n occurrences out of its blocks' sums.
+// The gradient of a hot row with n occurrences: the sum of its blocks' sums.
 template <bool kLong>
-__device__ __forceinline__ void add_partials(const Update& k, const Tile& tile, const Hot& hot,
-                                             int64_t u, int64_t n, Part<kLong>& total) {
+__device__ __forceinline__ void add_partials(const Update& update, const Tile& tile,
+                                             const HotRows& hot, int64_t u, int64_t n,
+                                             RowFragment<kLong>& total) {
   const float* sums = hot.sums + static_cast<int64_t>(hot.row_block[u]) * hot.stride;
   const int64_t blocks = (n + kBlock - 1) / kBlock;
-  each_chunk<kLong>(tile, k.dim(), [&](int32_t c) {
+  each_chunk<kLong>(tile, update.dim(), [&](int32_t c) {
     float x[kChunk];
     load_floats(sums + c, kChunk, x);
     for (int64_t b = 1; b < blocks; ++b) {

@@ -1,4 +1,4 @@
-// A group of tables as kernels see it, by value in their arguments.
+// A group of tables as kernels get it, by value in their arguments.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -8,22 +8,24 @@
 namespace mpembed {
 namespace cuda {
 
-constexpr int kChunk = 8;  // columns that a lane has at once, see chunk.cuh
+constexpr int kChunk = 8;  // columns that a lane holds at once, see chunk.cuh
 constexpr int kHalfChunk = 4;
 
-// How far rows of such a dimension at such places are aligned: the columns that can be loaded at
-// once, 1 where nothing is known.
-inline int32_t grain_of(int64_t dim, bool aligned) {
+// The alignment of rows in columns: how many a lane may load at once, 1 if nothing is known.
+// `aligned`: the first row begins at a multiple of 16 bytes.
+inline int32_t column_alignment(int64_t dim, bool aligned) {
   if (!aligned) return 1;
   return dim % kChunk == 0 ? kChunk : dim % kHalfChunk == 0 ? kHalfChunk : 1;
 }
 
-inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+inline bool aligned16(const void* address) {
+  return reinterpret_cast<uintptr_t>(address) % 16 == 0;
+}
 
-inline bool aligned_rows(const mpe_group& g) {
-  bool aligned = g.cache == nullptr || aligned16(g.cache->rows);
-  for (int32_t t = 0; t < g.num_tables; ++t) {
-    aligned = aligned && aligned16(g.tables[t].rows) && aligned16(g.tables[t].state);
+inline bool aligned_rows(const mpe_group& group) {
+  bool aligned = group.cache == nullptr || aligned16(group.cache->rows);
+  for (int32_t t = 0; t < group.num_tables; ++t) {
+    aligned = aligned && aligned16(group.tables[t].rows) && aligned16(group.tables[t].state);
   }
   return aligned;
 }
@@ -32,14 +34,14 @@ struct Tables {
   const mpe_table* table;
   int32_t count;
   int32_t dim;
-  int32_t grain;  // of all rows and of the state of their elements
+  int32_t alignment;  // of all rows and of element-wise states
 
   Tables() = default;
-  explicit Tables(const mpe_group& g)
-      : table(g.device_tables),
-        count(g.num_tables),
-        dim(g.dim),
-        grain(grain_of(g.dim, aligned_rows(g))) {}
+  explicit Tables(const mpe_group& group)
+      : table(group.device_tables),
+        count(group.num_tables),
+        dim(group.dim),
+        alignment(column_alignment(group.dim, aligned_rows(group))) {}
 
   // The table that holds a linear row id.
   __device__ int32_t find(uint64_t key) const {
@@ -49,13 +51,14 @@ struct Tables {
   }
 };
 
-// How rows are encoded: the group's rounding and the key of the random bits.
+// How rows are rounded: the group's rounding mode and the key of the random bits.
 struct Rounding {
   const uint64_t* step;
   uint64_t seed;
   int32_t mode;
 
-  explicit Rounding(const mpe_group& g) : step(g.step), seed(g.seed), mode(g.rounding) {}
+  explicit Rounding(const mpe_group& group)
+      : step(group.step), seed(group.seed), mode(group.rounding) {}
 
   __device__ bool stochastic() const { return mode == MPE_rounding_stochastic; }
   __device__ RowStream stream(RngDomain domain, const mpe_table& table, int64_t row) const {
@@ -65,11 +68,11 @@ struct Rounding {
 };
 
 struct Outputs {
-  mpe_outputs o;
+  mpe_outputs outputs;
 
   __device__ mpe_matrix of(const mpe_table& table, int32_t t) const {
-    if (o.tables != nullptr) return o.tables[t];
-    return mpe_matrix{o.shared.data + table.column, o.shared.stride};
+    if (outputs.tables != nullptr) return outputs.tables[t];
+    return mpe_matrix{outputs.shared.data + table.column, outputs.shared.stride};
   }
 };
 

@@ -1,4 +1,4 @@
-// What every launcher shares: errors by name, stream-ordered workspace, one way to launch.
+// What every launcher uses: named errors, stream-ordered workspace, one way to launch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -24,8 +24,8 @@
 namespace mpembed {
 namespace cuda {
 
-// The model of docs/gpu.md compiles the kernels for its workload alone: aligned rows of whole
-// chunks, none of which occurs twice in a batch, in bags without long runs of empty ones.
+// docs/gpu_model.md compiles the kernels for its own workload only: aligned rows of whole chunks,
+// no row twice in a batch, no long runs of empty bags.
 #ifndef MPE_MODEL
 #define MPE_MODEL 0
 #endif
@@ -35,12 +35,12 @@ constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr unsigned kFullMask = 0xFFFFFFFFu;
 
-// Keeps "operation: reason" for last_error; MPE_ERR_MEMORY for want of memory.
+// Keeps "operation: reason" for last_error. Returns MPE_ERR_MEMORY if memory ran out, else
+// MPE_ERR_DEVICE.
 mpe_status failed(cudaError_t error, const char* operation);
 const char* last_message();
 
-// Takes back what the runtime remembers of a call whose failure is not reported, so that no later
-// call finds it.
+// Clears the runtime's record of a failure that is not reported, so that no later call finds it.
 inline void forget_error() { static_cast<void>(cudaGetLastError()); }
 
 inline mpe_status check(cudaError_t error, const char* operation) {
@@ -57,7 +57,8 @@ inline cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(s
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline int bits_for(uint64_t below) {  // bits that hold 0 .. below - 1
+// The bits that hold 0 .. below - 1.
+inline int bits_for(uint64_t below) {
   int bits = 0;
   while (bits < 64 && below > (uint64_t{1} << bits)) ++bits;
   return bits;
@@ -75,8 +76,7 @@ mpe_status launch_blocks(const char* operation, void* stream, int64_t blocks, in
                operation);
 }
 
-// Runs kernel(args...) on enough blocks of kThreads for `threads` threads, a few more than asked
-// for as a rule; none for no threads.
+// Runs kernel(args...) on at least `threads` threads, in whole blocks of kThreads.
 template <class... Parameters, class... Arguments>
 mpe_status launch(const char* operation, void* stream, int64_t threads,
                   void (*kernel)(Parameters...), Arguments&&... arguments) {
@@ -92,8 +92,7 @@ mpe_status launch_one(const char* operation, void* stream, void (*kernel)(Parame
   return launch_blocks(operation, stream, 1, 1, kernel, std::forward<Arguments>(arguments)...);
 }
 
-// Memory in the order of the stream, given back at the end of the scope, when the work that uses it
-// has been queued.
+// Stream-ordered memory, freed at the end of the scope: the work that uses it is queued by then.
 template <class T>
 class Workspace {
  public:
@@ -104,11 +103,11 @@ class Workspace {
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  mpe_status take(int64_t n, const char* operation) {
+  mpe_status acquire(int64_t n, const char* operation) {
     const size_t bytes = static_cast<size_t>(n > 0 ? n : 1) * sizeof(T);
-    void* p = nullptr;
-    MPE_TRY(check(cudaMallocAsync(&p, bytes, stream_), operation));
-    data_ = static_cast<T*>(p);
+    void* memory = nullptr;
+    MPE_TRY(check(cudaMallocAsync(&memory, bytes, stream_), operation));
+    data_ = static_cast<T*>(memory);
     return MPE_OK;
   }
   T* get() const { return data_; }
@@ -126,7 +125,7 @@ __device__ inline int64_t thread_index() {
 
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x) & (kWarp - 1); }
 
-// First i in [0, n] with measure(i) >= target, measure ascending.
+// The first i in [0, n] with measure(i) >= target; measure ascends.
 template <class Measure>
 __device__ inline int64_t first_at_least(int64_t n, int64_t target, Measure measure) {
   int64_t lo = 0, hi = n;
@@ -141,12 +140,12 @@ __device__ inline int64_t first_at_least(int64_t n, int64_t target, Measure meas
   return lo;
 }
 
-__device__ inline void atomic_add64(int64_t* p, int64_t n) {
-  atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(n));
+__device__ inline void atomic_add64(int64_t* sum, int64_t n) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(sum), static_cast<unsigned long long>(n));
 }
 
-__device__ inline void atomic_min64(int64_t* p, int64_t v) {
-  atomicMin(reinterpret_cast<long long*>(p), static_cast<long long>(v));
+__device__ inline void atomic_min64(int64_t* least, int64_t value) {
+  atomicMin(reinterpret_cast<long long*>(least), static_cast<long long>(value));
 }
 
 }  // namespace cuda

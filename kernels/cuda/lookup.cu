@@ -1,7 +1,7 @@
 // The pooled and unpooled forward, the gradient of per-sample weights, and whole rows read out.
 //
 // A bag is served by as many lanes as its rows have chunks of eight columns, so that a warp serves
-// several bags of short rows; each lane keeps kAhead rows in flight and adds them in order.
+// several bags of short rows; each lane keeps kRowsInFlight rows in flight and adds them in order.
 #include <algorithm>
 
 #include "cuda/bag_sum.cuh"
@@ -12,47 +12,48 @@ namespace mpembed {
 namespace cuda {
 namespace {
 
-// Blocks that a multiprocessor is to hold: as many as there are registers for.
-template <class Format, int kGrain>
+// Blocks that a multiprocessor should hold: as many as its registers allow.
+template <class Format, int kAlignment>
 constexpr int blocks_of() {
-  return (kGrain == 1 ? 3 : 4) - (std::is_same<Format, AnyFormat>::value ? 1 : 0);
+  return (kAlignment == 1 ? 3 : 4) - (std::is_same<Format, AnyFormat>::value ? 1 : 0);
 }
 
-// Groups that one launch serves, with the first block of each. Kernels keep it where their
-// parameters lie: a copy would be indexed in local memory.
-struct Parts {
-  static constexpr int kMost = 8;
-  Lookup part[kMost];
-  uint32_t first[kMost];  // ascending; of no block where there is no part
+// The groups that one launch serves, and the first block of each. Kernels read it from their
+// parameters in place: a copy would be indexed in local memory.
+struct GroupLookups {
+  static constexpr int kMaxGroups = 8;
+  Lookup lookup[kMaxGroups];
+  uint32_t first_block[kMaxGroups];  // ascending; UINT32_MAX where there is no group
 
-  __device__ __forceinline__ int32_t of(uint32_t block) const {
-    int32_t p = 0;
+  __device__ __forceinline__ int32_t index_of(uint32_t block) const {
+    int32_t group = 0;
     MPE_UNROLL
-    for (int i = 1; i < kMost; ++i) p += block >= first[i] ? 1 : 0;
-    return p;
+    for (int i = 1; i < kMaxGroups; ++i) group += block >= first_block[i] ? 1 : 0;
+    return group;
   }
 };
 
-template <class Format, int kGrain>
-__global__ void __launch_bounds__(kThreads, (blocks_of<Format, kGrain>()))
-    bags_kernel(const __grid_constant__ Parts parts) {
-  const int32_t part = parts.of(blockIdx.x);
-  const Lookup& k = parts.part[part];
-  const Work work(k, blockIdx.x - parts.first[part]);
-  const int32_t c = work.column, dim = k.tables.dim;
-  if (work.unit >= k.bags() || c >= dim) return;
-  const int32_t bag = static_cast<int32_t>(work.unit), t = k.table_of(bag);
-  const mpe_table& table = k.tables.table[t];
+template <class Format, int kAlignment>
+__global__ void __launch_bounds__(kThreads, (blocks_of<Format, kAlignment>()))
+    bags_kernel(const __grid_constant__ GroupLookups groups) {
+  const int32_t group = groups.index_of(blockIdx.x);
+  const Lookup& lookup = groups.lookup[group];
+  const LaneTask task(lookup, blockIdx.x - groups.first_block[group]);
+  const int32_t c = task.column, dim = lookup.tables.dim;
+  if (task.item >= lookup.bags() || c >= dim) return;
+  const int32_t bag = static_cast<int32_t>(task.item), t = lookup.table_of(bag);
+  const mpe_table& table = lookup.tables.table[t];
   if (table.pooling == MPE_pooling_none) return;
-  const int32_t begin = static_cast<int32_t>(k.l.bag_offsets[bag]);
-  const int32_t end = static_cast<int32_t>(k.l.bag_offsets[bag + 1]);
-  // What is known of the bag goes into few registers before the rows come: a mean of one is a sum.
+  const int32_t begin = static_cast<int32_t>(lookup.lookups.bag_offsets[bag]);
+  const int32_t end = static_cast<int32_t>(lookup.lookups.bag_offsets[bag + 1]);
+  // The bag's facts are reduced to few registers before its rows are loaded; a mean of one lookup
+  // is a sum.
   const bool divided = table.pooling == MPE_pooling_mean && end > begin;
   const float n = divided ? static_cast<float>(end - begin) : 1.0f;
-  const mpe_matrix m = k.out.of(table, t);
-  float* to = m.data + (bag - t * k.l.batch_size) * m.stride + c;
+  const mpe_matrix out = lookup.out.of(table, t);
+  float* to = out.data + (bag - t * lookup.lookups.batch_size) * out.stride + c;
   float acc[kChunk] = {};
-  sum_table<Format, kGrain, kAhead>(k, table, begin, end, c, acc);
+  sum_table<Format, kAlignment, kRowsInFlight>(lookup, table, begin, end, c, acc);
   if (n != 1.0f) {
     for (int j = 0; j < kChunk; ++j) acc[j] /= n;
   }
@@ -60,79 +61,84 @@ __global__ void __launch_bounds__(kThreads, (blocks_of<Format, kGrain>()))
 }
 
 // Tables without pooling: every lookup is a bag of one.
-template <int kGrain>
-__global__ void lookups_kernel(Lookup k) {
-  const Work work(k, blockIdx.x);
-  const int64_t p = work.unit;
-  const int32_t c = work.column, dim = k.tables.dim;
-  if (p >= k.l.bag_offsets[k.bags()] || c >= dim) return;
-  const int32_t t = k.table_of(k.l.bags[p]);
-  const mpe_table& table = k.tables.table[t];
+template <int kAlignment>
+__global__ void lookups_kernel(Lookup lookup) {
+  const LaneTask task(lookup, blockIdx.x);
+  const int64_t p = task.item;
+  const int32_t c = task.column, dim = lookup.tables.dim;
+  if (p >= lookup.lookups.bag_offsets[lookup.bags()] || c >= dim) return;
+  const int32_t t = lookup.table_of(lookup.lookups.bags[p]);
+  const mpe_table& table = lookup.tables.table[t];
   if (table.pooling != MPE_pooling_none) return;
   float acc[kChunk] = {};
   const int32_t first = static_cast<int32_t>(p);
-  sum_table<AnyFormat, kGrain, 1>(k, table, first, first + 1, c, acc);
-  const mpe_matrix m = k.out.of(table, t);
-  store_floats(m.data + (p - k.l.bag_offsets[t * k.l.batch_size]) * m.stride + c, dim - c, acc);
+  sum_table<AnyFormat, kAlignment, 1>(lookup, table, first, first + 1, c, acc);
+  const mpe_matrix out = lookup.out.of(table, t);
+  store_floats(
+      out.data + (p - lookup.lookups.bag_offsets[t * lookup.lookups.batch_size]) * out.stride + c,
+      dim - c, acc);
 }
 
-// A column of a stored row: made once a row, then called with columns.
-template <class F>
+// Reads a stored row column by column; the header is decoded once.
+template <class Format>
 class RowReader {
  public:
-  __device__ RowReader(const uint8_t* row, int64_t dim) : row_(row), header_(F::header(row, dim)) {}
-  __device__ float operator()(int64_t c) const { return F::value(row_, header_, c); }
+  __device__ RowReader(const uint8_t* row, int64_t dim)
+      : row_(row), header_(Format::header(row, dim)) {}
+  __device__ float operator()(int64_t c) const { return Format::value(row_, header_, c); }
 
  private:
   const uint8_t* row_;
-  typename F::RowHeader header_;
+  typename Format::RowHeader header_;
 };
 
-// The lane tree's fold of a tile whose lanes have a column in so many, and zero where they have
-// none; every lane gets the result.
+// Folds the lane tree of a tile: each lane brings the sum of its columns, zero if it has none, and
+// gets the result.
 __device__ float fold(const Tile& tile, float v) {
   if (tile.shift < 5) v = v + 0.0f;
   for (int s = 1 << tile.shift >> 1; s > 0; s >>= 1) v = v + __shfl_xor_sync(tile.mask, v, s);
   return v;
 }
 
-// This lane's part of the dot product of a gradient with a row as it is now.
-__device__ float dot(const Lookup& k, const Tile& tile, const mpe_table& table, int64_t p,
+// This lane's share of the dot product of a gradient with a row's current values.
+__device__ float dot(const Lookup& lookup, const Tile& tile, const mpe_table& table, int64_t p,
                      const float* grad) {
-  const int32_t dim = k.tables.dim, lanes = 1 << tile.shift;
+  const int32_t dim = lookup.tables.dim, lanes = 1 << tile.shift;
   float lane = 0.0f;
   const auto add = [&](auto row) {
     for (int32_t c = tile.lane; c < dim; c += lanes) lane = fmaf(grad[c], row(c), lane);
   };
-  if (const float* cached = k.cache_row(p)) {
+  if (const float* cached = lookup.cache_row(p)) {
     add([=](int64_t c) { return cached[c]; });
     return lane;
   }
-  const int64_t number = static_cast<int64_t>(k.l.keys[p]) - table.base;
-  with_format(table.precision, [&](auto f) {
-    using F = decltype(f);
-    add(RowReader<F>(table.rows + number * F::row_bytes(dim), dim));
+  const int64_t row = static_cast<int64_t>(lookup.lookups.keys[p]) - table.base;
+  with_format(table.precision, [&](auto format) {
+    using Format = decltype(format);
+    add(RowReader<Format>(table.rows + row * Format::row_bytes(dim), dim));
   });
   return lane;
 }
 
-__global__ void weight_grad_kernel(Lookup k, int32_t shift, float* out) {
+__global__ void weight_grad_kernel(Lookup lookup, int32_t shift, float* out) {
   const Tile tile(shift);
   const int64_t p = tile.index();
-  if (p >= k.l.bag_offsets[k.bags()]) return;
-  const int64_t bag = k.l.bags[p], t = k.table_of(bag);
-  const mpe_table& table = k.tables.table[t];
-  const int64_t first = k.l.bag_offsets[t * k.l.batch_size];
+  if (p >= lookup.lookups.bag_offsets[lookup.bags()]) return;
+  const int64_t bag = lookup.lookups.bags[p], t = lookup.table_of(bag);
+  const mpe_table& table = lookup.tables.table[t];
+  const int64_t first = lookup.lookups.bag_offsets[t * lookup.lookups.batch_size];
   float result = 0.0f;
-  if (k.l.keys[p] != MPE_DROPPED) {
-    const mpe_matrix m = k.out.of(table, static_cast<int32_t>(t));
-    const int64_t line = table.pooling == MPE_pooling_none ? p - first : bag - t * k.l.batch_size;
-    result = fold(tile, dot(k, tile, table, p, m.data + line * m.stride));
+  if (lookup.lookups.keys[p] != MPE_DROPPED) {
+    const mpe_matrix grads = lookup.out.of(table, static_cast<int32_t>(t));
+    const int64_t line =
+        table.pooling == MPE_pooling_none ? p - first : bag - t * lookup.lookups.batch_size;
+    result = fold(tile, dot(lookup, tile, table, p, grads.data + line * grads.stride));
     if (table.pooling == MPE_pooling_mean) {
-      result /= static_cast<float>(k.l.bag_offsets[bag + 1] - k.l.bag_offsets[bag]);
+      result /=
+          static_cast<float>(lookup.lookups.bag_offsets[bag + 1] - lookup.lookups.bag_offsets[bag]);
     }
   }
-  if (tile.lane == 0) out[k.l.origins[t] + (p - first)] = result;
+  if (tile.lane == 0) out[lookup.lookups.origins[t] + (p - first)] = result;
 }
 
 __global__ void read_rows_kernel(Tables tables, mpe_cache cache, int32_t shift,
@@ -156,40 +162,42 @@ __global__ void read_rows_kernel(Tables tables, mpe_cache cache, int32_t shift,
   });
 }
 
-Lookup make_lookup(const mpe_group& g, const mpe_lookups& l, const int32_t* slots,
+Lookup make_lookup(const mpe_group& group, const mpe_lookups& lookups, const int32_t* slots,
                    const mpe_outputs& out) {
-  const int32_t shift = tile_shift(g.dim);
-  const int32_t parts = static_cast<int32_t>(ceil_div(g.dim, kChunk << shift));
-  const float* cached = g.cache != nullptr ? g.cache->rows : nullptr;
-  const bool slotted = slots != nullptr, weighted = l.weights != nullptr;
-  return Lookup{Tables(g), l, cached, slots, Outputs{out}, slotted, weighted, shift, parts};
+  const int32_t shift = tile_shift(group.dim);
+  const int32_t tiles = static_cast<int32_t>(ceil_div(group.dim, kChunk << shift));
+  const float* cached = group.cache != nullptr ? group.cache->rows : nullptr;
+  const bool slotted = slots != nullptr, weighted = lookups.weights != nullptr;
+  return Lookup{Tables(group), lookups,  cached, slots, Outputs{out},
+                slotted,       weighted, shift,  tiles};
 }
 
-// The pooled tables of several groups, gathered for launches of one kernel.
-class Launches {
+// Gathers the pooled tables of several groups, to launch one kernel for as many as it takes.
+class PooledLaunches {
  public:
-  explicit Launches(void* stream) : stream_(stream) {}
+  explicit PooledLaunches(void* stream) : stream_(stream) {}
 
-  mpe_status add(const mpe_group& g, const Lookup& k) {
-    const int64_t lanes = static_cast<int64_t>(k.parts) << k.shift;
-    const int64_t blocks = ceil_div(lanes * g.num_tables * k.l.batch_size, kThreads);
-    const int32_t format = format_of(g);
+  mpe_status add(const mpe_group& group, const Lookup& lookup) {
+    const int64_t lanes = static_cast<int64_t>(lookup.tiles) << lookup.shift;
+    const int64_t blocks = ceil_div(lanes * group.num_tables * lookup.lookups.batch_size, kThreads);
+    const int32_t format = format_of(group);
     if (format == kNone || blocks == 0) return MPE_OK;
-    if (count_ == Parts::kMost || blocks_ + blocks > INT32_MAX) MPE_TRY(run());
+    if (count_ == GroupLookups::kMaxGroups || blocks_ + blocks > INT32_MAX) MPE_TRY(run());
     format_ = count_ == 0 || format == format_ ? format : kSeveral;
-    grain_ = count_ == 0 || k.tables.grain < grain_ ? k.tables.grain : grain_;
-    parts_.part[count_] = k;
-    parts_.first[count_] = static_cast<uint32_t>(blocks_);
+    alignment_ =
+        count_ == 0 || lookup.tables.alignment < alignment_ ? lookup.tables.alignment : alignment_;
+    groups_.lookup[count_] = lookup;
+    groups_.first_block[count_] = static_cast<uint32_t>(blocks_);
     blocks_ += blocks;
     ++count_;
     return MPE_OK;
   }
   mpe_status run() {
     if (count_ == 0) return MPE_OK;
-    for (int32_t i = count_; i < Parts::kMost; ++i) parts_.first[i] = UINT32_MAX;
-    const mpe_status status = grain_ == kChunk       ? launch_grain<kChunk>()
-                              : grain_ == kHalfChunk ? launch_grain<kHalfChunk>()
-                                                     : launch_grain<1>();
+    for (int32_t i = count_; i < GroupLookups::kMaxGroups; ++i) groups_.first_block[i] = UINT32_MAX;
+    const mpe_status status = alignment_ == kChunk       ? launch_aligned<kChunk>()
+                              : alignment_ == kHalfChunk ? launch_aligned<kHalfChunk>()
+                                                         : launch_aligned<1>();
     count_ = 0;
     blocks_ = 0;
     return status;
@@ -198,73 +206,74 @@ class Launches {
  private:
   static constexpr int32_t kNone = -1, kSeveral = -2;
 
-  // The format of all pooled tables.
-  static int32_t format_of(const mpe_group& g) {
+  // The format of a group's pooled tables, or one of these.
+  static int32_t format_of(const mpe_group& group) {
     int32_t format = kNone;
-    for (int32_t t = 0; t < g.num_tables; ++t) {
-      const mpe_table& table = g.tables[t];
+    for (int32_t t = 0; t < group.num_tables; ++t) {
+      const mpe_table& table = group.tables[t];
       if (table.pooling == MPE_pooling_none || table.precision == format) continue;
       if (format != kNone) return kSeveral;
       format = table.precision;
     }
     return format;
   }
-  template <int kGrain>
-  mpe_status launch_grain() const {
-    if (format_ == kSeveral) return launch_kernel(bags_kernel<AnyFormat, kGrain>);
-    return with_format(format_, [&](auto f) {
-      return launch_kernel(bags_kernel<decltype(f), kGrain>);
+  template <int kAlignment>
+  mpe_status launch_aligned() const {
+    if (format_ == kSeveral) return launch_kernel(bags_kernel<AnyFormat, kAlignment>);
+    return with_format(format_, [&](auto format) {
+      return launch_kernel(bags_kernel<decltype(format), kAlignment>);
     });
   }
-  mpe_status launch_kernel(void (*kernel)(Parts)) const {
-    return launch_blocks("lookup", stream_, blocks_, kThreads, kernel, parts_);
+  mpe_status launch_kernel(void (*kernel)(GroupLookups)) const {
+    return launch_blocks("lookup", stream_, blocks_, kThreads, kernel, groups_);
   }
 
   void* stream_;
-  Parts parts_{};
+  GroupLookups groups_{};
   int64_t blocks_ = 0;
-  int32_t count_ = 0, format_ = kNone, grain_ = kChunk;
+  int32_t count_ = 0, format_ = kNone, alignment_ = kChunk;
 };
 
-mpe_status launch_unpooled(const mpe_group& g, const Lookup& k, void* stream) {
+mpe_status launch_unpooled(const mpe_group& group, const Lookup& lookup, void* stream) {
   const auto unpooled = [](const mpe_table& t) { return t.pooling == MPE_pooling_none; };
-  if (std::none_of(g.tables, g.tables + g.num_tables, unpooled)) return MPE_OK;
-  const int64_t threads = (static_cast<int64_t>(k.parts) << k.shift) * k.l.n;
-  const auto kernel = k.tables.grain == kChunk       ? lookups_kernel<kChunk>
-                      : k.tables.grain == kHalfChunk ? lookups_kernel<kHalfChunk>
-                                                     : lookups_kernel<1>;
-  return launch("lookup", stream, threads, kernel, k);
+  if (std::none_of(group.tables, group.tables + group.num_tables, unpooled)) return MPE_OK;
+  const int64_t threads = (static_cast<int64_t>(lookup.tiles) << lookup.shift) * lookup.lookups.n;
+  const auto kernel = lookup.tables.alignment == kChunk       ? lookups_kernel<kChunk>
+                      : lookup.tables.alignment == kHalfChunk ? lookups_kernel<kHalfChunk>
+                                                              : lookups_kernel<1>;
+  return launch("lookup", stream, threads, kernel, lookup);
 }
 
 }  // namespace
 
-// One launch serves all groups, in the kernel of the smallest grain: halves of chunks cost aligned
-// rows little. Rows that are not aligned at all have a launch of their own, for they are loaded
-// column by column, and in one kernel with them so would all others be.
+// One launch serves all groups, by the kernel for the smallest alignment among them: loads of half
+// chunks slow aligned rows little. Rows that are not aligned are loaded column by column and have
+// a launch of their own, so that they do not slow the others.
 mpe_status lookup(const mpe_part* parts, int32_t n, void* stream) {
-  Launches aligned(stream), others(stream);
+  PooledLaunches aligned(stream), unaligned(stream);
   for (int32_t i = 0; i < n; ++i) {
-    const mpe_part& p = parts[i];
-    const Lookup k = make_lookup(*p.group, *p.lookups, p.slots, *p.outputs);
-    MPE_TRY((k.tables.grain > 1 ? aligned : others).add(*p.group, k));
-    MPE_TRY(launch_unpooled(*p.group, k, stream));
+    const mpe_group& group = *parts[i].group;
+    const Lookup lookup = make_lookup(group, *parts[i].lookups, parts[i].slots, *parts[i].outputs);
+    MPE_TRY((lookup.tables.alignment > 1 ? aligned : unaligned).add(group, lookup));
+    MPE_TRY(launch_unpooled(group, lookup, stream));
   }
   MPE_TRY(aligned.run());
-  return others.run();
+  return unaligned.run();
 }
 
-mpe_status weight_grad(const mpe_group* g, const mpe_lookups* l, const int32_t* slots,
+mpe_status weight_grad(const mpe_group* group, const mpe_lookups* lookups, const int32_t* slots,
                        const mpe_outputs* grad, float* out, void* stream) {
-  const Lookup k = make_lookup(*g, *l, slots, *grad);
-  const int32_t shift = tile_shift(g->dim, 1);
-  return launch("weight gradient", stream, l->n << shift, weight_grad_kernel, k, shift, out);
+  const Lookup lookup = make_lookup(*group, *lookups, slots, *grad);
+  const int32_t shift = tile_shift(group->dim, 1);
+  return launch("weight gradient", stream, lookups->n << shift, weight_grad_kernel, lookup, shift,
+                out);
 }
 
-mpe_status read_rows(const mpe_group* g, const uint64_t* keys, int64_t n, float* values,
+mpe_status read_rows(const mpe_group* group, const uint64_t* keys, int64_t n, float* values,
                      void* stream) {
-  const mpe_cache cache = g->cache != nullptr ? *g->cache : mpe_cache{};
-  const int32_t shift = tile_shift(g->dim);
-  return launch("rows", stream, n << shift, read_rows_kernel, Tables(*g), cache, shift, keys, n,
+  const mpe_cache cache = group->cache != nullptr ? *group->cache : mpe_cache{};
+  const int32_t shift = tile_shift(group->dim);
+  return launch("rows", stream, n << shift, read_rows_kernel, Tables(*group), cache, shift, keys, n,
                 values);
 }
 

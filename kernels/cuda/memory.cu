@@ -1,4 +1,4 @@
-// Device memory, streams, devices and what the runtime said last.
+// Device memory, streams, events, devices and the runtime's last error.
 #include <atomic>
 #include <string>
 
@@ -53,8 +53,9 @@ mpe_status use_device(int32_t device) { return check(cudaSetDevice(device), "cho
 
 namespace {
 
-// By default a device's pool gives unused memory back at every synchronisation, and all workspace
-// comes from it: keep what it has. Once a device; a device without pools goes without.
+// All workspace comes from a device's memory pool. By default the pool returns unused memory at
+// each synchronisation; this makes it keep the memory. Done once per device; not every device has
+// pools.
 void keep_workspace() {
   static std::atomic<uint64_t> kept{0};
   int device = 0;
@@ -68,8 +69,9 @@ void keep_workspace() {
   }
 }
 
-// Lets the thread do what the captures of others would forbid it, and be ended by, to no use: what
-// is allocated, freed and waited for here is no part of a graph.
+// While another thread captures a graph, CUDA forbids this thread to allocate, free or wait, and
+// ends the capture if it does. Nothing in this scope is part of a graph, so it lifts the
+// restriction.
 class Uncaptured {
  public:
   Uncaptured() { exchange(); }
@@ -97,9 +99,10 @@ mpe_status allocate(int64_t bytes, int32_t placement, void** out) {
   return check(cudaMalloc(out, size), "allocating device memory");
 }
 
-void release(void* p, int32_t placement) {
+void release(void* memory, int32_t placement) {
   const Uncaptured uncaptured;
-  const cudaError_t error = placement == MPE_PLACEMENT_HOST ? cudaFreeHost(p) : cudaFree(p);
+  const cudaError_t error =
+      placement == MPE_PLACEMENT_HOST ? cudaFreeHost(memory) : cudaFree(memory);
   if (error != cudaSuccess) forget_error();
 }
 
@@ -108,8 +111,8 @@ mpe_status borrow(int64_t bytes, void* stream, void** out) {
   return check(cudaMallocAsync(out, size, stream_of(stream)), "allocating workspace");
 }
 
-void give_back(void* p, void* stream) {
-  if (cudaFreeAsync(p, stream_of(stream)) != cudaSuccess) forget_error();
+void give_back(void* memory, void* stream) {
+  if (cudaFreeAsync(memory, stream_of(stream)) != cudaSuccess) forget_error();
 }
 
 mpe_status copy(void* to, const void* from, int64_t bytes, void* stream) {
@@ -119,9 +122,10 @@ mpe_status copy(void* to, const void* from, int64_t bytes, void* stream) {
       "copying");
 }
 
-mpe_status fill(void* p, int32_t byte, int64_t bytes, void* stream) {
+mpe_status fill(void* memory, int32_t byte, int64_t bytes, void* stream) {
   if (bytes <= 0) return MPE_OK;
-  return check(cudaMemsetAsync(p, byte, static_cast<size_t>(bytes), stream_of(stream)), "filling");
+  return check(cudaMemsetAsync(memory, byte, static_cast<size_t>(bytes), stream_of(stream)),
+               "filling");
 }
 
 mpe_status synchronize(void* stream) {
@@ -159,9 +163,9 @@ mpe_status capturing(void* stream, uint64_t* capture) {
   if (error == cudaErrorStreamCaptureImplicit) {
     return failed(error, "using the default stream while another stream is captured");
   }
-  if (error != cudaSuccess) {  // a runtime that knows no graphs
+  if (error != cudaSuccess) {  // a runtime without graphs
     forget_error();
-  } else if (status != cudaStreamCaptureStatusNone) {  // one that an error has ended has no number
+  } else if (status != cudaStreamCaptureStatusNone) {  // a capture that failed has no number
     *capture = status == cudaStreamCaptureStatusActive ? id : UINT64_MAX;
   }
   return MPE_OK;

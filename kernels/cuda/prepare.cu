@@ -8,7 +8,7 @@ namespace mpembed {
 namespace cuda {
 namespace {
 
-constexpr int64_t kNone = INT64_MAX;
+constexpr int64_t kNoPosition = INT64_MAX;
 
 // int32 or int64 values.
 struct Integers {
@@ -36,19 +36,19 @@ __global__ void check_offsets_kernel(Integers offsets, int64_t bags, int64_t num
 }
 
 __global__ void offsets_found_kernel(Integers offsets, mpe_error* error) {
-  if (error->position == kNone) return;
+  if (error->position == kNoPosition) return;
   error->value = offsets[error->position];
   error->count = 1;
   error->status = MPE_ERR_OFFSETS;
 }
 
 // The batch of one group; with bad offsets all bags are empty.
-struct Share {
+struct GroupBatch {
   Tables tables;
   Integers indices, offsets;
   const mpe_error* bad;
   int64_t batch_size;
-  mpe_lookups out;
+  mpe_lookups lookups;
 
   __device__ bool refused() const { return bad != nullptr && bad->status != MPE_OK; }
   __device__ int64_t bags() const { return tables.count * batch_size; }
@@ -60,7 +60,7 @@ struct Share {
   }
 };
 
-// Inclusive sum over the block's threads, which meet once more before the next one.
+// Inclusive sum over the block's threads. Call __syncthreads() before the next one.
 __device__ int64_t block_sum(int64_t v, int64_t* warps) {
   const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / kWarp;
   for (int s = 1; s < kWarp; s <<= 1) {
@@ -73,8 +73,8 @@ __device__ int64_t block_sum(int64_t v, int64_t* warps) {
   return v;
 }
 
-// One block: where each table's lookups begin in the group, its origin, and cleared counts.
-__global__ void segments_kernel(Share s, int64_t* starts, mpe_error* error) {
+// One block: sets each table's first lookup in the group and its origin, and clears the counts.
+__global__ void segments_kernel(GroupBatch batch, int64_t* starts, mpe_error* error) {
   MPE_SHARED(int64_t, warps, kThreads / kWarp);
   MPE_SHARED(int64_t, total, 1);
   if (threadIdx.x == 0) {
@@ -82,103 +82,104 @@ __global__ void segments_kernel(Share s, int64_t* starts, mpe_error* error) {
     clear(error);
   }
   __syncthreads();
-  const bool refused = s.refused();
-  for (int64_t base = 0; base < s.tables.count; base += kThreads) {
+  const bool refused = batch.refused();
+  for (int64_t base = 0; base < batch.tables.count; base += kThreads) {
     const int64_t t = base + threadIdx.x;
-    const bool here = t < s.tables.count;
-    const int64_t size = here && !refused ? s.size_of(t) : 0;
+    const bool here = t < batch.tables.count;
+    const int64_t size = here && !refused ? batch.size_of(t) : 0;
     const int64_t before = total[0];
     const int64_t end = before + block_sum(size, warps);
     if (here) {
       starts[t] = end - size;
-      s.out.origins[t] = refused ? 0 : s.first_offset(t);
-      s.out.dropped[t] = 0;
+      batch.lookups.origins[t] = refused ? 0 : batch.first_offset(t);
+      batch.lookups.dropped[t] = 0;
     }
     if (threadIdx.x == kThreads - 1) total[0] = end;
     __syncthreads();
   }
 }
 
-__global__ void bag_offsets_kernel(Share s, const int64_t* starts) {
+__global__ void bag_offsets_kernel(GroupBatch batch, const int64_t* starts) {
   const int64_t i = thread_index();
-  if (i == 0) s.out.bag_offsets[0] = 0;
-  if (i >= s.bags()) return;
-  const int64_t t = i / s.batch_size, b = i % s.batch_size;
-  const int64_t end = s.offsets[s.tables.table[t].feature * s.batch_size + b + 1];
-  s.out.bag_offsets[i + 1] = s.refused() ? 0 : starts[t] + end - s.out.origins[t];
+  if (i == 0) batch.lookups.bag_offsets[0] = 0;
+  if (i >= batch.bags()) return;
+  const int64_t t = i / batch.batch_size, b = i % batch.batch_size;
+  const int64_t end = batch.offsets[batch.tables.table[t].feature * batch.batch_size + b + 1];
+  batch.lookups.bag_offsets[i + 1] =
+      batch.refused() ? 0 : starts[t] + end - batch.lookups.origins[t];
 }
 
 // Lookup p of a bag.
-__device__ __forceinline__ void write_key(const Share& s, const int64_t* starts,
+__device__ __forceinline__ void write_key(const GroupBatch& batch, const int64_t* starts,
                                           const float* weights, mpe_error* error, int64_t p,
                                           int64_t bag) {
-  if (bag >= s.bags()) {
-    s.out.keys[p] = MPE_DROPPED;
+  if (bag >= batch.bags()) {
+    batch.lookups.keys[p] = MPE_DROPPED;
     return;
   }
-  const int64_t t = static_cast<uint32_t>(bag) / static_cast<uint32_t>(s.batch_size);
-  const mpe_table& table = s.tables.table[t];
-  const int64_t i = p - starts[t] + s.out.origins[t];
-  const int64_t index = s.indices[i];
+  const int64_t t = static_cast<uint32_t>(bag) / static_cast<uint32_t>(batch.batch_size);
+  const mpe_table& table = batch.tables.table[t];
+  const int64_t i = p - starts[t] + batch.lookups.origins[t];
+  const int64_t index = batch.indices[i];
   const bool valid = index >= 0 && index < table.num_rows;
   if (!valid) {
-    atomic_add64(s.out.dropped + t, 1);
+    atomic_add64(batch.lookups.dropped + t, 1);
     atomic_min64(&error->position, i);
   }
-  s.out.keys[p] = valid ? static_cast<uint64_t>(table.base + index) : MPE_DROPPED;
-  s.out.bags[p] = static_cast<int32_t>(bag);
-  if (s.out.weights != nullptr) s.out.weights[p] = weights[i];
+  batch.lookups.keys[p] = valid ? static_cast<uint64_t>(table.base + index) : MPE_DROPPED;
+  batch.lookups.bags[p] = static_cast<int32_t>(bag);
+  if (batch.lookups.weights != nullptr) batch.lookups.weights[p] = weights[i];
 }
 
-__global__ void keys_kernel(Share s, const int64_t* starts, const float* weights,
+__global__ void keys_kernel(GroupBatch batch, const int64_t* starts, const float* weights,
                             mpe_error* error) {
-  each_place(s.out.bag_offsets + 1, s.bags(), s.out.n,
-             [&](int64_t p, int64_t bag) { write_key(s, starts, weights, error, p, bag); });
+  each_position(batch.lookups.bag_offsets + 1, batch.bags(), batch.lookups.n,
+                [&](int64_t p, int64_t bag) { write_key(batch, starts, weights, error, p, bag); });
 }
 
-__global__ void index_found_kernel(Share s, int32_t drop, mpe_error* error) {
+__global__ void index_found_kernel(GroupBatch batch, int32_t drop, mpe_error* error) {
   const int64_t i = error->position;
-  if (i == kNone) return;
+  if (i == kNoPosition) return;
   if (drop) {
     clear(error);
     return;
   }
   int64_t count = 0;
-  for (int32_t t = 0; t < s.tables.count; ++t) {
-    if (i >= s.first_offset(t) && i < s.first_offset(t) + s.size_of(t))
-      error->table = s.tables.table[t].table_id;
-    count += s.out.dropped[t];
+  for (int32_t t = 0; t < batch.tables.count; ++t) {
+    if (i >= batch.first_offset(t) && i < batch.first_offset(t) + batch.size_of(t))
+      error->table = batch.tables.table[t].table_id;
+    count += batch.lookups.dropped[t];
   }
-  error->value = s.indices[i];
+  error->value = batch.indices[i];
   error->count = count;
   error->status = MPE_ERR_INDEX;
 }
 
-__global__ void discard_kernel(mpe_lookups l, int32_t tables, const mpe_error* errors, int32_t n,
-                               mpe_error* sink) {
+__global__ void discard_kernel(mpe_lookups lookups, int32_t tables, const mpe_error* errors,
+                               int32_t n, mpe_error* sink) {
   const mpe_error found = first_error(errors, n);
   if (found.status == MPE_OK) return;
   const int64_t i = thread_index();
   if (i == 0 && sink->status == MPE_OK) *sink = found;
-  if (i < l.n) l.keys[i] = MPE_DROPPED;
-  if (i < tables) l.dropped[i] = 0;
-  if (i <= tables * l.batch_size) l.bag_offsets[i] = 0;
+  if (i < lookups.n) lookups.keys[i] = MPE_DROPPED;
+  if (i < tables) lookups.dropped[i] = 0;
+  if (i <= tables * lookups.batch_size) lookups.bag_offsets[i] = 0;
 }
 
-__global__ void count_kernel(Tables tables, mpe_lookups l, mpe_unique u, int32_t unique,
-                             int32_t accesses, int32_t dropped) {
+__global__ void count_kernel(Tables tables, mpe_lookups lookups, mpe_unique unique,
+                             int32_t counts_unique, int32_t accesses, int32_t dropped) {
   const int64_t t = thread_index();
   if (t >= tables.count) return;
   const mpe_table& table = tables.table[t];
-  const int64_t* ends = l.bag_offsets + t * l.batch_size;
+  const int64_t* ends = lookups.bag_offsets + t * lookups.batch_size;
   if (accesses) {
-    count_stat(table, MPE_stat_accesses, ends[l.batch_size] - ends[0] - l.dropped[t]);
+    count_stat(table, MPE_stat_accesses, ends[lookups.batch_size] - ends[0] - lookups.dropped[t]);
   }
-  if (dropped) count_stat(table, MPE_stat_dropped, l.dropped[t]);
-  if (!unique) return;
-  const auto row = [&](int64_t i) { return static_cast<int64_t>(u.rows[i]); };
-  const int64_t first = first_at_least(*u.count, table.base, row);
-  const int64_t last = first_at_least(*u.count, table.base + table.num_rows, row);
+  if (dropped) count_stat(table, MPE_stat_dropped, lookups.dropped[t]);
+  if (!counts_unique) return;
+  const auto row = [&](int64_t i) { return static_cast<int64_t>(unique.rows[i]); };
+  const int64_t first = first_at_least(*unique.count, table.base, row);
+  const int64_t last = first_at_least(*unique.count, table.base + table.num_rows, row);
   count_stat(table, MPE_stat_unique, last - first);
 }
 
@@ -186,44 +187,48 @@ __global__ void advance_kernel(uint64_t* step) { ++*step; }
 
 }  // namespace
 
-mpe_status check_offsets(const mpe_batch* b, void* stream, mpe_error* error) {
-  const int64_t bags = b->num_features * b->batch_size;
-  const Integers offsets{b->offsets, b->offset_bits};
+mpe_status check_offsets(const mpe_batch* given, void* stream, mpe_error* error) {
+  const int64_t bags = given->num_features * given->batch_size;
+  const Integers offsets{given->offsets, given->offset_bits};
   MPE_TRY(launch_one("check_offsets", stream, clear_kernel, error));
   MPE_TRY(launch("check_offsets", stream, bags + 1, check_offsets_kernel, offsets, bags,
-                 b->num_indices, error));
+                 given->num_indices, error));
   return launch_one("check_offsets", stream, offsets_found_kernel, offsets, error);
 }
 
-mpe_status prepare(const mpe_group* g, const mpe_batch* b, int32_t drop, const mpe_error* offsets,
-                   mpe_lookups* out, void* stream, mpe_error* error) {
-  const Share share{
-      Tables(*g), {b->indices, b->index_bits}, {b->offsets, b->offset_bits}, offsets, b->batch_size,
-      *out};
+mpe_status prepare(const mpe_group* group, const mpe_batch* given, int32_t drop,
+                   const mpe_error* offsets, mpe_lookups* out, void* stream, mpe_error* error) {
+  const GroupBatch batch{Tables(*group),
+                         {given->indices, given->index_bits},
+                         {given->offsets, given->offset_bits},
+                         offsets,
+                         given->batch_size,
+                         *out};
   Workspace<int64_t> starts(stream);
-  MPE_TRY(starts.take(g->num_tables, "prepare"));
-  MPE_TRY(launch("prepare", stream, kThreads, segments_kernel, share, starts.get(), error));
-  const int64_t bags = g->num_tables * b->batch_size;
-  MPE_TRY(launch("prepare", stream, bags + 1, bag_offsets_kernel, share, starts.get()));
-  MPE_TRY(launch("prepare", stream, threads_of_places(out->n), keys_kernel, share, starts.get(),
-                 b->weights, error));
-  return launch_one("prepare", stream, index_found_kernel, share, drop, error);
+  MPE_TRY(starts.acquire(group->num_tables, "prepare"));
+  MPE_TRY(launch("prepare", stream, kThreads, segments_kernel, batch, starts.get(), error));
+  const int64_t bags = group->num_tables * given->batch_size;
+  MPE_TRY(launch("prepare", stream, bags + 1, bag_offsets_kernel, batch, starts.get()));
+  MPE_TRY(launch("prepare", stream, threads_for_positions(out->n), keys_kernel, batch, starts.get(),
+                 given->weights, error));
+  return launch_one("prepare", stream, index_found_kernel, batch, drop, error);
 }
 
-mpe_status discard(const mpe_group* g, mpe_lookups* l, const mpe_error* errors, int32_t n,
+mpe_status discard(const mpe_group* group, mpe_lookups* lookups, const mpe_error* errors, int32_t n,
                    mpe_error* sink, void* stream) {
-  int64_t threads = g->num_tables * l->batch_size + 1;
-  if (threads < g->num_tables) threads = g->num_tables;
-  if (threads < l->n) threads = l->n;
-  return launch("discard", stream, threads, discard_kernel, *l, g->num_tables, errors, n, sink);
+  int64_t threads = group->num_tables * lookups->batch_size + 1;
+  if (threads < group->num_tables) threads = group->num_tables;
+  if (threads < lookups->n) threads = lookups->n;
+  return launch("discard", stream, threads, discard_kernel, *lookups, group->num_tables, errors, n,
+                sink);
 }
 
-mpe_status count(const mpe_group* g, const mpe_lookups* l, const mpe_unique* unique,
+mpe_status count(const mpe_group* group, const mpe_lookups* lookups, const mpe_unique* unique,
                  int32_t accesses, int32_t dropped, void* stream) {
-  const mpe_unique u = unique != nullptr ? *unique : mpe_unique{};
+  const mpe_unique rows = unique != nullptr ? *unique : mpe_unique{};
   const int32_t counts_unique = unique != nullptr ? 1 : 0;
-  return launch("count", stream, g->num_tables, count_kernel, Tables(*g), *l, u, counts_unique,
-                accesses, dropped);
+  return launch("count", stream, group->num_tables, count_kernel, Tables(*group), *lookups, rows,
+                counts_unique, accesses, dropped);
 }
 
 mpe_status advance(uint64_t* step, void* stream) {

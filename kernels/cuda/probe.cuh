@@ -1,4 +1,4 @@
-// A warp looks rows up in the cache: a lane a way.
+// A warp looks rows up in the cache, one way per lane.
 #pragma once
 
 #include "cuda/group.cuh"
@@ -6,35 +6,36 @@
 namespace mpembed {
 namespace cuda {
 
-// The slot of a key that all lanes have, or -1. A collection's sets have 32 ways at most; tags that
-// a caller brings may have more.
-__device__ inline int64_t warp_probe(const mpe_cache& c, uint64_t key) {
-  const int64_t first = set_of(key, c.num_sets) * c.ways;
+// The slot of a key that is the same in all lanes, or -1. A collection's sets have at most 32 ways;
+// a C API caller's may have more.
+__device__ inline int64_t warp_probe(const mpe_cache& cache, uint64_t key) {
+  const int64_t first = set_of(key, cache.num_sets) * cache.ways;
   const int lane = lane_index();
-  for (int32_t base = 0; base < c.ways; base += kWarp) {
-    const bool here = base + lane < c.ways;
-    const uint64_t tag = here ? c.tags[first + base + lane] : kTagEmpty;
+  for (int32_t base = 0; base < cache.ways; base += kWarp) {
+    const bool here = base + lane < cache.ways;
+    const uint64_t tag = here ? cache.tags[first + base + lane] : kTagEmpty;
     const unsigned found = __ballot_sync(kFullMask, here && (tag & kTagIdMask) == key);
     if (found != 0) return first + base + __ffs(static_cast<int>(found)) - 1;
   }
   return -1;
 }
 
-// Each lane's own key, where `wanted`: its slot or -1. All lanes of the warp call it.
-__device__ inline int64_t warp_probe_each(const mpe_cache& c, uint64_t key, bool wanted) {
+// The slot of each lane's own key, or -1; also -1 where not `wanted`. All lanes of the warp call
+// it.
+__device__ inline int64_t warp_probe_each(const mpe_cache& cache, uint64_t key, bool wanted) {
   int64_t slot = -1;
   for (unsigned left = __ballot_sync(kFullMask, wanted); left != 0; left &= left - 1) {
     const int lane = __ffs(static_cast<int>(left)) - 1;
     const uint64_t one = __shfl_sync(kFullMask, static_cast<unsigned long long>(key), lane);
-    const int64_t found = warp_probe(c, one);
+    const int64_t found = warp_probe(cache, one);
     if (lane == lane_index()) slot = found;
   }
   return slot;
 }
 
-// Sets bits of a tag that other kernels' pins may change at the same time.
-__device__ inline void mark_dirty(const mpe_cache& c, int64_t slot) {
-  atomicOr(reinterpret_cast<unsigned long long*>(c.tags + slot),
+// Sets the dirty bit atomically: other kernels may change the tag's pins at the same time.
+__device__ inline void mark_dirty(const mpe_cache& cache, int64_t slot) {
+  atomicOr(reinterpret_cast<unsigned long long*>(cache.tags + slot),
            static_cast<unsigned long long>(kTagDirty));
 }
 

@@ -9,7 +9,7 @@ namespace cuda {
 
 // Lanes of a warp that share a row: a power of two. All of them call the collectives together.
 struct Tile {
-  int32_t shift;  // its logarithm
+  int32_t shift;  // the logarithm of their number
   int lane;
   unsigned mask;
 
@@ -30,29 +30,30 @@ struct Tile {
     return __shfl_sync(mask, static_cast<unsigned long long>(v), from, 1 << shift);
   }
   __device__ bool any(bool v) const { return __any_sync(mask, v) != 0; }
-  __device__ void range(float& mn, float& mx) const {
+  // Every lane gets the smallest `low` and the largest `high` of all.
+  __device__ void range(float& low, float& high) const {
     for (int s = 1 << shift >> 1; s > 0; s >>= 1) {
-      const float low = __shfl_xor_sync(mask, mn, s), high = __shfl_xor_sync(mask, mx, s);
-      mn = low < mn ? low : mn;
-      mx = high > mx ? high : mx;
+      const float lower = __shfl_xor_sync(mask, low, s), higher = __shfl_xor_sync(mask, high, s);
+      low = lower < low ? lower : low;
+      high = higher > high ? higher : high;
     }
   }
 };
 
-constexpr int32_t kRound = kWarp * kChunk;  // columns that a warp has at once
+constexpr int32_t kRound = kWarp * kChunk;  // columns that a warp holds at once
 
-// The logarithm of the lanes that have a row's columns, `each` of them a lane.
+// The logarithm of the lanes that share a row of `dim` columns, `each` columns per lane.
 inline int32_t tile_shift(int32_t dim, int32_t each = kChunk) {
   int32_t shift = 0;
   while ((1 << shift) < kWarp && (each << shift) < dim) ++shift;
   return shift;
 }
 
-// Calls f with whether a row takes several rounds, as an integral constant.
-template <class F>
-mpe_status with_rounds(int32_t dim, F f) {
-  if (dim > kRound) return f(std::true_type{});
-  return f(std::false_type{});
+// Calls function(std::true_type{}) if a row takes several rounds, else with std::false_type.
+template <class Function>
+mpe_status with_rounds(int32_t dim, Function function) {
+  if (dim > kRound) return function(std::true_type{});
+  return function(std::false_type{});
 }
 
 // Calls visit(c) for each of this lane's chunks within the row; one, unless the row is long.
@@ -66,7 +67,7 @@ __device__ __forceinline__ void each_chunk(const Tile& tile, int32_t dim, Visit 
   }
 }
 
-// What lies beyond the row becomes `value`.
+// Fills the columns beyond the row with `value`.
 __device__ __forceinline__ void fill_beyond(float* x, int32_t columns, float value) {
   if (!kModel && columns < kChunk) {
     MPE_UNROLL
@@ -75,61 +76,64 @@ __device__ __forceinline__ void fill_beyond(float* x, int32_t columns, float val
 }
 
 // The values of a stored row's chunk at column c; zero beyond the row.
-template <class F>
+template <class Format>
 __device__ __forceinline__ void read_chunk(const uint8_t* row, int32_t dim, int32_t c,
-                                           int32_t grain, float* x) {
-  with_grain(grain, [&](auto g) {
-    using C = Chunk<F, decltype(g)::value>;
-    uint32_t raw[C::kRaw], header[C::kRawHeader + 1], words[C::kWords];
-    C::load_header(row, dim, header);
-    C::load(row, dim, c, raw);
-    const typename F::RowHeader h = C::header(header);
-    C::join(raw, words);
+                                           int32_t alignment, float* x) {
+  with_alignment(alignment, [&](auto columns) {
+    using Columns = Chunk<Format, decltype(columns)::value>;
+    uint32_t raw[Columns::kRaw], header[Columns::kRawHeader + 1], words[Columns::kWords];
+    Columns::load_header(row, dim, header);
+    Columns::load(row, dim, c, raw);
+    const typename Format::RowHeader h = Columns::header(header);
+    Columns::join(raw, words);
     MPE_UNROLL
-    for (int j = 0; j < kChunk; ++j) x[j] = C::value(words, h, j);
+    for (int j = 0; j < kChunk; ++j) x[j] = Columns::value(words, h, j);
   });
   fill_beyond(x, dim - c, 0.0f);
 }
 
-template <class F>
-__device__ __forceinline__ void store_words(uint8_t* row, int32_t dim, int32_t c, int32_t grain,
+template <class Format>
+__device__ __forceinline__ void store_words(uint8_t* row, int32_t dim, int32_t c, int32_t alignment,
                                             const uint32_t* words) {
-  with_grain(grain, [&](auto g) { Chunk<F, decltype(g)::value>::store(row, dim, c, words); });
+  with_alignment(alignment, [&](auto columns) {
+    Chunk<Format, decltype(columns)::value>::store(row, dim, c, words);
+  });
 }
 
-// Where an encoded row goes and what it is rounded with.
+// Where an encoded row goes, and the random bits of its rounding.
 struct Target {
   RowStream stream;
   uint8_t* row;
   int32_t dim;
-  int32_t grain;
+  int32_t alignment;
 
   __device__ __forceinline__ Philox4 draws(int32_t c, bool stochastic) const {
     return stochastic ? stream.block(static_cast<uint32_t>(c / kChunk)) : Philox4{};
   }
 };
 
-// Row writers, one a family of formats. at(c, x) gives the values of the chunk at column c, which
-// are storable; what it gives beyond the row does not matter.
-template <class F>
+// Row writers, one per family of formats. values(c, x) fills x with the chunk at column c, all of
+// it storable; columns beyond the row may hold anything.
+template <class Format>
 struct PlainWriter {
-  using Convert = typename F::Convert;
+  using Convert = typename Format::Convert;
 
-  template <bool kLong, bool kStochastic, class At>
-  static __device__ __forceinline__ void write(const Tile& tile, const Target& to, At at) {
-    constexpr int kBits = F::kBitsPerCode;
-    each_chunk<kLong>(tile, to.dim, [&](int32_t c) {
+  template <bool kLong, bool kStochastic, class Values>
+  static __device__ __forceinline__ void write(const Tile& tile, const Target& target,
+                                               Values values) {
+    constexpr int kBits = Format::kBitsPerCode;
+    each_chunk<kLong>(tile, target.dim, [&](int32_t c) {
       float x[kChunk];
-      at(c, x);
-      const Philox4 draws = to.draws(c, kStochastic);
-      uint32_t words[Chunk<F, kChunk>::kWords] = {};
+      values(c, x);
+      const Philox4 draws = target.draws(c, kStochastic);
+      uint32_t words[Chunk<Format, kChunk>::kWords] = {};
       MPE_UNROLL
       for (int j = 0; j < kChunk; ++j) {
         words[j * kBits / 32] |=
             bits(kStochastic ? Convert::stochastic(x[j], draw16(draws, j)) : Convert::nearest(x[j]))
             << (j * kBits % 32);
       }
-      store_words<F>(to.row, to.dim, c, to.grain, words);
+      store_words<Format>(target.row, target.dim, c, target.alignment, words);
     });
   }
 
@@ -138,115 +142,119 @@ struct PlainWriter {
   static __device__ uint32_t bits(uint16_t v) { return v; }
 };
 
-template <class F>
+template <class Format>
 struct AffineWriter {
-  template <bool kLong, bool kStochastic, class At>
-  static __device__ __forceinline__ void write(const Tile& tile, const Target& to, At at) {
-    float mn = INFINITY, mx = -INFINITY;
-    each_chunk<kLong>(tile, to.dim, [&](int32_t c) {
+  template <bool kLong, bool kStochastic, class Values>
+  static __device__ __forceinline__ void write(const Tile& tile, const Target& target,
+                                               Values values) {
+    float low = INFINITY, high = -INFINITY;
+    each_chunk<kLong>(tile, target.dim, [&](int32_t c) {
       float x[kChunk];
-      at(c, x);
-      fill_beyond(x, to.dim - c, x[0]);
+      values(c, x);
+      fill_beyond(x, target.dim - c, x[0]);
       MPE_UNROLL
       for (int j = 0; j < kChunk; ++j) {
-        mn = x[j] < mn ? x[j] : mn;
-        mx = x[j] > mx ? x[j] : mx;
+        low = x[j] < low ? x[j] : low;
+        high = x[j] > high ? x[j] : high;
       }
     });
-    tile.range(mn, mx);
-    const AffineHeader h = F::fit(mn, mx);
+    tile.range(low, high);
+    const AffineHeader header = Format::fit(low, high);
     if (tile.lane == 0) {
-      with_grain(to.grain,
-                 [&](auto g) { Chunk<F, decltype(g)::value>::store_header(to.row, to.dim, h); });
+      with_alignment(target.alignment, [&](auto columns) {
+        Chunk<Format, decltype(columns)::value>::store_header(target.row, target.dim, header);
+      });
     }
-    const float inv = h.scale == 0.0f ? 0.0f : 1.0f / h.scale;
-    each_chunk<kLong>(tile, to.dim, [&](int32_t c) {
-      uint32_t words[Chunk<F, kChunk>::kWords] = {};
-      if (h.scale != 0.0f) {
+    const float inv = header.scale == 0.0f ? 0.0f : 1.0f / header.scale;
+    each_chunk<kLong>(tile, target.dim, [&](int32_t c) {
+      uint32_t words[Chunk<Format, kChunk>::kWords] = {};
+      if (header.scale != 0.0f) {
         float x[kChunk];
-        at(c, x);
-        fill_beyond(x, to.dim - c, h.bias);  // pad bits are zero, as the bias' code is
-        encode<kStochastic>(x, h, inv, to.draws(c, kStochastic), words);
+        values(c, x);
+        fill_beyond(x, target.dim - c, header.bias);  // pad bits are zero, the code of the bias
+        encode<kStochastic>(x, header, inv, target.draws(c, kStochastic), words);
       }
-      store_words<F>(to.row, to.dim, c, to.grain, words);
+      store_words<Format>(target.row, target.dim, c, target.alignment, words);
     });
   }
 
  private:
   template <bool kStochastic>
-  static __device__ __forceinline__ void encode(const float* x, AffineHeader h, float inv,
+  static __device__ __forceinline__ void encode(const float* x, AffineHeader header, float inv,
                                                 const Philox4& draws, uint32_t* words) {
-    constexpr int kBits = F::kBitsPerCode;
+    constexpr int kBits = Format::kBitsPerCode;
     MPE_UNROLL
     for (int j = 0; j < kChunk; ++j) {
-      const uint32_t code = kStochastic
-                                ? affine_stochastic(x[j], h, inv, F::kLevels, draw16(draws, j))
-                                : affine_nearest(x[j], h, inv, F::kLevels);
+      const uint32_t code =
+          kStochastic ? affine_stochastic(x[j], header, inv, Format::kLevels, draw16(draws, j))
+                      : affine_nearest(x[j], header, inv, Format::kLevels);
       words[j * kBits / 32] |= code << (j * kBits % 32);
     }
   }
 };
 
-template <class F>
-using RowWriter = std::conditional_t<F::kHeaderBytes == 0, PlainWriter<F>, AffineWriter<F>>;
+template <class Format>
+using RowWriter =
+    std::conditional_t<Format::kHeaderBytes == 0, PlainWriter<Format>, AffineWriter<Format>>;
 
-// Encodes a row by the tile.
-template <class F, bool kLong, class At>
-__device__ __forceinline__ void write_row(const Tile& tile, const Target& to, bool stochastic,
-                                          At at) {
-  if (!F::kExact && stochastic) {
-    RowWriter<F>::template write<kLong, true>(tile, to, at);
+// Encodes a row; all lanes of the tile call it.
+template <class Format, bool kLong, class Values>
+__device__ __forceinline__ void write_row(const Tile& tile, const Target& target, bool stochastic,
+                                          Values values) {
+  if (!Format::kExact && stochastic) {
+    RowWriter<Format>::template write<kLong, true>(tile, target, values);
   } else {
-    RowWriter<F>::template write<kLong, false>(tile, to, at);
+    RowWriter<Format>::template write<kLong, false>(tile, target, values);
   }
 }
 
-// The same for a row of a table, whatever its format.
-template <bool kLong, class At>
+// The same for a table's row, in the table's format.
+template <bool kLong, class Values>
 __device__ __forceinline__ void write_table_row(const Tile& tile, const Tables& tables,
                                                 const Rounding& rounding, const mpe_table& table,
-                                                int64_t number, At at) {
-  with_format(table.precision, [&](auto f) {
-    using F = decltype(f);
+                                                int64_t row, Values values) {
+  with_format(table.precision, [&](auto format) {
+    using Format = decltype(format);
     const int32_t dim = tables.dim;
-    const Target to{rounding.stream(kDomainRow, table, number),
-                    table.rows + number * F::row_bytes(dim), dim, tables.grain};
-    write_row<F, kLong>(tile, to, rounding.stochastic(), at);
+    const Target target{rounding.stream(kDomainRow, table, row),
+                        table.rows + row * Format::row_bytes(dim), dim, tables.alignment};
+    write_row<Format, kLong>(tile, target, rounding.stochastic(), values);
   });
 }
 
-// The chunk of a table's row, whatever its format.
+// A chunk of a table's row, in the table's format.
 __device__ __forceinline__ void read_table_chunk(const Tables& tables, const mpe_table& table,
-                                                 int64_t number, int32_t c, float* x) {
-  with_format(table.precision, [&](auto f) {
-    using F = decltype(f);
-    read_chunk<F>(table.rows + number * F::row_bytes(tables.dim), tables.dim, c, tables.grain, x);
+                                                 int64_t row, int32_t c, float* x) {
+  with_format(table.precision, [&](auto format) {
+    using Format = decltype(format);
+    read_chunk<Format>(table.rows + row * Format::row_bytes(tables.dim), tables.dim, c,
+                       tables.alignment, x);
   });
 }
 
-// A lane's part of a row while it is worked on: in registers, or a long row's in memory that has
+// A lane's columns of a row that is being worked on: in registers, or for a long row in memory with
 // room for whole chunks.
 template <bool kLong>
-class Part {
+class RowFragment {
  public:
-  __device__ explicit Part(float*) {}
+  __device__ explicit RowFragment(float*) {}
   __device__ __forceinline__ void load(int32_t, float* x) const {
     MPE_UNROLL
-    for (int j = 0; j < kChunk; ++j) x[j] = v_[j];
+    for (int j = 0; j < kChunk; ++j) x[j] = values_[j];
   }
   __device__ __forceinline__ void save(int32_t, const float* x) {
     MPE_UNROLL
-    for (int j = 0; j < kChunk; ++j) v_[j] = x[j];
+    for (int j = 0; j < kChunk; ++j) values_[j] = x[j];
   }
 
  private:
-  float v_[kChunk] = {};
+  float values_[kChunk] = {};
 };
 
 template <>
-class Part<true> {
+class RowFragment<true> {
  public:
-  __device__ explicit Part(float* row) : row_(row) {}
+  __device__ explicit RowFragment(float* row) : row_(row) {}
   __device__ __forceinline__ void load(int32_t c, float* x) const {
     load_floats(row_ + c, kChunk, x);
   }

@@ -1,5 +1,5 @@
-// Which of many neighbouring ranges a warp's places lie in: one search for its first place, then
-// the ranges' ends are read in order.
+// Finds which of many neighbouring ranges a warp's positions lie in: it searches for the first
+// position, then reads the ranges' ends in order.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -7,20 +7,21 @@
 namespace mpembed {
 namespace cuda {
 
-constexpr int64_t kPlaces = 8 * kWarp;  // of a warp
+constexpr int64_t kWarpPositions = 8 * kWarp;
 
-inline int64_t threads_of_places(int64_t n) { return ceil_div(n, kPlaces) * kWarp; }
+inline int64_t threads_for_positions(int64_t n) { return ceil_div(n, kWarpPositions) * kWarp; }
 
-// For ascending ends: the first from `window` on that is beyond place + lane, or count. A window in
-// which no lane finds its range is the begin of a long run of empty ranges: that is searched.
+// The first of the ascending ends, from `window` on, that is beyond position + lane; count if there
+// is none. A window in which no lane finds its range begins a long run of empty ranges, which is
+// skipped by a search.
 __device__ inline int64_t range_of(const int64_t* ends, int64_t count, int64_t window,
-                                   int64_t place) {
+                                   int64_t position) {
   const int lane = lane_index();
   int64_t found = -1;
   for (unsigned waiting = kFullMask;;) {
-    const int64_t i = window + lane, end = i < count ? ends[i] - place : kWarp;
+    const int64_t i = window + lane, end = i < count ? ends[i] - position : kWarp;
     const int mine = static_cast<int>(end < kWarp ? end : kWarp);
-    int passed = 0;  // of this window's ends, those that are not beyond
+    int passed = 0;  // ends of this window that are not beyond the position
     MPE_UNROLL
     for (int s = kWarp / 2; s > 0; s >>= 1) {
       passed += __shfl_sync(kFullMask, mine, passed + s - 1) <= lane ? s : 0;
@@ -31,7 +32,8 @@ __device__ inline int64_t range_of(const int64_t* ends, int64_t count, int64_t w
     if (left == 0) return found;
     window += kWarp;
     if (!kModel && left == waiting) {
-      const int64_t next = place + __ffs(static_cast<int>(left));  // beyond the first that waits
+      const int64_t next =
+          position + __ffs(static_cast<int>(left));  // for the first lane that waits
       const int64_t* rest = ends + window;
       window += first_at_least(count - window, next, [&](int64_t j) { return rest[j]; });
     }
@@ -39,17 +41,18 @@ __device__ inline int64_t range_of(const int64_t* ends, int64_t count, int64_t w
   }
 }
 
-// Calls visit(place, i) for this warp's places below `limit`, where ends[i] is the first end beyond
-// the place; i is count where there is none.
+// Calls visit(position, i) for this warp's positions below `limit`, where ends[i] is the first end
+// beyond the position; i is count where there is none.
 template <class Visit>
-__device__ __forceinline__ void each_place(const int64_t* ends, int64_t count, int64_t limit,
-                                           Visit visit) {
-  const int64_t first = thread_index() / kWarp * kPlaces;
+__device__ __forceinline__ void each_position(const int64_t* ends, int64_t count, int64_t limit,
+                                              Visit visit) {
+  const int64_t first = thread_index() / kWarp * kWarpPositions;
   if (first >= limit) return;
   int64_t window = first_at_least(count, first + 1, [&](int64_t i) { return ends[i]; });
-  for (int64_t place = first; place < first + kPlaces && place < limit; place += kWarp) {
-    const int64_t found = range_of(ends, count, window, place);
-    if (place + lane_index() < limit) visit(place + lane_index(), found);
+  for (int64_t position = first; position < first + kWarpPositions && position < limit;
+       position += kWarp) {
+    const int64_t found = range_of(ends, count, window, position);
+    if (position + lane_index() < limit) visit(position + lane_index(), found);
     window = __shfl_sync(kFullMask, static_cast<long long>(found), kWarp - 1);
   }
 }

@@ -8,8 +8,8 @@
 namespace mpembed {
 namespace cuda {
 
-// A saturating or raising change of an 8-bit cell, by its 32-bit word; the result does not depend
-// on the order of the changes.
+// Changes an 8-bit cell through its 32-bit word. The changes below saturate or raise, so their
+// order does not matter.
 template <class Change>
 __device__ inline void change_cell(uint8_t* cell, Change change) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(cell);
@@ -26,31 +26,33 @@ __device__ inline void change_cell(uint8_t* cell, Change change) {
   }
 }
 
-__device__ inline uint8_t* sketch_place(const mpe_cache& c, uint64_t key, uint32_t row) {
-  const uint64_t width = static_cast<uint64_t>(c.sketch_width);
-  return c.sketch + row * width + sketch_cell(splitmix64(key), row, width);
+__device__ inline uint8_t* sketch_address(const mpe_cache& cache, uint64_t key, uint32_t row) {
+  const uint64_t width = static_cast<uint64_t>(cache.sketch_width);
+  return cache.sketch + row * width + sketch_cell(splitmix64(key), row, width);
 }
 
-__device__ inline void sketch_add(const mpe_cache& c, uint64_t key) {
+__device__ inline void sketch_add(const mpe_cache& cache, uint64_t key) {
   for (uint32_t j = 0; j < kSketchRows; ++j) {
-    change_cell(sketch_place(c, key, j), [](unsigned v) { return v < kSketchMax ? v + 1 : v; });
+    change_cell(sketch_address(cache, key, j),
+                [](unsigned count) { return count < kSketchMax ? count + 1 : count; });
   }
 }
 
-// One row of the sketch; lanes 0 to 3 take one each.
-__device__ inline void sketch_raise(const mpe_cache& c, uint64_t key, uint32_t row,
+// Raises one row of the sketch; lanes 0 to 3 take one row each.
+__device__ inline void sketch_raise(const mpe_cache& cache, uint64_t key, uint32_t row,
                                     uint32_t count) {
   const unsigned floor = count < kSketchMax ? count : kSketchMax;
-  change_cell(sketch_place(c, key, row), [=](unsigned v) { return v < floor ? floor : v; });
+  change_cell(sketch_address(cache, key, row),
+              [=](unsigned cell) { return cell < floor ? floor : cell; });
 }
 
-__device__ inline uint32_t sketch_estimate(const mpe_cache& c, uint64_t key) {
-  uint32_t low = kSketchMax;
+__device__ inline uint32_t sketch_estimate(const mpe_cache& cache, uint64_t key) {
+  uint32_t least = kSketchMax;
   for (uint32_t j = 0; j < kSketchRows; ++j) {
-    const uint32_t v = *sketch_place(c, key, j);
-    low = v < low ? v : low;
+    const uint32_t count = *sketch_address(cache, key, j);
+    least = count < least ? count : least;
   }
-  return low;
+  return least;
 }
 
 }  // namespace cuda

@@ -1,10 +1,10 @@
-// The lane tree of docs/numerics.md (section 5) for tiles whose lanes have eight neighbouring
+// The lane tree of docs/numerics.md (section 5) for tiles whose lanes hold eight neighbouring
 // columns each.
 //
-// Thread j of a tile has columns 8 j + i, which are those of the tree's lanes 8 (j % 4) + i. The
-// threads with the same j % 4 exchange their columns first, so that each has every 32nd column for
-// 8 / kParts of these lanes, and adds them in ascending order. Sums of two are the same either way
-// round, so that an exchange gives all threads the result.
+// Thread j of a tile holds columns 8 j + i, which belong to the tree's lanes 8 (j % 4) + i. Threads
+// with the same j % 4 first exchange columns, so that each holds every 32nd column of 8 / kPeers of
+// these lanes, and adds them in ascending order. The sum of two numbers does not depend on their
+// order, so an exchange gives all threads the same result.
 #pragma once
 
 #include "cuda/row.cuh"
@@ -17,7 +17,7 @@ class SquaresTree {
  public:
   __device__ explicit SquaresTree(const Tile& tile) : tile_(tile) {}
 
-  // The next chunk of every thread, ascending; zeros beyond the row.
+  // Adds the next chunk of every thread, in ascending order; zeros beyond the row.
   __device__ __forceinline__ void add(const float* chunk) {
     float v[kChunk];
     MPE_UNROLL
@@ -30,7 +30,7 @@ class SquaresTree {
     }
   }
 
-  // Squares are never -0, so that lanes without columns need no addition.
+  // Squares are never -0, so lanes without columns need no addition.
   __device__ __forceinline__ float fold() {
     if (kLanes >= 4) fold_across<kEach>(2);
     if (kLanes >= 2) fold_across<kEach>(1);
@@ -44,10 +44,10 @@ class SquaresTree {
   }
 
  private:
-  static constexpr int kParts = kLanes > 4 ? kLanes / 4 : 1;  // threads with the same j % 4
-  static constexpr int kEach = kChunk / kParts;               // the tree's lanes of a thread
+  static constexpr int kPeers = kLanes > 4 ? kLanes / 4 : 1;  // threads with the same j % 4
+  static constexpr int kEach = kChunk / kPeers;               // the tree's lanes of a thread
 
-  // One step of a transposition: index bit `bit` of v against a bit of the thread's number.
+  // One step of a transposition: swaps bit `bit` of v's index with a bit of the thread's number.
   __device__ __forceinline__ void exchange(float* v, int bit) {
     const int other = 4 * bit / kEach;
     const bool upper = (tile_.lane & other) != 0;
@@ -71,22 +71,22 @@ class SquaresTree {
   float lanes_[kEach] = {};
 };
 
-// Calls f with the tile's number of lanes as an integral constant.
-template <class F>
-__device__ __forceinline__ float with_lanes(const Tile& tile, F f) {
+// Calls function with the tile's number of lanes as an integral constant.
+template <class Function>
+__device__ __forceinline__ float with_lanes(const Tile& tile, Function function) {
   switch (tile.shift) {
     case 0:
-      return f(std::integral_constant<int, 1>{});
+      return function(std::integral_constant<int, 1>{});
     case 1:
-      return f(std::integral_constant<int, 2>{});
+      return function(std::integral_constant<int, 2>{});
     case 2:
-      return f(std::integral_constant<int, 4>{});
+      return function(std::integral_constant<int, 4>{});
     case 3:
-      return f(std::integral_constant<int, 8>{});
+      return function(std::integral_constant<int, 8>{});
     case 4:
-      return f(std::integral_constant<int, 16>{});
+      return function(std::integral_constant<int, 16>{});
     default:
-      return f(std::integral_constant<int, 32>{});
+      return function(std::integral_constant<int, 32>{});
   }
 }
 

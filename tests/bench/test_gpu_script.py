@@ -1,4 +1,4 @@
-"""bench/gpu.sh and what it runs, with stand-ins for the GPU's programs and for slow parts."""
+"""bench/gpu.sh and the programs it runs, with stand-ins for those that need a GPU or are slow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from folders import ROOT
 PARTS = ["device", "build", "info", "tests", "training"]
 PARTS += ["memcheck", "racecheck", "initcheck", "synccheck", "benchmarks"]
 
-# Python as gpu.sh calls it: notes the call, leaves what pytest would, runs the report for real.
+# Stands in for Python: logs the call, writes what pytest would, runs the real report.
 PYTHON = """#!/bin/bash
 echo "python $MPEMBED_CUDA_ARCHS $MPEMBED_TEST_CUDA $*" >>"$CALLS"
 for word in "$@"; do

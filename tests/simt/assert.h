@@ -1,5 +1,5 @@
-// Found before the C library's: a failed assert in a kernel is a device error, not the end of the
-// process. Like the original it may be included again after NDEBUG has changed.
+// Replaces the C library's header: a failed assert in a kernel is a device error and does not end
+// the process. Like the original it may be included again after NDEBUG has changed.
 #include "emu/fail.h"
 
 #undef assert

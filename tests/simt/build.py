@@ -31,7 +31,7 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def cache_folder() -> Path:
-    """Where objects are kept: SIMT_BUILD, else build/simt if that can be written."""
+    """Return the folder for objects: SIMT_BUILD, else build/simt if that is writable."""
     chosen = os.environ.get("SIMT_BUILD")
     folder = Path(chosen) if chosen else ROOT / "build" / "simt"
     try:
@@ -43,14 +43,14 @@ def cache_folder() -> Path:
 
 
 def run(command: Sequence[str]) -> None:
-    """Run the compiler; its words are the error's."""
+    """Run the compiler; its messages become the error's."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stderr}")
 
 
 def is_fresh(target: Path, depends: Path) -> bool:
-    """Whether the target is newer than all that its compilation read."""
+    """Return whether the target is newer than all files that its compilation read."""
     try:
         words = depends.read_text().replace("\\\n", " ").partition(":")[2]
         made = target.stat().st_mtime_ns
@@ -61,13 +61,13 @@ def is_fresh(target: Path, depends: Path) -> bool:
 
 
 def compile_source(source: Path, command: Sequence[str]) -> Path:
-    """Compile one source, unless an object of the same flags is newer."""
+    """Compile one source, unless there is a newer object with the same flags."""
     key = hashlib.sha256("\0".join([*command, str(source)]).encode()).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{key}.o"
     depends = target.with_suffix(".d")
     if is_fresh(target, depends):
         return target
-    # Another process may compile the same: only whole files appear under the final names.
+    # Another process may compile the same file: only whole files get the final names.
     scratch = target.with_suffix(f".{os.getpid()}.o")
     scratch_depends = scratch.with_suffix(".d")
     begun = target.with_suffix(f".{os.getpid()}.begun")
@@ -75,7 +75,7 @@ def compile_source(source: Path, command: Sequence[str]) -> Path:
     try:
         made = ["-MD", "-MF", str(scratch_depends), "-o", str(scratch)]
         run([*command, "-c", "-x", "c++", str(source), *made])
-        # An edit during the compilation must not look older than its object.
+        # A source edited during the compilation must look newer than its object.
         times = begun.stat()
         os.utime(scratch, ns=(times.st_mtime_ns, times.st_mtime_ns))
         scratch_depends.replace(depends)
@@ -98,8 +98,8 @@ def build(
     `out` is a shared object if its name ends in .so, else a program. `sanitize` turns on
     AddressSanitizer and UndefinedBehaviorSanitizer; to load such a shared object into Python,
     LD_PRELOAD must name libasan. `instrument` makes each access to memory a point where another
-    thread may run (not together with `sanitize`, and with GCC only). Raises
-    RuntimeError with the compiler's words.
+    thread may run (not together with `sanitize`, and with GCC only). Raises RuntimeError with the
+    compiler's messages.
     """
     out = Path(out)
     if sanitize and instrument:
@@ -111,8 +111,8 @@ def build(
     jobs += [(source, command) for source in ENGINE]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", "2"))) as pool:
         objects = [str(done) for done in pool.map(lambda job: compile_source(*job), jobs)]
-    # -rdynamic and the dynamic symbols give messages the kernels' names. -Bsymbolic keeps a CUDA
-    # runtime that is loaded into the same process from taking the emulation's place.
+    # -rdynamic and the dynamic symbols give messages the kernels' names. With -Bsymbolic a CUDA
+    # runtime in the same process cannot replace the emulation.
     kind = ["-shared", "-Wl,-Bsymbolic"] if out.suffix == ".so" else ["-rdynamic"]
     scratch = out.with_name(f"{out.name}.{os.getpid()}")
     run([*command, *kind, *objects, "-o", str(scratch), "-ldl", "-pthread"])

@@ -4,7 +4,7 @@
 #define SIMT_CUDA_RUNTIME_H
 
 #include "emu/qualifiers.h"
-// The macros of the line above come first, everything else may use them.
+// The macros of the line above come first because everything else may use them.
 #include "emu/api.h"
 #include "emu/atomics.h"
 #include "emu/bits.h"

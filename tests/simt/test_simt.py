@@ -1,4 +1,4 @@
-"""The SIMT emulation itself: what works on it works, and seeded mistakes are found."""
+"""The SIMT emulation itself: correct kernels work on it, and seeded mistakes are found."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SOURCES = [
     HERE / "checks" / f"simt_{n}.cu"
     for n in ("kernels", "intrinsics", "cub", "faults", "runtime", "graph")
 ]
-# Named fault_*: they end the process. little_memory wants an environment.
+# Checks named fault_* end the process; little_memory needs environment variables.
 CHECKS = sorted(
     set(re.findall(r"^CHECK\((?!fault_)(\w+)\)", "".join(s.read_text() for s in SOURCES), re.M))
     - {"little_memory"}
 )
 SCHEDULES = [{"SIMT_SCHEDULE": "lockstep"}, *({"SIMT_SEED": str(seed)} for seed in (1, 2, 3))]
-# These look for the harm that only a shuffled schedule does.
+# These look for failures that only a shuffled schedule causes.
 RANDOM_ONLY = {"missing_syncwarp", "missing_syncthreads"}
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="an ELF emulation")
@@ -91,7 +91,7 @@ def test_instrumented(tmp_path: Path) -> None:
 
 
 def test_ucontext(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way to switch where no assembly is written for the processor."""
+    """Switching fibers on processors without assembly of their own works."""
     module = load_build()
     fiber = tmp_path / "fiber.cpp"
     fiber.write_text('#define SIMT_UCONTEXT 1\n#include "emu/fiber.cpp"\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from folders import ROOT
 
 from mpembed_build import host, toolkit
-from mpembed_gpu import cubins, gates, page, report, sass
+from mpembed_gpu import cubins, gates, page, registry, report, sass
 from mpembed_gpu.devices import DEVICES
 from mpembed_gpu.occupancy import LIMITS, resident_warps
 from mpembed_gpu.report import Kernel
@@ -21,7 +22,11 @@ from mpembed_gpu.scenarios import SCENARIOS
 PLAIN = sass.mix(["LDG.E.128", "STG.E", "EXIT"])
 GOOD = Kernel("lookup", "bags_kernel<AnyFormat, 8>", "90", 64, 0, 0, 0, PLAIN)
 OTHERS = [
-    replace(GOOD, name="lookups_kernel<8>", registers=40),
+    *(
+        replace(GOOD, family=title.split()[0], name=title.split(maxsplit=1)[1], registers=32)
+        for title in gates.required()
+        if title != "lookup bags_kernel<AnyFormat, 8>"
+    ),
     *(
         replace(GOOD, family="cache", name=entry.split()[1], registers=40, stack=8)
         for entry in gates.STACK
@@ -42,12 +47,48 @@ def test_good_kernels_pass() -> None:
         ({"registers": 160}, "160 registers, at most"),
         ({"registers": 160}, "8 warps a multiprocessor, at least"),
         ({"mix": sass.mix(["LDG.E.64"])}, "no loads of 128 bits"),
-        ({"name": "bags_kernel<AnyFormat, 1>"}, "no such kernel"),
+        ({"name": "bags_kernel<Other, 8>"}, "no such kernel"),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, object], reason: str) -> None:
     lines = gates.failures([replace(GOOD, **change), *OTHERS])  # type: ignore[arg-type]
     assert any(reason in line and "bags_kernel" in line for line in lines), lines
+
+
+def test_every_registered_format_optimizer_and_policy_has_its_kernels() -> None:
+    required = " ".join(gates.required())
+    types = [each.type for each in registry.FORMATS]
+    types += [each.type for each in registry.OPTIMIZERS]
+    types += [each.type for each in registry.POLICIES]
+    assert all(f"<{name}" in required for name in types)
+    for title in gates.required()[1:]:
+        kernels = [k for k in (GOOD, *OTHERS) if f"{k.family} {k.name}" != title]
+        assert gates.failures(kernels) == [f"{title}: no such kernel"]
+
+
+def test_a_format_is_known_as_soon_as_it_is_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    include = shutil.copytree(registry.INCLUDE, tmp_path / "mpembed")
+    lists = include / "registry.h"
+    number = len(registry.FORMATS)
+    line = f"  X({number - 1}, int2, Int2)"
+    text = lists.read_text()
+    assert line in text
+    lists.write_text(text.replace(line, f"{line} \\\n  X({number}, int6, Int6)"))
+    struct = "struct Int6 : Affine<6, HeaderFp16> {};"
+    (include / "format" / "int6.h").write_text(struct)
+    monkeypatch.setattr(registry, "INCLUDE", include)
+    made = registry.read_formats()
+    assert made[:-1] == registry.FORMATS
+    assert made[-1] == registry.Format("int6", "Int6", 6, 4)
+    monkeypatch.setattr(gates, "FORMATS", made)
+    assert gates.failures([GOOD, *OTHERS]) == [
+        f"{title}: no such kernel" for title in gates.required() if "Int6" in title
+    ]
+    (include / "format" / "int6.h").write_text("struct Int6 {};")
+    with pytest.raises(ValueError, match=r"format/int6\.h is not as"):
+        registry.read_formats()
 
 
 def test_an_allowance_that_is_not_needed_fails() -> None:
@@ -126,7 +167,7 @@ def test_occupancy_is_that_of_cudas_header(tmp_path: Path) -> None:
 def test_a_probe_has_one_format() -> None:
     header = (ROOT / "include/mpembed/registry_types.h").read_text()
     text = cubins.single_format(header, "Int4")
-    assert "return f(Int4{});" in text
+    assert "(Int4{});" in text
     assert "MPE_FORMATS(" not in text
     assert "MPE_OPTIMIZERS(MPE_CASE)" in text
     with pytest.raises(ValueError, match="no with_format"):

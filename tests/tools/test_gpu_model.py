@@ -1,4 +1,4 @@
-"""The model behind docs/gpu.md: bytes, paths through machine code, waits, times."""
+"""The model behind docs/gpu_model.md: bytes, paths through machine code, waits, times."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import random
 import pytest
 
 from mpembed import registry
+from mpembed.optim import OPTIMIZERS as CLASSES
 from mpembed_gpu import flow, latency, sass, traffic
 from mpembed_gpu.devices import DEVICES
 from mpembed_gpu.flow import Trips
 from mpembed_gpu.latency import Waits
 from mpembed_gpu.model import Path, estimate
+from mpembed_gpu.registry import FORMATS, OPTIMIZERS, POLICIES
 from mpembed_gpu.scenarios import BATCH, DIMS, SCENARIOS
-from mpembed_gpu.traffic import FORMATS, Bytes, sectors
+from mpembed_gpu.traffic import Bytes, sectors
 
 H100 = DEVICES[0]
 
@@ -52,6 +54,13 @@ def test_formats_are_those_of_the_registry() -> None:
             assert fmt.row(dim) == registry.row_bytes(fmt.name, dim)
 
 
+def test_optimizers_and_policies_are_those_of_the_registry() -> None:
+    assert [optimizer.name for optimizer in OPTIMIZERS] == list(registry.OPTIMIZERS)
+    assert [policy.name for policy in POLICIES] == list(registry.POLICIES)
+    for optimizer in OPTIMIZERS:
+        assert optimizer.state == CLASSES[optimizer.name](lr=0.1).state_shape
+
+
 def test_sectors_of_a_row_are_the_mean_over_a_table() -> None:
     assert sectors(32) == 32
     assert sectors(36) == 64
@@ -74,9 +83,10 @@ def test_nothing_moves_less_than_its_floor() -> None:
 
 def test_the_floor_of_an_update_counts_the_row_twice() -> None:
     int4 = next(fmt for fmt in FORMATS if fmt.name == "int4")
-    sgd, adagrad = (traffic.update(int4, 64, name).floor for name in ("sgd", "adagrad"))
+    optimizers = {optimizer.name: optimizer for optimizer in OPTIMIZERS}
+    sgd, adagrad = (traffic.update(int4, 64, optimizers[n]).floor for n in ("sgd", "adagrad"))
     assert adagrad - sgd == pytest.approx(2 * 4 * 64)
-    empty = traffic.update(int4, 0, "sgd").floor
+    empty = traffic.update(int4, 0, optimizers["sgd"]).floor
     assert sgd - empty == pytest.approx(2 * 32 + 4 * 64 / traffic.POOL)
 
 

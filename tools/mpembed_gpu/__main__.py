@@ -1,4 +1,4 @@
-"""Compile the kernels, read their machine code, check it and the tables of docs/gpu.md.
+"""Compile the kernels, read their machine code, check it and the tables of docs/gpu_model.md.
 
 Run in the root of the project as ``PYTHONPATH=tools python -m mpembed_gpu COMMAND``.
 """
@@ -20,8 +20,8 @@ from mpembed_gpu.evaluate import Evaluation
 _COMMANDS = {
     "requirements": "print the wheels that the other commands need here",
     "gates": "check registers, stack, occupancy and vector loads",
-    "check": "the same, and that the tables of docs/gpu.md are up to date",
-    "write": "bring the tables of docs/gpu.md up to date",
+    "check": "the same, and that the tables of docs/gpu_model.md are up to date",
+    "write": "bring the tables of docs/gpu_model.md up to date",
 }
 
 

@@ -14,18 +14,18 @@ from mpembed_build import cuda, host, toolkit
 from mpembed_build.objects import BUILD, Job, compile_all, target
 from mpembed_build.settings import CudaSettings
 
-# Wheels that read cubins, for machines whose toolkit lacks the programs. They read older releases'.
+# Wheels with the programs that read cubins, of older toolkits too, for machines without them.
 READERS = ["nvidia-cuda-cuobjdump==13.2.*", "nvidia-cuda-nvdisasm==13.2.*"]
 FLAGS = [flag for flag in cuda.FLAGS if flag != "-lineinfo"]
 _MODEL = ["-DMPE_MODEL=1"]
 _PROBES = BUILD / "probes"
 _SWITCH = re.compile(
-    r"auto with_format\(int32_t id, F f\) \{\n.*?\n\}\n", re.DOTALL
+    r"auto with_format\(int32_t \w+, (\w+) (\w+)\) \{\n.*?\n\}\n", re.DOTALL
 )  # the dispatch over formats
 
 
 class Kernels:
-    """Compiles the kernels and reads them; `root` is the project's, where it must run."""
+    """Compiles the kernels and reads their machine code; runs in the root of the project."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         compiler = host.find_compiler(environment)
@@ -44,7 +44,7 @@ class Kernels:
     def job(
         self, source: Path, arch: str, include: tuple[str, ...] = (), model: bool = False
     ) -> Job:
-        """Return the job for one file and architecture; `model`: for its workload alone."""
+        """Return the job for one file and architecture; `model`: for the model's workload only."""
         paths = [f"-I{path}" for path in (*include, "include", "kernels")]
         flags = [*FLAGS, *(_MODEL if model else ()), f"-arch=sm_{arch}", *paths]
         made = target(source, [f"CUDA {self.toolkit.version}", *flags]).with_suffix(".cubin")
@@ -58,10 +58,10 @@ class Kernels:
         compile_all(order)
 
     def probe(self, source: Path, arch: str, cpp_type: str) -> Job:
-        """Return the job for a file whose tables have one format alone.
+        """Return the job for a file compiled for tables of one format.
 
-        The paths of the formats lie side by side in a kernel; here only one is left, so that its
-        instructions can be told from the others'.
+        A kernel has a path for each format. Here only one is left, so that its instructions can be
+        counted.
         """
         include = _PROBES / cpp_type
         header = include / "mpembed" / "registry_types.h"
@@ -72,7 +72,7 @@ class Kernels:
         return self.job(source, arch, (str(include),), model=True)
 
     def resources(self, cubin: Path) -> str:
-        """Return what cuobjdump says about registers and memory."""
+        """Return cuobjdump's report of registers and memory."""
         return run([str(self.cuobjdump), "-res-usage", str(cubin)])
 
     def listing(self, cubin: Path) -> str:
@@ -87,7 +87,7 @@ def sources() -> list[Path]:
 
 def single_format(header: str, cpp_type: str) -> str:
     """Return ``registry_types.h`` with a `with_format` that knows one format."""
-    body = f"auto with_format(int32_t, F f) {{\n  return f({cpp_type}{{}});\n}}\n"
+    body = rf"auto with_format(int32_t, \1 \2) {{\n  return \2({cpp_type}{{}});\n}}\n"
     text, found = _SWITCH.subn(body, header)
     if found != 1:
         raise ValueError("registry_types.h has no with_format of the known form")
@@ -95,7 +95,7 @@ def single_format(header: str, cpp_type: str) -> str:
 
 
 def find_reader(name: str, beside: Path) -> Path:
-    """Return a program that reads cubins: of the toolkit, of PATH or of the wheels."""
+    """Return a program that reads cubins, from the wheels, the toolkit or PATH."""
     spec = importlib.machinery.PathFinder.find_spec("nvidia")
     places = (spec.submodule_search_locations if spec else None) or []
     wheels = [path for place in places for path in Path(place).glob(f"cu*/bin/{name}")]

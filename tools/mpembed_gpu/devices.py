@@ -1,4 +1,4 @@
-"""What a GPU can do at best, from its data sheet, and what is assumed of its latencies."""
+"""The best rates of GPUs, from their data sheets, and assumed latencies."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ class Device:
 
     name: str
     arch: str
-    memory: float  # bytes a second
+    memory: float  # bytes per second
     l2: float
     bus: float
     processors: int
     clock: float  # Hz
-    fp32_lanes: int  # of a scheduler
-    far: float  # seconds until a load from memory is there, under load
+    fp32_lanes: int  # per scheduler
+    far: float  # seconds that a load from memory takes, under load
     near: float  # from the L1 cache
     cached: float  # from the L2 cache
 
     def issue(self, units: Mapping[str, float]) -> float:
-        """Return the seconds for so many warp instructions by unit, all schedulers at work.
+        """Return the seconds of warp instructions, counted by unit, on all schedulers.
 
         A scheduler issues one instruction a cycle. Its integer lanes serve half a warp a cycle, a
         quarter of the memory unit 8 lanes, conversions and special functions 4.
@@ -39,7 +39,7 @@ class Device:
         return cycles / (SCHEDULERS * self.processors * self.clock)
 
 
-SCHEDULERS = 4  # a multiprocessor
+SCHEDULERS = 4  # per multiprocessor
 DEVICES = (
     Device("H100", "90", 3.35e12, 5.5e12, 55e9, 132, 1.755e9, 32, 0.6e-6, 0.02e-6, 0.25e-6),
     Device("A100", "80", 2.0e12, 4.0e12, 25e9, 108, 1.41e9, 16, 0.6e-6, 0.025e-6, 0.25e-6),

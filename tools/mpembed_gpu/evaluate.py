@@ -1,4 +1,4 @@
-"""Scenarios with the kernels as they are compiled: what the page's tables show."""
+"""Scenarios evaluated on the compiled kernels: the rows of the page's tables."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from mpembed_gpu import cubins, report, sass
 from mpembed_gpu.devices import DEVICES
 from mpembed_gpu.model import Estimate, Path, estimate
+from mpembed_gpu.registry import FORMATS, Format
 from mpembed_gpu.report import Kernel
 from mpembed_gpu.sass import Instruction
 from mpembed_gpu.scenarios import BATCH, DIMS, SCENARIOS, Scenario
-from mpembed_gpu.traffic import FORMATS, Bytes, Format
+from mpembed_gpu.traffic import Bytes
 
 ARCH = "90"  # whose instructions are counted
 Code = dict[str, list[Instruction]]
@@ -57,7 +58,7 @@ class Evaluation:
                 yield self.row(scenario, fmt.name, fmt, dim)
 
     def batch(self) -> Iterator[Row]:
-        """Return the lines of what a batch costs whatever its format."""
+        """Return the lines of what a batch costs in any format."""
         for scenario in BATCH:
             yield self.row(scenario, scenario.title, FORMATS[0], DIMS[0])
 
@@ -92,7 +93,7 @@ class Evaluation:
 
 
 def _only(names: Iterable[str], wanted: str) -> str:
-    """Return the one kernel whose name begins so; what follows must be another argument."""
+    """Return the one kernel whose name begins so, up to further template arguments."""
     found = [n for n in names if n.startswith(wanted) and n[len(wanted) :][:1] in ("", ",", ">")]
     if len(found) != 1:
         raise LookupError(f"{len(found)} kernels are called {wanted}: see mpembed_gpu/scenarios.py")

@@ -1,9 +1,8 @@
-"""The longest path through a kernel's machine code, each loop taken as often as the work says.
+"""The longest path through a kernel's machine code, with each loop taken as often as needed.
 
-It is an estimate from above of what a warp executes: where the code branches forwards the longer
-side counts, unless it copies byte by byte what was not aligned or calls a slow path (division of
-subnormals). Where the longer side is not the usual one, a pattern of preferred or avoided opcodes
-leads the path the other way.
+It overestimates what a warp executes: where the code branches forwards, the longer side counts,
+unless it copies unaligned data byte by byte or calls a slow path (division of subnormals). Where
+the longer side is not the usual one, preferred or avoided opcodes turn the path.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ _BYTE = 8  # against paths that copy byte by byte
 _CALL = 100  # against slow paths, such as the division of subnormals
 _NONE = r"(?!)"
 _PREFERRED = 1000
-_LOOP = 300  # for a loop: a path around it does no work
+_LOOP = 300  # for a loop, as a path around it does no work
 Counts = Counter[str]
 Edges = Callable[[int], list[int]]
 
 
 @dataclass
 class Block:
-    """Instructions without a branch between them."""
+    """A basic block: instructions without a branch between them."""
 
     number: int
     code: list[Instruction] = field(default_factory=list)
@@ -40,9 +39,9 @@ class Trips:
     """How often a kind of loop is taken, each time it is reached.
 
     Loops with an opcode of `unit` share `total` units of work, the widest first: a body with four
-    of them does four units at once, and what is left goes to the next narrower loop on the path.
-    `needs` and `without` say of which loops a rule speaks; `depth` counts the loops around one.
-    Without `unit` the longest such loop is taken `total` times and the others not at all.
+    of these opcodes does four units at once, and the next narrower loop on the path does the rest.
+    `needs` and `without` select loops by their opcodes, `depth` by the number of loops around them.
+    Without `unit` the longest selected loop is taken `total` times and the others not at all.
     """
 
     total: float
@@ -52,7 +51,7 @@ class Trips:
     depth: int | None = None
 
     def units(self, body: Counts, depth: int) -> int:
-        """Return how many units a body does, 0 where the rule does not speak of it."""
+        """Return how many units a body does, 0 if the rule does not select it."""
         if self.depth is not None and depth != self.depth:
             return 0
         if self.needs and not _count(body, self.needs):
@@ -101,7 +100,7 @@ def _falls_through(one: Instruction) -> bool:
 
 
 def _targets(code: list[Instruction], last: int) -> list[str]:
-    """Return the labels that an instruction may go to; divergent collectives are left out."""
+    """Return the labels that an instruction may jump to, except of divergent collectives."""
     one = code[last]
     if one.opcode == "BRA.DIV":
         return []
@@ -118,7 +117,7 @@ def _targets(code: list[Instruction], last: int) -> list[str]:
 
 @dataclass
 class Loop:
-    """A loop on the path: its body's path, and how often it is taken."""
+    """A loop on the path: the path through its body, and how often it is taken."""
 
     body: list[Node]
     depth: int
@@ -131,7 +130,7 @@ Node = Block | Loop
 def longest(
     blocks: list[Block], rules: tuple[Trips, ...] = (), prefer: str = "", avoid: str = ""
 ) -> list[Instruction]:
-    """Return what is executed on the longest path, in order."""
+    """Return the instructions of the longest path, in order."""
     search = _Search(blocks, re.compile(prefer or _NONE), re.compile(avoid or _NONE))
     path = search.path(set(range(len(blocks))), 0, lambda i: blocks[i].next, None, 0)
     _assign(path, rules)
@@ -153,7 +152,7 @@ def _execute(path: list[Node]) -> Iterator[Instruction]:
 
 
 def _assign(path: list[Node], rules: tuple[Trips, ...]) -> None:
-    """Give the loops of a path their trips, the inner ones first; without a rule it is one."""
+    """Set how often the loops of a path are taken, the inner ones first; once without a rule."""
     loops = [node for node in path if isinstance(node, Loop)]
     for loop in loops:
         _assign(loop.body, rules)
@@ -179,7 +178,7 @@ class _Search:
     def path(
         self, inside: set[int], entry: int, following: Edges, latch_of: int | None, depth: int
     ) -> list[Node]:
-        """Return the longest path from `entry`; to an edge back to `latch_of`, if that is given."""
+        """Return the longest path from `entry`, to an edge back to `latch_of` if that is given."""
 
         def edges(i: int) -> list[int]:
             return [j for j in following(i) if j in inside and j != latch_of]
@@ -213,7 +212,7 @@ class _Search:
         return Loop(self.path(set(part), head, edges, head, depth + 1), depth)
 
     def weight(self, path: list[Node]) -> int:
-        """Return what a path counts in the choice."""
+        """Return the weight of a path in the search."""
         return sum(
             self.weights[node.number] if isinstance(node, Block) else _LOOP + self.weight(node.body)
             for node in path

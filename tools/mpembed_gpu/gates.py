@@ -1,4 +1,4 @@
-"""What the machine code of every kernel must keep to."""
+"""The limits that the machine code of every kernel must keep."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mpembed_gpu.registry import FORMATS, OPTIMIZERS, POLICIES
 from mpembed_gpu.report import Kernel
 
 ARCHITECTURES = ("80", "90", "100")
@@ -13,14 +14,14 @@ ARCHITECTURES = ("80", "90", "100")
 
 @dataclass(frozen=True)
 class Limit:
-    """For kernels whose `family name` matches: registers at most, resident warps at least."""
+    """For kernels whose `family name` matches: most registers, least resident warps."""
 
     pattern: str
     registers: int
     warps: int
 
 
-# The first that matches counts. A little above what is there, so that a change shows.
+# The first that matches applies. They are a little above today's numbers, so that a change shows.
 LIMITS = (
     Limit(r"lookup bags_kernel<AnyFormat, 1", 96, 16),
     Limit(r"lookup bags_kernel<(AnyFormat, |\w+, 1>)", 80, 24),
@@ -35,24 +36,50 @@ LIMITS = (
     Limit(r"convert \w+<(\w+, )?true", 64, 32),
     Limit(r"", 40, 48),
 )
-# Loads of 128 bits are what these kernels are for.
+# These kernels must have loads of 128 bits.
 VECTOR_LOADS = r"lookup (bags_kernel<\w+, [48]>|lookups_kernel<[48]>)"
-# Bytes of stack for arrays that are indexed by what is known at run time only. None are wanted:
-# what is here may shrink, and an entry that is not needed any more fails the gate.
+# Allowed bytes of stack, for arrays that are indexed at run time. There should be none: an entry
+# that is no longer needed fails the gate.
 STACK: dict[str, int] = {}
 
 
 def failures(kernels: Iterable[Kernel]) -> list[str]:
-    """Return what is wrong, a line each."""
+    """Return what is wrong, one line each."""
     kernels = list(kernels)
     found = [line for kernel in kernels for line in _of(kernel)]
     for entry in STACK:
         if all(k.stack == 0 for k in kernels if _title(k).startswith(entry)):
             found.append(f"{entry} needs no stack any more: remove it from mpembed_gpu/gates.py")
-    for missing in {"lookup bags_kernel<AnyFormat, 8", "lookup lookups_kernel<8"}:
-        if not any(_title(kernel).startswith(missing) for kernel in kernels):
-            found.append(f"{missing}>: no such kernel, whose vector loads are promised")
+    titles = {_title(kernel) for kernel in kernels}
+    found += [f"{title}: no such kernel" for title in required() if title not in titles]
     return found
+
+
+def required() -> list[str]:
+    """Return the kernels that must exist for what is registered, as `family name`."""
+    formats, optimizers, policies = (
+        [entry.type for entry in each] for each in (FORMATS, OPTIMIZERS, POLICIES)
+    )
+    alignments, long = (1, 4, 8), ("false", "true")
+    pairs = [
+        *(
+            ("lookup bags", kind, columns)
+            for kind in ("AnyFormat", *formats)
+            for columns in alignments
+        ),
+        *(
+            (f"convert {name}", kind, rows)
+            for name in ("quantize", "dequantize")
+            for kind in formats
+            for rows in long
+        ),
+        *(("update update", kind, rows) for kind in optimizers for rows in long),
+    ]
+    return [
+        *(f"{name}_kernel<{kind}, {second}>" for name, kind, second in pairs),
+        *(f"lookup lookups_kernel<{columns}>" for columns in alignments),
+        *(f"cache {name}_kernel<{kind}>" for name in ("find", "admit") for kind in policies),
+    ]
 
 
 def _title(kernel: Kernel) -> str:

@@ -1,4 +1,4 @@
-"""How often a path waits for memory, by issuing it in order with loads that take their time."""
+"""How often a path waits for memory, found by issuing its instructions in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _REGISTER = re.compile(r"\b(U?R)(\d+)(\.64)?")
 _ADDRESS = re.compile(r"\[R(\d+)(?:\.64)?(?:\+(-?0x[0-9a-f]+))?\]")
 _TARGET = re.compile(r"\s*(U?R)(\d+)(?:\.reuse)?\s*")
 _NAME = re.compile(r"\bU?[RP]\d+")
-# Their results follow from more than the registers they name.
+# Their results depend on more than the registers they name.
 _FRESH = ("VOTE", "VOTEU", "SHFL", "MATCH", "SEL", "FSEL", "USEL", "REDUX", "S2R", "ATOM", "ATOMG")
 _NO_TARGET = (*STORES, "STS", "STL", "RED", "REDG", "BRA", "BSSY", "BSYNC", "EXIT", "CALL", "RET")
 _RETURNS = ("ATOM", "ATOMG")  # atomics whose old value is used
@@ -22,14 +22,14 @@ _FAR, _NEAR = 1000, 1  # in any unit, far apart
 
 @dataclass(frozen=True)
 class Waits:
-    """The loads that a warp waits for one after the other."""
+    """The loads that a warp waits for, one after another."""
 
-    far: int  # of sectors that it has not read before
-    near: int  # of those that it has, which lie in the L1 cache
+    far: int  # of sectors that it reads for the first time
+    near: int  # of sectors that it has read, which lie in the L1 cache
 
 
 class _Values:
-    """Names for what registers hold: the same name is the same value."""
+    """Names for the values in registers: equal names mean equal values."""
 
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
@@ -47,8 +47,8 @@ class _Values:
 def waits(path: Iterable[Instruction]) -> Waits:
     """Return the waits of one pass over a path.
 
-    Loads are issued as they come; the first instruction that reads a register still to be loaded
-    waits for it. A load is near if its sector, counted from the same base address, has been loaded.
+    Loads are issued in order; an instruction that reads a register that is still being loaded waits
+    for it. A load is near if its sector, counted from the same base address, was loaded before.
     """
     now = 0
     ready: dict[str, int] = {}

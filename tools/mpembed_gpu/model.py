@@ -1,4 +1,4 @@
-"""How long a kernel takes for a row, from bytes, instructions and waits, and what bounds it."""
+"""The modelled time of a kernel per row, from bytes, instructions and waits, and its bound."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from mpembed_gpu.devices import Device
 from mpembed_gpu.latency import Waits
 from mpembed_gpu.traffic import Bytes
 
-LIMIT = 1.3  # times the floor: above it the page says why
-# Cycles from one instruction of a warp to its next, on average, where it does not wait for memory.
+LIMIT = 1.3  # times the floor; the page explains times above it
+# Average cycles from one instruction of a warp to its next, waits for memory apart.
 _STRIDE = 2.0
 
 
 @dataclass(frozen=True)
 class Path:
-    """What one warp does: instructions by unit, waits, and for how many rows."""
+    """The work of one warp: instructions by unit, waits, and the number of rows."""
 
     units: Mapping[str, float]
     waits: Waits
     rows: float
-    memory: float | None = None  # waits that go to memory, not to the L2 cache; all, if not given
+    memory: float | None = None  # waits for memory, not the L2 cache; None: all
 
     @property
     def instructions(self) -> float:
-        """Instructions of a warp a row."""
+        """Instructions of a warp per row."""
         return sum(self.units.values()) / self.rows
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds a row; `parts` by what they are spent on, the largest of which bounds it."""
+    """Seconds per row; `parts` by what takes them, the largest of which is the bound."""
 
     floor: float
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -53,10 +53,10 @@ class Estimate:
 
 
 def estimate(device: Device, moved: Bytes, path: Path | None = None, warps: int = 0) -> Estimate:
-    """Return the time of a row; `warps` is how many a multiprocessor holds at a time.
+    """Return the time of a row; `warps`: how many a multiprocessor holds at a time.
 
-    Bytes, instructions and waits are taken to overlap: the slowest counts alone. Without a path
-    only bytes count.
+    Bytes, instructions and waits are assumed to overlap, so only the slowest counts. Without a
+    path only bytes count.
     """
     parts = {"memory": moved.memory / device.memory, "L2": moved.l2 / device.l2}
     if path is not None:

@@ -21,7 +21,7 @@ LIMITS = {
     "90": Multiprocessor(shared=233472),
     "100": Multiprocessor(shared=233472),
 }
-_REGISTER_UNIT = 256  # a warp's registers come in units of so many
+_REGISTER_UNIT = 256  # a warp's registers are allocated in this unit
 _SHARED_UNIT = 128
 _SCHEDULERS = 4  # each has its quarter of the registers
 

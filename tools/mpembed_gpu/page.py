@@ -1,4 +1,4 @@
-"""The generated tables of docs/gpu.md."""
+"""The generated tables of docs/gpu_model.md."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from mpembed_gpu.devices import DEVICES
 from mpembed_gpu.evaluate import Evaluation, Row
 from mpembed_gpu.gates import ARCHITECTURES
 from mpembed_gpu.model import LIMIT
+from mpembed_gpu.registry import FORMATS
 from mpembed_gpu.report import Kernel
 from mpembed_gpu.scenarios import DIMS, SCENARIOS
-from mpembed_gpu.traffic import FORMATS, sectors
+from mpembed_gpu.traffic import sectors
 
-PAGE = Path("docs/gpu.md")
+PAGE = Path("docs/gpu_model.md")
 _BLOCK = r"(<!-- generated: {} -->\n).*?(<!-- end -->)"
 _RELEASE = re.compile(r"<!-- nvcc (\S+) -->")
 
@@ -54,16 +55,20 @@ def tables(kernels: list[Kernel], evaluation: Evaluation) -> dict[str, str]:
     for scenario in SCENARIOS:
         rows = list(evaluation.rows(scenario))
         made[scenario.title] = _operation(rows)
-        over.append(f"| {scenario.title} | {' | '.join(_summary(rows, i) for i in (0, 1))} |")
+        said = " | ".join(_summary(rows, i) for i in range(len(DEVICES)))
+        over.append(f"| {scenario.title} | {said} |")
     names = " | ".join(device.name for device in DEVICES)
-    head = f"| operation | {names} |\n|---|---|---|\n"
+    head = f"| operation | {names} |\n|---|{'---|' * len(DEVICES)}\n"
     return {**made, "bus": _bus(), "summary": head + "\n".join(over)}
 
 
 def _bus() -> str:
     """Return what rows in host memory cost on the bus."""
     names = " | ".join(f"{device.name} ns" for device in DEVICES)
-    lines = [f"| D | format | row B | moved B | {names} |", "|--:|---|--:|--:|--:|--:|"]
+    lines = [
+        f"| D | format | row B | moved B | {names} |",
+        "|--:|---" + "|--:" * (2 + len(DEVICES)) + "|",
+    ]
     for dim in DIMS:
         for fmt in FORMATS:
             moved = sectors(fmt.row(dim))

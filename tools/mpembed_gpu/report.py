@@ -1,4 +1,4 @@
-"""What each kernel takes: registers, memory, warps at a time, instructions by kind."""
+"""The resources of each kernel: registers, memory, resident warps, instructions by kind."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Kernel:
 
 
 def short_name(demangled: str) -> str:
-    """Return a kernel's name as the source has it, empty for one that is not ours.
+    """Return a kernel's name as in the source, empty for a kernel of CUB.
 
-    CUB's kernels carry our names in their template arguments alone.
+    CUB's kernels have names of ours in their template arguments only.
     """
     match = _OWN.match(demangled)
     if match is None:

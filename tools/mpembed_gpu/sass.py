@@ -1,4 +1,4 @@
-"""Machine code as text: functions, instructions and what kind each is."""
+"""Machine code as text: functions, instructions and the kind of each."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _FUNCTION = re.compile(r"^\.text\.(\S+):$")
 _LABEL = re.compile(r"^(\.L_\S+|\$\S+):$")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 
-# Which unit an opcode occupies. What is not named is control flow or goes through units that are
-# never the narrowest (uniform registers, constants).
+# Which unit an opcode occupies. Opcodes not listed are control flow, or use units that never limit
+# a kernel (uniform registers, constants).
 UNITS = {
     "fma": "FFMA FADD FMUL HADD2 HFMA2 HMUL2",
     "imad": "IMAD",

@@ -7,28 +7,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from mpembed_gpu import sass, traffic
+from mpembed_gpu import registry, sass, traffic
 from mpembed_gpu.flow import Trips, blocks_of, longest
 from mpembed_gpu.latency import waits
 from mpembed_gpu.model import Path
+from mpembed_gpu.registry import Format, Optimizer
 from mpembed_gpu.sass import Instruction
-from mpembed_gpu.traffic import POOL, Bytes, Format
+from mpembed_gpu.traffic import POOL, Bytes
 
 DIMS = (16, 64, 128)
 _LOAD, _COLUMNS = r"LDG|LD\.", 8
 _STORE = r"(STG|ST)\."
 _ONE_TABLE = Trips(0, r"LDG?\.E\.64", needs=r"LDG?\.E\.64")  # the search for a row's table
-_STATISTICS = r"ATOM|REDG?\."  # of 32 rows at once, for each table that they are of
-_BAGS = 1 << 16  # of a batch: what the search for a lookup's bag halves
+_STATISTICS = r"ATOM|REDG?\."  # once per table among 32 rows
+_BAGS = 1 << 16  # of a batch; the search for a lookup's bag halves them
+_POLICY = registry.POLICIES[0]  # policies differ little
 
 
 @dataclass(frozen=True)
 class Scenario:
     """An operation on rows of a dimension.
 
-    `kernel` is the beginning of the kernel's name, `rules` say how often its loops are taken,
-    `rows` how many rows a warp does. A `probe` compiles the file for one format, so that only this
-    format's path is left; where the format is a template argument there is no need.
+    `kernel` begins the kernel's name, `rules` say how often its loops are taken, `rows` how many
+    rows a warp processes. With `probe` the file is compiled for one format, so that no other
+    format's path is left; kernels with the format as a template argument do not need it.
     """
 
     title: str
@@ -40,7 +42,7 @@ class Scenario:
     probe: bool = True
     prefer: str = ""
     avoid: str = ""
-    memory: float | None = None  # how often a warp waits for memory, not the L2 cache; None: always
+    memory: float | None = None  # waits for memory, not the L2 cache; None: all
 
     def path(self, fmt: Format, dim: int, code: list[Instruction]) -> Path:
         """Return what a warp does."""
@@ -65,7 +67,7 @@ def _forward_rules(fmt: Format, dim: int) -> tuple[Trips, ...]:
 
 
 def _range(_: Format, dim: int) -> Trips:
-    """Return the rule for the steps in which lanes find their row's smallest and largest value."""
+    """Return the rule for the steps that find a row's smallest and largest value."""
     return Trips(2 * (lanes(dim).bit_length() - 1), "SHFL", needs="SHFL", without=_STORE)
 
 
@@ -75,21 +77,21 @@ def _one_row(fmt: Format, dim: int) -> tuple[Trips, ...]:
 
 
 def _rows_of_warp(fmt: Format, dim: int) -> tuple[Trips, ...]:
-    """Return rules for a warp that has 32 rows, a row of each tile at a time."""
+    """Return rules for a warp with 32 rows, of which each tile takes one at a time."""
     return (Trips(lanes(dim), needs=_STORE, depth=0), _range(fmt, dim))
 
 
-def _update(optimizer: str, cpp_type: str) -> Scenario:
+def _update(optimizer: Optimizer) -> Scenario:
     return Scenario(
-        f"backward and update, {optimizer}",
+        f"backward and update, {optimizer.name}",
         "update",
-        lambda *_: f"update_kernel<{cpp_type}, false",
+        lambda *_: f"update_kernel<{optimizer.type}, false",
         partial(traffic.update, optimizer=optimizer),
         _rows_of_warp,
         lambda _: 32,
-        prefer="FFMA|SHFL",  # few rows are hot: the path of those that are is not this one
-        # The row, and its state: what leads there is read in order or shared by many rows.
-        memory=1 if optimizer == "sgd" else 2,
+        prefer="FFMA|SHFL",  # not the path of hot rows, which are few
+        # The row and its state; what leads to them is read in order or shared by many rows.
+        memory=2 if optimizer.state else 1,
     )
 
 
@@ -103,9 +105,7 @@ SCENARIOS = (
         lambda dim: 32 / lanes(dim) * POOL,
         probe=False,
     ),
-    _update("sgd", "Sgd"),
-    _update("rowwise_adagrad", "RowwiseAdagrad"),
-    _update("adagrad", "Adagrad"),
+    *map(_update, sorted(registry.OPTIMIZERS, key=lambda optimizer: optimizer.state)),
     Scenario(
         "admission in the place of a dirty row: the rows",
         "cache",
@@ -155,7 +155,7 @@ def _lookup(
     prefer: str = "",
     rows: int = 32,
 ) -> Scenario:
-    """Return an operation on a batch's lookups or unique rows, a lane each."""
+    """Return an operation on a batch's lookups or unique rows, one per lane."""
     return Scenario(
         title,
         family,
@@ -169,16 +169,16 @@ def _lookup(
     )
 
 
-_PLACES = 256  # lookups of a warp where it searches once for all of them
+_POSITIONS = 256  # lookups for which a warp searches once
 
 
 def _search(steps: int) -> tuple[Trips, ...]:
-    """Return rules for a search and rounds of 32 lookups, whose ranges a warp reads at once."""
-    rounds = Trips(_PLACES // 32, needs=_STORE, depth=0)
+    """Return rules for one search, then rounds of 32 lookups whose ranges a warp reads at once."""
+    rounds = Trips(_POSITIONS // 32, needs=_STORE, depth=0)
     return (rounds, Trips(1, needs="SHFL", depth=1), Trips(steps, "LDG", needs="LDG"))
 
 
-# What a batch costs whatever its format. CUB's sort and selection are counted in bytes alone.
+# What a batch costs in any format. CUB's sort and selection are counted in bytes only.
 BATCH = (
     _lookup(
         "linear row ids and bags (`prepare`)",
@@ -186,27 +186,27 @@ BATCH = (
         "keys_kernel",
         traffic.prepare(),
         _search(_BAGS.bit_length()),
-        memory=_PLACES // 32,
-        rows=_PLACES,
+        memory=_POSITIONS // 32,
+        rows=_POSITIONS,
     ),
     _lookup("unique rows (`dedup`)", "dedup", "", traffic.dedup(), (), memory=None),
     _lookup(
         "looking unique rows up in the cache",
         "cache",
-        "find_kernel<Lru",
+        f"find_kernel<{_POLICY.type}",
         traffic.find(),
-        (Trips(32, depth=0), Trips(1, depth=1)),  # a row after the other, then its ways
+        (Trips(32, depth=0), Trips(1, depth=1)),  # row by row, then its ways
         memory=None,
     ),
     _lookup(
-        "admission: ways for missing rows, LRU",
+        f"admission: ways for missing rows, {_POLICY.name.upper()}",
         "cache",
-        "admit_kernel<Lru",
+        f"admit_kernel<{_POLICY.type}",
         traffic.choose(),
         # Four sets at a time, each with one miss.
         (Trips(4, needs=_STORE, depth=1), Trips(8, depth=0)),
         memory=None,
-        prefer="SHFL",  # the misses of a set are known to the warp
+        prefer="SHFL",  # the warp holds all misses of the set
     ),
     _lookup(
         "slots of lookups (`scatter_slots`)",
@@ -214,7 +214,7 @@ BATCH = (
         "scatter_kernel",
         traffic.scatter(),
         _search((_BAGS * POOL).bit_length()),
-        memory=_PLACES // 32,
-        rows=_PLACES,
+        memory=_POSITIONS // 32,
+        rows=_POSITIONS,
     ),
 )

@@ -1,9 +1,9 @@
-"""Bytes that an operation must move, and those that its kernels do move, for one row.
+"""Bytes per row that an operation must move, and bytes that its kernels move.
 
-The floor counts each byte of the operation's inputs and outputs once. What is moved counts the
-32-byte sectors that rows at random places touch, averaged over their alignments, every array that
-the kernels keep between them, and every pass over it. Arrays that are read in order cost their
-bytes. Uniform indices over a table much larger than the L2 cache: no row comes twice.
+The floor counts each byte of the operation's inputs and outputs once. Moved bytes count whole
+32-byte sectors for rows at random addresses, averaged over their alignments, and every pass over
+the arrays that the kernels keep between them; an array that is read in order costs its bytes.
+Indices are uniform over a table much larger than the L2 cache, so no row occurs twice.
 """
 
 from __future__ import annotations
@@ -11,37 +11,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from mpembed_gpu.registry import Format, Optimizer
+
 SECTOR = 32
-POOL = 20  # lookups a bag
+POOL = 20  # lookups per bag
 KEY, SLOT, POSITION, BAG, OFFSET, TAG, META = 8, 4, 4, 4, 8, 8, 4
 WAYS = 32
 KEY_BITS = 27  # of linear row ids: a hundred million rows
-
-
-@dataclass(frozen=True)
-class Format:
-    """Bits a value and bytes of header; `type` is the C++ name."""
-
-    name: str
-    type: str
-    bits: int
-    header: int
-
-    def row(self, dim: int) -> int:
-        """Return the bytes of a row."""
-        return -(-dim * self.bits // 8) + self.header
-
-
-FORMATS = (
-    Format("fp32", "Fp32", 32, 0),
-    Format("fp16", "Fp16", 16, 0),
-    Format("bf16", "Bf16", 16, 0),
-    Format("int8", "Int8", 8, 8),
-    Format("int8_fp16", "Int8Fp16", 8, 4),
-    Format("int4", "Int4", 4, 4),
-    Format("int2", "Int2", 2, 4),
-)
-STATE = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": 2}  # none, one value a row, one an element
 
 
 @dataclass(frozen=True)
@@ -54,7 +30,7 @@ class Bytes:
 
 
 def sectors(size: int) -> float:
-    """Return the bytes of the sectors that a row touches, one of a dense array of such rows."""
+    """Return the bytes of the sectors that a row touches, on average over a dense array."""
     step = math.gcd(size, SECTOR)
     starts = range(0, SECTOR, step)
     touched = sum((start + size - 1) // SECTOR + 1 for start in starts)
@@ -69,28 +45,28 @@ def forward(fmt: Format, dim: int) -> Bytes:
     return Bytes(floor, moved, moved)
 
 
-def update(fmt: Format, dim: int, optimizer: str) -> Bytes:
+def update(fmt: Format, dim: int, optimizer: Optimizer) -> Bytes:
     """Backward and optimizer step of an uncached row with one lookup."""
     row, grad = fmt.row(dim), 4 * dim
-    kind = STATE[optimizer]
-    state, state_moved = [(0, 0.0), (8, 2.0 * SECTOR), (8 * dim, 2 * sectors(4 * dim))][kind]
+    kept = [(0, 0.0), (8, 2.0 * SECTOR), (8 * dim, 2 * sectors(4 * dim))]
+    state, state_moved = kept[optimizer.state]
     arrays = KEY + OFFSET + POSITION + BAG + SLOT
     floor = 2 * row + state + grad / POOL + arrays
     fixed = 2 * sectors(row) + state_moved + arrays
-    # A bag's gradient comes from memory once and from the L2 cache for its other lookups; so does
-    # the number of its bag, one of a sector. Starts are read again where hot rows are looked for.
+    # A bag's gradient comes from memory once and from the L2 cache for the bag's other lookups. The
+    # number of a lookup's bag costs a sector. The search for hot rows reads the starts again.
     return Bytes(floor, fixed + grad / POOL, fixed - BAG + SECTOR + sectors(grad) + OFFSET)
 
 
 def find() -> Bytes:
-    """Look a row up in the cache, where it is not: its set's tags."""
+    """Look up a row that is not cached: read its set's tags."""
     floor = KEY + TAG * WAYS + SLOT
     moved = floor + 2 * POSITION + OFFSET  # its set and place for the sort, and counts of lookups
     return Bytes(floor, moved, moved)
 
 
 def choose() -> Bytes:
-    """Give a missing row a way of its set, in the place of another row."""
+    """Give a missing row the way of another row of its set."""
     state = WAYS * (TAG + META)
     floor = KEY + state + TAG + META + SLOT
     # The row's key and slot, the way's tag and state at random places; set, place and outcome.
@@ -99,7 +75,7 @@ def choose() -> Bytes:
 
 
 def move(fmt: Format, dim: int) -> Bytes:
-    """Write a dirty row back and put a missing row in its place."""
+    """Write a dirty row back and load a missing row in its place."""
     row, cached = fmt.row(dim), 4 * dim
     floor = 2 * cached + 2 * row
     moved = 2 * sectors(cached) + 2 * sectors(row)

@@ -1,4 +1,4 @@
-// What the self-tests of the SIMT emulation share: named checks, device arrays, launches.
+// Shared by the self-tests of the SIMT emulation: named checks, device arrays, launches.
 #ifndef SIMT_CHECKS_H
 #define SIMT_CHECKS_H
 
@@ -39,7 +39,7 @@ struct Registration {
     }                                                                           \
   } while (false)
 
-// A device array, copied in at its construction and out by get().
+// A device array: the constructor copies to the device, get() back.
 template <class T>
 class Array {
  public:

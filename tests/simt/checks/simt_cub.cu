@@ -15,7 +15,7 @@ uint64_t draw(uint64_t i) {
   return z ^ (z >> 27);
 }
 
-// Asks for the storage, gives it, calls.
+// Queries the size of the storage, allocates it, and calls.
 template <class F>
 cudaError_t with_storage(F f) {
   size_t bytes = 0;
@@ -156,7 +156,7 @@ CHECK(cub_storage) {
   size_t less = bytes - 1;
   EXPECT(cub::DeviceRadixSort::SortKeys(storage.data(), less, in.data(), out.data(), 100) ==
          cudaErrorInvalidValue);
-#if defined(MPE_SIMT)  // what hardware does not notice
+#if defined(MPE_SIMT)  // hardware does not notice this
   Array<char> small(16);
   EXPECT(cub::DeviceRadixSort::SortKeys(small.data(), bytes, in.data(), out.data(), 100) ==
          cudaErrorInvalidValue);

@@ -1,5 +1,5 @@
 // Seeded mistakes, each of which the SIMT emulation must notice. Checks named fault_* end the
-// process; test_simt.py knows the words.
+// process; test_simt.py has the expected messages.
 #include <assert.h>
 
 #include "simt_checks.h"
@@ -94,7 +94,7 @@ __global__ void mistake(int which, int* out) {
 void make(Mistake which, unsigned threads = 64) {
   Array<int> out(64);
   const cudaError_t launched = start(mistake, 1, threads, static_cast<int>(which), out.data());
-  // Only with SIMT_FAULT=error does the process live on.
+  // The process continues only with SIMT_FAULT=error.
   fprintf(stderr, "launch: %s, then %s\n", cudaGetErrorName(launched),
           cudaGetErrorName(cudaDeviceSynchronize()));
   exit(3);
@@ -173,8 +173,8 @@ CHECK(fault_stack) {
   start(recursion, 1, 1, out.data());
 }
 
-// Both want an instrumented build: without one the first thread waits forever, and every sum is
-// right by luck.
+// Both need an instrumented build. Without one the first thread waits forever, and every sum is
+// right by chance.
 __global__ void volatile_relay(volatile int* flag) {
   const int i = static_cast<int>(threadIdx.x);
   while (*flag != i) {

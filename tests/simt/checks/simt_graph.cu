@@ -1,4 +1,4 @@
-// Self-tests of the SIMT emulation: captures, graphs and what they forbid.
+// Self-tests of the SIMT emulation: captures, graphs and the calls that they forbid.
 #include <string.h>
 
 #include <cub/cub.cuh>
@@ -62,7 +62,7 @@ CHECK(graph_of_kernels) {
   EXPECT(status_of(other, &second) == cudaStreamCaptureStatusActive && second != id);
   int n = 3;
   EXPECT(add(value.data(), n, stream) == cudaSuccess);
-  n = 100;  // arguments are those of the call
+  n = 100;  // a graph keeps the arguments of the call
   EXPECT(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaErrorIllegalState);
   const cudaGraphExec_t exec = finish(stream);
   finish(other);
@@ -82,7 +82,7 @@ CHECK(graph_copies_at_its_launch) {
   EXPECT(cudaMemcpyAsync(&back, value.data(), 4, cudaMemcpyDefault, stream) == cudaSuccess);
   EXPECT(cudaMemsetAsync(value.data(), 0xFF, 4, stream) == cudaSuccess);
   const cudaGraphExec_t exec = finish(stream);
-  host = 7;  // and so does a piece of memory that is somebody else's by now
+  host = 7;  // and so does memory that has a new owner by now
   EXPECT(cudaGraphLaunch(exec, stream) == cudaSuccess);
   EXPECT(back == 7 && value.get()[0] == -1);
 }
@@ -100,7 +100,7 @@ CHECK(graph_memory) {
   EXPECT(is_gone() && cudaFreeAsync(p, stream) == cudaErrorInvalidValue);
   for (int i = 0; i < 2; ++i) EXPECT(cudaGraphLaunch(exec, stream) == cudaSuccess && result == 5);
   EXPECT(is_gone() && cudaGraphExecDestroy(exec) == cudaSuccess);
-  // Memory that is not freed in the graph stands in the way of its next launch.
+  // Memory that the graph does not free prevents its next launch.
   for (const unsigned long long flags : {0, 1}) {
     EXPECT(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
     EXPECT(cudaMallocAsync(&kept, 4, stream) == cudaSuccess);
@@ -158,9 +158,9 @@ CHECK(graph_streams) {
   EXPECT(cudaEventElapsedTime(&ms, old, external) == cudaErrorInvalidResourceHandle);
   EXPECT(cudaGraphLaunch(exec, fork) == cudaSuccess && value.get()[0] == 2);
   EXPECT(cudaEventElapsedTime(&ms, old, external) == cudaSuccess && ms >= 0);
-  // What was recorded in a capture means nothing behind it.
+  // An event recorded in a capture has no meaning after it.
   EXPECT(cudaStreamWaitEvent(fork, event) == cudaErrorCapturedEvent);
-  // A fork that does not come back.
+  // A forked stream that is not joined.
   cudaGraph_t none;
   EXPECT(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
   EXPECT(cudaEventRecord(event, stream) == 0 && cudaStreamWaitEvent(fork, event) == 0);
@@ -197,7 +197,8 @@ CHECK(graph_refuses) {
     EXPECT(cudaEventRecord(event, s) == cudaSuccess);
     return cudaEventSynchronize(event);
   });
-  EXPECT(cudaMemset(p, 0, 64) == cudaSuccess && cudaFree(p) == cudaSuccess);  // it is still there
+  EXPECT(cudaMemset(p, 0, 64) == cudaSuccess &&
+         cudaFree(p) == cudaSuccess);  // the memory is still allocated
 }
 
 CHECK(graph_modes) {
@@ -214,7 +215,7 @@ CHECK(graph_modes) {
          cudaErrorStreamCaptureUnsupported);
 }
 
-// A relaxed thread may do what captures forbid the others; it says so itself.
+// A thread in relaxed mode may make calls that captures forbid to other threads.
 CHECK(graph_thread_mode) {
   int *p, *host;
   const cudaStream_t stream = captured(), other = new_stream();
@@ -234,12 +235,12 @@ CHECK(graph_and_the_legacy_stream) {
   Array<int> value(1);
   cudaStreamCaptureStatus status;
   const cudaStream_t free = captured(cudaStreamCaptureModeRelaxed);
-  EXPECT(add(value.data(), 1, nullptr) == cudaSuccess);  // it does not wait for such a stream
+  EXPECT(add(value.data(), 1, nullptr) == cudaSuccess);  // the legacy stream does not wait for it
   finish(free);
   const cudaStream_t blocking = new_stream(cudaStreamDefault);
   EXPECT(cudaStreamBeginCapture(blocking, cudaStreamCaptureModeRelaxed) == cudaSuccess);
   EXPECT(cudaStreamIsCapturing(nullptr, &status) == cudaErrorStreamCaptureImplicit);
-  EXPECT(status_of(blocking) == cudaStreamCaptureStatusActive);  // a question does no harm
+  EXPECT(status_of(blocking) == cudaStreamCaptureStatusActive);  // a query does not end the capture
   EXPECT_SPOILED(blocking, cudaErrorStreamCaptureImplicit, add(value.data(), 1, nullptr));
   EXPECT(value.get()[0] == 1);
 }

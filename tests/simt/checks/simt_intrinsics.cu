@@ -53,7 +53,7 @@ CHECK(atomic) {
   for (unsigned char s : seen.get()) EXPECT(s == 1);
 }
 
-// Threads that wait for others through memory must not keep them from running.
+// Threads that wait for others through memory must let them run.
 __global__ void relay(int* flag) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   while (__ldcg(flag) != i) __nanosleep(10);

@@ -1,4 +1,4 @@
-// Self-tests of the SIMT emulation: each device feature against a plain computation.
+// Self-tests of the SIMT emulation: each device feature compared with a plain computation.
 #include <algorithm>
 
 #include "simt_checks.h"
@@ -113,7 +113,7 @@ CHECK(vote) {
   }
 }
 
-// Neighbours exchange through memory: right with __syncwarp, and hardly ever without.
+// Neighbours exchange values through memory: right with __syncwarp, hardly ever without.
 template <bool kSync>
 __global__ void exchange(int* memory, int* out) {
   MPE_SHARED(int, tile, 128);
@@ -171,7 +171,7 @@ CHECK(missing_syncthreads) { EXPECT(wrong_reversals<false>() >= 9); }
 
 __global__ void barrier_votes(int* out) {
   const int t = static_cast<int>(threadIdx.x);
-  if (t >= 96) return;  // those who have exited do not count
+  if (t >= 96) return;  // exited threads do not count
   const int three = __syncthreads_count(t % 32 == 0);
   const int all = __syncthreads_and(t < 96) * 10 + __syncthreads_and(t != 95);
   const int any = __syncthreads_or(t == 5) * 10 + __syncthreads_or(t == 97);

@@ -1,5 +1,5 @@
-// Atomics: only one emulated thread runs at a time, so a plain operation between two points of
-// preemption is one.
+// Atomics. Only one emulated thread runs at a time, so a plain operation between two points of
+// preemption is atomic.
 #ifndef SIMT_EMU_ATOMICS_H
 #define SIMT_EMU_ATOMICS_H
 
@@ -13,7 +13,7 @@ inline T atomic(T* p, Site site, F next) {
   check_access(p, sizeof(T), sizeof(T), site);
   T old;
   {
-#if defined(SIMT_INSTRUMENT)  // else nothing in here is a point of preemption
+#if defined(SIMT_INSTRUMENT)  // in other builds nothing in here is a point of preemption
     const Uninterrupted rest;
 #endif
     old = *p;
@@ -25,7 +25,7 @@ inline T atomic(T* p, Site site, F next) {
 
 }  // namespace simt
 
-// With the scopes _block and _system, which make no difference here.
+// Also for the scopes _block and _system, which make no difference here.
 #define SIMT_ATOMIC1(name, T, expression)                                            \
   inline T name(T* p, T v, simt::Site site = simt::Site::here()) {                   \
     return simt::atomic(p, site, [v](T old) { return static_cast<T>(expression); }); \

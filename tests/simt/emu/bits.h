@@ -17,7 +17,7 @@ inline To bit_cast(From v) {
   return to;
 }
 
-// A rounded float as an integer: saturates, NaN is zero.
+// A rounded float as an integer. It saturates; NaN becomes zero.
 template <class Int>
 inline Int saturate(float rounded, Int least, Int greatest) {
   if (rounded != rounded) return 0;
@@ -90,7 +90,7 @@ inline float __int_as_float(int x) { return simt::bit_cast<float>(x); }
 inline long long __double_as_longlong(double x) { return simt::bit_cast<long long>(x); }
 inline double __longlong_as_double(long long x) { return simt::bit_cast<double>(x); }
 
-// The build turns contraction off, so that these are single, correctly rounded operations.
+// The build turns contraction off, so each of these is one correctly rounded operation.
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
@@ -135,7 +135,7 @@ SIMT_MIXED(int, unsigned)
 SIMT_MIXED(long, unsigned long)
 SIMT_MIXED(long long, unsigned long long)
 #undef SIMT_MIXED
-// A NaN loses against a number.
+// Of a NaN and a number they return the number.
 inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }

@@ -1,4 +1,4 @@
-// Warp collectives and block barriers: who waits for whom, and what each gets.
+// Warp collectives and block barriers: which threads wait for which, and their results.
 #include "emu/state.h"
 
 namespace simt {
@@ -67,7 +67,7 @@ uint64_t matches(const Warp& w, unsigned mask, unsigned i) {
   return bits;
 }
 
-// What all lanes of the mask get, for the collectives where that is the same.
+// The result of collectives that return the same to all lanes of the mask.
 uint64_t common_result(const Warp& w, Op op, unsigned mask) {
   const unsigned first = static_cast<unsigned>(__builtin_ctz(mask));
   if (op == Op::kSyncWarp) return 0;
@@ -88,7 +88,7 @@ void complete(Warp& w, Op op, unsigned mask) {
   for_each_lane(mask, [&](unsigned i) {
     Lane& lane = w.lanes[i];
     if (is_shuffle) {
-      // A lane outside of the mask gives nothing that a program may rely on.
+      // The value from a lane outside of the mask is undefined.
       const unsigned source = shuffle_source(lane.request, i);
       lane.result = (mask >> source & 1) != 0 ? w.lanes[source].request.value : kUndefined;
     } else {
@@ -156,7 +156,7 @@ Lane& running(Op op, Site site) {
   return current();
 }
 
-// The thread that completes a collective has no right to run on before the others.
+// The thread that completes a collective must not always continue before the others.
 void maybe_yield() {
   if ((next_random() & 1) != 0) yield();
 }

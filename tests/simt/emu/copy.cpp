@@ -24,7 +24,7 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) 
   if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDeviceToDevice) {
     return set_error(cudaErrorInvalidMemcpyDirection);
   }
-  // A device range lies within one allocation, a host range not in device memory.
+  // A device range must lie within one allocation, a host range outside of device memory.
   const auto is_good = [&](const void* p, bool device) {
     return device ? is_device_range(p, bytes) : p != nullptr && !in_device_memory(p);
   };

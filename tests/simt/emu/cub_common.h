@@ -1,4 +1,4 @@
-// CUB's protocol: without temporary storage a call says how much it needs.
+// CUB's protocol: a call without temporary storage returns how much it needs.
 #ifndef SIMT_EMU_CUB_COMMON_H
 #define SIMT_EMU_CUB_COMMON_H
 
@@ -22,8 +22,8 @@ inline cudaError_t cub_refuse(const char* what) {
   return set_error(cudaErrorInvalidValue);
 }
 
-// Runs f(), which owns what it needs, with n checked, the storage overwritten (whoever keeps
-// something there finds out) and device memory open.
+// Checks n, overwrites the temporary storage (so that a caller who keeps data there notices), and
+// runs f() with access to device memory. f owns what it needs.
 template <class F>
 cudaError_t cub_call(void* storage, size_t& storage_bytes, size_t needed, int64_t n,
                      cudaStream_t stream, F f) {
@@ -41,7 +41,7 @@ cudaError_t cub_call(void* storage, size_t& storage_bytes, size_t needed, int64_
       return cub_refuse("temporary storage is no device memory");
     }
     memset(storage, 0xA5, needed);
-    F once = f;  // a launch leaves nothing to the next
+    F once = f;  // so that no launch of a graph changes f for the next
     once();
     check_guards();
     return cudaSuccess;

@@ -89,7 +89,7 @@ void move_to_alternate(cub::DoubleBuffer<T>& buffer, const std::vector<size_t>& 
 
 inline void move_to_alternate(cub::DoubleBuffer<cub::NullType>&, const std::vector<size_t>&) {}
 
-// With an even number of passes CUB's result lies where its input was: so does this.
+// As with CUB, an even number of passes leaves the result where the input was.
 template <class K, class V>
 cudaError_t radix_sort(void* storage, size_t& storage_bytes, cub::DoubleBuffer<K>& keys,
                        cub::DoubleBuffer<V>& values, int64_t n, int begin_bit, int end_bit,
@@ -110,7 +110,7 @@ cudaError_t radix_sort(void* storage, size_t& storage_bytes, cub::DoubleBuffer<K
         move_to_alternate(k, same);
         move_to_alternate(v, same);
       });
-  // What is the result is known before there is one.
+  // The selector is set at the call, before the sort has run.
   if (storage != nullptr && error == cudaSuccess && moves) {
     keys.selector ^= 1;
     values.selector ^= 1;

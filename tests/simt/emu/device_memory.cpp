@@ -44,7 +44,7 @@ struct Allocation {
 std::map<const char*, Allocation> live;  // by data
 char* arena = nullptr;
 size_t arena_bytes = 0;
-char* cursor = nullptr;  // freed memory is used again late
+char* cursor = nullptr;  // freed memory is reused as late as possible
 size_t used_bytes = 0;
 int access_depth = 0;
 
@@ -66,7 +66,7 @@ bool make_arena() {
   return arena != nullptr;
 }
 
-// The first gap of the arena from `from` on.
+// The first gap of the arena at or after `from`.
 char* find_gap(char* from, size_t bytes) {
   char* at = from;
   for (const auto& [data, a] : live) {
@@ -204,7 +204,7 @@ void set_graph_memory_asleep(void* p, bool asleep) {
 }
 
 void release_graph_memory(void* p) {
-  const auto it = live.find(static_cast<char*>(p));  // not there after a reset of the device
+  const auto it = live.find(static_cast<char*>(p));  // missing after a reset of the device
   if (it != live.end()) release(it->second);
 }
 

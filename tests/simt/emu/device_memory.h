@@ -10,14 +10,14 @@
 
 namespace simt {
 
-// Held by every call of the runtime, a launch included.
+// Every call of the runtime holds it, launches included.
 std::recursive_mutex& runtime_mutex();
 
 cudaError_t set_error(cudaError_t error);  // for cudaGetLastError; returns it, or the sticky one
 void set_sticky_error(cudaError_t error);
 cudaError_t check_stream(cudaStream_t stream);
 
-// Locks, and gives the sticky error precedence.
+// Takes the lock; the sticky error takes precedence over the call's own.
 template <class F>
 cudaError_t call(F f) {
   const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
@@ -28,8 +28,8 @@ cudaError_t call(F f) {
 int current_device();
 void release_all_memory();
 
-// Memory of a graph has its address from the capture on, and may be used between the nodes that
-// allocate and free it, in each launch anew.
+// A graph's memory has its address from the capture on. Each launch may use it between the nodes
+// that allocate and free it.
 cudaError_t take_graph_memory(void** p, size_t bytes);
 void set_graph_memory_asleep(void* p, bool asleep);
 void release_graph_memory(void* p);

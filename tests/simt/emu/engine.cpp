@@ -45,7 +45,7 @@ void lane_main() {
   fiber_end();
 }
 
-// A random set bit, each as likely as the others.
+// A random set bit, all with the same probability.
 unsigned random_bit(unsigned mask) {
   const uint64_t bits = static_cast<uint64_t>(__builtin_popcount(mask));
   for (uint64_t skip = (static_cast<uint64_t>(next_random()) * bits) >> 32; skip != 0; --skip) {
@@ -87,7 +87,7 @@ class Scheduler {
  private:
   static constexpr uint64_t kShuffledBlocks = 1u << 22;
 
-  // Blocks keep their fibers and shared memory from launch to launch.
+  // Blocks keep their fibers and shared memory between launches.
   static std::vector<std::unique_ptr<Block>>& pool() {
     static std::vector<std::unique_ptr<Block>> blocks;
     return blocks;
@@ -226,7 +226,7 @@ Uninterrupted::~Uninterrupted() { --uninterrupted; }
 
 void preempt() {
   if (self == nullptr || uninterrupted != 0) return;
-  // Under lockstep a loop that waits for another thread must still let that run.
+  // Under lockstep, too, a loop that waits for another thread must let that thread run.
   const bool now = options().random ? (next_random() & 0xFFu) < options().preempt
                                     : (++launch->points & 0x3Fu) == 0;
   if (now) yield();
@@ -281,7 +281,7 @@ cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel,
   if (const cudaError_t before = set_error(cudaSuccess); before != cudaSuccess) return before;
   if (!is_valid(config)) return set_error(cudaErrorInvalidConfiguration);
   const cudaError_t error = submit(config.stream, [=] { return run_now(config, kernel, body); });
-  // As on a device, the launch itself succeeds and later calls return what went wrong.
+  // As on a device, the launch itself succeeds and later calls return the error.
   return error != cudaSuccess ? set_error(error) : cudaSuccess;
 }
 

@@ -1,4 +1,4 @@
-// What emulated device code sees of the engine: who it is, and where it may have to wait.
+// The engine as emulated device code sees it: the thread's identity, and where it may have to wait.
 #ifndef SIMT_EMU_ENGINE_H
 #define SIMT_EMU_ENGINE_H
 
@@ -48,7 +48,7 @@ int barrier(Op op, int predicate, Site site);
 // A point where another thread may run.
 void preempt();
 
-// While one lives, nobody else runs: what happens is one atomic operation.
+// While one exists, no other thread runs, so the code in its scope is one atomic operation.
 class Uninterrupted {
  public:
   Uninterrupted();
@@ -57,7 +57,7 @@ class Uninterrupted {
   Uninterrupted& operator=(const Uninterrupted&) = delete;
 };
 
-// This block's memory of one MPE_SHARED declaration.
+// The running block's memory for one MPE_SHARED declaration.
 void* shared_array(const void* key, size_t bytes, size_t align, const char* name, Site site);
 
 // Faults unless p is aligned and, if it points to device memory, lies within an allocation.
@@ -65,15 +65,16 @@ void check_access(const volatile void* p, size_t bytes, size_t align, Site site)
 
 }  // namespace simt
 
-// Set whenever another thread starts to run. Objects and not macros, since cudaLaunchConfig_t has
-// members of these names.
+// Set whenever another thread starts to run. They are objects, not macros, because
+// cudaLaunchConfig_t has members of these names.
 extern uint3 threadIdx;
 extern uint3 blockIdx;
 extern dim3 blockDim;
 extern dim3 gridDim;
 extern const int warpSize;  // no constant expression, as with nvcc
 
-// One array a block and declaration, a template's instantiations apart, as with __shared__.
+// One array per block and declaration, as with __shared__; each instantiation of a template has its
+// own.
 #define MPE_SHARED(type, name, count)                                                             \
   static_assert(::std::is_trivially_default_constructible<type>::value, "shared memory is raw");  \
   static char simt_key_##name;                                                                    \
@@ -101,7 +102,7 @@ inline void __threadfence() { simt::preempt(); }
 inline void __threadfence_system() { simt::preempt(); }
 inline void __nanosleep(unsigned) { simt::preempt(); }
 
-// Programmatic dependent launch: a launch has always ended before the next one starts.
+// Programmatic dependent launch. A launch always ends before the next one starts.
 inline void cudaGridDependencySynchronize() { simt::preempt(); }
 inline void cudaTriggerProgrammaticLaunchCompletion() { simt::preempt(); }
 

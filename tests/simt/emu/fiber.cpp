@@ -72,7 +72,7 @@ namespace {
 
 constexpr size_t kPage = 4096;
 #if defined(SIMT_ASAN)
-constexpr size_t kGuard = 0;  // redzones do better, and the kernel's map entries are scarce
+constexpr size_t kGuard = 0;  // redzones find more, and map entries of the OS are scarce
 #else
 constexpr size_t kGuard = kPage;
 #endif
@@ -110,7 +110,7 @@ char* stack(size_t index) {
   return chunks[index / kChunk] + index % kChunk * stride + kGuard;
 }
 
-// Null: a fiber that never runs again.
+// Null for a fiber that never runs again.
 void to_main(Fiber* fiber) {
 #if defined(SIMT_ASAN)
   __sanitizer_start_switch_fiber(fiber != nullptr ? &fiber->fake_stack : nullptr, main_bottom,
@@ -136,7 +136,7 @@ void fiber_prepare(Fiber& fiber, size_t index, void (*entry)()) {
   fiber.stack = stack(index);
   fiber.fake_stack = nullptr;
 #if defined(SIMT_ASAN)
-  // What ran here last ended in the middle of its functions.
+  // The stack's last fiber may have ended inside of nested functions.
   __asan_unpoison_memory_region(fiber.stack, stack_bytes());
 #endif
 #if defined(SIMT_UCONTEXT)
@@ -149,7 +149,7 @@ void fiber_prepare(Fiber& fiber, size_t index, void (*entry)()) {
   makecontext(context, entry, 0);
   fiber.context = context;
 #else
-  // Tops at different offsets in their pages, or all threads would share a few cache sets.
+  // Stack tops have different offsets in their pages; otherwise all threads share a few cache sets.
   char* top = fiber.stack + stack_bytes() - index * 192 % kPage;
   uintptr_t* frame = reinterpret_cast<uintptr_t*>(top) - kFrameWords;
   memset(frame, 0, kFrameWords * sizeof *frame);

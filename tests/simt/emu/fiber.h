@@ -1,4 +1,4 @@
-// Fibers: one stack and saved registers a CUDA thread. Only the launching thread switches.
+// Fibers: a stack and saved registers per CUDA thread. Only the launching thread switches.
 #ifndef SIMT_EMU_FIBER_H
 #define SIMT_EMU_FIBER_H
 
@@ -29,11 +29,11 @@ struct Fiber {
 void fiber_prepare(Fiber& fiber, size_t index, void (*entry)());
 void fiber_started();
 
-// From the scheduler into a fiber, until that leaves.
+// Switches from the scheduler into a fiber; returns when the fiber leaves.
 void fiber_enter(Fiber& fiber);
-// Back to the scheduler; returns when the fiber is entered again.
+// Switches back to the scheduler; returns when the fiber is entered again.
 void fiber_leave(Fiber& fiber);
-// The same for good.
+// The same, never to return.
 [[noreturn]] void fiber_end();
 
 // Whether p lies in the guard below a stack.

@@ -16,7 +16,8 @@ struct CUgraphExec_st {
 namespace simt {
 namespace {
 
-// Never destroyed: what a program leaves is no leak, and the memory of its graphs goes first.
+// Never destroyed, so that a program's remaining graphs are not reported as leaks and do not
+// outlive their memory.
 std::map<uint64_t, std::unique_ptr<Capture>>& captures =
     *new std::map<uint64_t, std::unique_ptr<Capture>>;
 std::set<cudaGraph_t>& graphs = *new std::set<cudaGraph_t>;
@@ -30,7 +31,7 @@ Capture* of(cudaStream_t stream) {
   return is_legacy(stream) || stream == cudaStreamPerThread ? nullptr : stream->capture;
 }
 
-// The legacy stream would wait for such a one.
+// Whether the legacy stream would wait for this stream.
 Capture* blocking_capture() {
   for (const auto& [id, c] : captures) {
     for (const auto& [stream, seen] : c->seen) {
@@ -58,7 +59,7 @@ cudaError_t end(Capture& c, std::shared_ptr<Graph>* graph) {
   return error;
 }
 
-// Memory that a launch has left allocated must be freed before the next.
+// Memory that a launch has left allocated must be freed before the next launch.
 cudaError_t free_leftovers(const CUgraphExec_st& exec) {
   for (void* p : exec.graph->memory) {
     if (!is_device_range(p, 1)) continue;
@@ -252,7 +253,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
     if (error == cudaSuccess) error = simt::free_leftovers(*exec);
     for (const simt::Work& work : exec->graph->nodes) {
       if (error == cudaSuccess) error = work();
-      if (error == cudaSuccess) error = simt::set_error(cudaSuccess);  // a kernel's, which sticks
+      if (error == cudaSuccess) error = simt::set_error(cudaSuccess);  // a kernel's error is sticky
     }
     return error;
   });

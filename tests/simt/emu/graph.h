@@ -42,16 +42,16 @@ struct Capture {
   }
 };
 
-// Whether work may be given to a stream, and the capture that takes it, if any.
+// Whether a stream accepts work, and the capture that takes it, if any.
 cudaError_t enter_stream(cudaStream_t stream, Capture** capture);
-// Does it at once, or leaves it to a graph.
+// Runs the work at once, or adds it to a graph.
 cudaError_t submit(cudaStream_t stream, Work work);
 // Nodes that allocate and free memory.
 cudaError_t allocate_in(Capture& capture, cudaStream_t stream, void** p, size_t bytes);
 cudaError_t free_in(Capture& capture, cudaStream_t stream, void* p);
-// What a capture forbids to whole threads or processes: it ends there.
+// Ends captures where a call is made that they forbid to whole threads or processes.
 cudaError_t refuse_unsafe();
-// The capture with this number, if it still goes on.
+// The capture with this number, if it is still active.
 Capture* capture_with(uint64_t id);
 void forget_stream(cudaStream_t stream);
 

@@ -1,13 +1,13 @@
 // With build(..., instrument=True) the compiler announces every access to memory through
-// ThreadSanitizer's interface. The functions here take that library's place and turn the accesses
-// into points of preemption: volatile ones as often as atomics, plain ones now and then.
+// ThreadSanitizer's interface. The functions here replace that library and make the accesses points
+// of preemption: volatile ones as often as atomics, plain ones now and then.
 #include <stdint.h>
 
 #include "emu/state.h"
 
 using simt::plain_access;
 
-// Nobody else's: a process may have the real library.
+// Hidden, because a process may also load the real library.
 #pragma GCC visibility push(hidden)
 
 extern "C" {
@@ -35,7 +35,7 @@ SIMT_ACCESS(4)
 SIMT_ACCESS(8)
 SIMT_ACCESS(16)
 
-// The host code's std::atomic.
+// For std::atomic in host code.
 #define SIMT_UPDATE(bits, name, builtin)                                                           \
   uint##bits##_t __tsan_atomic##bits##_##name(volatile uint##bits##_t* p, uint##bits##_t v, int) { \
     return builtin(p, v, __ATOMIC_SEQ_CST);                                                        \

@@ -1,4 +1,4 @@
-// cudaLaunchKernelEx: runs the kernel at once, on the calling thread, or leaves it to a graph.
+// cudaLaunchKernelEx: runs the kernel at once on the calling thread, or adds it to a graph.
 #ifndef SIMT_EMU_LAUNCH_H
 #define SIMT_EMU_LAUNCH_H
 
@@ -10,7 +10,7 @@
 
 namespace simt {
 
-// Calls body once a thread.
+// Calls body once per thread.
 cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel,
                        const std::function<void()>& body);
 

@@ -1,4 +1,4 @@
-// Loads and stores with cache hints. Hardware faults on a misaligned address: so do these.
+// Loads and stores with cache hints. Like hardware, they fault on a misaligned address.
 #ifndef SIMT_EMU_MEMORY_H
 #define SIMT_EMU_MEMORY_H
 

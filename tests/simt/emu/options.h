@@ -1,4 +1,4 @@
-// What the environment sets. README.md lists the variables.
+// Settings from environment variables, which README.md lists.
 #ifndef SIMT_EMU_OPTIONS_H
 #define SIMT_EMU_OPTIONS_H
 
@@ -13,11 +13,11 @@ struct Options {
   unsigned preempt;     // SIMT_PREEMPT, of 256: how often another thread runs at such a point
   size_t resident;      // SIMT_RESIDENT: blocks that run interleaved
   size_t stack_bytes;   // SIMT_STACK, in KiB
-  size_t memory_bytes;  // SIMT_MEMORY, in MiB: what the device has
+  size_t memory_bytes;  // SIMT_MEMORY, in MiB: the device's memory
   int64_t fail_alloc;   // SIMT_FAIL_ALLOC: this allocation fails, counted from 1
   int devices;          // SIMT_DEVICES
   int multiprocessors;  // SIMT_SMS
-  double timeout;       // SIMT_TIMEOUT: seconds a launch may take
+  double timeout;       // SIMT_TIMEOUT: the most seconds of a launch
   bool log;             // SIMT_LOG
   bool abort_on_fault;  // unless SIMT_FAULT=error
   bool protect;         // SIMT_PROTECT=1: host code that touches device memory gets SIGSEGV
@@ -27,11 +27,11 @@ Options& options();
 
 }  // namespace simt
 
-// The same for a test that changes its mind within a process.
+// For a test that changes settings within a process.
 extern "C" {
-// schedule: "random", "lockstep" or null (as it is).
+// schedule: "random", "lockstep" or null (no change).
 void simt_set_schedule(const char* schedule, uint64_t seed);
-// The n-th allocation from now fails; 0: none does.
+// The n-th allocation from now fails; 0 means none.
 void simt_fail_alloc(int64_t n);
 int64_t simt_live_allocations(void);
 int64_t simt_live_bytes(void);

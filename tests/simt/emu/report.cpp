@@ -1,4 +1,4 @@
-// Messages, and the ways in which a kernel ends early.
+// Messages, and how a kernel ends early.
 #include <cxxabi.h>
 #include <dlfcn.h>
 #include <signal.h>
@@ -32,7 +32,7 @@ std::string demangle(const char* name) {
   return result;
 }
 
-// Symbols that the dynamic table lacks, such as kernels in an anonymous namespace.
+// Reads symbols that the dynamic table lacks, such as kernels in an anonymous namespace.
 std::string ask_addr2line(const char* module, uintptr_t offset) {
   char command[4096], line[1024] = "";
   snprintf(command, sizeof command, "addr2line -Cfe '%s' 0x%zx 2>/dev/null", module,
@@ -154,7 +154,7 @@ void assert_failed(const char* condition, const char* file, int line, const char
     abort();
   }
   const Site site{file, line, function};
-  char message[512];  // no object that has to be destroyed: the fiber never runs on
+  char message[512];  // needs no destructor, as the fiber never continues
   snprintf(message, sizeof message, "assertion `%s` failed", condition);
   report(&current(), &site, message);
   launch->error = cudaErrorAssert;
@@ -168,7 +168,7 @@ namespace {
 
 struct sigaction previous_action;
 
-// Says what it can, then hands on to whoever was there before.
+// Reports what it can, then calls the handler that was installed before.
 void on_segv(int, siginfo_t* info, void*) {
   const void* p = info->si_addr;
   if (in_kernel()) {

@@ -1,4 +1,4 @@
-// Shared memory: each declaration gets an array of its own in each resident block.
+// Shared memory: each declaration has an array of its own in each resident block.
 #include <stdio.h>
 #include <string.h>
 
@@ -14,7 +14,7 @@
 namespace simt {
 namespace {
 
-constexpr size_t kStatic = 48 * 1024;  // what hardware gives without dynamic shared memory
+constexpr size_t kStatic = 48 * 1024;  // hardware's limit without dynamic shared memory
 constexpr size_t kGuard = 64;
 constexpr size_t kArena = 4 * kStatic;
 constexpr unsigned char kGuardByte = 0xC7;

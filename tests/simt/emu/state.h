@@ -97,7 +97,7 @@ extern Launch* launch;
 // The running thread, null in host code. One launch runs at a time in a process.
 extern Lane* self;
 inline Lane& current() { return *self; }
-// Another host thread may ask, too.
+// Other host threads may read it too.
 inline bool in_kernel() {
   return self != nullptr && pthread_equal(launch->thread, pthread_self()) != 0;
 }
@@ -106,7 +106,7 @@ uint32_t next_random();
 // A point of preemption for instrumented code.
 void plain_access();
 void make_ready(Lane& lane);
-// Lets others run; returns when the lane runs again.
+// Lets other threads run; returns when the lane runs again.
 void yield();
 void lane_exits(Lane& lane);
 
@@ -114,7 +114,7 @@ const char* op_name(Op op);
 std::string kernel_name(const void* kernel);
 // Prints one line that starts with the kernel and, if not null, the thread.
 void report(const Lane* lane, const Site* site, const char* message);
-// What the threads of a block wait for.
+// Describes what the threads of a block wait for.
 void report_stuck(const Block& block, const char* why);
 // Ends the launch, from a fiber or from the scheduler: abort() or the sticky error.
 void end_launch(cudaError_t error);

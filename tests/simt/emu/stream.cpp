@@ -1,4 +1,4 @@
-// Streams and events. Everything is done when a call returns, so they only keep their own rules.
+// Streams and events. All work is done when a call returns, so only their rules are checked.
 #include "emu/stream.h"
 
 #include <set>
@@ -9,9 +9,10 @@
 namespace simt {
 namespace {
 
-// Never destroyed: what a program leaves is no leak.
+// Never destroyed, so that a program's remaining streams are not reported as leaks.
 std::set<cudaStream_t>& streams = *new std::set<cudaStream_t>;
-std::set<cudaStream_t>& destroyed = *new std::set<cudaStream_t>;  // kept: no handle comes again
+std::set<cudaStream_t>& destroyed =
+    *new std::set<cudaStream_t>;  // kept, so that no handle is used twice
 std::set<cudaEvent_t>& events = *new std::set<cudaEvent_t>;
 
 cudaError_t check_event(cudaEvent_t event) {
@@ -45,7 +46,7 @@ cudaError_t record(cudaEvent_t event, cudaStream_t stream, bool external) {
   return cudaSuccess;
 }
 
-// A wait for captured work makes the stream part of the capture.
+// A wait for captured work adds the stream to the capture.
 cudaError_t join(cudaStream_t stream, Capture* capture, const CUevent_st& event) {
   Capture* other = capture_with(event.capture);
   if (other == nullptr || !other->valid) return cudaErrorCapturedEvent;
@@ -76,7 +77,7 @@ cudaError_t wait(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
   return capture == nullptr ? cudaSuccess : capture->spoil(cudaErrorStreamCaptureIsolation);
 }
 
-// The host waits for a stream, or asks how far it is.
+// The host waits for a stream or queries it.
 cudaError_t wait_for_stream(cudaStream_t stream) {
   Capture* capture;
   const cudaError_t error = enter_stream(stream, &capture);

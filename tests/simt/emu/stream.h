@@ -1,4 +1,4 @@
-// What streams and events are, for the captures.
+// Streams and events as captures see them.
 #ifndef SIMT_EMU_STREAM_H
 #define SIMT_EMU_STREAM_H
 
@@ -14,7 +14,7 @@ namespace simt {
 
 struct Capture;
 
-// How much of each captured stream's work comes before something.
+// How much of each captured stream's work comes before an event.
 using Before = std::map<cudaStream_t, uint64_t>;
 
 }  // namespace simt
@@ -36,7 +36,7 @@ struct CUevent_st {
 
 namespace simt {
 
-// A destroyed stream may crash the hardware's runtime: to ask about one is a mistake.
+// CUDA's runtime may crash when asked about a destroyed stream, so this is a fault.
 void fault_if_destroyed(cudaStream_t stream, Site site);
 
 }  // namespace simt

@@ -24,7 +24,7 @@ inline T from_bits(uint64_t bits) {
 
 }  // namespace simt
 
-// The types that CUDA overloads them for; others convert, or are ambiguous, as with nvcc.
+// The types of CUDA's overloads. As with nvcc, others convert or are ambiguous.
 #define SIMT_SHUFFLES(T)                                                                          \
   inline T __shfl_sync(unsigned mask, T v, int lane, int width = 32,                              \
                        simt::Site site = simt::Site::here()) {                                    \
@@ -88,7 +88,7 @@ inline int __all_sync(unsigned mask, int predicate, simt::Site site = simt::Site
   return simt::collective(simt::Op::kAll, mask, predicate != 0, 0, 32, site) != 0;
 }
 
-// Lanes are never converged here, so a lane may count on nothing but itself.
+// Lanes are never converged here, so only the caller's bit is set.
 inline unsigned __activemask() { return 1u << simt::lane_id(); }
 
 #define SIMT_REDUCE(name, T, op)                                                          \

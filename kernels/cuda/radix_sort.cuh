@@ -1,4 +1,4 @@
-// CUB's device-wide algorithms with workspace in the order of the stream.
+// CUB's device-wide algorithms with stream-ordered workspace.
 #pragma once
 
 #include <cub/cub.cuh>
@@ -8,35 +8,36 @@
 namespace mpembed {
 namespace cuda {
 
-// Calls run(temporary, bytes) twice, as CUB wants it: for the size, then for the work.
+// Calls run(temporary, bytes) twice, as CUB requires: first for the size, then for the work.
 template <class Run>
 mpe_status with_temporary(void* stream, const char* operation, Run run) {
   size_t bytes = 0;
   forget_error();  // CUB reports whatever another library left behind
   MPE_TRY(check(run(nullptr, bytes), operation));
   Workspace<char> temporary(stream);
-  MPE_TRY(temporary.take(static_cast<int64_t>(bytes), operation));
+  MPE_TRY(temporary.acquire(static_cast<int64_t>(bytes), operation));
   return check(run(temporary.get(), bytes), operation);
 }
 
-// A stable sort of pairs by the low `bits` bits, its workspace taken before anything is queued.
+// A stable radix sort of pairs by the low `bits` bits. acquire() gets all workspace, before
+// anything is queued.
 template <class Key, class Value>
 class PairSort {
  public:
   PairSort(int64_t n, int bits, void* stream)
       : n_(n), bits_(bits), stream_(stream), keys_(stream), values_(stream), temporary_(stream) {}
 
-  mpe_status take(const char* operation) {
-    MPE_TRY(keys_.take(2 * n_, operation));
-    MPE_TRY(values_.take(2 * n_, operation));
+  mpe_status acquire(const char* operation) {
+    MPE_TRY(keys_.acquire(2 * n_, operation));
+    MPE_TRY(values_.acquire(2 * n_, operation));
     by_key_ = cub::DoubleBuffer<Key>(keys_.get(), keys_.get() + n_);
     order_ = cub::DoubleBuffer<Value>(values_.get(), values_.get() + n_);
     if (idle()) return MPE_OK;
     MPE_TRY(check(call(nullptr), operation));
-    return temporary_.take(static_cast<int64_t>(bytes_), operation);
+    return temporary_.acquire(static_cast<int64_t>(bytes_), operation);
   }
 
-  // What is sorted, and after run() the result.
+  // Fill these before run(); it leaves the result here.
   Key* keys() { return by_key_.Current(); }
   Value* values() { return order_.Current(); }
 
