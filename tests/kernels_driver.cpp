@@ -54,7 +54,7 @@ struct Group {
   Vec<uint8_t> rows[kTables];
   Vec<float> state[kTables];
   Vec<int64_t> stats = Vec<int64_t>(kTables * MPE_NUM_STATS);
-  Vec<uint64_t> tags = Vec<uint64_t>(kSets * kWays, 0xFFFFFFFFFFFFu);
+  Vec<uint64_t> tags = Vec<uint64_t>(kSets * kWays, MPE_EMPTY_TAG);
   Vec<uint32_t> meta = Vec<uint32_t>(kSets * kWays);
   Vec<float> cached = Vec<float>(kSets * kWays * kDim);
   Vec<uint8_t> sketch = Vec<uint8_t>(4 * 8192);
@@ -142,7 +142,7 @@ uint64_t train(const mpe_backend& k, int32_t policy) {
     must(k.cache_refresh(group, &b.unique, kLookups, b.unique_slots.data(), b.fresh.data(),
                          nullptr));
     must(k.scatter_slots(&b.unique, b.fresh.data(), kLookups, b.slots.data(), nullptr));
-    const mpe_part part{group, &b.lookups, b.slots.data(), &outputs};
+    const mpe_lookup_args part{group, &b.lookups, b.slots.data(), &outputs};
     must(k.lookup(&part, 1, nullptr));
     must(k.weight_grad(group, &b.lookups, b.slots.data(), &outputs, weight_grad.data(), nullptr));
     must(k.advance(&g.step, nullptr));

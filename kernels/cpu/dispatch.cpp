@@ -4,16 +4,11 @@
 
 #include "cpu/parallel.h"
 #include "mpembed/api.h"
-#include "mpembed/cache.h"
 #include "mpembed/registry_types.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
-
-// The door says in C what these headers say in C++.
-static_assert(MPE_EMPTY_TAG == mpembed::kTagEmpty);
-static_assert(MPE_SKETCH_ROWS == mpembed::kSketchRows);
 
 extern "C" {
 const mpe_backend* mpe_cpu_backend_base(void);
@@ -94,18 +89,17 @@ MPE_EXPORT int64_t mpe_row_bytes(int32_t precision, int64_t dim) {
 
 MPE_EXPORT int64_t mpe_code_bytes(int32_t precision, int64_t dim) {
   if (precision < 0 || precision >= MPE_NUM_FORMATS) return -1;
-  return mpembed::with_format(precision,
-                              [&](auto f) { return decltype(f)::code_bytes(dim); });
+  return mpembed::with_format(precision, [&](auto f) { return decltype(f)::code_bytes(dim); });
 }
 
 MPE_EXPORT int32_t mpe_state_shape(int32_t optimizer) {
-  return mpembed::with_optimizer(
-      optimizer, [](auto o) { return static_cast<int32_t>(decltype(o)::kState); });
+  return mpembed::with_optimizer(optimizer,
+                                 [](auto o) { return static_cast<int32_t>(decltype(o)::kState); });
 }
 
 MPE_EXPORT int32_t mpe_policy_has_sketch(int32_t policy) {
-  return mpembed::with_policy(
-      policy, [](auto p) { return static_cast<int32_t>(decltype(p)::kSketch); });
+  return mpembed::with_policy(policy,
+                              [](auto p) { return static_cast<int32_t>(decltype(p)::kSketch); });
 }
 
 MPE_EXPORT int32_t mpe_get_num_threads(void) { return mpe::max_threads(); }

@@ -171,7 +171,7 @@ void table_weight_grad(const Lookup& k, int64_t t, int64_t begin, int64_t end,
 }
 
 // Bags [bag, end) of a part, a table at a time.
-void lookup_bags(const mpe_part& part, int64_t bag, int64_t end) {
+void lookup_bags(const mpe_lookup_args& part, int64_t bag, int64_t end) {
   const Lookup k{*part.group, *part.lookups, part.slots};
   while (bag < end) {
     const int64_t t = bag / k.l.batch_size;
@@ -187,17 +187,19 @@ void lookup_bags(const mpe_part& part, int64_t bag, int64_t end) {
   }
 }
 
-int64_t bags_of(const mpe_part& part) { return part.group->num_tables * part.lookups->batch_size; }
-int64_t work_of(const mpe_part& part) { return part.lookups->n + bags_of(part); }
+int64_t bags_of(const mpe_lookup_args& part) {
+  return part.group->num_tables * part.lookups->batch_size;
+}
+int64_t work_of(const mpe_lookup_args& part) { return part.lookups->n + bags_of(part); }
 
 // The bag at which so much of a part's work is done.
-int64_t bag_at(const mpe_part& part, int64_t work) {
+int64_t bag_at(const mpe_lookup_args& part, int64_t work) {
   return first_at_least(bags_of(part), work,
                         [&](int64_t b) { return part.lookups->bag_offsets[b] + b; });
 }
 
 // Work [begin, end) of all parts, one after the other.
-void lookup_parts(const mpe_part* parts, int32_t n, int64_t begin, int64_t end) {
+void lookup_parts(const mpe_lookup_args* parts, int32_t n, int64_t begin, int64_t end) {
   for (int32_t i = 0; i < n && end > 0; ++i) {
     const int64_t work = work_of(parts[i]);
     if (begin < work) {
@@ -211,7 +213,7 @@ void lookup_parts(const mpe_part* parts, int32_t n, int64_t begin, int64_t end) 
 }  // namespace
 
 // The work is cut by lookups plus bags, across all groups: a group may have a few bags only.
-mpe_status lookup(const mpe_part* parts, int32_t n, void*) {
+mpe_status lookup(const mpe_lookup_args* parts, int32_t n, void*) {
   int64_t work = 0;
   for (int32_t i = 0; i < n; ++i) work += work_of(parts[i]);
   const int64_t tasks = task_count(work, kGrain);

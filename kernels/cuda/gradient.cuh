@@ -7,7 +7,7 @@
 namespace mpembed {
 namespace cuda {
 
-constexpr int64_t kBlock = 64;  // occurrences a partial sum; part of the definition
+constexpr int64_t kBlock = MPE_GRADIENT_BLOCK;
 
 struct Update {
   Tables tables;

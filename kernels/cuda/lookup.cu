@@ -241,10 +241,10 @@ mpe_status launch_unpooled(const mpe_group& g, const Lookup& k, void* stream) {
 // One launch serves all groups, in the kernel of the smallest grain: halves of chunks cost aligned
 // rows little. Rows that are not aligned at all have a launch of their own, for they are loaded
 // column by column, and in one kernel with them so would all others be.
-mpe_status lookup(const mpe_part* parts, int32_t n, void* stream) {
+mpe_status lookup(const mpe_lookup_args* parts, int32_t n, void* stream) {
   Launches aligned(stream), others(stream);
   for (int32_t i = 0; i < n; ++i) {
-    const mpe_part& p = parts[i];
+    const mpe_lookup_args& p = parts[i];
     const Lookup k = make_lookup(*p.group, *p.lookups, p.slots, *p.outputs);
     MPE_TRY((k.tables.grain > 1 ? aligned : others).add(*p.group, k));
     MPE_TRY(launch_unpooled(*p.group, k, stream));
