@@ -17,7 +17,7 @@ from mpembed_build.objects import Job, target
 from mpembed_build.settings import BuildError
 
 # Every other kernel file is compiled for each SIMD level.
-ONCE = {"parallel.cpp", "dispatch.cpp", "workspace.cpp"}
+ONCE = {"parallel.cpp", "dispatch.cpp", "pages.cpp", "workspace.cpp"}
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Iinclude", "-Ikernels"]
 # The interpreter's headers are full of asserts, each with the path of its header.
