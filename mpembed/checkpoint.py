@@ -17,11 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mpembed import devices, registry
-from mpembed._arguments.scalars import MAX_STEP, integer
-from mpembed._bindings import array_ops, memory
+from mpembed._arguments.scalars import integer
+from mpembed._bindings import array_ops, contract, memory
 from mpembed._bindings.device import Stream
 from mpembed._bindings.tensor import Tensor
-from mpembed._collection import storage
 from mpembed._collection.settings import Settings
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import OPTIMIZERS
@@ -47,7 +46,7 @@ def _saved_arrays(emb: "EmbeddingBagCollection", on: Stream) -> dict[str, np.nda
     }
     for name in list(arrays):
         if name.endswith(".tags") and name.startswith("cache."):
-            arrays[name] = arrays[name] & np.uint64(~storage.PIN_MASK & (2**64 - 1))
+            arrays[name] = arrays[name] & np.uint64(~contract.PIN_MASK & (2**64 - 1))
     return arrays
 
 
@@ -222,7 +221,7 @@ def _empty_collection(
             manifest["bounds"],
             manifest["on_nonfinite"],
         )
-        step = integer("step", manifest["step"], 0, MAX_STEP)
+        step = integer("step", manifest["step"], 0, contract.MAX_STEP)
         emb = EmbeddingBagCollection.__new__(EmbeddingBagCollection)
         emb._configure(settings)
         emb._engine.clock.set(step, emb._calls.last)
@@ -274,9 +273,9 @@ def _check_tags(
 ) -> None:
     """Refuse tags that point outside the tables: kernels trust them."""
     group = next(g for g in emb._storage.groups if name == f"cache.{g.dim}.tags")
-    ids = tags & np.uint64(storage.EMPTY_TAG)
-    used = ids != storage.EMPTY_TAG
-    pins = tags & np.uint64(storage.PIN_MASK)
-    dirty_empty = tags[~used] != storage.EMPTY_TAG
+    ids = tags & np.uint64(contract.EMPTY_TAG)
+    used = ids != contract.EMPTY_TAG
+    pins = tags & np.uint64(contract.PIN_MASK)
+    dirty_empty = tags[~used] != contract.EMPTY_TAG
     if (ids[used] >= group.kernels.total_rows).any() or pins.any() or dirty_empty.any():
         raise ValueError(f"{target}: its cache tags are damaged")

@@ -4,12 +4,13 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from mpembed._bindings import kernels
+from mpembed._bindings.contract import MAX_PINS
 from mpembed._bindings.view import View
 
 if TYPE_CHECKING:
     from mpembed._collection.open_batches import OpenTickets
 
-MAX_OPEN = 127  # a slot counts its pins in 7 bits
+MAX_OPEN = MAX_PINS  # each pins its rows once
 
 
 class Ticket:

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 
 from mpembed import checkpoint
-from mpembed._arguments.scalars import MAX_SEED, MAX_STEP, integer
-from mpembed._bindings import array_ops
+from mpembed._arguments.scalars import integer
+from mpembed._bindings import array_ops, contract
 from mpembed._bindings.device import Stream
-from mpembed._collection import storage
 from mpembed._collection.settings import Settings
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.optim import Optimizer
 
 _FORMAT = 1
-_PINS = np.uint64(storage.PIN_MASK)
+_PINS = np.uint64(contract.PIN_MASK)
 Named = dict[str, Any]
 
 
@@ -102,7 +101,7 @@ def load(collection: EmbeddingBagCollection, state: Any) -> None:
         other = given.get(part) if isinstance(given, dict) else None
         if other != own:
             raise ValueError(f"the state's {part} are {other}, the module's {own}")
-    seed = integer("seed of the state", state.get("seed"), 0, MAX_SEED)
+    seed = integer("seed of the state", state.get("seed"), 0, contract.MAX_SEED)
     with collection._calls.again() as on:
         arrays, step = _checked(collection, state.get("arrays"))
         _write(collection, arrays, step, seed, on)
@@ -138,7 +137,7 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[Named, int
     step = step.detach().cpu().numpy() if isinstance(step, torch.Tensor) else np.asarray(step)
     if step.shape != (1,) or step.dtype != np.int64:
         raise ValueError(f"step of the state is {step.dtype.name, step.shape}, not ('int64', (1,))")
-    return result, integer("step of the state", int(step[0]), 0, MAX_STEP)
+    return result, integer("step of the state", int(step[0]), 0, contract.MAX_STEP)
 
 
 def _write(
