@@ -21,7 +21,7 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from mpembed_build import cuda, host, objects, sdk  # noqa: E402
+from mpembed_build import cuda, declarations, host, objects, sdk  # noqa: E402
 from mpembed_build.settings import BuildError, CudaSettings  # noqa: E402
 from mpembed_build.toolkit import UnusableError  # noqa: E402
 
@@ -152,13 +152,15 @@ def extensions() -> list[Extension]:
     paths = sorted(Path("mpembed").rglob("*.pyx"))
     if os.environ.get("MPEMBED_CUDA") == "0" or not cuda.present(ROOT):
         paths = [path for path in paths if path != cuda.BINDING]
+    declared = objects.BUILD / "declarations"
+    declarations.write(sdk.INCLUDE, declared)
     return cythonize(
         [
             Extension(".".join(path.with_suffix("").parts), [str(path)], language="c++")
             for path in paths
         ],
         build_dir=str(translated()),
-        include_path=["."],
+        include_path=[".", str(declared)],
         language_level=3,
         compiler_directives={"freethreading_compatible": True, "embedsignature": True},
     )

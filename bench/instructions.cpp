@@ -39,7 +39,7 @@ int64_t random_row() {
 struct Setup {
   Vec<uint8_t> rows;
   Vec<float> state = Vec<float>(kRows), cached = Vec<float>(kSets * kWays * kDim);
-  Vec<uint64_t> tags = Vec<uint64_t>(kSets * kWays, 0xFFFFFFFFFFFFu);
+  Vec<uint64_t> tags = Vec<uint64_t>(kSets * kWays, MPE_EMPTY_TAG);
   Vec<uint32_t> meta = Vec<uint32_t>(kSets * kWays);
   uint64_t counters[2] = {0, 0}, step = 0;
   int64_t stats[MPE_NUM_STATS] = {}, origin = 0, dropped = 0, count = 0;
@@ -81,7 +81,7 @@ struct Setup {
 };
 
 void look_up(const mpe_backend& backend, Setup& setup) {
-  const mpe_part part{&setup.group, &setup.lookups, nullptr, &setup.outputs};
+  const mpe_lookup_args part{&setup.group, &setup.lookups, nullptr, &setup.outputs};
   must(backend.lookup(&part, 1, nullptr));
 }
 

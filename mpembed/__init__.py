@@ -5,6 +5,7 @@ from importlib.util import find_spec as _find_spec
 
 try:
     from mpembed import ops, registry
+    from mpembed._bindings import contract as _contract
     from mpembed._bindings import kernels as _kernels
 except ImportError as _error:
     if _find_spec("mpembed._bindings.kernels") is not None:
@@ -29,7 +30,7 @@ STATS = registry.STATS
 _invalid = _kernels.invalid_variable()
 if _invalid is not None:
     _known = {
-        "MPEMBED_NUM_THREADS": "an integer in 1 .. 1024",
+        "MPEMBED_NUM_THREADS": f"an integer in 1 .. {_contract.MAX_THREADS}",
         "MPEMBED_ISA": "base, avx2 or avx512",
     }
     raise ValueError(f"{_invalid} must be {_known[_invalid]}, got {_os.environ.get(_invalid)!r}")

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mpembed import devices, registry
-from mpembed._arguments.scalars import MAX_STEP, integer
-from mpembed._bindings import array_ops, memory
+from mpembed._arguments.scalars import integer
+from mpembed._bindings import array_ops, contract, memory
 from mpembed._bindings.device import Stream
 from mpembed._bindings.tensor import Tensor
 from mpembed._collection.settings import Settings
@@ -207,7 +207,7 @@ def _empty_state(
             manifest["bounds"],
             manifest["on_nonfinite"],
         )
-        step = integer("step", manifest["step"], 0, MAX_STEP)
+        step = integer("step", manifest["step"], 0, contract.MAX_STEP)
         state = CollectionState(settings)
         state.set_step(step)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -5,9 +5,16 @@ from dataclasses import dataclass
 
 from mpembed import registry
 from mpembed._arguments.scalars import finite, integer
-from mpembed.registry import MAX_DIM
+from mpembed._bindings.contract import (
+    MAX_DIM,
+    MAX_ROWS,
+    MAX_SETS,
+    MAX_SLOTS,
+    MAX_WAYS,
+    MIN_WAYS,
+)
 
-MAX_ROWS = 1 << 47
+_WAYS = [MIN_WAYS << n for n in range((MAX_WAYS // MIN_WAYS).bit_length())]
 _INIT_VALUES = {"zeros": 0, "uniform": 2, "normal": 1}
 Init = str | tuple[str, float] | tuple[str, float, float]
 
@@ -118,15 +125,15 @@ class CacheConfig:
                 raise ValueError(f"load_factor must be positive, got {load!r}")
             object.__setattr__(self, "load_factor", load)
         if self.num_sets is not None:
-            object.__setattr__(self, "num_sets", integer("num_sets", self.num_sets, 1, 1 << 26))
+            object.__setattr__(self, "num_sets", integer("num_sets", self.num_sets, 1, MAX_SETS))
         registry.choose("policy", self.policy, registry.POLICIES)
         object.__setattr__(self, "ways", integer("ways", self.ways, 1, 1 << 10))
-        if self.ways not in (8, 16, 32):
+        if self.ways not in _WAYS:
             raise ValueError(f"ways must be 8, 16 or 32, got {self.ways!r}")
 
     def sets_for(self, rows: int) -> int:
         """Return the number of sets for a group with this many table rows."""
         sets = self.num_sets or max(1, math.ceil((self.load_factor or 0) * rows / self.ways))
-        if sets * self.ways >= 1 << 31:
+        if sets * self.ways > MAX_SLOTS:
             raise ValueError(f"a cache of {sets} x {self.ways} slots exceeds 2^31 - 1 slots")
         return sets

@@ -4,13 +4,13 @@ from typing import Any
 
 from mpembed import devices, registry
 from mpembed._arguments.scalars import integer
-from mpembed._bindings import kernels
+from mpembed._bindings import contract, kernels
 from mpembed.version import __version__
 
 
 def set_num_threads(n: int) -> None:
     """Use `n` CPU threads (1 .. 1024) from the next call on; results do not depend on it."""
-    kernels.set_num_threads(integer("the number of threads", n, 1, 1024))
+    kernels.set_num_threads(integer("the number of threads", n, 1, contract.MAX_THREADS))
 
 
 def get_num_threads() -> int:

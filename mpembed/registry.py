@@ -5,9 +5,9 @@ that a format added there exists here. The dictionaries map a name to its number
 """
 
 from mpembed._arguments.scalars import integer
-from mpembed._bindings import kernels
+from mpembed._bindings import contract, kernels
 
-MAX_DIM = 1 << 20
+MAX_DIM = contract.MAX_DIM
 
 FORMATS: dict[str, int] = kernels.FORMATS
 OPTIMIZERS: dict[str, int] = kernels.OPTIMIZERS
@@ -19,7 +19,9 @@ INITS: dict[str, int] = kernels.INITS
 STATS: tuple[str, ...] = tuple(kernels.STATS)
 
 # What an optimizer keeps (mpe_state_shape).
-STATE_NONE, STATE_ROW, STATE_ELEMENT = 0, 1, 2
+STATE_NONE = contract.STATE_NONE
+STATE_ROW = contract.STATE_ROW
+STATE_ELEMENT = contract.STATE_ELEMENT
 
 
 def choose(what: str, name: object, choices: dict[str, int]) -> int:

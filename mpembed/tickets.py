@@ -3,9 +3,10 @@
 import weakref
 from typing import Protocol
 
+from mpembed._bindings.contract import MAX_PINS
 from mpembed._collection.open_batch import OpenBatch
 
-MAX_OPEN = 127  # a slot counts its pins in 7 bits
+MAX_OPEN = MAX_PINS  # each pins its rows once
 
 
 class TicketOwner(Protocol):

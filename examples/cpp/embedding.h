@@ -217,7 +217,7 @@ inline void Embedding::forward(const std::vector<int64_t>& indices,
   d_.check(d_.b.dedup(keys_.get(), lookups_.n, limit, &rows_of_batch_, d_.stream), "dedup");
   admit();
   const mpe_outputs outputs{{out.get(), sizes_.dim}, nullptr};
-  const mpe_part part{&group_, &lookups_, each_.get(), &outputs};
+  const mpe_lookup_args part{&group_, &lookups_, each_.get(), &outputs};
   d_.check(d_.b.lookup(&part, 1, d_.stream), "lookup");
 }
 

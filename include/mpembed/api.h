@@ -1,5 +1,6 @@
 /* The one door to whole kernels: plain C, one function table a backend. docs/cpp.md shows how to
- * link it, examples/cpp/ how to train through it, api_types.h has the structs.
+ * link it, examples/cpp/ how to train through it; api_functions.h has the functions of a backend,
+ * api_types.h the structs, contract.h their limits.
  *
  * Ownership. Kernels keep no state and no pointer. Every array is the caller's and lies where the
  * backend's kernels run; the structs themselves, and what a comment calls the host's, lie in host
@@ -46,167 +47,8 @@ typedef struct mpe_backend {
   const char* name;    /* "cpu", "cuda" */
   const char* level;   /* instruction set or architectures */
 
-  /* ---- devices and memory --------------------------------------------------------------------
-   * A device is a number below device_count; the CPU has one. */
-
-  mpe_status (*device_count)(int32_t* count);
-  /* Name, memory and compute capability of a device. */
-  mpe_status (*describe)(int32_t device, mpe_device* out);
-  /* The device of this thread's calls. */
-  mpe_status (*current_device)(int32_t* device);
-  /* The same from now on, for the CUDA runtime's other users in this thread too. */
-  mpe_status (*use_device)(int32_t device);
-
-  /* Memory that kernels of this backend can reach, aligned for any type and not initialised.
-   * placement: an mpe_placement, which the CPU ignores. 0 bytes give a pointer to be released. */
-  mpe_status (*allocate)(int64_t bytes, int32_t placement, void** out);
-  /* p: of allocate with the same placement, or NULL. No work that uses it may be under way. */
-  void (*release)(void* p, int32_t placement);
-  /* The same in the order of a stream, for what lives between two calls. */
-  mpe_status (*borrow)(int64_t bytes, void* stream, void** out);
-  void (*give_back)(void* p, void* stream);
-  /* Between the host's memory and the kernels', in any direction; the host's (not pinned) may be
-   * used again at return when it is the source, and after synchronize when it is the target. */
-  mpe_status (*copy)(void* to, const void* from, int64_t bytes, void* stream);
-  /* Sets bytes of the kernels' memory. */
-  mpe_status (*fill)(void* p, int32_t byte, int64_t bytes, void* stream);
-
-  /* ---- streams and graphs --------------------------------------------------------------------
-   * An event belongs to the device that was current when it was made. */
-
-  /* Waits until all work that the stream was given is done. */
-  mpe_status (*synchronize)(void* stream);
-  mpe_status (*create_event)(void** out);
-  void (*destroy_event)(void* event);
-  /* What `stream` is given after `wait` starts when the work that was given to the event's stream
-   * before `record` is done; at once where nothing was recorded. */
-  mpe_status (*record)(void* event, void* stream);
-  mpe_status (*wait)(void* event, void* stream);
-  /* Graphs: the number of the capture that `stream` is part of, 0 if it is in none, UINT64_MAX if
-   * an error has spoiled it. While it is in one, only functions that return nothing from the device
-   * may be called on it, with memory and events that live as long as the graph, or are borrowed and
-   * given back within the capture. The two others are for such a stream: each launch of its graph
-   * waits for what an event recorded last, or lets the event record; all else that event is used
-   * for lies outside of graphs. */
-  mpe_status (*capturing)(void* stream, uint64_t* capture);
-  mpe_status (*wait_in_graph)(void* event, void* stream);
-  mpe_status (*record_in_graph)(void* event, void* stream);
-  /* What the device's runtime said last in this thread; never NULL, valid until the thread's next
-   * call that fails. */
-  const char* (*last_error)(void);
-
-  /* ---- a batch -------------------------------------------------------------------------------
-   * In this order: check_offsets once, then for each group prepare, discard (a device), dedup. */
-
-  /* Are the offsets monotone, do they start at 0 and end at num_indices? Else MPE_ERR_OFFSETS.
-   * error: one value, written in any case. */
-  mpe_status (*check_offsets)(const mpe_batch*, void* stream, mpe_error*);
-  /* Fills all of the lookups but n and batch_size (weights where the batch has them). drop: an
-   * index out of range gets MPE_DROPPED and is counted in `dropped`; otherwise it is MPE_ERR_INDEX,
-   * and the lookups are not to be used.
-   * offsets: the error of check_offsets; a device that finds one there sees a batch of empty bags.
-   * The last argument: one value, written in any case. */
-  mpe_status (*prepare)(const mpe_group*, const mpe_batch*, int32_t drop, const mpe_error* offsets,
-                        mpe_lookups*, void* stream, mpe_error*);
-  /* If one of the n errors of a batch is set, every key becomes MPE_DROPPED, every bag empty and
-   * `dropped` zero; what is wrong goes to `sink` unless that holds an error already: the offsets'
-   * error, else that of the smallest position with the count of all. */
-  mpe_status (*discard)(const mpe_group*, mpe_lookups*, const mpe_error* errors, int32_t n,
-                        mpe_error* sink, void* stream);
-  /* The unique ones of n keys that are below `limit` (the rows of the group); dropped lookups have
-   * no position. */
-  mpe_status (*dedup)(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique*, void* stream);
-  /* Adds to the tables' statistics: accesses and dropped lookups where asked for, and unique rows
-   * where `unique` is not NULL. cache_admit counts accesses and unique rows itself. */
-  mpe_status (*count)(const mpe_group*, const mpe_lookups*, const mpe_unique* unique,
-                      int32_t accesses, int32_t dropped, void* stream);
-  /* step += 1. Random bits are drawn anew at each step: it is taken before each cache_admit,
-   * update, cache_flush and write_rows of a collection, once for all of its groups. */
-  mpe_status (*advance)(uint64_t* step, void* stream);
-
-  /* ---- the cache -----------------------------------------------------------------------------
-   * Of a group that has one. n: the lookups that dedup was given. Slots are int32, set * ways +
-   * way, or -1 for a row that is not cached; slots[u] is that of unique row u, in room for as many
-   * (a device: for n). */
-
-  /* Admission of a training batch: fills the slots, reads newcomers out of their tables, writes
-   * dirty victims back to theirs, and pins every cached row of the batch once: it stays until
-   * cache_release. A slot bears 127 pins. The tables' statistics count all of it. */
-  mpe_status (*cache_admit)(const mpe_group*, const mpe_unique*, int64_t n, int32_t* slots,
-                            void* stream);
-  /* fresh[u] = slots[u]; rows that had none are looked up again, without a pin: another admission
-   * may have cached them meanwhile. Changes nothing else. */
-  mpe_status (*cache_refresh)(const mpe_group*, const mpe_unique*, int64_t n, const int32_t* slots,
-                              int32_t* fresh, void* stream);
-  /* Takes back the pins of an admission; slots: those of cache_admit. */
-  mpe_status (*cache_release)(const mpe_cache*, const mpe_unique*, int64_t n, const int32_t* slots,
-                              void* stream);
-  /* Writes every dirty slot back to its table and marks it clean; rows stay cached. */
-  mpe_status (*cache_flush)(const mpe_group*, void* stream);
-  /* slots[i] of each of n keys; changes nothing, for evaluation. */
-  mpe_status (*cache_locate)(const mpe_cache*, const uint64_t* keys, int64_t n, int32_t* slots,
-                             void* stream);
-  /* slots[i] of each of n lookups out of the slots of the unique rows, -1 for dropped ones. */
-  mpe_status (*scatter_slots)(const mpe_unique*, const int32_t* unique_slots, int64_t n,
-                              int32_t* slots, void* stream);
-
-  /* ---- training ------------------------------------------------------------------------------ */
-
-  /* The forward of n groups at once, each its share of the same batch or of another one. Writes
-   * the outputs, reads all else. */
-  mpe_status (*lookup)(const mpe_part*, int32_t n, void* stream);
-  /* Gradient of the per-sample weights, one an index of the batch (out: N; a group writes the
-   * positions of its own tables). slots: one a lookup, or NULL. grad: of the outputs. */
-  mpe_status (*weight_grad)(const mpe_group*, const mpe_lookups*, const int32_t* slots,
-                            const mpe_outputs* grad, float* out, void* stream);
-  /* The fused backward: sums each unique row's gradient over its lookups and takes one optimizer
-   * step, in the cache (the slot becomes dirty) or straight in the table, with the row's state.
-   * slots: one a unique row (fresh), or NULL. A row whose update would not be finite stays as it
-   * was and is added to `nonfinite` (which starts as MPE_NO_ERROR): status, smallest value, count;
-   * the function returns MPE_OK all the same. MPE_ERR_VALUE, with nothing changed, if the optimizer
-   * keeps a value per element and a table's state_format is not one of MPE_STATE_FORMATS. */
-  mpe_status (*update)(const mpe_group*, const mpe_optimizer*, const mpe_lookups*,
-                       const mpe_unique*, const int32_t* slots, const mpe_outputs* grad,
-                       mpe_error* nonfinite, void* stream);
-
-  /* ---- rows ---------------------------------------------------------------------------------- */
-
-  /* Values (n x D) of whole rows as they are now, cached or not. Keys are linear row ids, checked
-   * by the caller. */
-  mpe_status (*read_rows)(const mpe_group*, const uint64_t* keys, int64_t n, float* values,
-                          void* stream);
-  /* The same the other way, keys without duplicates, values storable (check_values): a cached row
-   * in FP32, any other rounded into its table. */
-  mpe_status (*write_rows)(const mpe_group*, const uint64_t* keys, int64_t n, const float* values,
-                           void* stream);
-  /* The initial rows of the group's table number `table`, at step 0. kind: MPE_init_..., uniform
-   * in a .. b, or normal with a standard deviation of a. */
-  mpe_status (*init_rows)(const mpe_group*, int32_t table, int32_t kind, float a, float b,
-                          void* stream);
-
-  /* ---- rows without a group ------------------------------------------------------------------
-   * x: n x dim values; rows: n x row_bytes; both dense. The table of their random key is 0. */
-
-  /* MPE_ERR_VALUE if some row cannot be stored: not finite, or beyond the format's range. */
-  mpe_status (*check_values)(const float* x, int64_t n, int64_t dim, int32_t precision,
-                             void* stream, mpe_error*);
-  mpe_status (*quantize)(const float* x, int64_t n, int64_t dim, int32_t precision,
-                         int32_t rounding, uint64_t seed, uint64_t step, uint8_t* rows,
-                         void* stream);
-  mpe_status (*dequantize)(const uint8_t* rows, int64_t n, int64_t dim, int32_t precision, float* x,
-                           void* stream);
-  /* MPE_ERR_VALUE if some of n codes takes more bits: its position and value, and how many. */
-  mpe_status (*check_codes)(const uint8_t* codes, int64_t n, int32_t bits, void* stream,
-                            mpe_error*);
-  /* bits: 4 or 2. n rows of dim codes, one a byte, to and from rows of ceil(dim * bits / 8) bytes.
-   */
-  mpe_status (*pack_codes)(const uint8_t* codes, int64_t n, int64_t dim, int32_t bits,
-                           uint8_t* packed, void* stream);
-  mpe_status (*unpack_codes)(const uint8_t* packed, int64_t n, int64_t dim, int32_t bits,
-                             uint8_t* codes, void* stream);
-  /* n values to bit patterns. precision: MPE_format_fp16 or _bf16; x storable. */
-  mpe_status (*stochastic_round)(const float* x, int64_t n, int32_t precision, uint64_t seed,
-                                 uint64_t step, uint16_t* out, void* stream);
+#define MPE_FUNCTION(result, name, arguments) result(*name) arguments;
+#include "mpembed/api_functions.h"
 } mpe_backend;
 
 /* The CPU backend at the best instruction set of this machine, capped by MPEMBED_ISA (base, avx2),
@@ -219,13 +61,13 @@ MPE_EXPORT const mpe_backend* mpe_cuda_backend(void);
  * header. */
 MPE_EXPORT int64_t mpe_row_bytes(int32_t precision, int64_t dim);
 MPE_EXPORT int64_t mpe_code_bytes(int32_t precision, int64_t dim);
-/* What an optimizer keeps: 0 nothing, 1 a value a row, 2 a value an element. */
+/* What an optimizer keeps: an MPE_STATE_... of contract.h. */
 MPE_EXPORT int32_t mpe_state_shape(int32_t optimizer);
 /* Whether a policy keeps a sketch. */
 MPE_EXPORT int32_t mpe_policy_has_sketch(int32_t policy);
 /* CPU threads of the whole process: the count (>= 1; MPEMBED_NUM_THREADS, else the processors of
- * the affinity mask), and a setter that clamps to 1 .. 1024. Results do not depend on it. A child
- * that was forked after the pool had started stays on one. */
+ * the affinity mask), and a setter that clamps to 1 .. MPE_MAX_THREADS. Results do not depend on
+ * it. A child that was forked after the pool had started stays on one. */
 MPE_EXPORT int32_t mpe_get_num_threads(void);
 MPE_EXPORT void mpe_set_num_threads(int32_t n);
 /* The name of a variable of the environment that holds no known value and is therefore ignored:

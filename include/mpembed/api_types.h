@@ -1,5 +1,5 @@
 /* What api.h passes around: numbers of the registry, status codes, and structs of pointers and
- * sizes. Plain C.
+ * sizes; contract.h has their limits. Plain C.
  *
  * Every array belongs to the caller, is dense and in C order, and lies where the backend's kernels
  * run, except where a comment says "host". Its type's natural alignment is enough; the bytes of
@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "mpembed/contract.h"
 #include "mpembed/registry.h"
 
 #ifdef __cplusplus
@@ -57,17 +58,15 @@ typedef struct mpe_error {
 } mpe_error;
 #define MPE_NO_ERROR {MPE_OK, 0, INT64_MAX, INT64_MAX, 0}
 
-#define MPE_DROPPED UINT64_MAX /* the key of an index that was dropped */
-
 /* One table. Rows are packed as docs/numerics.md says; mpe_row_bytes has their size. */
 typedef struct mpe_table {
   uint8_t* rows; /* E x row_bytes */
   void* state;   /* optimizer state: E or E x D values in state_format, or NULL (mpe_state_shape) */
   int64_t* stats;       /* MPE_NUM_STATS counters, or NULL: nothing is counted */
-  int64_t num_rows;     /* E, 1 .. 2^47 */
+  int64_t num_rows;     /* E, 1 .. MPE_MAX_ROWS */
   int64_t base;         /* linear row id of row 0: the rows of the group's tables before it */
   int32_t precision;    /* MPE_format_... of the rows */
-  int32_t table_id;     /* the random key's table, 0 .. 65535, unique under one seed */
+  int32_t table_id;     /* the random key's table, 0 .. MPE_MAX_TABLES, unique under a seed */
   int32_t pooling;      /* MPE_pooling_... */
   int32_t feature;      /* this table's place in the batch's offsets */
   int32_t state_format; /* of a state of E x D, one of MPE_STATE_FORMATS; E values are FP32 */
@@ -81,23 +80,21 @@ typedef struct mpe_cache {
   float* rows;          /* num_sets x ways x D */
   uint8_t* sketch;      /* MPE_SKETCH_ROWS x sketch_width, or NULL (mpe_policy_has_sketch) */
   uint64_t* counters;   /* 2: clock, samples */
-  int64_t num_sets;     /* 1 .. 2^26, and fewer than 2^31 slots */
+  int64_t num_sets;     /* 1 .. MPE_MAX_SETS, and at most MPE_MAX_SLOTS slots */
   int64_t sketch_width; /* the power of two that is at least the number of slots */
   int32_t ways;         /* 8, 16 or 32; 32 on a CUDA device */
   int32_t policy;       /* MPE_policy_... */
 } mpe_cache;
-#define MPE_EMPTY_TAG ((UINT64_C(1) << 48) - 1)
-#define MPE_SKETCH_ROWS 4
 
 /* Tables of one dimension, which share a cache; bases ascend in the order of the tables, from 0. */
 typedef struct mpe_group {
   const mpe_table* tables;        /* T, the host's */
   const mpe_table* device_tables; /* a copy where the kernels run; NULL for the CPU */
   const mpe_cache* cache;         /* the host's, or NULL: every row is trained in its table */
-  const uint64_t* step;           /* the write step, one value below 2^40 where the kernels run */
+  const uint64_t* step;           /* the write step, one value where the kernels run */
   uint64_t seed;                  /* of rounding and initial rows */
   int32_t num_tables;             /* T */
-  int32_t dim;                    /* D, 1 .. 2^20 */
+  int32_t dim;                    /* D, 1 .. MPE_MAX_DIM */
   int32_t rounding;               /* MPE_rounding_... of what is written to tables and state */
 } mpe_group;
 
@@ -116,7 +113,7 @@ typedef struct mpe_batch {
 
 /* A group's share of a batch, in the order of its tables, in T * B bags. There are
  * bag_offsets[T * B] lookups; n is the room for them, on the CPU the same number. n and T * B are
- * at most INT32_MAX. */
+ * at most MPE_MAX_LOOKUPS. */
 typedef struct mpe_lookups {
   int64_t n;
   int64_t batch_size;
@@ -148,13 +145,13 @@ typedef struct mpe_outputs {
   const mpe_matrix* tables; /* T, one matrix a table, where the kernels run */
 } mpe_outputs;
 
-/* A group's part in a forward. */
-typedef struct mpe_part {
+/* What a forward needs of one group. */
+typedef struct mpe_lookup_args {
   const mpe_group* group;
   const mpe_lookups* lookups;
   const int32_t* slots; /* one a lookup (-1: not cached), or NULL without a cache */
   const mpe_outputs* outputs;
-} mpe_part;
+} mpe_lookup_args;
 
 typedef struct mpe_optimizer {
   int32_t kind;       /* MPE_optimizer_... */

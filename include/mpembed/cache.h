@@ -1,19 +1,18 @@
-// The set-associative cache's tags and probe (docs/numerics.md, section 6). A tag holds the linear
-// row id (bits 0-47), the number of tickets that pin the slot (56-62) and the dirty bit (63).
+// The set-associative cache's tags and probe (docs/numerics.md, section 6).
 #ifndef MPEMBED_CACHE_H
 #define MPEMBED_CACHE_H
 
+#include "mpembed/contract.h"
 #include "mpembed/hash.h"
 #include "mpembed/macros.h"
 
 MPE_BEGIN
 
-constexpr uint64_t kTagIdMask = 0x0000FFFFFFFFFFFFull;
-constexpr uint64_t kTagEmpty = kTagIdMask;
-constexpr uint64_t kTagPin = 1ull << 56;
-constexpr uint64_t kTagPinMask = 0x7Full << 56;
-constexpr uint64_t kTagDirty = 1ull << 63;
-constexpr int kMaxTickets = 127;
+constexpr uint64_t kTagIdMask = MPE_ID_MASK;
+constexpr uint64_t kTagEmpty = MPE_EMPTY_TAG;
+constexpr uint64_t kTagPin = MPE_ONE_PIN;
+constexpr uint64_t kTagPinMask = MPE_PIN_MASK;
+constexpr uint64_t kTagDirty = MPE_DIRTY_BIT;
 
 // The way of `id` in its set, or -1.
 MPE_HD int32_t probe_set(const uint64_t* tags, int32_t ways, uint64_t id) {

@@ -2,11 +2,12 @@
 #ifndef MPEMBED_REDUCE_H
 #define MPEMBED_REDUCE_H
 
+#include "mpembed/contract.h"
 #include "mpembed/macros.h"
 
 MPE_BEGIN
 
-constexpr int kTreeLanes = 32;
+constexpr int kTreeLanes = MPE_TREE_LANES;
 
 // Folds the 32 lane sums of one row; a warp does the same with shuffles.
 MPE_HD float fold_lanes(float* lane) {

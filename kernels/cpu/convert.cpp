@@ -170,7 +170,7 @@ mpe_status unpack_codes(const uint8_t* packed, int64_t n, int64_t dim, int32_t b
 
 mpe_status stochastic_round(const float* x, int64_t n, int32_t precision, uint64_t seed,
                             uint64_t step, uint16_t* out, void*) {
-  constexpr int64_t kRow = 1024;  // part of the definition: element i is row i / 1024
+  constexpr int64_t kRow = MPE_ROUND_COLUMNS;  // element i belongs to row i / kRow
   static_assert(kRow / 8 <= DrawBatch::kCapacity && kRow / 8 % DrawBatch::kBlocksAtOnce == 0);
   mpe::parallel(ceil_div(n, kRow), [&](int64_t row) {
     const int64_t begin = row * kRow, count = min64(kRow, n - begin);

@@ -4,16 +4,11 @@
 
 #include "cpu/parallel.h"
 #include "mpembed/api.h"
-#include "mpembed/cache.h"
 #include "mpembed/registry_types.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
-
-// The C API states in C what these headers state in C++.
-static_assert(MPE_EMPTY_TAG == mpembed::kTagEmpty);
-static_assert(MPE_SKETCH_ROWS == mpembed::kSketchRows);
 
 extern "C" {
 const mpe_backend* mpe_cpu_backend_base(void);

@@ -6,7 +6,7 @@
 
 MPE_BEGIN
 
-constexpr int64_t kBlock = 64;  // occurrences a partial sum; part of the definition
+constexpr int64_t kBlock = MPE_GRADIENT_BLOCK;
 
 struct Update {
   const mpe_group& group;

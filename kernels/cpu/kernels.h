@@ -1,4 +1,4 @@
-// The kernels of one instruction-set level; api.h documents each.
+// The kernels of one instruction-set level; api_functions.h documents each.
 #pragma once
 
 #include "mpembed/api.h"
@@ -6,6 +6,7 @@
 
 MPE_BEGIN
 
-#include "functions.inc"
+#define MPE_FUNCTION(result, name, arguments) result name arguments;
+#include "mpembed/api_functions.h"
 
 MPE_END

@@ -179,7 +179,7 @@ void table_weight_grad(const Lookup& lookup, int64_t t, int64_t begin, int64_t e
 }
 
 // Bags [bag, end) of one group, a table at a time.
-void lookup_bags(const mpe_part& part, int64_t bag, int64_t end) {
+void lookup_bags(const mpe_lookup_args& part, int64_t bag, int64_t end) {
   const Lookup lookup{*part.group, *part.lookups, part.slots};
   const mpe_lookups& lookups = lookup.lookups;
   while (bag < end) {
@@ -197,17 +197,19 @@ void lookup_bags(const mpe_part& part, int64_t bag, int64_t end) {
   }
 }
 
-int64_t bags_of(const mpe_part& part) { return part.group->num_tables * part.lookups->batch_size; }
-int64_t work_of(const mpe_part& part) { return part.lookups->n + bags_of(part); }
+int64_t bags_of(const mpe_lookup_args& part) {
+  return part.group->num_tables * part.lookups->batch_size;
+}
+int64_t work_of(const mpe_lookup_args& part) { return part.lookups->n + bags_of(part); }
 
 // The bag at which so much of a group's work is done.
-int64_t bag_at(const mpe_part& part, int64_t work) {
+int64_t bag_at(const mpe_lookup_args& part, int64_t work) {
   return first_at_least(bags_of(part), work,
                         [&](int64_t bag) { return part.lookups->bag_offsets[bag] + bag; });
 }
 
 // Work [begin, end) of all groups, one after the other.
-void lookup_groups(const mpe_part* parts, int32_t n, int64_t begin, int64_t end) {
+void lookup_groups(const mpe_lookup_args* parts, int32_t n, int64_t begin, int64_t end) {
   for (int32_t i = 0; i < n && end > 0; ++i) {
     const int64_t work = work_of(parts[i]);
     if (begin < work) {
@@ -221,7 +223,7 @@ void lookup_groups(const mpe_part* parts, int32_t n, int64_t begin, int64_t end)
 }  // namespace
 
 // The work is cut by lookups plus bags, across all groups: a group may have only a few bags.
-mpe_status lookup(const mpe_part* parts, int32_t n, void*) {
+mpe_status lookup(const mpe_lookup_args* parts, int32_t n, void*) {
   int64_t work = 0;
   for (int32_t i = 0; i < n; ++i) work += work_of(parts[i]);
   parallel_range(work, task_count(work, kTaskLookups),

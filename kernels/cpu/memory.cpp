@@ -2,6 +2,7 @@
 // and streams on which nothing is ever pending.
 #include "cpu/common.h"
 #include "cpu/kernels.h"
+#include "cpu/pages.h"
 
 MPE_BEGIN
 
@@ -25,11 +26,11 @@ mpe_status current_device(int32_t* device) {
 mpe_status use_device(int32_t device) { return device == 0 ? MPE_OK : MPE_ERR_DEVICE; }
 
 mpe_status allocate(int64_t bytes, int32_t, void** out) {
-  *out = std::malloc(static_cast<size_t>(bytes > 0 ? bytes : 1));
+  *out = mpe::allocate_pages(static_cast<size_t>(bytes > 0 ? bytes : 1));
   return *out == nullptr ? MPE_ERR_MEMORY : MPE_OK;
 }
 
-void release(void* p, int32_t) { std::free(p); }
+void release(void* p, int32_t) { mpe::release_pages(p); }
 
 mpe_status borrow(int64_t bytes, void*, void** out) {
   *out = mpe::acquire_workspace(static_cast<size_t>(bytes > 0 ? bytes : 1));

@@ -8,9 +8,11 @@
 #include <memory>
 #include <type_traits>
 
+#include "mpembed/contract.h"
+
 namespace mpe {
 
-constexpr int kMaxThreads = 1024;
+constexpr int kMaxThreads = MPE_MAX_THREADS;
 
 // Threads a call may use, the caller included: set_threads, else MPEMBED_NUM_THREADS, else the CPUs
 // of the affinity mask. 1 in a process that was forked after the pool had started.

@@ -10,7 +10,8 @@ extern "C" const mpe_backend* MPE_CONCAT(mpe_cpu_backend_, MPE_ISA)(void) {
       MPE_API_VERSION,
       "cpu",
       MPE_STRING(MPE_ISA),
-#include "entries.inc"
+#define MPE_FUNCTION(result, name, arguments) name,
+#include "mpembed/api_functions.h"
   };
   return &table;
 }

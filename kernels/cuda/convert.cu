@@ -137,7 +137,7 @@ __global__ void unpack_kernel(const uint8_t* packed, int64_t n, int64_t dim, int
 template <class Convert>
 __global__ void stochastic_round_kernel(const float* x, int64_t n, uint64_t seed, uint64_t step,
                                         uint16_t* out) {
-  constexpr int64_t kLine = 1024;
+  constexpr int64_t kLine = MPE_ROUND_COLUMNS;
   const int64_t first = thread_index() * kChunk;
   if (first >= n) return;
   const RowStream stream(seed, kDomainRound, 0, static_cast<uint64_t>(first / kLine), step);

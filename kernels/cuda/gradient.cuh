@@ -7,7 +7,7 @@
 namespace mpembed {
 namespace cuda {
 
-constexpr int64_t kBlock = 64;  // occurrences per partial sum; part of the contract
+constexpr int64_t kBlock = MPE_GRADIENT_BLOCK;
 
 struct Update {
   Tables tables;

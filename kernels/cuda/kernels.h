@@ -1,4 +1,4 @@
-// The launchers of the CUDA backend; api.h documents each.
+// The launchers of the CUDA backend; api_functions.h documents each.
 #pragma once
 
 #include "mpembed/api.h"
@@ -7,7 +7,8 @@
 namespace mpembed {
 namespace cuda {
 
-#include "functions.inc"
+#define MPE_FUNCTION(result, name, arguments) result name arguments;
+#include "mpembed/api_functions.h"
 
 }  // namespace cuda
 }  // namespace mpembed

@@ -249,7 +249,7 @@ mpe_status launch_unpooled(const mpe_group& group, const Lookup& lookup, void* s
 // One launch serves all groups, by the kernel for the smallest alignment among them: loads of half
 // chunks slow aligned rows little. Rows that are not aligned are loaded column by column and have
 // a launch of their own, so that they do not slow the others.
-mpe_status lookup(const mpe_part* parts, int32_t n, void* stream) {
+mpe_status lookup(const mpe_lookup_args* parts, int32_t n, void* stream) {
   PooledLaunches aligned(stream), unaligned(stream);
   for (int32_t i = 0; i < n; ++i) {
     const mpe_group& group = *parts[i].group;

@@ -11,7 +11,8 @@ extern "C" MPE_EXPORT const mpe_backend* mpe_cuda_backend(void) {
       MPE_API_VERSION,
       "cuda",
       MPE_CUDA_ARCHS,
-#include "entries.inc"
+#define MPE_FUNCTION(result, name, arguments) name,
+#include "mpembed/api_functions.h"
   };
   return &table;
 }

@@ -6,8 +6,9 @@ import numpy as np
 
 from mpembed import devices, registry
 from mpembed._arguments import captures
-from mpembed._arguments.scalars import MAX_SEED, MAX_STEP, integer
+from mpembed._arguments.scalars import integer
 from mpembed._bindings import array_ops, kernels
+from mpembed._bindings.contract import MAX_SEED, MAX_STEP
 from mpembed._bindings.device import Stream
 from mpembed._bindings.dlpack import device_pair, view
 from mpembed._bindings.view import DTYPES, View, require

@@ -6,9 +6,6 @@ from typing import Any
 
 import numpy as np
 
-MAX_SEED = 2**64 - 1
-MAX_STEP = 2**40 - 1  # the write step has 40 bits of the random key
-
 
 def integer(what: str, value: Any, low: int, high: int) -> int:
     """Return `value` as an int in [low, high], or raise TypeError or ValueError naming it."""

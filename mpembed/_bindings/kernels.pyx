@@ -7,7 +7,7 @@ launched: whoever calls need not have set it. The GIL is released around every k
 
 cimport numpy as cnp
 from libc.stdint cimport (
-    INT32_MAX, INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t)
+    INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t)
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
@@ -44,6 +44,9 @@ cdef extern from *:
     const char* const mpe_names_roundings[]
     const char* const mpe_names_inits[]
     const char* const mpe_names_stats[]
+
+cdef extern from "mpembed/round.h" namespace "mpembed" nogil:
+    uint16_t bfloat_nearest(float)
 
 BACKEND = PyCapsule_New(<void*>mpe_cpu_backend(), "mpembed.backend", NULL)
 
@@ -82,6 +85,11 @@ def state_shape(int optimizer):
 
 def policy_has_sketch(int policy):
     return bool(mpe_policy_has_sketch(policy))
+
+
+def bf16_bits(float value):
+    """The bits of a value in BF16, rounded to nearest even."""
+    return bfloat_nearest(value)
 
 
 def get_num_threads():

@@ -1,16 +1,22 @@
 """Arrays for tables, caches and optimizer state, on huge pages where they are large."""
 
-from libc.stdint cimport int64_t, uintptr_t
-
 cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int64_t, uintptr_t
+from libcpp.atomic cimport atomic
 
+from mpembed._bindings.api cimport (
+    MPE_MAPPED_BYTES, MPE_OK, MPE_PLACEMENT_HOST, mpe_backend, mpe_status)
 from mpembed._bindings.tracing cimport TRACE_DOMAIN, trace, untrace
 
 import math
 import operator
+import os
 
 import numpy as np
+
+from mpembed._bindings import kernels
 
 cnp.import_array()
 
@@ -19,80 +25,19 @@ cdef extern from "numpy/arrayobject.h":
         type subtype, cnp.dtype descr, int nd, const cnp.npy_intp* dims,
         const cnp.npy_intp* strides, void* data, int flags, object obj)
 
-cdef extern from *:
-    """
-    #include <atomic>
-    #include <cstdint>
-    #include <cstdlib>
-    #include <cstring>
-    #include <sys/mman.h>
-    #include <unistd.h>
-
-    namespace {
-
-    constexpr std::size_t kHuge = std::size_t{2} << 20;
-    constexpr std::size_t kMapped = std::size_t{1} << 20;  // from here on a mapping of its own
-    constexpr std::size_t kAlign = 64;
-    std::atomic<std::int64_t> g_allocated{0};
-
-    std::size_t round_up(std::size_t bytes, std::size_t unit) {
-      return (bytes + unit - 1) / unit * unit;
-    }
-
-    // What a request really takes. Callers keep bytes below 2^62, so that nothing here overflows.
-    std::size_t reserved_size(std::size_t bytes) {
-      if (bytes < kMapped) return round_up(bytes == 0 ? 1 : bytes, kAlign);
-      return round_up(bytes, static_cast<std::size_t>(sysconf(_SC_PAGESIZE)));
-    }
-
-    // A mapping that starts at a multiple of 2 MiB: only whole such pieces become huge pages.
-    void* map_huge(std::size_t size) {
-      const int access = PROT_READ | PROT_WRITE;
-      void* raw = mmap(nullptr, size + kHuge, access, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-      if (raw == MAP_FAILED) return nullptr;
-      char* begin = static_cast<char*>(raw);
-      const std::size_t head = round_up(reinterpret_cast<std::uintptr_t>(raw), kHuge) -
-                               reinterpret_cast<std::uintptr_t>(raw);
-      if (head != 0) munmap(begin, head);
-      munmap(begin + head + size, kHuge - head);
-    #ifdef MADV_HUGEPAGE
-      madvise(begin + head, size, MADV_HUGEPAGE);  // refused where huge pages are off: no harm
-    #endif
-      return begin + head;
-    }
-
-    void* reserve(std::size_t size, bool zero) {
-      void* data = nullptr;
-      if (size >= kMapped) {
-        data = map_huge(size);
-      } else if (posix_memalign(&data, kAlign, size) != 0) {
-        data = nullptr;
-      } else if (zero) {
-        std::memset(data, 0, size);
-      }
-      if (data != nullptr) g_allocated += static_cast<std::int64_t>(size);
-      return data;
-    }
-
-    void release(void* data, std::size_t size) {
-      g_allocated -= static_cast<std::int64_t>(size);
-      if (size >= kMapped) {
-        munmap(data, size);
-      } else {
-        std::free(data);
-      }
-    }
-
-    std::int64_t allocated() { return g_allocated.load(); }
-
-    }  // namespace
-    """
-    size_t reserved_size(size_t size) noexcept nogil
-    void* reserve(size_t size, bint zero) noexcept nogil
-    void release(void* data, size_t size) noexcept nogil
-    int64_t allocated() noexcept nogil
-
 cdef object MAX_BYTES = 1 << 62
+cdef size_t LINE = 64
+cdef size_t PAGE = os.sysconf("SC_PAGE_SIZE")
+
+cdef const mpe_backend* cpu = <const mpe_backend*>PyCapsule_GetPointer(
+    kernels.BACKEND, "mpembed.backend")
+cdef atomic[int64_t] allocated  # by arrays that are alive
+
+
+cdef size_t reserved_size(size_t size) noexcept:
+    """Return what a request really takes; sizes are below MAX_BYTES, so that nothing overflows."""
+    cdef size_t unit = LINE if size < <size_t>MPE_MAPPED_BYTES else PAGE
+    return (max(size, <size_t>1) + unit - 1) // unit * unit
 
 
 cdef class _Block:
@@ -105,8 +50,9 @@ cdef class _Block:
         if self.data == NULL:
             return
         untrace(TRACE_DOMAIN, <uintptr_t>self.data)
+        allocated.fetch_sub(self.size)
         with nogil:  # unmapping gigabytes takes a while
-            release(self.data, self.size)
+            cpu.release(self.data, MPE_PLACEMENT_HOST)
 
 
 cdef tuple _dimensions(shape):
@@ -126,6 +72,7 @@ cdef object _allocate(shape, dtype, bint zero):
     cdef _Block block = _Block.__new__(_Block)
     cdef cnp.dtype descr = np.dtype(dtype)
     cdef tuple lengths = _dimensions(shape)
+    cdef mpe_status status
     if descr.hasobject or descr.itemsize == 0:
         raise TypeError(f"dtype {descr} has no fixed-size plain elements")
     if descr.subdtype is not None:
@@ -136,10 +83,13 @@ cdef object _allocate(shape, dtype, bint zero):
     requested = math.prod(lengths) * descr.itemsize
     block.size = reserved_size(requested)
     with nogil:
-        block.data = reserve(block.size, zero)
-    if block.data == NULL:
+        status = cpu.allocate(block.size, MPE_PLACEMENT_HOST, &block.data)
+        if status == MPE_OK and zero and block.size < <size_t>MPE_MAPPED_BYTES:
+            status = cpu.fill(block.data, 0, block.size, NULL)
+    if status != MPE_OK:
         raise MemoryError(
             f"cannot allocate {requested} bytes for an array of shape {lengths} and dtype {descr}")
+    allocated.fetch_add(block.size)
     trace(TRACE_DOMAIN, <uintptr_t>block.data, block.size)
     for i, n in enumerate(lengths):
         dims[i] = n
@@ -209,4 +159,4 @@ def allocated_bytes():
         The sum over all of them, each rounded up as it really is: to pages from 1 MiB on, else to
         64 bytes.
     """
-    return allocated()
+    return allocated.load()

@@ -9,8 +9,8 @@ from typing import Any
 
 from mpembed import optim
 from mpembed._arguments import batches, captures, outputs
-from mpembed._arguments.scalars import MAX_STEP
 from mpembed._bindings import kernels
+from mpembed._bindings.contract import MAX_STEP
 from mpembed._bindings.device import CallOrder, Stream
 from mpembed._bindings.kernels import Batch, CallWorkspace, GroupBatch
 from mpembed._collection.lock import ForkAwareLock

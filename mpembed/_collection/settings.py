@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpembed import devices, registry
-from mpembed._arguments.scalars import MAX_SEED, integer
+from mpembed._arguments.scalars import integer
+from mpembed._bindings.contract import MAX_SEED, MAX_TABLES
 from mpembed._bindings.device import Device
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import Optimizer
-
-MAX_TABLES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Settings:
         given = tuple(tables) if isinstance(tables, Sequence) else ()
         if not given or not all(isinstance(t, TableConfig) for t in given):
             raise TypeError("tables must be a non-empty sequence of TableConfig")
-        if len(given) >= MAX_TABLES:
-            raise ValueError(f"at most {MAX_TABLES - 1} tables, got {len(given)}")
+        if len(given) > MAX_TABLES:
+            raise ValueError(f"at most {MAX_TABLES} tables, got {len(given)}")
         names = [table.name for table in given]
         if len(set(names)) != len(names):
             raise ValueError(f"table names must be unique, got {names}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpembed._bindings import array_ops
+from mpembed._bindings import array_ops, contract
 from mpembed._bindings.array_ops import Array
 from mpembed._bindings.device import Stream
 from mpembed._bindings.kernels import StepCounter
@@ -98,7 +98,7 @@ class CollectionState:
         """Return an array's values without pins; only tags have some."""
         if not _holds_tags(name):
             return values
-        return values & np.uint64(~storage.PIN_MASK & (2**64 - 1))
+        return values & np.uint64(~contract.PIN_MASK & (2**64 - 1))
 
     def check(self, name: str, values: npt.NDArray[Any]) -> None:
         """Refuse values that kernels would trust wrongly: tags that point outside the tables.
@@ -111,10 +111,10 @@ class CollectionState:
         if not _holds_tags(name):
             return
         group = next(g for g in self.storage.groups if name == f"cache.{g.dim}.tags")
-        ids = values & np.uint64(storage.EMPTY_TAG)
-        used = ids != storage.EMPTY_TAG
-        pins = values & np.uint64(storage.PIN_MASK)
-        dirty_empty = values[~used] != storage.EMPTY_TAG
+        ids = values & np.uint64(contract.EMPTY_TAG)
+        used = ids != contract.EMPTY_TAG
+        pins = values & np.uint64(contract.PIN_MASK)
+        dirty_empty = values[~used] != contract.EMPTY_TAG
         if (ids[used] >= group.kernels.total_rows).any() or pins.any() or dirty_empty.any():
             raise ValueError("its cache tags are damaged")
 

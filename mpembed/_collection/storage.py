@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mpembed import registry
-from mpembed._bindings import array_ops, kernels
+from mpembed._bindings import array_ops, contract, kernels
 from mpembed._bindings.array_ops import Array
 from mpembed._bindings.device import Device
 from mpembed._bindings.view import View
@@ -16,9 +16,6 @@ from mpembed._collection.settings import Settings
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import Optimizer
 
-EMPTY_TAG = (1 << 48) - 1
-PIN_MASK = 0x7F << 56
-SKETCH_ROWS = 4
 _STATE_DTYPES: dict[str, Any] = {"fp32": np.float32, "bf16": np.uint16}
 
 
@@ -41,9 +38,9 @@ class CacheArrays:
         sketch = None
         if kernels.policy_has_sketch(registry.POLICIES[config.policy]):
             width = 1 << (sets * ways - 1).bit_length()
-            sketch = array_ops.filled(device, (SKETCH_ROWS, width), np.uint8, 0)
+            sketch = array_ops.filled(device, (contract.SKETCH_ROWS, width), np.uint8, 0)
         return cls(
-            tags=array_ops.filled(device, (sets, ways), np.uint64, EMPTY_TAG),
+            tags=array_ops.filled(device, (sets, ways), np.uint64, contract.EMPTY_TAG),
             meta=array_ops.filled(device, (sets, ways), np.uint32, 0),
             rows=array_ops.filled(device, (sets, ways, dim), np.float32, 0),
             counters=array_ops.filled(device, (2,), np.uint64, 0),
@@ -118,15 +115,9 @@ def _allocate_state(config: TableConfig, optimizer: Optimizer, device: Device) -
         shape = (*shape, config.embedding_dim)
     start = np.float32(optimizer.initial_accumulator_value)
     precision = optimizer.state_precision
-    value = start if precision == "fp32" else _bf16_bits(start)
+    value = start if precision == "fp32" else kernels.bf16_bits(float(start))
     host = config.placement == "host"
     return array_ops.filled(device, shape, _STATE_DTYPES[precision], value, host=host)
-
-
-def _bf16_bits(value: np.float32) -> int:
-    """Return a value's BF16 bits, rounded to nearest even."""
-    bits = int(np.float32(value).view(np.uint32))
-    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
 
 
 def allocate(settings: Settings) -> Storage:

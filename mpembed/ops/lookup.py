@@ -9,7 +9,7 @@ from mpembed._arguments import captures
 from mpembed._arguments.arrays import FLOAT, INDEX, begin, packed_rows, result_view
 from mpembed._arguments.batches import make_batch_of_one, one_bag, table_lookups
 from mpembed._arguments.scalars import integer
-from mpembed._bindings import array_ops, kernels
+from mpembed._bindings import array_ops, contract, kernels
 from mpembed._bindings.device import Stream
 from mpembed._bindings.dlpack import view
 from mpembed._bindings.view import DTYPES, View, require
@@ -38,7 +38,7 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
     """
     on, source = begin(indices, "indices", stream, captures.waits("unique_rows"))
     require(source, INDEX, 1)
-    n = integer("the number of indices", source.size, 0, 2**31 - 1)
+    n = integer("the number of indices", source.size, 0, contract.MAX_LOOKUPS)
     keys = _keys(indices, source, "indices", 2**63 - 1, on)
     kinds = ("int64", "int64", "int32")
     least = (n, n + 1, n)
@@ -115,12 +115,12 @@ def cache_lookup(tags: Any, rows: Any, *, out: Any = None, stream: Any = None) -
     on, table = begin(tags, "tags", stream, captures.waits("cache_lookup"))
     require(table, DTYPES["uint64"], 2)
     sets, ways = table.shape
-    integer("sets of tags", sets, 1, 2**31 - 1)
+    integer("sets of tags", sets, 1, contract.MAX_SLOTS)
     integer("ways of tags", ways, 1, 1024)
-    integer("slots of tags", sets * ways, 1, 2**31 - 1)
+    integer("slots of tags", sets * ways, 1, contract.MAX_SLOTS)
     source = view(rows, "rows", on)
     require(source, INDEX, 1)
-    keys = _keys(rows, source, "rows", 2**48 - 1, on)
+    keys = _keys(rows, source, "rows", contract.EMPTY_TAG, on)
     shape = (source.size,)
     result, target = result_view(out, shape, np.int32, DTYPES["int32"], on, table, source)
     kernels.cache_lookup(table, keys, target, on)

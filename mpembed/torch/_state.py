@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpembed._arguments.scalars import MAX_SEED, MAX_STEP, integer
-from mpembed._bindings import array_ops
+from mpembed._arguments.scalars import integer
+from mpembed._bindings import array_ops, contract
 from mpembed._bindings.device import Stream
 from mpembed.collection import EmbeddingBagCollection
 
@@ -83,7 +83,7 @@ def load(collection: EmbeddingBagCollection, state: Any) -> None:
                 f"the state's {part} are {other}, the module's {own}: make the module as the one "
                 "that was saved"
             )
-    seed = integer("seed of the state", state.get("seed"), 0, MAX_SEED)
+    seed = integer("seed of the state", state.get("seed"), 0, contract.MAX_SEED)
     with collection.state.writing():
         arrays, step = _checked(collection, state.get("arrays"))
         collection.state.restore(arrays, step, seed)
@@ -108,7 +108,7 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[dict[str, 
     step = found["step"]
     step = step if isinstance(step, torch.Tensor) else np.asarray(step)
     number = int(_array("step", step, np.dtype(np.int64), (1,))[0])
-    return result, integer("step of the state", number, 0, MAX_STEP)
+    return result, integer("step of the state", number, 0, contract.MAX_STEP)
 
 
 def _array(name: str, given: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:

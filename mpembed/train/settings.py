@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mpembed import registry
-from mpembed._arguments.scalars import MAX_SEED
+from mpembed._bindings.contract import MAX_SEED, MAX_THREADS
 
 PRECISIONS = tuple(registry.FORMATS)
 ROUNDINGS = tuple(registry.ROUNDINGS)
@@ -20,7 +20,6 @@ _FLOAT_MAX = float(np.finfo(np.float32).max)
 _COUNT_MAX = 2**63 - 1
 # Larger batches would overflow the 32-bit positions of their ids, 26 a click.
 _BATCH_MAX = 1 << 24
-_THREADS_MAX = 1024  # as in mpembed.set_num_threads
 _SYNTAX = "PRECISION[:CACHE[:ROUNDING]], such as int8:0.05 or int4:0:nearest"
 
 
@@ -124,7 +123,7 @@ class TrainOptions:
             ("seeds", self.seeds, 1, _COUNT_MAX),
             ("min-count", self.min_count, 1, _COUNT_MAX),
             ("max-rows", self.max_rows, 3, _COUNT_MAX),
-            ("threads", self.threads, 1, _THREADS_MAX),
+            ("threads", self.threads, 1, MAX_THREADS),
         ):
             if value is not None and value < low:
                 raise OptionError(f"--{name} is {value}; it must be at least {low}")

@@ -101,7 +101,7 @@ std::vector<float> work(Far& f, const std::vector<int64_t>& ids) {
   s.check(s.b->advance(f.step, nullptr), "advance");
   s.check(s.b->prepare(&f.group, &b, 0, errors, &l, nullptr, errors + 1), "prepare");
   s.check(s.b->dedup(l.keys, n, static_cast<uint64_t>(kRows), &u, nullptr), "dedup");
-  const mpe_part part{&f.group, &l, nullptr, &out};
+  const mpe_lookup_args part{&f.group, &l, nullptr, &out};
   s.check(s.b->lookup(&part, 1, nullptr), "lookup");
   s.check(s.b->update(&f.group, &optimizer, &l, &u, nullptr, &out, errors, nullptr), "update");
   float* after = s.make<float>(n * kDim);

@@ -51,7 +51,7 @@ class Trainer {
       check(d->cache_refresh(g, &b.u, n, b.slots, b.fresh, s), "cache_refresh");
       check(d->scatter_slots(&b.u, b.fresh, n, b.each, s), "scatter_slots");
     }
-    const mpe_part part{g, &b.l, each, &b.outputs};
+    const mpe_lookup_args part{g, &b.l, each, &b.outputs};
     check(d->lookup(&part, 1, s), "lookup");
     check(d->advance(c.step, s), "advance");
     check(d->weight_grad(g, &b.l, each, &b.gradients, b.weight_grad, s), "weight_grad");
@@ -107,7 +107,7 @@ void compare_all(Trainer& x, Trainer& y, const Options& o) {
   same(x.c.cache.tags, y.c.cache.tags, x.c.slots(), "tags");
   same(x.c.cache.meta, y.c.cache.meta, x.c.slots(), "meta");
   same(x.c.cache.rows, y.c.cache.rows, x.c.slots() * o.dim, "cache rows");
-  same(x.c.cache.sketch, y.c.cache.sketch, 4 * x.c.cache.sketch_width, "sketch");
+  same(x.c.cache.sketch, y.c.cache.sketch, MPE_SKETCH_ROWS * x.c.cache.sketch_width, "sketch");
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ constexpr size_t kGroups = sizeof kDims / sizeof *kDims;
 struct Share {
   Collection c;
   std::unique_ptr<Batch> batch;
-  mpe_part part;
+  mpe_lookup_args part;
   int64_t size;  // of the output
 
   Share(const mpe_backend* b, const Options& o) : c(b, o) {
@@ -83,7 +83,7 @@ class Groups {
  private:
   Side side_;
   std::vector<std::unique_ptr<Share>> shares_;
-  std::vector<mpe_part> parts_;
+  std::vector<mpe_lookup_args> parts_;
 };
 
 void compare_all(const std::vector<std::vector<float>>& x, const std::vector<std::vector<float>>& y,

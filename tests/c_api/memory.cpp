@@ -16,7 +16,7 @@ std::vector<std::vector<uint8_t>> state(Collection& c) {
   std::vector<std::vector<uint8_t>> all{
       bytes(c.cache.tags, c.slots() * 8), bytes(c.cache.meta, c.slots() * 4),
       bytes(c.cache.rows, c.slots() * c.group.dim * 4), bytes(c.cache.counters, 16),
-      bytes(c.cache.sketch, 4 * c.cache.sketch_width)};
+      bytes(c.cache.sketch, MPE_SKETCH_ROWS * c.cache.sketch_width)};
   for (const mpe_table& t : c.tables) all.push_back(bytes(t.stats, MPE_NUM_STATS * 8));
   return all;
 }

@@ -96,7 +96,7 @@ class Play {
     same("positions", valid, [&](int i) { return batch_[i]->u.positions; });
     if (o_.policy >= 0) admit(n);
     both("lookup", [&](int i) {
-      const mpe_part part{group(i), &batch_[i]->l, each(i), &batch_[i]->outputs};
+      const mpe_lookup_args part{group(i), &batch_[i]->l, each(i), &batch_[i]->outputs};
       return door(i)->lookup(&part, 1, nullptr);
     });
     const int64_t room = n > o_.batch_size ? n : o_.batch_size;
@@ -190,7 +190,8 @@ class Play {
     same("meta", c.slots(), [&](int i) { return sides_[i]->cache.meta; });
     same("cache rows", c.slots() * o_.dim, [&](int i) { return sides_[i]->cache.rows; });
     same("counters", 2, [&](int i) { return sides_[i]->cache.counters; });
-    same("sketch", 4 * c.cache.sketch_width, [&](int i) { return sides_[i]->cache.sketch; });
+    same("sketch", MPE_SKETCH_ROWS * c.cache.sketch_width,
+         [&](int i) { return sides_[i]->cache.sketch; });
     name_ = before;
   }
 

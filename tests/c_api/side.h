@@ -125,14 +125,14 @@ struct Collection {
     cache.num_sets = o.sets;
     cache.ways = 32;
     cache.policy = o.policy;
-    const std::vector<uint64_t> empty(static_cast<size_t>(slots()), (uint64_t{1} << 48) - 1);
+    const std::vector<uint64_t> empty(static_cast<size_t>(slots()), MPE_EMPTY_TAG);
     cache.tags = side.make<uint64_t>(slots(), empty.data());
     cache.meta = side.make<uint32_t>(slots());
     cache.rows = side.make<float>(slots() * o.dim);
     cache.counters = side.make<uint64_t>(2);
     cache.sketch_width = 1;
     while (cache.sketch_width < slots()) cache.sketch_width *= 2;
-    cache.sketch = side.make<uint8_t>(4 * cache.sketch_width);
+    cache.sketch = side.make<uint8_t>(MPE_SKETCH_ROWS * cache.sketch_width);
   }
 };
 

@@ -11,10 +11,11 @@ import pytest
 from helpers import batch, collection, digest, train
 
 import mpembed as mpe
+from mpembed._bindings import contract
 from mpembed.tickets import batch_of
 
 GRAD = np.ones((3, 12), np.float32)
-PINS = np.uint64(0x7F << 56)
+PINS = np.uint64(contract.PIN_MASK)
 on_every_device = pytest.mark.usefixtures("each_device")
 
 

@@ -43,7 +43,7 @@ CASE(cache_probe_ignores_pins_and_the_dirty_bit) {
   CHECK(probe(tags.data(), sets, ways, 42) == slot);
   CHECK(probe(tags.data(), sets, ways, 43) == -1);
   CHECK((kTagPinMask & kTagIdMask) == 0 && (kTagPinMask & kTagDirty) == 0);
-  CHECK(kMaxTickets * kTagPin == kTagPinMask);
+  CHECK(MPE_MAX_PINS * kTagPin == kTagPinMask);
 }
 
 CASE(policy_lru_prefers_the_oldest) {

@@ -54,7 +54,7 @@ struct Group {
   Vec<uint8_t> rows[kTables];
   Vec<float> state[kTables];
   Vec<int64_t> stats = Vec<int64_t>(kTables * MPE_NUM_STATS);
-  Vec<uint64_t> tags = Vec<uint64_t>(kSets * kWays, 0xFFFFFFFFFFFFu);
+  Vec<uint64_t> tags = Vec<uint64_t>(kSets * kWays, MPE_EMPTY_TAG);
   Vec<uint32_t> meta = Vec<uint32_t>(kSets * kWays);
   Vec<float> cached = Vec<float>(kSets * kWays * kDim);
   Vec<uint8_t> sketch = Vec<uint8_t>(4 * 8192);
@@ -143,7 +143,7 @@ uint64_t train(const mpe_backend& backend, int32_t policy) {
                                memory.fresh.data(), nullptr));
     must(backend.scatter_slots(&memory.unique, memory.fresh.data(), kLookups, memory.slots.data(),
                                nullptr));
-    const mpe_part part{group, &memory.lookups, memory.slots.data(), &outputs};
+    const mpe_lookup_args part{group, &memory.lookups, memory.slots.data(), &outputs};
     must(backend.lookup(&part, 1, nullptr));
     must(backend.weight_grad(group, &memory.lookups, memory.slots.data(), &outputs,
                              weight_grad.data(), nullptr));

@@ -22,6 +22,7 @@ import scripts
 from folders import ROOT, TESTS
 
 from mpembed import _bindings, devices
+from mpembed_build import declarations
 
 CHOICES = ("emulation", "installed", "none")
 
@@ -89,10 +90,11 @@ def emulation() -> Path:
 def _translated(folder: Path) -> Path:
     """Return the C++ of the binding, translated again only if the binding is newer."""
     out = folder / "cuda.cpp"
-    inputs = [ROOT / "mpembed" / "_bindings" / name for name in ("cuda.pyx", "api.pxd")]
+    declarations.write(ROOT / "include", folder)
+    inputs = [ROOT / "mpembed" / "_bindings" / "cuda.pyx", folder / declarations.PXD]
     if not out.is_file() or any(out.stat().st_mtime < path.stat().st_mtime for path in inputs):
-        command = [sys.executable, "-m", "cython", "-3", "--cplus", "-I", str(ROOT), "-o", str(out)]
-        command += ["--module-name", "mpembed._bindings.cuda", str(inputs[0])]
+        command = [sys.executable, "-m", "cython", "-3", "--cplus", "-I", str(folder)]
+        command += ["--module-name", "mpembed._bindings.cuda", "-o", str(out), str(inputs[0])]
         subprocess.run(command, check=True)
     return out
 

@@ -17,7 +17,7 @@ from mpembed_build.objects import Job, target
 from mpembed_build.settings import BuildError
 
 # These are compiled once; every other kernel file is compiled for each SIMD level.
-ONCE = {"parallel.cpp", "dispatch.cpp", "workspace.cpp"}
+ONCE = {"parallel.cpp", "dispatch.cpp", "pages.cpp", "workspace.cpp"}
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Iinclude", "-Ikernels"]
 # NDEBUG because the asserts in the interpreter's headers hold the paths of those headers.

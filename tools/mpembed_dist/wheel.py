@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 MEGABYTE = 1_000_000
 LIMITS = {"cpu": 5 * MEGABYTE, "cuda": 40 * MEGABYTE}
 PACKAGE = "mpembed"
-SHIPPED = {".py", ".pyi", ".pxd", ".typed"}  # suffixes copied from the package's source
-SOURCES = {".pyx", ".pxi", ".cpp", ".cu", ".cuh", ".o", ".pyc", ".new", ".d"}
+SHIPPED = {".py", ".pyi", ".typed"}  # suffixes copied from the package's source
+SOURCES = {".pyx", ".pxd", ".pxi", ".cpp", ".cu", ".cuh", ".o", ".pyc", ".new", ".d"}
 CUDA = "_bindings/cuda"
 
 

@@ -2,15 +2,24 @@
 #ifndef MPEMBED_OPTIM_COMMON_H
 #define MPEMBED_OPTIM_COMMON_H
 
+#include "mpembed/api_types.h"
 #include "mpembed/lanes.h"
 #include "mpembed/macros.h"
 
 MPE_BEGIN
 
-enum WeightDecay : int32_t { kDecayNone = 0, kDecayL2 = 1, kDecayDecoupled = 2 };
+enum WeightDecay : int32_t {
+  kDecayNone = MPE_decay_none,
+  kDecayL2 = MPE_decay_l2,
+  kDecayDecoupled = MPE_decay_decoupled
+};
 
 // What an optimizer keeps for a row.
-enum StateShape : int32_t { kStateNone = 0, kStateRow = 1, kStateElement = 2 };
+enum StateShape : int32_t {
+  kStateNone = MPE_STATE_NONE,
+  kStateRow = MPE_STATE_ROW,
+  kStateElement = MPE_STATE_ELEMENT
+};
 
 struct OptimizerSettings {
   float lr, eps, weight_decay;

@@ -4,13 +4,14 @@
 #ifndef MPEMBED_POLICY_LFU_H
 #define MPEMBED_POLICY_LFU_H
 
+#include "mpembed/contract.h"
 #include "mpembed/macros.h"
 
 MPE_BEGIN
 
-constexpr uint32_t kSketchRows = 4;
-constexpr uint32_t kSketchMax = 255;
-constexpr uint64_t kHalvingPeriod = 16;  // halve after this many unique rows a slot
+constexpr uint32_t kSketchRows = MPE_SKETCH_ROWS;
+constexpr uint32_t kSketchMax = MPE_MAX_COUNT;
+constexpr uint64_t kHalvingPeriod = MPE_HALVING_PERIOD;
 
 struct Lfu {
   static constexpr bool kSketch = true;

@@ -157,9 +157,9 @@ cdef class GroupBatch:
             for t in range(group.c.num_tables):
                 n += (batch.offset((group.tables[t].feature + 1) * batch.c.batch_size)
                       - batch.offset(group.tables[t].feature * batch.c.batch_size))
-        if n > INT32_MAX or bags > INT32_MAX:
-            raise ValueError(f"a batch may have at most {INT32_MAX} indices and bags a dimension, "
-                             f"got {n} indices")
+        if n > MPE_MAX_LOOKUPS or bags > MPE_MAX_LOOKUPS:
+            raise ValueError(f"a batch may have at most {MPE_MAX_LOOKUPS} indices and bags a "
+                             f"dimension, got {n} indices")
         keys, numbers = part(&end, 8 * n), part(&end, 4 * n)
         offsets, origins = part(&end, 8 * (bags + 1)), part(&end, 8 * group.c.num_tables)
         dropped = part(&end, 8 * group.c.num_tables)

@@ -48,8 +48,8 @@ def lookup(list groups, list lookups, list work, Stream on):
     cdef Group group
     cdef GroupBatch share
     cdef CallWorkspace space
-    cdef vector[mpe_part] parts
-    cdef mpe_part one
+    cdef vector[mpe_lookup_args] parts
+    cdef mpe_lookup_args one
     cdef mpe_status status
     cdef int32_t previous, count
     for group, share, space in zip(groups, lookups, work, strict=True):

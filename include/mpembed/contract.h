@@ -1,0 +1,59 @@
+/* The numbers that callers, both backends and Python agree on, each of them once: the limits of the
+ * interface, and what docs/numerics.md fixes. What belongs to one format, optimizer or policy alone
+ * stands in its header, and the numbers of their names in registry.h. Plain C.
+ *
+ * Python's mpembed._bindings.contract has every name of this file without MPE_ (its stub lists
+ * them): each is a whole number >= 0 on one line. */
+#ifndef MPEMBED_CONTRACT_H
+#define MPEMBED_CONTRACT_H
+
+#include <stdint.h>
+
+/* ---- limits ---- */
+
+#define MPE_MAX_TABLES 65535            /* of one seed: the random counter has 16 bits for them */
+#define MPE_MAX_ROWS (INT64_C(1) << 47) /* of a table */
+#define MPE_MAX_DIM (INT32_C(1) << 20)  /* columns of a row */
+#define MPE_MAX_LOOKUPS INT32_MAX       /* of a group in a batch; the same for its bags */
+#define MPE_MAX_SEED UINT64_MAX
+#define MPE_MAX_STEP ((UINT64_C(1) << 40) - 1) /* the write step, see advance */
+#define MPE_MAX_SETS (INT64_C(1) << 26)        /* of a cache */
+#define MPE_MIN_WAYS 8                         /* slots of a set, a power of two */
+#define MPE_MAX_WAYS 32
+#define MPE_MAX_SLOTS INT32_MAX /* sets x ways */
+#define MPE_MAX_THREADS 1024    /* of the CPU backend */
+
+/* From this size on, the CPU's allocate returns zeroed pages of their own, see there. */
+#define MPE_MAPPED_BYTES (INT64_C(1) << 20)
+
+/* ---- keys and tags (docs/numerics.md, section 6) ---- */
+
+#define MPE_DROPPED UINT64_MAX /* the key of an index that was dropped */
+
+/* A tag is a linear row id, the number of open batches that pin the slot, and the dirty bit. */
+#define MPE_ID_MASK ((UINT64_C(1) << 48) - 1)
+#define MPE_EMPTY_TAG MPE_ID_MASK
+#define MPE_MAX_PINS 127
+#define MPE_ONE_PIN (UINT64_C(1) << 56)
+#define MPE_PIN_MASK (MPE_MAX_PINS * MPE_ONE_PIN)
+#define MPE_DIRTY_BIT (UINT64_C(1) << 63)
+
+/* ---- the sketch of a policy that counts (section 6) ---- */
+
+#define MPE_SKETCH_ROWS 4
+#define MPE_MAX_COUNT 255     /* of a cell and of a slot */
+#define MPE_HALVING_PERIOD 16 /* counts are halved after this many unique rows a slot */
+
+/* ---- orders of summation and of draws (sections 1 and 5) ---- */
+
+#define MPE_GRADIENT_BLOCK 64  /* occurrences of a row in one partial sum of its gradient */
+#define MPE_TREE_LANES 32      /* lane sums of a dot product */
+#define MPE_ROUND_COLUMNS 1024 /* elements that stochastic_round takes for one row */
+
+/* ---- what an optimizer keeps (mpe_state_shape) ---- */
+
+#define MPE_STATE_NONE 0
+#define MPE_STATE_ROW 1     /* a value a row */
+#define MPE_STATE_ELEMENT 2 /* a value an element */
+
+#endif

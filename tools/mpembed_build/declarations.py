@@ -1,0 +1,141 @@
+"""Cython's declarations of the C interface, written from its headers: nothing is declared twice.
+
+What the headers may hold is what they do hold: enums, structs, functions and numbers, of which a
+few regular expressions understand all. Anything else is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mpembed_build.settings import BuildError
+
+PXD, PXI = Path("mpembed/_bindings/api.pxd"), Path("contract.pxi")
+_IDENTIFIERS = r"\w+(?: = \d+)?(?:, \w+(?: = \d+)?)*,?"
+
+
+def write(include: Path, folder: Path) -> None:
+    """Write the declarations where Cython finds them with `folder` on its path.
+
+    Parameters
+    ----------
+    include : Path
+        The folder of the headers, the parent of ``mpembed``.
+    folder : Path
+        Gets ``mpembed/_bindings/api.pxd``, the declarations of ``api.h``, and ``contract.pxi``, the
+        numbers of ``contract.h`` under Python's names. A file that is right is left alone.
+    """
+    headers = include / "mpembed"
+    for path, text in ((PXD, declarations(headers)), (PXI, numbers(headers))):
+        target = folder / path
+        if not target.is_file() or target.read_text() != text:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+
+
+def numbers(headers: Path) -> str:
+    """Return the numbers of ``contract.h`` as a Cython source declares and exports them."""
+    names = _numbers(_text(headers / "contract.h"))
+    lines = ["# Written from include/mpembed/contract.h.", ""]
+    lines += ['cdef extern from "mpembed/contract.h":']
+    lines += [f"    const unsigned long long {name}" for name in names]
+    lines += ["", *(f"{name.removeprefix('MPE_')} = {name}" for name in names)]
+    return "\n".join(lines) + "\n"
+
+
+def declarations(headers: Path) -> str:
+    """Return ``api.h`` and the headers behind it as a ``.pxd`` file."""
+    contract, types, api = (
+        _text(headers / f"{name}.h") for name in ("contract", "api_types", "api")
+    )
+    functions = _functions(_text(headers / "api_functions.h"))
+    api = api.replace('#include "mpembed/api_functions.h"\n', functions)
+    lines = [f"const unsigned long long {name}" for name in _numbers(contract)]
+    lines += ["const int MPE_API_VERSION"]
+    for name, text in (("api_types.h", types), ("api.h", api)):
+        lines += _declared(name, text)
+    head = [
+        "# Written from the headers of include/mpembed.",
+        "from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t",
+        "",
+        'cdef extern from "mpembed/api.h" nogil:',
+    ]
+    return "\n".join([*head, *(f"    {line}" for line in lines)]) + "\n"
+
+
+def _text(header: Path) -> str:
+    """Return a header with neither comments nor continued lines."""
+    text = re.sub(r"/\*.*?\*/|//[^\n]*", " ", header.read_text(), flags=re.DOTALL)
+    return text.replace("\\\n", " ")
+
+
+def _numbers(text: str) -> list[str]:
+    """Return the names of the macros with a value."""
+    return re.findall(r"^#define (MPE_\w+)[ \t]+\S", text, re.MULTILINE)
+
+
+def _functions(text: str) -> str:
+    """Return the functions of a backend as the members that the macro makes of them."""
+    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
+    pattern = r"\s*MPE_FUNCTION\(([^,()]+), (\w+),\s*\(([^()]*)\)\)\s*"
+    rest = re.sub(pattern, "", text)
+    if rest.strip():
+        raise BuildError(f"api_functions.h: not understood: {_line(rest)}")
+    return "".join(f"{r} (*{name})({args});\n" for r, name, args in re.findall(pattern, text))
+
+
+def _declared(header: str, text: str) -> list[str]:
+    """Return the enums, structs and functions of a header, as Cython declares them."""
+    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"enum \{ MPE_\w+\(\w+\) \w+ \};", "", text)  # of registry.h: unused in Cython
+    text = re.sub(r'extern "C" \{(.*)\}', r"\1", text, flags=re.DOTALL)
+    pattern = (
+        r"typedef (?P<kind>enum|struct) (?P<type>\w+) \{(?P<body>[^{}]*)\} (?P=type);"
+        r"|MPE_EXPORT (?P<function>[^;{}]*);"
+    )
+    lines: list[str] = []
+    for found in re.finditer(pattern, text):
+        if found["function"]:
+            lines.append(_function(header, found["function"]) + " noexcept")
+            continue
+        lines.append(f"ctypedef {found['kind']} {found['type']}:")
+        inner = _enumerators if found["kind"] == "enum" else _members
+        lines += [f"    {line}" for line in inner(header, found["body"])]
+    rest = re.sub(pattern, "", text)
+    if rest.strip():
+        raise BuildError(f"{header}: not understood: {_line(rest)}")
+    return lines
+
+
+def _enumerators(header: str, body: str) -> list[str]:
+    body = " ".join(body.split())
+    if not re.fullmatch(_IDENTIFIERS, body):
+        raise BuildError(f"{header}: not understood: {body}")
+    return [word for word in re.findall(r"\w+", body) if not word.isdecimal()]
+
+
+def _members(header: str, body: str) -> list[str]:
+    members = [" ".join(member.split()) for member in body.split(";")]
+    return [
+        _function(header, member) + " noexcept nogil" if "(" in member else member
+        for member in members
+        if member
+    ]
+
+
+def _function(header: str, declaration: str) -> str:
+    """Return a function or a pointer to one without the names of its arguments.
+
+    C takes names for them that are words of Python, such as ``from``.
+    """
+    found = re.fullmatch(r"(.*[ *])(\w+|\(\*\w+\))\(([^()]*)\)", " ".join(declaration.split()))
+    if found is None:
+        raise BuildError(f"{header}: not understood: {_line(declaration)}")
+    given = [] if found[3] in ("", "void") else found[3].split(",")
+    types = [re.sub(r"(?<=[ *])\w+$", "", argument.strip()).strip() for argument in given]
+    return f"{found[1]}{found[2]}({', '.join(types)})"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:80]
