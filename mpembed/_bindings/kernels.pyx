@@ -128,6 +128,6 @@ def host_copy(View view, Stream on, bint always=False):
 
 include "kernels/batch.pxi"
 include "kernels/state.pxi"
-include "kernels/work.pxi"
+include "kernels/workspace.pxi"
 include "kernels/group.pxi"
 include "kernels/ops.pxi"
