@@ -46,6 +46,7 @@ class Engine(OpenBatches):
         self.raise_nonfinite = raise_nonfinite
         self.steps, self.device_errors = storage.steps, storage.device_errors
         self.device = storage.device
+        self._refuses_later = not self.device.raises_at_once  # a batch, once its call has returned
         super().__init__(
             CallOrder(storage.device, ForkAwareLock()), [group.kernels for group in storage.groups]
         )
@@ -75,7 +76,7 @@ class Engine(OpenBatches):
     def evaluate(self, batch: Batch, views: Any, on: Stream) -> None:
         """Forward without any change of state."""
         shares = self._prepare(batch, on)
-        if self.width is None:
+        if self.width is None and self._refuses_later:
             self._clear(views.values(), on)
         pairs = list(zip(self.groups, shares, strict=True))
         workspaces = [CallWorkspace(group, share, views, True, on) for group, share in pairs]
@@ -96,7 +97,7 @@ class Engine(OpenBatches):
         ticket = self._reserve(batch, shares, on) if known is None else known
         pairs = batch_of(ticket).pairs(self.groups)
         workspaces = [CallWorkspace(group, share, views, True, on) for group, share in pairs]
-        if self.width is None:
+        if self.width is None and self._refuses_later:
             self._clear(views.values(), on)
         self.steps.advance(on)
         if self._implicit is not None:
@@ -124,10 +125,9 @@ class Engine(OpenBatches):
         return ticket
 
     def _clear(self, results: Iterable[View], on: Stream) -> None:
-        """Set results to zero that a device's kernels do not write where they refuse the batch."""
-        if not self.device.raises_at_once:
-            for view in results:
-                on.clear(view.address, 4 * view.size)
+        """Set results to zero that kernels do not write where the batch is refused later."""
+        for view in results:
+            on.clear(view.address, 4 * view.size)
 
     def _same_batch(self, ticket: Ticket, batch: Batch, shares: list[GroupBatch]) -> bool:
         """Whether a batch is the one of a prefetch.
@@ -141,13 +141,13 @@ class Engine(OpenBatches):
     def _prepare(self, batch: Batch, on: Stream) -> list[GroupBatch]:
         """Return each group's share of a batch; IndexError on the CPU, `check` on a device."""
         shares = [group.prepare(batch, self.drop, on) for group in self.groups]
-        if self.device.raises_at_once:
-            found = batch.found(on)
-            if found is not None:
-                raise self._index_error(found, batch)
+        if self._refuses_later:
+            for group, share in zip(self.groups, shares, strict=True):
+                group.discard(batch, share, self.device_errors, on)
             return shares
-        for group, share in zip(self.groups, shares, strict=True):
-            group.discard(batch, share, self.device_errors, on)
+        found = batch.found(on)
+        if found is not None:
+            raise self._index_error(found, batch)
         return shares
 
     def _index_error(
@@ -188,7 +188,7 @@ class Engine(OpenBatches):
         self._check_step_limit()
         settings = self.optimizer.kernel_settings()
         pairs, workspaces = batch_of(used).pairs(self.groups), []
-        if weight_grad is not None:
+        if weight_grad is not None and self._refuses_later:
             self._clear([weight_grad], on)
         for group, share in pairs:
             share.dedup(group, on)

@@ -146,10 +146,13 @@ cdef Memory memory_for(Stream on, int64_t nbytes, bint permanent):
 cdef int upload(Stream on, void* to, const void* source, int64_t nbytes) except -1:
     """Queue a copy from the host, whose memory may be used again at return."""
     cdef Device device = on.device
+    cdef Outcome outcome
     on.refuse_capture("copying from the host")  # a launch would read the host's memory again
-    return device.check(
-        launch(device.target, device.kernels.copy, to, source, nbytes, on.handle),
-        "copying to the device")
+    if device.synchronous:  # a few bytes, copied before another thread would run
+        outcome = call(device.target, device.kernels.copy, to, source, nbytes, on.handle)
+    else:
+        outcome = launch(device.target, device.kernels.copy, to, source, nbytes, on.handle)
+    return device.check(outcome, "copying to the device")
 
 
 cdef int download(Stream on, void* to, const void* source, int64_t nbytes) except -1:
