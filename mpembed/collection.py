@@ -265,7 +265,7 @@ class EmbeddingBagCollection:
             weight_grad, written = self._weight_grad(opened, out, views, on)
             self._engine.backward(used, views, written, on)
             weight_grad = batches.by_table(weight_grad, opened.named_counts)
-            if on.device.synchronous:
+            if on.device.raises_at_once:
                 self._engine.raise_found(on, weight_grad)
             return weight_grad
 
@@ -392,7 +392,7 @@ class EmbeddingBagCollection:
         """
         with self._calls.on_last_stream(captures.waits("state_arrays")) as on:
             step = np.array([self.step], np.uint64)
-            named = {**self._storage.arrays(), "step": array_ops.sent(step, on)}
+            named = {**self._storage.arrays(), "step": array_ops.upload(step, on)}
             return {name: array_ops.read_only(array, on) for name, array in named.items()}
 
     def __repr__(self) -> str:

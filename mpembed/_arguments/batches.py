@@ -43,8 +43,11 @@ def _concatenate(
         if weights is not None:
             what = f"per_sample_weights of table {name!r}"
             values.append(_vector(weights[name], what, FLOAT, sources, on, len(checked)))
-    joined = array_ops.sent(np.concatenate(values), on) if weights is not None else None
-    whole = array_ops.sent(np.concatenate(indices), on), array_ops.sent(np.concatenate(offsets), on)
+    joined = array_ops.upload(np.concatenate(values), on) if weights is not None else None
+    whole = (
+        array_ops.upload(np.concatenate(indices), on),
+        array_ops.upload(np.concatenate(offsets), on),
+    )
     return *whole, joined, sources
 
 
@@ -126,7 +129,7 @@ def _make_batch(
 
 def one_bag(indices: View, on: Stream) -> Any:
     """Return the offsets of a single bag that holds all indices."""
-    return array_ops.sent(np.array([0, indices.size], np.int64), on)
+    return array_ops.upload(np.array([0, indices.size], np.int64), on)
 
 
 def weight_counts(configs: Sequence[TableConfig], batch: kernels.Batch) -> dict[str, int] | None:

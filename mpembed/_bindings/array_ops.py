@@ -14,24 +14,24 @@ Array = Any  # numpy.ndarray or Tensor
 
 
 def result(shape: Shape, dtype: npt.DTypeLike, on: Stream) -> Array:
-    """Return a new array for what a call gives back, not initialised."""
+    """Return a new array for what a call gives back, not initialised: on the CPU one of NumPy's."""
     return np.empty(shape, dtype) if on.device.synchronous else tensor.transient(on, shape, dtype)
 
 
-def lasting(device: Device, shape: Shape, dtype: npt.DTypeLike, *, host: bool = False) -> Array:
+def empty(device: Device, shape: Shape, dtype: npt.DTypeLike, *, host: bool = False) -> Array:
     """Return a new array of a collection, not initialised; `host` is pinned host memory."""
     if device.synchronous:
         return memory.empty(shape, dtype)
-    return tensor.lasting(device, shape, dtype, PINNED_HOST if host else DEVICE)
+    return tensor.empty(device, shape, dtype, PINNED_HOST if host else DEVICE)
 
 
-def filled(
+def full(
     device: Device, shape: Shape, dtype: npt.DTypeLike, value: Any, *, host: bool = False
 ) -> Array:
     """Return a new array of a collection with one value everywhere."""
-    if device.synchronous and value == 0:
+    if device.synchronous and value == 0:  # fresh pages are zero: nothing is written
         return memory.zeros(shape, dtype)
-    array = lasting(device, shape, dtype, host=host)
+    array = empty(device, shape, dtype, host=host)
     assign(array, value, device.stream(None))
     return array
 
@@ -71,7 +71,7 @@ def address(array: Array) -> int:
     return array.address if isinstance(array, Tensor) else int(array.ctypes.data)
 
 
-def sent(array: npt.NDArray[Any], on: Stream) -> Array:
+def upload(array: npt.NDArray[Any], on: Stream) -> Array:
     """Return a NumPy array's values where the stream's kernels run: itself, or a copy."""
     if on.device.synchronous:
         return array

@@ -3,7 +3,8 @@
 cimport cython
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from mpembed._bindings.api cimport mpe_backend, mpe_status
+from mpembed._bindings.api cimport mpe_backend
+from mpembed._bindings.launch cimport Outcome, Target
 
 
 @cython.final
@@ -11,15 +12,19 @@ cdef class Device:
     """One device of a backend."""
 
     cdef const mpe_backend* kernels
+    cdef Target target  # the same with the device's number, as calls want it
     cdef object capsule  # keeps the table's library alive
     cdef readonly str name  # "cpu", "cuda:0"
     cdef readonly int32_t index
-    cdef readonly bint synchronous  # a call returns when its work is done
+    cdef readonly tuple dlpack  # the (device type, device id) of DLPack
+    # The CPU: its arrays are NumPy's, and a kernel that returns has done its work.
+    cdef readonly bint synchronous
+    # What is wrong with a batch or an update is raised in its call; a device's `check` raises it.
+    cdef readonly bint raises_at_once
     cdef Stream default_stream  # what `stream=None` means
 
-    cdef int check(self, mpe_status status, str what) except -1
-    cdef int32_t enter(self) except -1
-    cdef int leave(self, int32_t previous, mpe_status status, str what) except -1
+    cdef int check(self, Outcome outcome, str what) except -1
+    cdef int raise_failure(self, Outcome outcome, str what) except -1
     cpdef Stream stream(self, object given)
 
 
@@ -46,13 +51,15 @@ cdef class Memory:
     cdef void* data
     cdef readonly int64_t nbytes
     cdef int32_t placement  # -1: borrowed in the order of `stream`
-    cdef Stream home  # in whose order it goes back; None where it is not borrowed
+    cdef bint traced  # by tracemalloc
+    cdef Stream return_stream  # it is given back in this order; None where it is not borrowed
     cdef uint64_t capture  # the graph's whose capture borrowed it, or 0
     cdef Stream written  # the last one that writes it, for all tensors in it; None: the default one
     cdef list readers  # streams outside the library that may still read it, as Streams
 
-    cdef int moved_to(self, Stream on) except -1
-    cdef bint may_go_back(self) except -1
+    cdef int give_back_on(self, Stream on) except -1
+    cdef bint can_be_given_back(self) except -1
+    cdef int64_t kept_bytes(self) noexcept
     cdef Stream writer(self)
 
 
@@ -64,7 +71,6 @@ cdef class CallOrder:
     cdef readonly Stream last  # the stream of the last call outside of captures
     cdef Stream now  # of the running call
     cdef object lock
-    cdef Call one  # the CPU's, whose contexts are all the same
     cdef void* event  # behind the last call outside of captures
     cdef void* launched  # behind the last launch of a graph; NULL before the first capture
     cdef Stream graph  # of the last call that was captured; None once that is known to be over
@@ -82,6 +88,7 @@ cdef class CallOrder:
     cdef int order_in_graph(self, Stream on) except -1
     cdef bint is_captured(self) except -1
     cdef int end(self) except -1
+    cdef int record(self) except -1
 
 
 @cython.final
@@ -96,5 +103,6 @@ cdef class Call:
 cdef Stream stream_at(Device device, void* handle, object owner=?)
 cdef Memory borrow(Stream on, int64_t nbytes)
 cdef Memory allocate(Device device, int64_t nbytes, int32_t placement)
+cdef Memory memory_for(Stream on, int64_t nbytes, bint permanent)
 cdef int upload(Stream on, void* to, const void* source, int64_t nbytes) except -1
 cdef int download(Stream on, void* to, const void* source, int64_t nbytes) except -1

@@ -1,8 +1,4 @@
-"""Devices, their streams and their memory: the part of the C door that is not kernels.
-
-Calls to a device's runtime are made with that device set for the thread, and the one before is set
-again at the end: other libraries in the process have theirs.
-"""
+"""Devices, their streams and their memory: the part of the C API that is not kernels."""
 
 cimport cython
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -10,10 +6,12 @@ from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint64_t, uintptr_t
 
 from mpembed._bindings.api cimport (
     MPE_API_VERSION, MPE_ERR_MEMORY, MPE_OK, MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST, mpe_backend,
-    mpe_device, mpe_status)
+    mpe_device)
+from mpembed._bindings.launch cimport Outcome, call, copy_and_wait, enter, launch, leave
 from mpembed._bindings.tracing cimport TRACE_DOMAIN, trace, untrace
 
 DEVICE, PINNED_HOST = MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST
+cdef str ORDERING = "ordering streams"
 
 
 def count_devices(capsule):
@@ -55,9 +53,13 @@ cdef class Device:
         self.kernels = _table(capsule)
         self.capsule = capsule
         self.index = index
-        backend = self.kernels.name.decode()
-        self.synchronous = backend == "cpu"
-        self.name = backend if self.synchronous else f"{backend}:{index}"
+        self.target.kernels, self.target.index = self.kernels, index
+        self.name = self.kernels.name.decode()
+        self.synchronous = self.raises_at_once = self.name == "cpu"
+        if self.synchronous:
+            self.dlpack = 1, 0
+        else:
+            self.name, self.dlpack = f"{self.name}:{index}", (2, index)
         self.default_stream = stream_at(self, NULL)
 
     @property
@@ -65,43 +67,19 @@ cdef class Device:
         """Instruction set or architectures of the kernels."""
         return self.kernels.level.decode()
 
-    @property
-    def dlpack(self):
-        """The (device type, device id) of DLPack."""
-        if self.synchronous:
-            return 1, 0
-        return 2, self.index
+    cdef int check(self, Outcome outcome, str what) except -1:
+        """Raise what has failed in a call, which `what` describes."""
+        return 0 if outcome.status == MPE_OK else self.raise_failure(outcome, what)
 
-    cdef int check(self, mpe_status status, str what) except -1:
-        """Raise what a status says; MPE_OK raises nothing."""
-        if status == MPE_OK:
-            return 0
-        reason = "not enough memory"
+    cdef int raise_failure(self, Outcome outcome, str what) except -1:
+        if outcome.step != NULL:
+            what = outcome.step.decode()
+        reason = "not enough memory"  # nothing else fails on the CPU, which has no words for it
         if not self.synchronous:
             reason = self.kernels.last_error().decode("utf-8", "replace")
-        if status == MPE_ERR_MEMORY:
+        if outcome.status == MPE_ERR_MEMORY:
             raise MemoryError(f"{what} on {self.name}: {reason}")
-        raise RuntimeError(f"{what} on {self.name}: {reason} (status {<int>status})")
-
-    cdef int32_t enter(self) except -1:
-        """Make this the thread's device; return the one before, for `leave`."""
-        cdef int32_t previous = 0
-        if self.synchronous:
-            return 0
-        self.check(self.kernels.current_device(&previous), "asking for the device")
-        if previous != self.index:
-            self.check(self.kernels.use_device(self.index), "choosing the device")
-        return previous
-
-    cdef int leave(self, int32_t previous, mpe_status status, str what) except -1:
-        """Set the thread's device back, then raise what a call's status says."""
-        cdef mpe_status back = MPE_OK
-        if not self.synchronous and previous != self.index:
-            back = self.kernels.use_device(previous)
-        if status == MPE_OK and back == MPE_OK:
-            return 0
-        self.check(status, what)
-        return self.check(back, "choosing the device")
+        raise RuntimeError(f"{what} on {self.name}: {reason} (status {<int>outcome.status})")
 
     cpdef Stream stream(self, object given):
         """Return the stream that a caller means.
@@ -171,13 +149,11 @@ cdef class Stream:
     cdef int query_capture(self) except -1:
         """Find out which capture the stream is part of now."""
         cdef uint64_t capture = 0
-        cdef mpe_status status
-        cdef int32_t previous
-        if self.device.synchronous:
+        if self.device.synchronous:  # which has no graphs; every borrowing asks
             return 0
-        previous = self.device.enter()
-        status = self.device.kernels.capturing(self.handle, &capture)
-        self.device.leave(previous, status, "asking for captures")
+        self.device.check(
+            call(self.device.target, self.device.kernels.capturing, self.handle, &capture),
+            "asking for captures")
         self.capture = capture
         return 0
 
@@ -191,23 +167,16 @@ cdef class Stream:
         return 0
 
     cdef int synchronize(self, str what) except -1:
-        cdef mpe_status status
-        cdef int32_t previous
-        if self.device.synchronous:
-            return 0
         self.refuse_capture(what)
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.synchronize(self.handle)
-        return self.device.leave(previous, status, what)
+        return self.device.check(
+            launch(self.device.target, self.device.kernels.synchronize, self.handle), what)
 
     def clear(self, uintptr_t address, int64_t nbytes):
         """Set the device's memory to zero, in the order of the stream."""
-        cdef mpe_status status
-        cdef int32_t previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.fill(<void*>address, 0, nbytes, self.handle)
-        self.device.leave(previous, status, "clearing results")
+        self.device.check(
+            launch(self.device.target, self.device.kernels.fill, <void*>address, 0, nbytes,
+                   self.handle),
+            "clearing results")
 
     cdef bint wait_for(self, Stream other) except -1:
         """Let what comes on this stream wait for what another one has been given.
@@ -215,11 +184,9 @@ cdef class Stream:
         False where there is nothing to order: a graph runs when it is launched, after what the
         stream of its launch has been given.
         """
-        cdef const mpe_backend* kernels = self.device.kernels
+        cdef Device device = self.device
         cdef void* event = NULL
-        cdef int32_t previous
-        cdef mpe_status status
-        if self.device.synchronous or other.handle == self.handle:
+        if other.handle == self.handle:
             return False
         self.query_capture()
         other.query_capture()
@@ -228,14 +195,12 @@ cdef class Stream:
                 raise RuntimeError("what a CUDA graph that is being captured writes cannot be used "
                                    "outside of it before its launch")
             return False
-        previous = self.device.enter()
-        status = kernels.create_event(&event)
-        if status == MPE_OK:
-            status = kernels.record(event, other.handle)
-            if status == MPE_OK:
-                status = kernels.wait(event, self.handle)
-            kernels.destroy_event(event)
-        self.device.leave(previous, status, "ordering streams")
+        device.check(call(device.target, device.kernels.create_event, &event), ORDERING)
+        try:
+            device.check(call(device.target, device.kernels.record, event, other.handle), ORDERING)
+            device.check(call(device.target, device.kernels.wait, event, self.handle), ORDERING)
+        finally:
+            call(device.target, device.kernels.destroy_event, event)
         return True
 
     def __repr__(self):

@@ -1,4 +1,4 @@
-"""The door for arrays: NumPy's and every DLPack exporter's become a View."""
+"""Import of arrays: NumPy's and every DLPack exporter's become a View."""
 
 from mpembed._bindings.device cimport Stream
 from mpembed._bindings.view cimport View

@@ -1,4 +1,4 @@
-"""Whole kernels through the C door, of any backend: groups of tables, batches, their lookups.
+"""Whole kernels through the C API, of any backend: groups of tables, batches, their lookups.
 
 Arrays come in as `View` objects (checked by the Python layer), or as arrays of the storage. Each
 call names the stream it goes to, and with it the device, which is the thread's while its kernel is
@@ -16,7 +16,8 @@ from libcpp.vector cimport vector
 import numpy as np
 
 from mpembed._bindings.api cimport *
-from mpembed._bindings.device cimport Device, Memory, Stream, allocate, borrow, download, upload
+from mpembed._bindings.device cimport Device, Memory, Stream, borrow, download, memory_for, upload
+from mpembed._bindings.launch cimport Outcome, call, launch
 from mpembed._bindings.tensor cimport Tensor
 from mpembed._bindings.view cimport BF16, F32, View
 
@@ -124,7 +125,7 @@ cdef void* _address(object array) except? NULL:
 def host_copy(View view, Stream on, bint always=False):
     """Return the values of a contiguous array in the host's memory; a device is waited for.
 
-    Where the host reads the memory itself, it is no copy unless `always`. BF16 becomes its bits.
+    On the CPU it is no copy unless `always`. BF16 becomes its bits.
     """
     if on.device.synchronous and not always:
         return np.asarray(view)
@@ -136,6 +137,7 @@ def host_copy(View view, Stream on, bint always=False):
 
 include "kernels/batch.pxi"
 include "kernels/state.pxi"
-include "kernels/work.pxi"
+include "kernels/workspace.pxi"
 include "kernels/group.pxi"
+include "kernels/keys.pxi"
 include "kernels/ops.pxi"

@@ -2,19 +2,20 @@
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uintptr_t
+from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
-from mpembed._bindings.api cimport MPE_PLACEMENT_HOST, mpe_status
+from mpembed._bindings.api cimport MPE_PLACEMENT_HOST
 from mpembed._bindings.device cimport (
     Device, Memory, Stream, allocate, borrow, download, stream_at, upload)
 from mpembed._bindings.dlpack_c cimport (
     DLPACK_FLAG_BITMASK_IS_COPIED, DLPACK_FLAG_BITMASK_READ_ONLY, DLDevice, DLManagedTensor,
     DLManagedTensorVersioned, DLTensor, kDLBfloat, kDLBool, kDLCUDA, kDLCUDAHost, kDLFloat,
     kDLInt, kDLUInt)
+from mpembed._bindings.launch cimport launch
 from mpembed._bindings.view cimport MAX_NDIM, View, finish
 
 import math
@@ -118,7 +119,7 @@ cdef class Tensor:
                 self.memory.readers.append(on)
         return 0
 
-    # ---- lending -----------------------------------------------------------------------------
+    # ---- export ------------------------------------------------------------------------------
 
     def __dlpack_device__(self):
         cdef DLDevice at = self.place()
@@ -192,145 +193,6 @@ cdef int order_for_consumer(Tensor t, object stream) except -1:
     return t.readable_on(stream_at(t.memory.device, <void*>handle))
 
 
-# ---- making ----------------------------------------------------------------------------------
-
-
-cdef Tensor new_tensor(Memory memory, tuple shape, object dtype, Stream written):
-    cdef Tensor t = Tensor.__new__(Tensor)
-    cdef int i
-    if len(shape) > MAX_NDIM:
-        raise ValueError(f"shape {shape} has {len(shape)} dimensions, at most {MAX_NDIM}")
-    t.memory, t.data = memory, <char*>memory.data
-    memory.written = written
-    t.ndim = len(shape)
-    for i in range(t.ndim):
-        t.extent[i] = shape[i]
-    t.type.code, t.type.bits, t.type.lanes = CODES[dtype.kind], 8 * dtype.itemsize, 1
-    return t
-
-
-def lasting(Device device, shape, dtype, int placement):
-    """Return a tensor in memory of its own, not initialised.
-
-    `placement` is ``_device.DEVICE`` or ``_device.PINNED_HOST``.
-    """
-    dtype = np.dtype(dtype)
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes > INT64_MAX:
-        raise MemoryError(f"shape {shape} of dtype {dtype} exceeds the address space")
-    return new_tensor(allocate(device, nbytes, placement), tuple(shape), dtype, None)
-
-
-def transient(Stream on, shape, dtype):
-    """Return a tensor in memory of the stream's pool, not initialised."""
-    dtype = np.dtype(dtype)
-    nbytes = math.prod(shape) * dtype.itemsize
-    return new_tensor(borrow(on, nbytes), tuple(shape), dtype, on)
-
-
-cdef Tensor copied(Tensor source):
-    """Return a copy in memory of the same kind, made behind what writes the source."""
-    cdef Device device = source.memory.device
-    cdef Stream on = source.memory.writer()
-    cdef Tensor made
-    cdef int64_t nbytes = source.nbytes
-    cdef mpe_status status
-    cdef int32_t previous
-    if source.memory.placement == MPE_PLACEMENT_HOST:  # __dlpack_device__ said so
-        made = lasting(device, source.shape, source.dtype, MPE_PLACEMENT_HOST)
-        made.type = source.type
-        on.synchronize("waiting for the tensor")
-        memcpy(made.data, source.data, nbytes)
-        return made
-    made = transient(on, source.shape, source.dtype)
-    made.type = source.type
-    previous = device.enter()
-    status = device.kernels.copy(made.data, source.data, nbytes, on.handle)
-    device.leave(previous, status, "copying")
-    return made
-
-
-def from_view(View source, Stream on):
-    """Return a tensor with the values of a C-contiguous array on this or another device."""
-    cdef Tensor made
-    cdef int64_t nbytes = source.size * (source.type.bits // 8)
-    bits = np.dtype(f"u{source.type.bits // 8}")
-    made = new_tensor(borrow(on, nbytes), source.shape, bits, on)
-    made.type = source.type
-    if nbytes:
-        upload(on, made.data, source.data, nbytes)
-    on.synchronize("copying")  # pinned host memory is read later
-    return made
-
-
-def fill(Tensor t, values, Stream on):
-    """Write a NumPy array's values, or one value everywhere, and wait for it."""
-    cdef int64_t done = 0, nbytes = t.nbytes
-    cdef int64_t itemsize = t.type.bits // 8
-    cdef cnp.ndarray array
-    if isinstance(values, np.ndarray):
-        array = np.ascontiguousarray(values)
-        if array.nbytes != nbytes:
-            raise ValueError(f"{array.nbytes} bytes do not fill {nbytes}")
-        if nbytes:
-            upload(on, t.data, cnp.PyArray_DATA(array), nbytes)
-    elif values == 0:
-        zero(t, on)
-    else:
-        array = np.full(min(nbytes, CHUNK) // itemsize, values, t.dtype)
-        while done < nbytes:
-            upload(on, t.data + done, cnp.PyArray_DATA(array), min(CHUNK, nbytes - done))
-            done += CHUNK
-    on.synchronize("filling")
-
-
-cdef int zero(Tensor t, Stream on) except -1:
-    cdef Device device = on.device
-    cdef int64_t nbytes = t.nbytes
-    cdef mpe_status status
-    cdef int32_t previous
-    if t.memory.placement == MPE_PLACEMENT_HOST:
-        on.synchronize("filling")
-        memset(t.data, 0, nbytes)
-        return 0
-    previous = device.enter()
-    status = device.kernels.fill(t.data, 0, nbytes, on.handle)
-    return device.leave(previous, status, "filling")
-
-
-def read_only(Tensor t, Stream written):
-    """Return the same memory as a tensor that nobody may write, last written on a stream."""
-    cdef Tensor made = Tensor.__new__(Tensor)
-    made.memory, made.data, made.ndim, made.type = t.memory, t.data, t.ndim, t.type
-    made.extent = t.extent
-    made.read_only = True
-    made.memory.written = written
-    return made
-
-
-def row(Tensor t, int64_t i):
-    """Return row i of a tensor's first dimension, which shares its memory."""
-    cdef Tensor made = Tensor.__new__(Tensor)
-    made.memory, made.type, made.ndim = t.memory, t.type, t.ndim - 1
-    for j in range(made.ndim):
-        made.extent[j] = t.extent[j + 1]
-    made.data = t.data + i * <int64_t>made.nbytes
-    return made
-
-
-def piece(Tensor t, int64_t begin, int64_t end):
-    """Return elements [begin, end) of a tensor's first dimension, which share its memory."""
-    cdef Tensor made = Tensor.__new__(Tensor)
-    cdef int64_t each
-    made.memory, made.type, made.ndim = t.memory, t.type, t.ndim
-    made.extent = t.extent
-    made.extent[0] = 1
-    each = made.nbytes
-    made.extent[0] = end - begin
-    made.data = t.data + begin * each
-    return made
-
-
 cdef View view_of(Tensor tensor, str name):
     """Return what kernels see of a tensor."""
     cdef View v = View.__new__(View)
@@ -347,4 +209,5 @@ cdef View view_of(Tensor tensor, str name):
     return v
 
 
+include "tensor/making.pxi"
 include "tensor/capsules.pxi"

@@ -4,6 +4,7 @@ The collection checks what callers pass; this class keeps the invariants: the wr
 every call that may write, rows of open tickets are pinned, a slot is unpinned exactly once.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from mpembed._bindings import kernels
 from mpembed._bindings.contract import MAX_STEP
 from mpembed._bindings.device import CallOrder, Stream
 from mpembed._bindings.kernels import Batch, CallWorkspace, GroupBatch
+from mpembed._bindings.view import View
 from mpembed._collection.lock import ForkAwareLock
 from mpembed._collection.open_batch import OpenBatch
 from mpembed._collection.open_batches import OpenBatches
@@ -44,15 +46,16 @@ class Engine(OpenBatches):
         self.raise_nonfinite = raise_nonfinite
         self.steps, self.device_errors = storage.steps, storage.device_errors
         self.device = storage.device
+        self._refuses_later = not self.device.raises_at_once  # a batch, once its call has returned
         super().__init__(
             CallOrder(storage.device, ForkAwareLock()), [group.kernels for group in storage.groups]
         )
         self.width = outputs.pooled_width(storage.configs)
         self._pending: list[tuple[int, int, int]] = []  # skipped updates, not yet reported
-        if not self.device.synchronous:
+        if not self.device.synchronous:  # graphs read the rate on the device
             optim.listen(optimizer, self)
 
-    def _room_for_step(self) -> None:
+    def _check_step_limit(self) -> None:
         if self.steps.taken >= MAX_STEP:
             raise OverflowError(f"the write step may not exceed {MAX_STEP}")
 
@@ -60,9 +63,9 @@ class Engine(OpenBatches):
 
     def prefetch(self, batch: Batch, on: Stream) -> Ticket:
         """Admit a batch and keep its ticket for the forward to come."""
-        self._room_for_step()
+        self._check_step_limit()
         self._close_pending(on)
-        self._room_for_ticket(0, on)
+        self._check_open_limit(0, on)
         ticket = self._reserve(batch, self._prepare(batch, on), on)
         batch_of(ticket).arguments = batch.index_arguments()
         self.steps.advance(on)
@@ -72,28 +75,30 @@ class Engine(OpenBatches):
 
     def evaluate(self, batch: Batch, views: Any, on: Stream) -> None:
         """Forward without any change of state."""
-        lookups = self._prepare(batch, on)
-        self._clear_unpooled(views, on)
-        parts = list(zip(self.groups, lookups, strict=True))
-        work = [CallWorkspace(group, part, views, True, on) for group, part in parts]
-        for (group, part), space in zip(parts, work, strict=True):
+        shares = self._prepare(batch, on)
+        if self.width is None and self._refuses_later:
+            self._clear(views.values(), on)
+        pairs = list(zip(self.groups, shares, strict=True))
+        workspaces = [CallWorkspace(group, share, views, True, on) for group, share in pairs]
+        for (group, share), workspace in zip(pairs, workspaces, strict=True):
             if group.cached:
-                group.locate(part, space, on)
-        kernels.lookup(self.groups, lookups, work, on)
+                group.locate(share, workspace, on)
+        kernels.lookup(self.groups, shares, workspaces, on)
 
     def train_forward(self, batch: Batch, views: Any, on: Stream, *, explicit: bool) -> Ticket:
         """Forward of a training batch; an implicit ticket lasts until the next such call."""
-        self._room_for_step()
+        self._check_step_limit()
         self._close_pending(on)
-        lookups = self._prepare(batch, on)
-        known = next((t for t in self._prefetched if self._same_batch(t, batch, lookups)), None)
+        shares = self._prepare(batch, on)
+        known = next((t for t in self._prefetched if self._same_batch(t, batch, shares)), None)
         if known is None:
             implicit = self._implicit is not None and self._implicit.open
-            self._room_for_ticket(1 if implicit else 0, on)
-        ticket = self._reserve(batch, lookups, on) if known is None else known
-        parts = batch_of(ticket).parts(self.groups)
-        work = [CallWorkspace(group, part, views, True, on) for group, part in parts]
-        self._clear_unpooled(views, on)
+            self._check_open_limit(1 if implicit else 0, on)
+        ticket = self._reserve(batch, shares, on) if known is None else known
+        pairs = batch_of(ticket).pairs(self.groups)
+        workspaces = [CallWorkspace(group, share, views, True, on) for group, share in pairs]
+        if self.width is None and self._refuses_later:
+            self._clear(views.values(), on)
         self.steps.advance(on)
         if self._implicit is not None:
             self.close(self._implicit)
@@ -102,50 +107,48 @@ class Engine(OpenBatches):
             self._admit(ticket, on)
         else:
             self._prefetched.remove(known)
-            batch_of(known).take_weights(lookups, weighted=batch.weights is not None)
+            batch_of(known).use_weights_of(shares, weighted=batch.weights is not None)
         try:
-            for (group, part), space in zip(parts, work, strict=True):
+            for (group, share), workspace in zip(pairs, workspaces, strict=True):
                 if group.cached:
-                    group.refresh(part, space, on)
-                    group.scatter(part, space, on)
-            kernels.lookup(self.groups, [part for _, part in parts], work, on)
+                    group.refresh(share, workspace, on)
+                    group.scatter(share, workspace, on)
+            kernels.lookup(self.groups, [share for _, share in pairs], workspaces, on)
         except BaseException:  # no memory: the batch is admitted and counted, and open no more
             self.close(ticket)
             raise
-        for group, part in parts:
+        for group, share in pairs:
             if not group.cached:
-                group.count(part, False, True, True, on)
+                group.count(share, False, True, True, on)
         self._latest = ticket
         self._implicit = None if explicit else ticket
         return ticket
 
-    def _clear_unpooled(self, views: Any, on: Stream) -> None:
-        """On a device, outputs without bags read as zero where a batch turns out to be refused."""
-        if self.width is not None or self.device.synchronous:
-            return
-        for view in views.values():
+    def _clear(self, results: Iterable[View], on: Stream) -> None:
+        """Set results to zero that kernels do not write where the batch is refused later."""
+        for view in results:
             on.clear(view.address, 4 * view.size)
 
-    def _same_batch(self, ticket: Ticket, batch: Batch, lookups: list[GroupBatch]) -> bool:
+    def _same_batch(self, ticket: Ticket, batch: Batch, shares: list[GroupBatch]) -> bool:
         """Whether a batch is the one of a prefetch.
 
         On a device it is if it lies in the same memory: its contents are not read back.
         """
         if self.device.synchronous:
-            return batch_of(ticket).same_rows(lookups)
+            return batch_of(ticket).same_rows(shares)
         return batch_of(ticket).same_arrays(batch.index_arguments())
 
     def _prepare(self, batch: Batch, on: Stream) -> list[GroupBatch]:
         """Return each group's share of a batch; IndexError on the CPU, `check` on a device."""
-        lookups = [group.prepare(batch, self.drop, on) for group in self.groups]
-        if self.device.synchronous:
-            found = batch.found(on)
-            if found is not None:
-                raise self._index_error(found, batch)
-            return lookups
-        for group, part in zip(self.groups, lookups, strict=True):
-            group.discard(batch, part, self.device_errors, on)
-        return lookups
+        shares = [group.prepare(batch, self.drop, on) for group in self.groups]
+        if self._refuses_later:
+            for group, share in zip(self.groups, shares, strict=True):
+                group.discard(batch, share, self.device_errors, on)
+            return shares
+        found = batch.found(on)
+        if found is not None:
+            raise self._index_error(found, batch)
+        return shares
 
     def _index_error(
         self, found: tuple[int, int, int, int], batch: Batch | None = None
@@ -156,13 +159,13 @@ class Engine(OpenBatches):
         first = batch.first_index(found[0]) if joined and batch is not None else 0
         return batches.index_error(table.name, table.num_embeddings, found, argument, first)
 
-    def _reserve(self, batch: Batch, lookups: list[GroupBatch], on: Stream) -> Ticket:
+    def _reserve(self, batch: Batch, shares: list[GroupBatch], on: Stream) -> Ticket:
         """Return the ticket of a batch to admit, with all that its admission needs."""
-        for group, part in zip(self.groups, lookups, strict=True):
-            part.reserve(group, on)
+        for group, share in zip(self.groups, shares, strict=True):
+            share.reserve(group, on)
         weighted = batch.weights is not None
         sizes = batch.batch_size, batch.num_indices
-        opened = OpenBatch(lookups, *sizes, weighted=weighted, capture=on.capture)
+        opened = OpenBatch(shares, *sizes, weighted=weighted, capture=on.capture)
         return Ticket(self, opened)
 
     def _admit(self, ticket: Ticket, on: Stream) -> None:
@@ -170,10 +173,10 @@ class Engine(OpenBatches):
         if batch_of(ticket).capture != 0:
             self._captured.add(ticket)
         try:
-            for group, part in batch_of(ticket).parts(self.groups):
+            for group, share in batch_of(ticket).pairs(self.groups):
                 if group.cached:
-                    group.admit(part, on)
-                    group.count(part, False, False, True, on)
+                    group.admit(share, on)
+                    group.count(share, False, False, True, on)
         except BaseException:  # no memory: earlier groups keep the rows they admitted, unpinned
             self.close(ticket)
             raise
@@ -182,30 +185,29 @@ class Engine(OpenBatches):
 
     def backward(self, used: Ticket, views: Any, weight_grad: Any, on: Stream) -> None:
         """Update the rows of a ticket; write the gradient of the weights, if it had any."""
-        self._room_for_step()
+        self._check_step_limit()
         settings = self.optimizer.kernel_settings()
-        parts, work = batch_of(used).parts(self.groups), []
-        # A refused batch has no lookups that would write it.
-        if weight_grad is not None and not self.device.synchronous:
-            on.clear(weight_grad.address, 4 * used.num_indices)
-        for group, part in parts:
-            part.dedup(group, on)
-            work.append(CallWorkspace(group, part, views, used.weighted, on))
-        for (group, part), space in zip(parts, work, strict=True):
+        pairs, workspaces = batch_of(used).pairs(self.groups), []
+        if weight_grad is not None and self._refuses_later:
+            self._clear([weight_grad], on)
+        for group, share in pairs:
+            share.dedup(group, on)
+            workspaces.append(CallWorkspace(group, share, views, used.weighted, on))
+        for (group, share), workspace in zip(pairs, workspaces, strict=True):
             if group.cached:
-                group.refresh(part, space, on)
+                group.refresh(share, workspace, on)
             if weight_grad is not None:
                 if group.cached:
-                    group.scatter(part, space, on)
-                group.weight_grad(part, space, weight_grad, on)
+                    group.scatter(share, workspace, on)
+                group.weight_grad(share, workspace, weight_grad, on)
         self.steps.advance(on)
         changed = False
         try:
-            for (group, part), space in zip(parts, work, strict=True):
-                group.update(part, space, settings, self.device_errors, on)
+            for (group, share), workspace in zip(pairs, workspaces, strict=True):
+                group.update(share, workspace, settings, self.device_errors, on)
                 changed = True
                 if not group.cached:
-                    group.count(part, True, False, False, on)
+                    group.count(share, True, False, False, on)
         except BaseException:
             # No memory. In the first group nothing has changed. Later, the groups before it are
             # updated; the batch is closed, so that no second try updates them twice.
@@ -251,7 +253,7 @@ class Engine(OpenBatches):
 
     def flush(self, on: Stream) -> None:
         """Write every dirty slot of every group back."""
-        self._room_for_step()
+        self._check_step_limit()
         self.steps.advance(on)
         flushed = False
         try:
@@ -266,7 +268,7 @@ class Engine(OpenBatches):
 
     def write_rows(self, group: Any, keys: Any, values: Any, on: Stream) -> None:
         """Set rows of one group."""
-        self._room_for_step()
+        self._check_step_limit()
         self.steps.advance(on)
         try:
             group.write_rows(keys, values, on)

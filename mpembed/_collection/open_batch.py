@@ -11,7 +11,7 @@ class OpenBatch:
 
     Attributes
     ----------
-    lookups : list of GroupBatch
+    shares : list of GroupBatch
         One for each group; empty once the batch is closed.
     batch_size, num_indices : int
         Bags a table; indices of all tables.
@@ -33,24 +33,24 @@ class OpenBatch:
         "arguments",
         "batch_size",
         "capture",
-        "lookups",
         "named_counts",
         "num_indices",
         "open",
         "shapes",
+        "shares",
         "weighted",
     )
 
     def __init__(
         self,
-        lookups: list[GroupBatch],
+        shares: list[GroupBatch],
         batch_size: int,
         num_indices: int,
         *,
         weighted: bool,
         capture: int,
     ) -> None:
-        self.lookups = lookups
+        self.shares = shares
         self.batch_size = batch_size
         self.num_indices = num_indices
         self.weighted = weighted
@@ -63,32 +63,32 @@ class OpenBatch:
     @property
     def nbytes(self) -> int:
         """Bytes of workspace."""
-        return sum(part.nbytes for part in self.lookups)
+        return sum(share.nbytes for share in self.shares)
 
-    def parts(self, groups: list[Any]) -> list[tuple[Any, GroupBatch]]:
+    def pairs(self, groups: list[Any]) -> list[tuple[Any, GroupBatch]]:
         """Return each group with its share of the batch."""
-        return list(zip(groups, self.lookups, strict=True))
+        return list(zip(groups, self.shares, strict=True))
 
-    def same_rows(self, lookups: list[GroupBatch]) -> bool:
+    def same_rows(self, shares: list[GroupBatch]) -> bool:
         """Whether a batch of the CPU asks for the same rows in the same bags."""
-        pairs = zip(self.lookups, lookups, strict=True)
+        pairs = zip(self.shares, shares, strict=True)
         return all(mine.same_rows(theirs) for mine, theirs in pairs)
 
     def same_arrays(self, arguments: list[View]) -> bool:
         """Whether a batch lies in the memory of this prefetch."""
         return [_location(a) for a in self.arguments] == [_location(a) for a in arguments]
 
-    def take_weights(self, lookups: list[GroupBatch], *, weighted: bool) -> None:
+    def use_weights_of(self, shares: list[GroupBatch], *, weighted: bool) -> None:
         """Use the per-sample weights of the forward that takes a prefetch over."""
         self.weighted = weighted
-        for mine, theirs in zip(self.lookups, lookups, strict=True):
-            mine.take_weights(theirs)
+        for mine, theirs in zip(self.shares, shares, strict=True):
+            mine.use_weights_of(theirs)
 
     def close(self) -> list[GroupBatch]:
-        """Give up the lookups, whose rows the caller unpins."""
-        lookups, self.lookups, self.open = self.lookups, [], False
+        """Give up the shares, whose rows the caller unpins."""
+        shares, self.shares, self.open = self.shares, [], False
         self.arguments = []
-        return lookups
+        return shares
 
 
 def _location(array: View) -> tuple[int, int, str]:

@@ -76,10 +76,10 @@ class OpenBatches:
                 self._discard_captured([ticket])
                 return
             self._forget(ticket)
-            for group, part in zip(self.groups, batch_of(ticket).close(), strict=True):
+            for group, share in zip(self.groups, batch_of(ticket).close(), strict=True):
                 if group.cached:
-                    group.release(part, on)
-                part.moved_to(on)
+                    group.release(share, on)
+                share.give_back_on(on)
 
     def detach(self, ticket: Ticket) -> None:
         """Stop using this ticket in a backward that is given none."""
@@ -145,7 +145,7 @@ class OpenBatches:
             self.close(ticket)
         return len(waiting)
 
-    def _room_for_ticket(self, freed: int, on: Stream) -> None:
+    def _check_open_limit(self, freed: int, on: Stream) -> None:
         captured = len(self._captured)
         outside = len(self._open) - captured + len(self._abandoned)
         pins = self._graph_pins

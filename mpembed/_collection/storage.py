@@ -38,12 +38,12 @@ class CacheArrays:
         sketch = None
         if kernels.policy_has_sketch(registry.POLICIES[config.policy]):
             width = 1 << (sets * ways - 1).bit_length()
-            sketch = array_ops.filled(device, (contract.SKETCH_ROWS, width), np.uint8, 0)
+            sketch = array_ops.full(device, (contract.SKETCH_ROWS, width), np.uint8, 0)
         return cls(
-            tags=array_ops.filled(device, (sets, ways), np.uint64, contract.EMPTY_TAG),
-            meta=array_ops.filled(device, (sets, ways), np.uint32, 0),
-            rows=array_ops.filled(device, (sets, ways, dim), np.float32, 0),
-            counters=array_ops.filled(device, (2,), np.uint64, 0),
+            tags=array_ops.full(device, (sets, ways), np.uint64, contract.EMPTY_TAG),
+            meta=array_ops.full(device, (sets, ways), np.uint32, 0),
+            rows=array_ops.full(device, (sets, ways, dim), np.float32, 0),
+            counters=array_ops.full(device, (2,), np.uint64, 0),
             sketch=sketch,
         )
 
@@ -117,7 +117,7 @@ def _allocate_state(config: TableConfig, optimizer: Optimizer, device: Device) -
     precision = optimizer.state_precision
     value = start if precision == "fp32" else kernels.bf16_bits(float(start))
     host = config.placement == "host"
-    return array_ops.filled(device, shape, _STATE_DTYPES[precision], value, host=host)
+    return array_ops.full(device, shape, _STATE_DTYPES[precision], value, host=host)
 
 
 def allocate(settings: Settings) -> Storage:
@@ -128,13 +128,13 @@ def allocate(settings: Settings) -> Storage:
     for config in configs:
         shape = config.num_embeddings, registry.row_bytes(config.precision, config.embedding_dim)
         host = config.placement == "host"
-        rows.append(array_ops.lasting(device, shape, np.uint8, host=host))
+        rows.append(array_ops.empty(device, shape, np.uint8, host=host))
         states.append(_allocate_state(config, optimizer, device))
-    stats = array_ops.filled(device, (len(configs), len(registry.STATS)), np.int64, 0)
+    stats = array_ops.full(device, (len(configs), len(registry.STATS)), np.int64, 0)
     dims = sorted({config.embedding_dim for config in configs})
     on = device.stream(None)
-    steps = kernels.StepCounter(on, 0, True)
-    errors = kernels.DeviceErrors(on, len(dims), True)
+    steps = kernels.StepCounter(on, 0, permanent=True)
+    errors = kernels.DeviceErrors(on, len(dims), permanent=True)
     storage = Storage(device, steps, errors, configs, rows, states, stats)
     columns = np.cumsum([0] + [config.embedding_dim for config in configs])
     for number, dim in enumerate(dims):
@@ -165,7 +165,7 @@ def allocate(settings: Settings) -> Storage:
                 cached.counters,
                 registry.POLICIES[cache.policy],
             )
-        group.seal(on, True)
+        group.upload_descriptors(on, permanent=True)
         storage.groups.append(GroupStorage(dim, ids, group, cached))
     return storage
 

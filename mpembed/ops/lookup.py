@@ -50,14 +50,14 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
     else:
         arrays = out
     names = ("rows of out", "starts of out", "positions of out")
-    views = [_room(*each, on) for each in zip(arrays, names, kinds, least, strict=True)]
+    views = [_vector(*each, on) for each in zip(arrays, names, kinds, least, strict=True)]
     if out is not None:
         kernels.refuse_overlap(views, [source])
     count = kernels.unique_keys(keys, _limit(source, on), views[0], views[1], views[2], on)
     rows = array_ops.piece(arrays[0], 0, count)
     starts = array_ops.piece(arrays[1], 0, count + 1)
     positions = array_ops.piece(arrays[2], 0, n)
-    # A result of its own gives back what the duplicates took.
+    # A copy does not keep the memory that the duplicates took; NumPy alone copies at no wait.
     if out is None and on.device.synchronous:
         return rows.copy(), starts.copy(), positions
     return rows, starts, positions
@@ -65,12 +65,12 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
 
 def _limit(source: View, on: Stream) -> int:
     """Return a number that all indices are below: the fewer bits, the faster the sort."""
-    if on.device.synchronous:
+    if on.device.synchronous:  # the indices can be read at once
         return int(np.asarray(source).max(initial=0)) + 1
     return 2**31 if source.dtype == "int32" else 2**63 - 1
 
 
-def _room(array: Any, name: str, dtype: str, least: int, on: Stream) -> View:
+def _vector(array: Any, name: str, dtype: str, least: int, on: Stream) -> View:
     checked = view(array, name, on)
     require(checked, DTYPES[dtype], 1, writable=True)
     if checked.size < least:
@@ -83,9 +83,9 @@ def _keys(indices: Any, source: View, name: str, below: int, on: Stream) -> kern
 
     The same kernel makes them that reads the batches of a collection.
     """
-    group = kernels.Group(kernels.StepCounter(on, 0, False), 0, 1, 1, 0, 0)
-    group.add_numbers(name, below)
-    group.seal(on, False)
+    group = kernels.Group(kernels.StepCounter(on, 0), 0, 1, 1, 0, 0)
+    group.add_rowless_table(name, below)
+    group.upload_descriptors(on)
     batch = make_batch_of_one(indices, one_bag(source, on), None, on)
     lookups = group.prepare(batch, False, on)
     found = batch.found(on)
@@ -171,10 +171,10 @@ def embedding_bag(
     count = batch.num_indices if pooling == "none" else batch.batch_size
     read = [table, *batch.arguments()]
     result, target = result_view(out, (count, dim), np.float32, FLOAT, on, *read)
-    group = kernels.Group(kernels.StepCounter(on, 0, False), 0, 1, dim, 0, 0)
+    group = kernels.Group(kernels.StepCounter(on, 0), 0, 1, dim, 0, 0)
     group.add_table("rows", table, None, None, fmt, 0, mode, 0, 0)
-    group.seal(on, False)
+    group.upload_descriptors(on)
     lookups = table_lookups(group, table.shape[0], batch, on)
-    work = kernels.CallWorkspace(group, lookups, target, False, on)
-    kernels.lookup([group], [lookups], [work], on)
+    workspace = kernels.CallWorkspace(group, lookups, target, False, on)
+    kernels.lookup([group], [lookups], [workspace], on)
     return result

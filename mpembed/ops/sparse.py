@@ -102,15 +102,15 @@ def _apply(
     written = [table] if stored is None else [table, stored]
     kernels.refuse_overlap(written, [ids, gradient])
     batch = make_batch_of_one(rows, one_bag(ids, on), None, on)
-    group = kernels.Group(kernels.StepCounter(on, step, False), 0, 1, columns, mode, seed)
+    group = kernels.Group(kernels.StepCounter(on, step), 0, 1, columns, mode, seed)
     pooling = registry.POOLINGS["none"]
     group.add_table("weights", table, stored, None, fmt, 0, pooling, state_format, 0)
-    group.seal(on, False)
+    group.upload_descriptors(on)
     lookups = table_lookups(group, table.shape[0], batch, on, "rows")
     lookups.dedup(group, on)
-    work = kernels.CallWorkspace(group, lookups, gradient, False, on)
-    errors = kernels.DeviceErrors(on, 1, False)
-    group.update(lookups, work, optimizer.kernel_settings(), errors, on)
+    workspace = kernels.CallWorkspace(group, lookups, gradient, False, on)
+    errors = kernels.DeviceErrors(on, 1)
+    group.update(lookups, workspace, optimizer.kernel_settings(), errors, on)
     return sum(count for _, count, _ in errors.pop(on)[1])
 
 

@@ -174,7 +174,7 @@ def test_a_read_only_tensor_is_never_written(cuda: str, on: Any) -> None:
 
 def test_pinned_host_memory_is_read_by_both(cuda: str, on: Any) -> None:
     device = devices.get(cuda)
-    tensor = tensors.lasting(device, (3, 4), np.float32, PINNED_HOST)
+    tensor = tensors.empty(device, (3, 4), np.float32, PINNED_HOST)
     tensors.fill(tensor, X, on)
     assert tensor.placement == "host"
     assert repr(tensor) == "Tensor(shape=(3, 4), dtype=float32, device='cuda:0', placement='host')"

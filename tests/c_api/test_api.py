@@ -1,8 +1,9 @@
 """The C interface stays what it is: the headers have one digest for each version of it.
 
 Where a test of the digest fails on purpose: raise MPE_API_VERSION if a program that was compiled
-before would misbehave (api.h says when), then put what ``PYTHONPATH=../support python -P test_api.py`` in this folder prints into
-DIGESTS, in the place of the version's old digest if there is one.
+before would misbehave (api.h says when). Then put into DIGESTS what this prints in `tests/c_api`:
+``PYTHONPATH=../support python -P test_api.py``. It replaces the version's old digest, if there is
+one.
 """
 
 from __future__ import annotations

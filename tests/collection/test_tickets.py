@@ -160,11 +160,11 @@ def test_what_a_ticket_says_cannot_be_changed(name: str) -> None:
 def test_python_reaches_no_array_that_kernels_trust() -> None:
     emb = collection()
     _, ticket = emb.forward(*batch(), ticket=True)
-    for part in batch_of(ticket).lookups:
+    for share in batch_of(ticket).shares:
         for name in ("slots", "keys", "bags", "positions", "starts", "weights"):
-            assert not hasattr(part, name)
+            assert not hasattr(share, name)
             with pytest.raises(AttributeError):
-                setattr(part, name, np.zeros(1))
+                setattr(share, name, np.zeros(1))
 
 
 def test_state_arrays_are_read_only() -> None:

@@ -222,7 +222,7 @@ def test_a_copy_is_made_before_its_consumer_waits(fake: Fake, device: Device) ->
 
 
 def test_a_copy_of_pinned_memory_waits_for_its_writer(fake: Fake, device: Device) -> None:
-    tensor = tensors.lasting(device, (4,), np.float32, PINNED_HOST)
+    tensor = tensors.empty(device, (4,), np.float32, PINNED_HOST)
     view(tensor, "x", device.stream(10))
     ctypes.memset(tensor.address, 1, 16)
     fake.take()

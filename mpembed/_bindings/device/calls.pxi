@@ -16,20 +16,13 @@ cdef class CallOrder:
     def __init__(self, Device device, lock):
         self.device = device
         self.lock = lock
-        self.last = device.default_stream
-        if device.synchronous:
-            self.one = new_call(self, device.default_stream, None)
+        self.last = self.now = device.default_stream
 
     def __dealloc__(self):
-        cdef int32_t previous
-        if self.event == NULL and self.launched == NULL:
-            return
-        previous = self.device.enter()
         if self.event != NULL:
-            self.device.kernels.destroy_event(self.event)
+            call(self.device.target, self.device.kernels.destroy_event, self.event)
         if self.launched != NULL:
-            self.device.kernels.destroy_event(self.launched)
-        self.device.leave(previous, MPE_OK, "")
+            call(self.device.target, self.device.kernels.destroy_event, self.launched)
 
     @property
     def was_captured(self):
@@ -41,23 +34,24 @@ cdef class CallOrder:
 
         `refuse` is called with the stream if the call would be captured, before anything is queued.
         """
-        cdef Stream chosen = self.device.stream(stream)
-        return new_call(self, chosen, refuse) if self.one is None else self.one
+        return new_call(self, self.device.stream(stream), refuse)
 
     cpdef Call on_last_stream(self, object refuse=None):
-        """Return the context of a call on the stream of the one before: of those that are captured,
-        while that goes on, else of the others."""
-        return new_call(self, None, refuse) if self.one is None else self.one
+        """Return the context of a call on the capturing stream during a capture, otherwise on the
+        last stream."""
+        return new_call(self, None, refuse)
 
     cdef int begin(self, Stream on, object refuse) except -1:
+        if self.device.synchronous:  # its calls need no order but the lock's
+            return 0
         if self.depth > 0:
             self.depth += 1
             return 0
-        self.previous = self.device.enter()
+        self.device.check(enter(self.device.target, &self.previous), "")
         try:
             self.start(on, refuse)
         except BaseException:
-            self.device.leave(self.previous, MPE_OK, "")
+            self.device.check(leave(self.device.target, self.previous), "")
             raise
         self.depth = 1
         return 0
@@ -99,26 +93,31 @@ cdef class CallOrder:
         return 0
 
     cdef int order(self, Stream on) except -1:
-        cdef mpe_status status = MPE_OK
+        cdef Device device = self.device
         if on.handle != self.last.handle:
             if self.event == NULL:  # the arrays were filled on the stream before any call
                 on.wait_for(self.last)
             else:
-                status = self.device.kernels.wait(self.event, on.handle)
-        if status == MPE_OK and self.launched != NULL:
-            status = self.device.kernels.wait(self.launched, on.handle)
-        return self.device.check(status, "ordering streams")
+                device.check(call(device.target, device.kernels.wait, self.event, on.handle),
+                             ORDERING)
+        if self.launched != NULL:
+            device.check(call(device.target, device.kernels.wait, self.launched, on.handle),
+                         ORDERING)
+        return 0
 
     cdef int order_in_graph(self, Stream on) except -1:
-        cdef mpe_status status = MPE_OK
+        cdef Device device = self.device
         if self.graph is not None:  # of the same capture
             on.wait_for(self.graph)
             return 0
         if self.launched == NULL:
-            status = self.device.kernels.create_event(&self.launched)
-        if status == MPE_OK and self.event != NULL:
-            status = self.device.kernels.wait_in_graph(self.event, on.handle)
-        return self.device.check(status, "ordering a graph")
+            device.check(call(device.target, device.kernels.create_event, &self.launched),
+                         "ordering a graph")
+        if self.event != NULL:
+            device.check(
+                call(device.target, device.kernels.wait_in_graph, self.event, on.handle),
+                "ordering a graph")
+        return 0
 
     cdef bint is_captured(self) except -1:
         """Whether a capture that took calls goes on."""
@@ -129,18 +128,30 @@ cdef class CallOrder:
         return self.graph is not None
 
     cdef int end(self) except -1:
-        cdef mpe_status status = MPE_OK
+        if self.depth == 0:
+            return 0
         self.depth -= 1
         if self.depth > 0:
             return 0
+        try:
+            self.record()
+        except BaseException:
+            leave(self.device.target, self.previous)
+            raise
+        return self.device.check(leave(self.device.target, self.previous), "")
+
+    cdef int record(self) except -1:
+        """Let other streams wait for the call that ends."""
+        cdef Device device = self.device
         if self.now.capture != 0:
-            status = self.device.kernels.record_in_graph(self.launched, self.now.handle)
-            return self.device.leave(self.previous, status, "ordering a graph")
+            return device.check(
+                call(device.target, device.kernels.record_in_graph, self.launched,
+                     self.now.handle),
+                "ordering a graph")
         if self.event == NULL:
-            status = self.device.kernels.create_event(&self.event)
-        if status == MPE_OK:
-            status = self.device.kernels.record(self.event, self.last.handle)
-        return self.device.leave(self.previous, status, "ordering streams")
+            device.check(call(device.target, device.kernels.create_event, &self.event), ORDERING)
+        return device.check(
+            call(device.target, device.kernels.record, self.event, self.last.handle), ORDERING)
 
 
 @cython.freelist(8)
@@ -148,8 +159,6 @@ cdef class Call:
 
     def __enter__(self):
         self.calls.lock.__enter__()
-        if self.calls.device.synchronous:
-            return self.stream
         try:
             self.calls.begin(self.stream, self.refuse)
         except BaseException:
@@ -159,8 +168,7 @@ cdef class Call:
 
     def __exit__(self, kind, error, trace):
         try:
-            if not self.calls.device.synchronous:
-                self.calls.end()
+            self.calls.end()
         finally:
             self.calls.lock.__exit__(None, None, None)
 

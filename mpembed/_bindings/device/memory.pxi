@@ -13,70 +13,81 @@ cdef class Memory:
         """Whether this is the host's memory, pinned for the device."""
         return self.placement == MPE_PLACEMENT_HOST
 
-    cdef int moved_to(self, Stream on) except -1:
+    cdef int give_back_on(self, Stream on) except -1:
         """Give the memory back in the order of another stream, which already follows the last."""
-        self.home = on
+        self.return_stream = on
         return 0
 
-    cdef bint may_go_back(self) except -1:
+    cdef bint can_be_given_back(self) except -1:
         """Whether the memory may be given back now.
 
         What a capture borrowed is its graph's once the capture is over. Nothing else can be given
         back in the order of a stream that is captured: it waits.
         """
+        cdef Stream reader
         try:
-            self.home.query_capture()
-            for reader in self.readers or ():
-                (<Stream>reader).query_capture()
+            self.return_stream.query_capture()
+            if self.readers is not None:
+                for reader in self.readers:
+                    reader.query_capture()
         except RuntimeError:  # the default stream, while another one is captured
             return False
-        return self.home.capture == self.capture and all(
-            [(<Stream>reader).capture == self.capture for reader in self.readers or ()])
+        if self.readers is not None:
+            for reader in self.readers:
+                if reader.capture != self.capture:
+                    return False
+        return self.return_stream.capture == self.capture
+
+    cdef int64_t kept_bytes(self) noexcept:
+        """Return the bytes that reports count: not those of borrowed workspace."""
+        return self.nbytes if self.placement >= 0 else 0
 
     cdef Stream writer(self):
         return self.device.default_stream if self.written is None else self.written
 
     def __dealloc__(self):
-        cdef int32_t previous = 0
+        cdef Device device = self.device
+        cdef Stream reader
         if self.data == NULL:
             return
-        if self.device.synchronous and self.placement < 0:
+        if self.traced:
             untrace(TRACE_DOMAIN, <uintptr_t>self.data)
-            self.device.kernels.give_back(self.data, NULL)
-            return
-        previous = self.device.enter()
-        if self.placement >= 0:
-            with nogil:
-                self.device.kernels.release(self.data, self.placement)
-        elif self.may_go_back():
-            for reader in self.readers or ():
-                self.home.wait_for(<Stream>reader)
-            self.device.kernels.give_back(self.data, self.home.handle)
-        elif self.capture == 0 and waiting is not None:
-            waiting.append(same_memory(self))
-        self.device.leave(previous, MPE_OK, "")
+            device.kernels.give_back(self.data, NULL)  # the CPU's work is done
+        elif self.placement >= 0:
+            device.check(
+                launch(device.target, device.kernels.release, self.data, self.placement), "")
+        elif self.can_be_given_back():
+            if self.readers is not None:
+                for reader in self.readers:
+                    self.return_stream.wait_for(reader)
+            device.check(
+                call(device.target, device.kernels.give_back, self.data,
+                     self.return_stream.handle),
+                "")
+        elif self.capture == 0 and deferred is not None:
+            deferred.append(new_owner(self))
 
 
-cdef list waiting = []  # memory whose owners died while its stream was captured
+cdef list deferred = []  # memory whose owners died while its stream was captured
 
 
-cdef Memory same_memory(Memory old):
+cdef Memory new_owner(Memory old):
     cdef Memory made = Memory.__new__(Memory)
     made.device, made.data, made.nbytes, made.placement = (
         old.device, old.data, old.nbytes, old.placement)
-    made.home, made.readers = old.home, old.readers
+    made.return_stream, made.readers = old.return_stream, old.readers
     return made
 
 
-cdef int retry_waiting() except -1:
-    """Give back what can go by now."""
-    global waiting
-    if waiting:
-        waiting = []  # the old one's memory dies, or comes here again
+cdef int give_back_deferred() except -1:
+    """Give back what can be given back by now."""
+    global deferred
+    if deferred:
+        deferred = []  # the old list's memory dies, or comes here again
     return 0
 
 
-cdef int64_t failing = 0
+cdef int64_t borrows_until_failure = 0
 
 
 def fail_borrow(int64_t n):
@@ -84,67 +95,70 @@ def fail_borrow(int64_t n):
 
     For tests; 0 for none.
     """
-    global failing
-    left, failing = failing, n
+    global borrows_until_failure
+    left, borrows_until_failure = borrows_until_failure, n
     return left
 
 
 cdef Memory borrow(Stream on, int64_t nbytes):
     """Return memory in the order of a stream; what tracemalloc counts on the CPU."""
-    global failing
+    global borrows_until_failure
+    cdef Device device = on.device
     cdef Memory made = Memory.__new__(Memory)
-    cdef mpe_status status
-    cdef int32_t previous
-    if failing > 0:
-        failing -= 1
-        if failing == 0:
+    cdef Outcome outcome
+    if borrows_until_failure > 0:
+        borrows_until_failure -= 1
+        if borrows_until_failure == 0:
             raise MemoryError("fail_borrow")
-    made.device, made.nbytes, made.placement, made.home = on.device, nbytes, -1, on
-    if on.device.synchronous:
-        if on.device.kernels.borrow(nbytes, NULL, &made.data) != MPE_OK:
-            raise MemoryError(f"not enough memory for {nbytes} bytes of workspace")
-        trace(TRACE_DOMAIN, <uintptr_t>made.data, nbytes)
-        return made
-    retry_waiting()
+    made.device, made.nbytes, made.placement, made.return_stream = device, nbytes, -1, on
+    give_back_deferred()
     on.query_capture()
     made.capture = on.capture
-    previous = on.device.enter()
-    status = on.device.kernels.borrow(nbytes, on.handle, &made.data)
-    on.device.leave(previous, status, "borrowing workspace")
+    outcome = call(device.target, device.kernels.borrow, nbytes, on.handle, &made.data)
+    if outcome.status != MPE_OK:
+        device.check(outcome, f"borrowing {nbytes} bytes of workspace")
+    if device.synchronous:  # the host's own memory
+        trace(TRACE_DOMAIN, <uintptr_t>made.data, nbytes)
+        made.traced = True
     return made
 
 
 cdef Memory allocate(Device device, int64_t nbytes, int32_t placement):
     """Return memory that stays until its owner dies."""
     cdef Memory made = Memory.__new__(Memory)
-    cdef mpe_status status
-    cdef int32_t previous = device.enter()
     made.device, made.nbytes, made.placement = device, nbytes, placement
-    with nogil:
-        status = device.kernels.allocate(nbytes, placement, &made.data)
-    device.leave(previous, status, f"allocating {nbytes} bytes")
+    device.check(
+        launch(device.target, device.kernels.allocate, nbytes, placement, &made.data),
+        f"allocating {nbytes} bytes")
     return made
+
+
+cdef Memory memory_for(Stream on, int64_t nbytes, bint permanent):
+    """Return memory for as long as a collection (`permanent`) or for one call.
+
+    The CPU's is workspace either way, which no report counts.
+    """
+    if permanent and not on.device.synchronous:
+        return allocate(on.device, nbytes, MPE_PLACEMENT_DEVICE)
+    return borrow(on, nbytes)
 
 
 cdef int upload(Stream on, void* to, const void* source, int64_t nbytes) except -1:
     """Queue a copy from the host, whose memory may be used again at return."""
-    cdef mpe_status status
-    cdef int32_t previous
+    cdef Device device = on.device
+    cdef Outcome outcome
     on.refuse_capture("copying from the host")  # a launch would read the host's memory again
-    previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.copy(to, source, nbytes, on.handle)
-    return on.device.leave(previous, status, "copying to the device")
+    if device.synchronous:  # a few bytes, copied before another thread would run
+        outcome = call(device.target, device.kernels.copy, to, source, nbytes, on.handle)
+    else:
+        outcome = launch(device.target, device.kernels.copy, to, source, nbytes, on.handle)
+    return device.check(outcome, "copying to the device")
 
 
 cdef int download(Stream on, void* to, const void* source, int64_t nbytes) except -1:
     """Copy to the host and wait for it."""
-    cdef mpe_status status
-    cdef int32_t previous
+    cdef Device device = on.device
     on.refuse_capture("copying to the host")
-    previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.copy(to, source, nbytes, on.handle)
-        if status == MPE_OK:
-            status = on.device.kernels.synchronize(on.handle)
-    return on.device.leave(previous, status, "copying from the device")
+    return device.check(
+        launch(device.target, copy_and_wait, device.kernels, to, source, nbytes, on.handle),
+        "copying from the device")

@@ -5,10 +5,10 @@ cdef class Group:
     """The tables of one dimension and their cache, as the kernels see them.
 
     `number` is the group's place among the groups of a collection. After the last table and the
-    cache comes `seal`.
+    cache comes `upload_descriptors`.
     """
 
-    cdef mpe_group c
+    cdef mpe_group group  # as the kernels see it
     cdef mpe_cache cache
     cdef mpe_table* tables
     cdef StepCounter steps
@@ -17,7 +17,7 @@ cdef class Group:
     cdef int capacity, number
     cdef int64_t admissions
     cdef readonly list names
-    cdef list keep
+    cdef list arrays  # which the group keeps alive
     cdef readonly int64_t total_rows
 
     def __cinit__(self, StepCounter steps, int number, int num_tables, int dim, int rounding,
@@ -27,27 +27,27 @@ cdef class Group:
             raise MemoryError()
         self.capacity, self.number = num_tables, number
         self.steps, self.device = steps, steps.device
-        self.c.tables = self.tables
-        self.c.step = steps.step
-        self.c.dim = dim
-        self.c.rounding = rounding
-        self.c.seed = seed
-        self.names, self.keep = [], []
+        self.group.tables = self.tables
+        self.group.step = steps.step
+        self.group.dim = dim
+        self.group.rounding = rounding
+        self.group.seed = seed
+        self.names, self.arrays = [], []
 
     def __dealloc__(self):
         free(self.tables)
 
     def reseed(self, uint64_t seed):
         """Draw all random bits from this seed from the next call on."""
-        self.c.seed = seed
+        self.group.seed = seed
 
     @property
     def dim(self):
-        return self.c.dim
+        return self.group.dim
 
     @property
     def cached(self):
-        return self.c.cache != NULL
+        return self.group.cache != NULL
 
     @property
     def nbytes(self):
@@ -61,7 +61,7 @@ cdef class Group:
         `column` is where its columns begin in the pooled output.
         """
         self.add_rows(name, rows.shape[0], _address(rows))
-        cdef mpe_table* table = &self.tables[self.c.num_tables - 1]
+        cdef mpe_table* table = &self.tables[self.group.num_tables - 1]
         table.state = _address(state)
         table.stats = <int64_t*>_address(stats)
         table.precision = precision
@@ -69,22 +69,22 @@ cdef class Group:
         table.pooling = pooling
         table.state_format = state_format
         table.column = column
-        self.keep.append((rows, state, stats))
+        self.arrays.append((rows, state, stats))
 
     cdef int add_rows(self, str name, int64_t num_rows, void* rows) except -1:
         cdef mpe_table* table
-        if self.c.num_tables == self.capacity:
+        if self.group.num_tables == self.capacity:
             raise RuntimeError("the group is full")
-        table = &self.tables[self.c.num_tables]
+        table = &self.tables[self.group.num_tables]
         table.rows = <uint8_t*>rows
         table.num_rows = num_rows
         table.base = self.total_rows
         self.total_rows += num_rows
-        self.c.num_tables += 1
+        self.group.num_tables += 1
         self.names.append(name)
         return 0
 
-    def add_numbers(self, str name, int64_t below):
+    def add_rowless_table(self, str name, int64_t below):
         """Add a table without rows, whose row numbers are below a limit."""
         self.add_rows(name, below, NULL)
 
@@ -99,168 +99,140 @@ cdef class Group:
         self.cache.ways = tags.shape[1]
         self.cache.sketch_width = sketch.shape[1] if sketch is not None else 0
         self.cache.policy = policy
-        self.c.cache = &self.cache
-        self.keep.append((tags, meta, rows, sketch, counters))
+        self.group.cache = &self.cache
+        self.arrays.append((tags, meta, rows, sketch, counters))
 
-    def seal(self, Stream on, bint lasting):
-        """Bring the tables' descriptors to the device, for one call or for good."""
-        cdef int64_t nbytes = self.c.num_tables * sizeof(mpe_table)
-        if on.device.synchronous:
+    def upload_descriptors(self, Stream on, *, bint permanent=False):
+        """Copy the tables' descriptors to the device, for one call or for good (`permanent`)."""
+        cdef int64_t nbytes = self.group.num_tables * sizeof(mpe_table)
+        if on.device.synchronous:  # its kernels read the host's
             return
-        if lasting:
-            self.descriptors = allocate(on.device, nbytes, MPE_PLACEMENT_DEVICE)
-        else:
-            self.descriptors = borrow(on, nbytes)
+        self.descriptors = memory_for(on, nbytes, permanent)
         upload(on, self.descriptors.data, self.tables, nbytes)
-        self.c.device_tables = <const mpe_table*>self.descriptors.data
+        self.group.device_tables = <const mpe_table*>self.descriptors.data
 
     def init_rows(self, int table, int kind, float a, float b, Stream on):
-        """Draw a table's initial rows; the clock is at 0."""
-        cdef mpe_status status
-        cdef int32_t previous
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.init_rows(&self.c, table, kind, a, b, on.handle)
-        self.device.leave(previous, status, "initial rows")
+        """Draw a table's initial rows; the write step is at 0."""
+        self.device.check(
+            launch(self.device.target, self.device.kernels.init_rows, &self.group, table, kind, a,
+                   b, on.handle),
+            "initial rows")
+
+    cdef int64_t num_lookups(self, Batch batch) noexcept:
+        """How many lookups of a batch are the group's: on the CPU exactly, on a device at most."""
+        cdef int64_t n = 0, size = batch.batch.batch_size
+        cdef int t, feature
+        if not self.device.synchronous or self.group.num_tables == batch.batch.num_features:
+            return batch.batch.num_indices
+        for t in range(self.group.num_tables):
+            feature = self.tables[t].feature
+            n += batch.offset((feature + 1) * size) - batch.offset(feature * size)
+        return n
 
     def prepare(self, Batch batch, bint drop, Stream on):
         """Return the group's lookups; what is wrong with them is in the batch."""
-        cdef mpe_status status
-        cdef int32_t previous
-        cdef GroupBatch lookups = GroupBatch(self, batch, on)
-        cdef mpe_error* errors = batch.errors
-        cdef mpe_error* error = errors + 1 + self.number
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.prepare(&self.c, &batch.c, drop, errors, &lookups.c,
-                                                 on.handle, error)
-        if status == MPE_ERR_INDEX:
-            batch.refused, status = True, MPE_OK
-        self.device.leave(previous, status, "reading a batch")
-        return lookups
+        cdef GroupBatch share = GroupBatch(self, batch, on)
+        cdef mpe_error* error = batch.errors + 1 + self.number
+        cdef Outcome outcome
+        outcome = launch(
+            self.device.target, self.device.kernels.prepare, &self.group, &batch.batch, drop,
+            batch.errors, &share.lookups, on.handle, error)
+        if outcome.status == MPE_ERR_INDEX:
+            batch.refused = True  # the CPU alone says so
+        else:
+            self.device.check(outcome, "reading a batch")
+        return share
 
-    def discard(self, Batch batch, GroupBatch lookups, DeviceErrors errors, Stream on):
+    def discard(self, Batch batch, GroupBatch share, DeviceErrors errors, Stream on):
         """Empty the lookups of a batch in which something is wrong, which goes to `errors`."""
-        cdef mpe_status status
-        cdef int32_t previous
         cdef int count = 1 + batch.num_groups
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.discard(&self.c, &lookups.c, batch.errors, count,
-                                                 errors.found, on.handle)
-        self.device.leave(previous, status, "refusing a batch")
+        self.device.check(
+            launch(self.device.target, self.device.kernels.discard, &self.group, &share.lookups,
+                   batch.errors, count, errors.found, on.handle),
+            "refusing a batch")
 
-    def count(self, GroupBatch lookups, bint unique, bint accesses, bint dropped, Stream on):
+    def count(self, GroupBatch share, bint unique, bint accesses, bint dropped, Stream on):
         """Add to the statistics what no other kernel counts."""
-        cdef mpe_status status
-        cdef int32_t previous
-        cdef const mpe_unique* u = &lookups.u if unique else NULL
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.count(&self.c, &lookups.c, u, accesses, dropped,
-                                               on.handle)
-        self.device.leave(previous, status, "counting")
+        cdef const mpe_unique* rows = &share.unique if unique else NULL
+        self.device.check(
+            launch(self.device.target, self.device.kernels.count, &self.group, &share.lookups,
+                   rows, accesses, dropped, on.handle),
+            "counting")
 
-    def admit(self, GroupBatch lookups, Stream on):
+    def admit(self, GroupBatch share, Stream on):
         """Admission of reserved lookups: their unique rows are pinned."""
-        cdef mpe_status status
-        cdef int32_t previous
-        cdef int32_t* slots = <int32_t*>lookups.slots.data
         self.admissions += 1
-        lookups.admission = self.admissions
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.cache_admit(&self.c, &lookups.u, lookups.c.n, slots,
-                                                     on.handle)
-        self.device.leave(previous, status, "cache admission")
-        lookups.admitted = True
+        share.admission = self.admissions
+        self.device.check(
+            launch(self.device.target, self.device.kernels.cache_admit, &self.group, &share.unique,
+                   share.lookups.n, share.unique_slots(), on.handle),
+            "cache admission")
+        share.admitted = True
 
-    def refresh(self, GroupBatch lookups, CallWorkspace work, Stream on):
+    def refresh(self, GroupBatch share, CallWorkspace workspace, Stream on):
         """Find the slots of admitted rows as they are now; rows not cached are looked up again."""
-        cdef mpe_status status
-        cdef int32_t previous
-        cdef int32_t* slots = <int32_t*>lookups.slots.data
-        # Launches of graphs admit rows too, which nobody counts here.
-        if self.device.synchronous and lookups.admission == self.admissions:
-            work.unique_slots = slots
+        cdef int32_t* slots = share.unique_slots()
+        # On a device launches of graphs admit rows too, which nobody counts here.
+        if self.device.synchronous and share.admission == self.admissions:
+            workspace.unique_slots = slots
             return
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.cache_refresh(&self.c, &lookups.u, lookups.c.n, slots,
-                                                       work.unique_slots, on.handle)
-        self.device.leave(previous, status, "finding cached rows")
+        self.device.check(
+            launch(self.device.target, self.device.kernels.cache_refresh, &self.group,
+                   &share.unique, share.lookups.n, slots, workspace.unique_slots, on.handle),
+            "finding cached rows")
 
-    def scatter(self, GroupBatch lookups, CallWorkspace work, Stream on):
+    def scatter(self, GroupBatch share, CallWorkspace workspace, Stream on):
         """Spread the unique rows' slots over their lookups."""
-        cdef mpe_status status
-        cdef int32_t previous
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.scatter_slots(&lookups.u, work.unique_slots, lookups.c.n,
-                                                       work.slots, on.handle)
-        self.device.leave(previous, status, "spreading slots")
+        self.device.check(
+            launch(self.device.target, self.device.kernels.scatter_slots, &share.unique,
+                   workspace.unique_slots, share.lookups.n, workspace.slots, on.handle),
+            "spreading slots")
 
-    def locate(self, GroupBatch lookups, CallWorkspace work, Stream on):
+    def locate(self, GroupBatch share, CallWorkspace workspace, Stream on):
         """Find each lookup's slot by probing the cache; no state changes."""
-        cdef mpe_status status
-        cdef int32_t previous
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.cache_locate(&self.cache, lookups.c.keys, lookups.c.n,
-                                                      work.slots, on.handle)
-        self.device.leave(previous, status, "finding cached rows")
+        self.device.check(
+            launch(self.device.target, self.device.kernels.cache_locate, &self.cache,
+                   share.lookups.keys, share.lookups.n, workspace.slots, on.handle),
+            "finding cached rows")
 
-    def release(self, GroupBatch lookups, Stream on):
+    def release(self, GroupBatch share, Stream on):
         """Take the pins back."""
-        cdef mpe_status status
-        cdef int32_t previous
-        cdef const int32_t* slots
-        if not lookups.admitted:
+        if not share.admitted:
             return
-        slots = <const int32_t*>lookups.slots.data
-        lookups.admitted = False
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.cache_release(&self.cache, &lookups.u, lookups.c.n, slots,
-                                                       on.handle)
-        self.device.leave(previous, status, "unpinning")
+        share.admitted = False
+        self.device.check(
+            launch(self.device.target, self.device.kernels.cache_release, &self.cache,
+                   &share.unique, share.lookups.n, share.unique_slots(), on.handle),
+            "unpinning")
 
     def flush(self, Stream on):
         """Write dirty slots back."""
-        cdef mpe_status status
-        cdef int32_t previous
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.cache_flush(&self.c, on.handle)
-        self.device.leave(previous, status, "flush")
+        self.device.check(
+            launch(self.device.target, self.device.kernels.cache_flush, &self.group, on.handle),
+            "flush")
 
-    def weight_grad(self, GroupBatch lookups, CallWorkspace work, out, Stream on):
+    def weight_grad(self, GroupBatch share, CallWorkspace workspace, out, Stream on):
         """Write the gradient of the per-sample weights of this group's tables into `out`."""
-        cdef mpe_status status
-        cdef int32_t previous
-        cdef float* to = <float*>_address(out)
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.weight_grad(&self.c, &lookups.c, work.slots,
-                                                     &work.outputs, to, on.handle)
-        self.device.leave(previous, status, "weight gradient")
+        cdef float* target = <float*>_address(out)
+        self.device.check(
+            launch(self.device.target, self.device.kernels.weight_grad, &self.group,
+                   &share.lookups, workspace.slots, &workspace.outputs, target, on.handle),
+            "weight gradient")
 
-    def update(self, GroupBatch lookups, CallWorkspace work, tuple optimizer,
+    def update(self, GroupBatch share, CallWorkspace workspace, tuple optimizer,
                DeviceErrors errors, Stream on):
         """Fused update; rows that would not be finite are left out and go to `errors`."""
-        cdef mpe_status status
-        cdef int32_t previous
-        cdef mpe_optimizer o
+        cdef mpe_optimizer settings
         cdef mpe_error* nonfinite = errors.found + 1 + self.number
-        o.kind, o.decay_mode, o.lr, o.eps, o.weight_decay = optimizer
+        (settings.kind, settings.decay_mode, settings.lr, settings.eps,
+         settings.weight_decay) = optimizer
         # A graph keeps its kernels' parameters: it reads what may change.
-        o.device_lr = self.steps.lr if on.capture != 0 else NULL
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.update(&self.c, &o, &lookups.c, &lookups.u,
-                                                work.unique_slots, &work.outputs, nonfinite,
-                                                on.handle)
-        self.device.leave(previous, status, "update")
+        settings.device_lr = self.steps.lr if on.capture != 0 else NULL
+        self.device.check(
+            launch(self.device.target, self.device.kernels.update, &self.group, &settings,
+                   &share.lookups, &share.unique, workspace.unique_slots, &workspace.outputs,
+                   nonfinite, on.handle),
+            "update")
 
     def row_of(self, int64_t key):
         """Return the name of a linear row id's table, and its row there."""
@@ -275,41 +247,14 @@ cdef class Group:
 
     def read_rows(self, Keys keys, View out, Stream on):
         """Current values of rows as FP32."""
-        cdef mpe_status status
-        cdef int32_t previous
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.read_rows(&self.c, keys.keys, keys.n, <float*>out.data,
-                                                   on.handle)
-        self.device.leave(previous, status, "rows")
+        self.device.check(
+            launch(self.device.target, self.device.kernels.read_rows, &self.group, keys.keys,
+                   keys.n, <float*>out.data, on.handle),
+            "rows")
 
     def write_rows(self, Keys keys, View values, Stream on):
         """Set rows (no duplicates) to storable values."""
-        cdef mpe_status status
-        cdef int32_t previous
-        previous = self.device.enter()
-        with nogil:
-            status = self.device.kernels.write_rows(&self.c, keys.keys, keys.n,
-                                                    <const float*>values.data, on.handle)
-        self.device.leave(previous, status, "set_rows")
-
-
-cdef class Keys:
-    """Linear row ids where the kernels run."""
-
-    cdef Memory memory
-    cdef uint64_t* keys
-    cdef int64_t n
-
-    def __init__(self, values, Stream on):
-        self.n = len(values)
-        self.memory = borrow(on, 8 * self.n)
-        self.keys = <uint64_t*>self.memory.data
-        upload(on, self.keys, cnp.PyArray_DATA(values), 8 * self.n)
-
-    @staticmethod
-    def of(GroupBatch lookups):
-        """Return the keys of a batch's lookups."""
-        cdef Keys made = Keys.__new__(Keys)
-        made.n, made.memory, made.keys = lookups.c.n, lookups.memory, lookups.c.keys
-        return made
+        self.device.check(
+            launch(self.device.target, self.device.kernels.write_rows, &self.group, keys.keys,
+                   keys.n, <const float*>values.data, on.handle),
+            "set_rows")

@@ -6,16 +6,13 @@ def unstorable(View x, int64_t n, int64_t dim, int precision, Stream on):
     A device is waited for.
     """
     cdef mpe_error error
-    cdef mpe_status status
-    cdef int32_t previous
     cdef Memory found = borrow(on, sizeof(mpe_error))
-    cdef mpe_error* there = <mpe_error*>found.data
-    previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.check_values(<const float*>x.data, n, dim, precision, on.handle,
-                                                there)
-    on.device.leave(previous, MPE_OK if status == MPE_ERR_VALUE else status, "checking values")
-    download(on, &error, there, sizeof(mpe_error))
+    cdef Outcome outcome = launch(
+        on.device.target, on.device.kernels.check_values, <const float*>x.data, n, dim, precision,
+        on.handle, <mpe_error*>found.data)
+    if outcome.status != MPE_ERR_VALUE:
+        on.device.check(outcome, "checking values")
+    download(on, &error, found.data, sizeof(mpe_error))
     return (error.position, error.count) if error.status == MPE_ERR_VALUE else None
 
 
@@ -25,70 +22,51 @@ def oversized_code(View codes, int bits, Stream on):
     A device is waited for.
     """
     cdef mpe_error error
-    cdef mpe_status status
-    cdef int32_t previous
     cdef Memory found = borrow(on, sizeof(mpe_error))
-    cdef mpe_error* there = <mpe_error*>found.data
-    cdef int64_t n = codes.size
-    previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.check_codes(<const uint8_t*>codes.data, n, bits, on.handle,
-                                               there)
-    on.device.leave(previous, MPE_OK if status == MPE_ERR_VALUE else status, "checking codes")
-    download(on, &error, there, sizeof(mpe_error))
+    cdef Outcome outcome = launch(
+        on.device.target, on.device.kernels.check_codes, <const uint8_t*>codes.data, codes.size,
+        bits, on.handle, <mpe_error*>found.data)
+    if outcome.status != MPE_ERR_VALUE:
+        on.device.check(outcome, "checking codes")
+    download(on, &error, found.data, sizeof(mpe_error))
     return (error.position, error.value) if error.status == MPE_ERR_VALUE else None
 
 
 def quantize(View x, int64_t n, int64_t dim, int precision, int rounding, uint64_t seed,
              uint64_t step, View rows, Stream on):
-    cdef mpe_status status
-    cdef int32_t previous
-    previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.quantize(<const float*>x.data, n, dim, precision, rounding,
-                                            seed, step, <uint8_t*>rows.data, on.handle)
-    on.device.leave(previous, status, "quantize")
+    on.device.check(
+        launch(on.device.target, on.device.kernels.quantize, <const float*>x.data, n, dim,
+               precision, rounding, seed, step, <uint8_t*>rows.data, on.handle),
+        "quantize")
 
 
 def dequantize(View rows, int64_t n, int64_t dim, int precision, View x, Stream on):
-    cdef mpe_status status
-    cdef int32_t previous
-    previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.dequantize(<const uint8_t*>rows.data, n, dim, precision,
-                                              <float*>x.data, on.handle)
-    on.device.leave(previous, status, "dequantize")
+    on.device.check(
+        launch(on.device.target, on.device.kernels.dequantize, <const uint8_t*>rows.data, n, dim,
+               precision, <float*>x.data, on.handle),
+        "dequantize")
 
 
 def pack_codes(View codes, int64_t n, int64_t dim, int bits, View packed, Stream on):
-    cdef mpe_status status
-    cdef int32_t previous
-    previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.pack_codes(<const uint8_t*>codes.data, n, dim, bits,
-                                              <uint8_t*>packed.data, on.handle)
-    on.device.leave(previous, status, "pack")
+    on.device.check(
+        launch(on.device.target, on.device.kernels.pack_codes, <const uint8_t*>codes.data, n, dim,
+               bits, <uint8_t*>packed.data, on.handle),
+        "pack")
 
 
 def unpack_codes(View packed, int64_t n, int64_t dim, int bits, View codes, Stream on):
-    cdef mpe_status status
-    cdef int32_t previous
-    previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.unpack_codes(<const uint8_t*>packed.data, n, dim, bits,
-                                                <uint8_t*>codes.data, on.handle)
-    on.device.leave(previous, status, "unpack")
+    on.device.check(
+        launch(on.device.target, on.device.kernels.unpack_codes, <const uint8_t*>packed.data, n,
+               dim, bits, <uint8_t*>codes.data, on.handle),
+        "unpack")
 
 
 def stochastic_round(View x, int64_t n, int precision, uint64_t seed, uint64_t step, View out,
                      Stream on):
-    cdef mpe_status status
-    cdef int32_t previous
-    previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.stochastic_round(<const float*>x.data, n, precision, seed, step,
-                                                    <uint16_t*>out.data, on.handle)
-    on.device.leave(previous, status, "stochastic_round")
+    on.device.check(
+        launch(on.device.target, on.device.kernels.stochastic_round, <const float*>x.data, n,
+               precision, seed, step, <uint16_t*>out.data, on.handle),
+        "stochastic_round")
 
 
 def unique_keys(Keys keys, uint64_t limit, View rows, View starts, View positions, Stream on):
@@ -96,34 +74,29 @@ def unique_keys(Keys keys, uint64_t limit, View rows, View starts, View position
 
     Keys are below `limit`. A device is waited for.
     """
-    cdef mpe_unique u
-    cdef mpe_status status
-    cdef int32_t previous
+    cdef mpe_unique unique
     cdef int64_t count = 0
     cdef Memory counted = borrow(on, sizeof(int64_t))
-    u.count = <int64_t*>counted.data
-    u.rows, u.starts = <uint64_t*>rows.data, <int64_t*>starts.data
-    u.positions = <int32_t*>positions.data
-    previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.dedup(keys.keys, keys.n, limit, &u, on.handle)
-    on.device.leave(previous, status, "unique_rows")
-    download(on, &count, u.count, sizeof(int64_t))
+    unique.count = <int64_t*>counted.data
+    unique.rows, unique.starts = <uint64_t*>rows.data, <int64_t*>starts.data
+    unique.positions = <int32_t*>positions.data
+    on.device.check(
+        launch(on.device.target, on.device.kernels.dedup, keys.keys, keys.n, limit, &unique,
+               on.handle),
+        "unique_rows")
+    download(on, &count, counted.data, sizeof(int64_t))
     return count
 
 
 def cache_lookup(View tags, Keys keys, View out, Stream on):
     """Slots of keys in a (num_sets, ways) tag array."""
     cdef mpe_cache cache
-    cdef mpe_status status
-    cdef int32_t previous
     cache.tags = <uint64_t*>tags.data
     cache.num_sets, cache.ways = tags.extent[0], tags.extent[1]
-    previous = on.device.enter()
-    with nogil:
-        status = on.device.kernels.cache_locate(&cache, keys.keys, keys.n, <int32_t*>out.data,
-                                                on.handle)
-    on.device.leave(previous, status, "cache_lookup")
+    on.device.check(
+        launch(on.device.target, on.device.kernels.cache_locate, &cache, keys.keys, keys.n,
+               <int32_t*>out.data, on.handle),
+        "cache_lookup")
 
 
 def refuse_overlap(list written, list read):

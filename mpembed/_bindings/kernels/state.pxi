@@ -13,9 +13,9 @@ cdef class StepCounter:
     cdef float* lr
     cdef readonly uint64_t taken
 
-    def __init__(self, Stream on, uint64_t start, bint lasting):
+    def __init__(self, Stream on, uint64_t start, *, bint permanent=False):
         self.device = on.device
-        self.memory = little(on, sizeof(uint64_t) + sizeof(float), lasting)
+        self.memory = memory_for(on, sizeof(uint64_t) + sizeof(float), permanent)
         self.step = <uint64_t*>self.memory.data
         self.lr = <float*>(self.step + 1)
         self.set(start, on)
@@ -23,7 +23,7 @@ cdef class StepCounter:
     @property
     def nbytes(self):
         """Bytes in a device's memory."""
-        return 0 if self.device.synchronous else self.memory.nbytes
+        return self.memory.kept_bytes()
 
     @property
     def address(self):
@@ -33,10 +33,7 @@ cdef class StepCounter:
     def set(self, uint64_t step, Stream on):
         """Continue from a step."""
         self.taken = step
-        if self.device.synchronous:
-            self.step[0] = step
-        else:
-            upload(on, self.step, &step, sizeof(step))
+        upload(on, self.step, &step, sizeof(step))
 
     def set_lr(self, float lr, Stream on):
         """Set the learning rate of updates in graphs."""
@@ -44,27 +41,23 @@ cdef class StepCounter:
 
     def advance(self, Stream on):
         """Take a step: for a call that may write."""
-        cdef mpe_status status
-        cdef int32_t previous
-        if self.device.synchronous:
-            self.step[0] += 1
-        else:
-            previous = self.device.enter()
-            status = self.device.kernels.advance(self.step, on.handle)
-            self.device.leave(previous, status, "taking a step")
+        self.device.check(
+            call(self.device.target, self.device.kernels.advance, self.step, on.handle),
+            "taking a step")
         self.taken += 1
 
     def undo(self):
-        """Take back the step of a call that has changed nothing; a device's step is left."""
-        if self.device.synchronous:
+        """Take back the step of a call that has changed nothing; a device's step is left.
+
+        Other work may be queued behind it, which counts on it.
+        """
+        if self.device.raises_at_once:
             self.step[0] -= 1
             self.taken -= 1
 
     def read(self, Stream on):
         """Return the step; a device is waited for."""
         cdef uint64_t step = 0
-        if self.device.synchronous:
-            return self.step[0]
         download(on, &step, self.step, sizeof(step))
         self.taken = step
         return step
@@ -78,16 +71,16 @@ cdef class DeviceErrors:
     cdef mpe_error* found  # of a batch, then of each group's updates; where the kernels run
     cdef int count
 
-    def __init__(self, Stream on, int groups, bint lasting):
+    def __init__(self, Stream on, int groups, *, bint permanent=False):
         self.device, self.count = on.device, 1 + groups
-        self.memory = little(on, self.count * sizeof(mpe_error), lasting)
+        self.memory = memory_for(on, self.count * sizeof(mpe_error), permanent)
         self.found = <mpe_error*>self.memory.data
         self.clear(on)
 
     @property
     def nbytes(self):
         """Bytes in a device's memory."""
-        return 0 if self.device.synchronous else self.memory.nbytes
+        return self.memory.kept_bytes()
 
     def clear(self, Stream on):
         """Forget everything."""
@@ -98,7 +91,7 @@ cdef class DeviceErrors:
         upload(on, self.found, none.data(), self.count * sizeof(mpe_error))
 
     cdef bint any(self) noexcept:
-        """Whether there is one, on the CPU."""
+        """Whether the CPU's kernels have found anything."""
         for i in range(self.count):
             if self.found[i].status != MPE_OK:
                 return True
@@ -113,7 +106,7 @@ cdef class DeviceErrors:
         cdef vector[mpe_error] found
         cdef mpe_error one
         batch, updates = None, []
-        if self.device.synchronous and not self.any():
+        if self.device.raises_at_once and not self.any():  # each backward asks: no copy
             return batch, updates
         found.resize(self.count)
         download(on, found.data(), self.found, self.count * sizeof(mpe_error))
@@ -128,10 +121,3 @@ cdef class DeviceErrors:
         if batch is not None or updates:
             self.clear(on)
         return batch, updates
-
-
-cdef Memory little(Stream on, int64_t nbytes, bint lasting):
-    """Return memory for a few bytes, for as long as a collection or for one call."""
-    if on.device.synchronous or not lasting:
-        return borrow(on, nbytes)
-    return allocate(on.device, nbytes, MPE_PLACEMENT_DEVICE)
