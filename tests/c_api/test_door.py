@@ -20,10 +20,10 @@ import scripts
 from folders import ROOT, TESTS
 
 HERE = Path(__file__).resolve().parent
-KERNELS = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
 DRIVER = [HERE / f"{name}.cpp" for name in ("play", "groups", "far")]
 # These need an emulation, whose allocations can fail and which has graphs.
 EMULATED = [HERE / f"{name}.cpp" for name in ("memory", "graph")]
+EXHAUSTIVE = pytest.mark.exhaustive
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulation needs Linux")
 
 
@@ -32,7 +32,8 @@ simt: Any = scripts.load(TESTS / "simt" / "build.py")
 
 
 def build(folder: Path, **options: Any) -> Path:
-    library: Path = simt.build([*KERNELS, *DRIVER, *EMULATED], folder / "door.so", **options)
+    sources = [*cuda_backend.KERNELS, *DRIVER, *EMULATED]
+    library: Path = simt.build(sources, folder / "door.so", **options)
     return library
 
 
@@ -53,7 +54,8 @@ def play_elsewhere(library: Path, count: int, seed: int, **environment: str) -> 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("door"))
+    out = tmp_path_factory.mktemp("door") / "door.so"
+    return cuda_backend.with_kernels([*DRIVER, *EMULATED], out)
 
 
 def driver_alone(folder: Path) -> Path:
@@ -91,12 +93,12 @@ def test_one_lookup_of_many_groups(door: Any, seed: int, policy: int) -> None:
 
 
 @pytest.mark.gpu
-def test_a_hot_row_has_blocks_of_its_own(door: Any) -> None:
+@pytest.mark.parametrize("dim", [7, 64, pytest.param(300, marks=EXHAUSTIVE)])
+def test_a_hot_row_has_blocks_of_its_own(door: Any, dim: int) -> None:
     """Few rows and long bags: more than 64 occurrences a row, so that partial sums are combined."""
-    for dim in (7, 64, 300):
-        case = next(run.cases(1, dim))
-        wide = {"dim": dim, "rows": 1, "batch_size": 16, "longest": 90, "steps": 2, "drop": 0}
-        assert door.play({**case, **wide, "optimizer": dim % 3}) == ""
+    case = next(run.cases(1, dim))
+    wide = {"dim": dim, "rows": 1, "batch_size": 16, "longest": 90, "steps": 2, "drop": 0}
+    assert door.play({**case, **wide, "optimizer": dim % 3}) == ""
 
 
 @pytest.mark.gpu
@@ -136,19 +138,21 @@ def test_admission_without_memory_changes_nothing(library: Path, policy: int) ->
     assert failures >= 3 + policy  # the sort's pairs and temporary, LFU's estimates
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("resident", ["1", "8"])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=EXHAUSTIVE) for n in (2, 3))])
+@pytest.mark.parametrize("resident", [pytest.param("1", marks=EXHAUSTIVE), "8"])
 def test_any_schedule_gives_the_same_bytes(library: Path, seed: int, resident: str) -> None:
     schedule = {"SIMT_SEED": str(seed), "SIMT_RESIDENT": resident, "SIMT_PREEMPT": "0.4"}
     play_elsewhere(library, 12, seed, **schedule)
 
 
+@pytest.mark.exhaustive
 def test_preempted_at_every_access(tmp_path: Path) -> None:
     """Threads also change places between plain loads and stores: lost updates show."""
     library = build(tmp_path, instrument=True)
     play_elsewhere(library, 12, 7, SIMT_SEED="7")
 
 
+@pytest.mark.exhaustive
 def test_no_access_out_of_bounds(tmp_path: Path) -> None:
     """The same under AddressSanitizer and UndefinedBehaviorSanitizer."""
     runtime = []

@@ -56,6 +56,7 @@ def train(pair: Pair, batches: Batches, steps: int, batch: int = 4, longest: int
             pair.flush()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("decay", DECAYS, ids=[mode for mode, _ in DECAYS])
 @pytest.mark.parametrize("policy", POLICIES)
@@ -81,6 +82,7 @@ def test_the_optimizers_of_the_registry_are_all_here() -> None:
     assert made == set(mpe.registry.OPTIMIZERS)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("pooling", ["sum", "mean"])
@@ -156,6 +158,7 @@ def test_random_operations(
         play.run(operation)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("policy", mpe.registry.POLICIES)
 def test_long_play_in_a_small_cache(policy: str, seed: int) -> None:
@@ -184,6 +187,7 @@ each_format = pytest.mark.parametrize("precision", FORMATS)
 each_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
+@pytest.mark.pairwise
 @each_format
 @each_policy
 def test_one_row_taken_hundreds_of_times(precision: str, policy: str) -> None:
@@ -197,6 +201,7 @@ def test_one_row_taken_hundreds_of_times(precision: str, policy: str) -> None:
         pair.backward(batches.grad(out))
 
 
+@pytest.mark.pairwise
 @each_format
 @each_policy
 def test_empty_bags_and_empty_batches(precision: str, policy: str) -> None:
@@ -213,6 +218,7 @@ def test_empty_bags_and_empty_batches(precision: str, policy: str) -> None:
                 pair.backward(batches.grad(pair.forward(indices, offsets, weights)))
 
 
+@pytest.mark.pairwise
 @each_format
 @pytest.mark.parametrize("policy", mpe.registry.POLICIES)
 def test_batches_larger_than_the_cache(precision: str, policy: str) -> None:
@@ -226,6 +232,7 @@ def test_batches_larger_than_the_cache(precision: str, policy: str) -> None:
     assert counts["unique"] == counts["hits"] + counts["misses"]
 
 
+@pytest.mark.pairwise
 @each_format
 @pytest.mark.parametrize("policy", mpe.registry.POLICIES)
 def test_a_cache_larger_than_the_table(precision: str, policy: str) -> None:
@@ -311,6 +318,7 @@ def test_an_out_of_range_index_changes_nothing(policy: str) -> None:
             train(pair, batches, 2)
 
 
+@pytest.mark.pairwise
 @each_format
 @each_policy
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -329,6 +337,7 @@ def test_rows_that_would_not_be_finite_keep_their_bytes(
     train(pair, batches, 2)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("policy", mpe.registry.POLICIES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_over_fp32_tables_the_cache_changes_no_byte(policy: str, optimizer: str) -> None:

@@ -65,6 +65,7 @@ def test_checks(plain: Path, environment: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.exhaustive
 def test_checks_under_the_sanitizers(sanitized: Path) -> None:
     done = run(sanitized, *CHECKS, "many_threads")
     assert done.returncode == 0, done.stderr
@@ -82,6 +83,7 @@ def test_checks_with_other_settings(plain: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.exhaustive
 def test_instrumented(tmp_path: Path) -> None:
     """Every access to memory may let another thread run, and atomics are still atomic."""
     out = load_build().build(SOURCES, tmp_path / "checks", instrument=True)
@@ -169,6 +171,7 @@ def test_memory_faults(plain: Path, name: str) -> None:
     assert re.search(GUARDS[name], done.stderr), done.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name", [*(g for g in GUARDS if g != "too_much_shared"), "read_past_end", "read_after_free"]
 )
