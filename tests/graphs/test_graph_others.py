@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import cuda_backend
 import graphs
 import numpy as np
 import pytest
-from test_graph_capture import Twins, mixed
+from twins import Twins, mixed
 
 import mpembed as mpe
 
@@ -19,12 +18,6 @@ pytestmark = pytest.mark.gpu
 emulated = pytest.mark.skipif(
     cuda_backend.choice() != "emulation", reason="the emulation counts bytes"
 )
-
-
-@pytest.fixture
-def runtime(cuda: str) -> Iterator[graphs.Runtime]:
-    with graphs.runtime() as made:
-        yield made
 
 
 def make() -> mpe.EmbeddingBagCollection:

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import cuda_backend
 import graphs
 import numpy as np
 import pytest
-from test_graph_capture import BAGS, Twins, bytes_of, mixed
+from twins import BAGS, Twins, bytes_of, mixed
 
 import mpembed as mpe
 from mpembed.tickets import MAX_OPEN
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def runtime(cuda: str) -> Iterator[graphs.Runtime]:
-    with graphs.runtime() as made:
-        yield made
 
 
 @pytest.fixture
