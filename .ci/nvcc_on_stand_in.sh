@@ -4,7 +4,7 @@
 #   bash .ci/nvcc_on_stand_in.sh [short|full]
 #
 # short (what .ci/run does): the tests of devices, the C++ example and two long trainings. full: every test of a device,
-# then hundreds of steps of each training, the C door and the devices under random schedules with
+# then hundreds of steps of each training, the C API and the devices under random schedules with
 # several seeds. Needs nvcc and, in MPEMBED_STAND_IN (../shared/tools/vgpu), the
 # stand-in. Installs into the Python of $PYTHON (python3), which must have what the tests need; the
 # stand-in's copy and its translations of kernels stay in build/stand_in.
@@ -39,11 +39,11 @@ export LD_LIBRARY_PATH="$work/runtime/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export VGPU_CACHE="$work/cache" VGPU_RACE=2 VGPU_STRICT=1 VGPU_MEMCHECK=1
 export MPEMBED_TEST_CUDA=installed
 
-# Here a table of 6 GB would be committed: it is played in the host's memory, below.
-far=tests/c_api/test_door.py::test_rows_beyond_4_gib
+# Here a table of 6 GB would be committed: it lies in the host's memory, below.
+far=tests/c_api/test_replicas.py::test_rows_beyond_4_gib
 
-# play MODE SEED STEPS ARGUMENTS...: pytest, with kernels scheduled in a mode.
-play() {
+# run_tests MODE SEED STEPS ARGUMENTS...: pytest, with kernels scheduled in a mode.
+run_tests() {
   printf '\n-- %s, seed %s, trainings of %s steps (%d s)\n' "$1" "$2" "$3" "$SECONDS"
   VGPU_MODE=$1 VGPU_SEED=$2 MPEMBED_TEST_STEPS=$3 \
     "$python" -P -m pytest -q -n "${MAX_JOBS:-2}" -m gpu --deselect "$far" "${@:4}"
@@ -51,18 +51,18 @@ play() {
 
 if [[ $selection == short ]]; then
   training=tests/devices/test_long_training.py::test_the_devices_bytes_are_the_cpus
-  play lockstep 1 300 tests/devices/test_devices.py tests/devices/test_device_calls.py \
+  run_tests lockstep 1 300 tests/devices/test_devices.py tests/devices/test_device_calls.py \
     tests/devices/test_cuda_core.py tests/project/test_examples_cpp.py \
     "${training}[adagrad_bf16-lru-8]" "${training}[rowwise_adagrad-lfu-32]"
   exit
 fi
 
-play lockstep 1 300
+run_tests lockstep 1 300
 VGPU_PAGEABLE=1 "$python" -P -m pytest -q "$far"
 for mode in random its; do
-  play "$mode" 1 300 tests/devices/test_long_training.py
+  run_tests "$mode" 1 300 tests/devices/test_long_training.py
   for seed in 2 3; do
-    play "$mode" "$seed" 100 tests/devices/test_long_training.py tests/c_api/test_door.py \
+    run_tests "$mode" "$seed" 100 tests/devices/test_long_training.py tests/c_api/test_replicas.py \
       tests/devices/test_device*.py tests/ops/test_device_ops.py tests/collection/test_tickets.py
   done
 done

@@ -25,7 +25,7 @@ def without_comments(path: Path) -> str:
 
 
 def declarations() -> list[str]:
-    """Return the structs, enums and functions of the door, a line each and a line a member."""
+    """Return the structs, enums and functions of the C API, a line each and a line a member."""
     text = without_comments(INCLUDE / "api_types.h") + without_comments(INCLUDE / "api.h")
     text = re.sub(r"\\\n", " ", text)
     text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
@@ -36,7 +36,7 @@ def declarations() -> list[str]:
 
 
 def defines() -> list[str]:
-    """Return the constants: those of the door and the lists of names behind its numbers."""
+    """Return the constants: those of the C API and the lists of names behind its numbers."""
     text = without_comments(INCLUDE / "api_types.h") + without_comments(INCLUDE / "api.h")
     values = re.findall(r"#define (MPE_(?!ENUM|EXPORT)\w+) (.+)", text)
     lists = re.findall(

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import RefCollection, splitmix64
 from reference.pair import Batches, Pair, assert_same
-from reference.play import OPERATIONS, Play
+from reference.scenario import OPERATIONS, Scenario
 
 import mpembed as mpe
 
@@ -153,15 +153,15 @@ def test_random_operations(
     rule = make_optimizer(optimizer, decay)
     pair = make_pair(*made, rule, seed=seed, rounding=rounding, bounds=bounds)
     batches = Batches(pair.ref, seed % 2**32, index_type)
-    play = Play(pair, batches, {"batch": batch, "longest": longest, "bad": bad})
+    scenario = Scenario(pair, batches, {"batch": batch, "longest": longest, "bad": bad})
     for operation in operations:
-        play.run(operation)
+        scenario.run(operation)
 
 
 @pytest.mark.pairwise
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("policy", mpe.registry.POLICIES)
-def test_long_play_in_a_small_cache(policy: str, seed: int) -> None:
+def test_a_long_scenario_in_a_small_cache(policy: str, seed: int) -> None:
     """Enough batches that the sketch is halved and tickets hold most of the cache."""
     tables = [
         mpe.TableConfig(f"t{i}", 50, (4, 4, 9)[i % 3], FORMATS[(seed + i) % len(FORMATS)], "mean")
@@ -170,9 +170,9 @@ def test_long_play_in_a_small_cache(policy: str, seed: int) -> None:
     name = list(OPTIMIZERS)[seed % len(OPTIMIZERS)]
     pair = make_pair(tables, make_cache(policy, 2), make_optimizer(name), seed=seed)
     batches = Batches(pair.ref, seed)
-    play = Play(pair, batches, {"batch": 3, "longest": 3})
+    scenario = Scenario(pair, batches, {"batch": 3, "longest": 3})
     for operation in batches.rng.choice(OPERATIONS, 80):
-        play.run(operation)
+        scenario.run(operation)
     stats = pair.ref.stats().values()
     assert sum(s["evictions"] for s in stats) > 0
     assert sum(s["write_backs"] for s in stats) > 0

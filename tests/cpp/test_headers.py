@@ -66,9 +66,9 @@ def test_header_compiles_alone_by_nvcc(header: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("header", ["mpembed/api.h", "mpembed/api_types.h", "mpembed/registry.h"])
-def test_the_doors_are_plain_c(header: str, tmp_path: Path) -> None:
+def test_the_c_headers_are_plain_c(header: str, tmp_path: Path) -> None:
     text = f'#include "{header}"\n#include "{header}"\ntypedef int not_empty;\n'
-    compile_text(CC, tmp_path / "door.c", text, "-fsyntax-only")
+    compile_text(CC, tmp_path / "plain.c", text, "-fsyntax-only")
 
 
 @pytest.mark.parametrize("compiler", CXX)

@@ -45,7 +45,7 @@ def batch(tables: int) -> list[Any]:
 
 
 class Counted:
-    """Calls of the door's `lookup`, and their launches where the emulation counts them."""
+    """Calls of the C API's `lookup`, and their launches where the emulation counts them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.launches: list[int] = []

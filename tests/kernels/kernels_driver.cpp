@@ -1,4 +1,4 @@
-// Trains one group through the door with four threads and batches of many tasks, and prints a
+// Trains one group through the C API with four threads and batches of many tasks, and prints a
 // checksum of its bytes; run by test_parallel.py under ThreadSanitizer and without.
 #include <cstdint>
 #include <cstdio>
