@@ -15,7 +15,7 @@ import scripts
 
 HERE = Path(__file__).resolve().parent
 SOURCES = [
-    HERE / "checks" / f"simt_{n}.cu"
+    HERE / "checks" / f"{n}.cu"
     for n in ("kernels", "intrinsics", "cub", "faults", "runtime", "graph")
 ]
 # Named fault_*: they end the process. little_memory wants an environment.

@@ -2,7 +2,7 @@
 // process; test_simt.py knows the words.
 #include <assert.h>
 
-#include "simt_checks.h"
+#include "checks.h"
 
 namespace {
 
