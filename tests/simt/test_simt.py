@@ -106,7 +106,7 @@ def test_ucontext(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 FAULTS = {
     "different_collectives": r"lane \d+ of the same warp is at a different collective, __\w+ at",
-    "different_sites": r"__syncwarp: .* at a different collective, __syncwarp at .*simt_faults",
+    "different_sites": r"__syncwarp: .* at a different collective, __syncwarp at .*faults",
     "omits_caller": r"__shfl_sync: the mask 0xfffffffe omits the caller, lane 0",
     "masks_disagree": r"the masks disagree: 0x|omits the caller",
     "exited_before": r"__ballot_sync: the mask 0xffffffff names lanes that have exited \(0x00000080"
