@@ -42,7 +42,7 @@ export VGPU_CACHE="$work/cache" VGPU_RACE=2 VGPU_STRICT=1 VGPU_MEMCHECK=1
 export MPEMBED_TEST_CUDA=installed
 
 # On the stand-in this test would fill a table of 6 GB; it runs in pageable host memory, below.
-far=tests/c_api/test_door.py::test_rows_beyond_4_gib
+far=tests/c_api/test_replicas.py::test_rows_beyond_4_gib
 
 # run_tests MODE SEED STEPS ARGUMENTS...: pytest, with the kernels scheduled in a mode
 run_tests() {
@@ -53,8 +53,8 @@ run_tests() {
 
 if [[ $selection == short ]]; then
   training=tests/devices/test_long_training.py::test_the_devices_bytes_are_the_cpus
-  run_tests lockstep 1 300 tests/devices/test_devices.py tests/devices/test_device_calls.py tests/devices/test_cuda_core.py \
-    tests/project/test_examples_cpp.py \
+  run_tests lockstep 1 300 tests/devices/test_devices.py tests/devices/test_device_calls.py \
+    tests/devices/test_cuda_core.py tests/project/test_examples_cpp.py \
     "${training}[adagrad_bf16-lru-8]" "${training}[rowwise_adagrad-lfu-32]"
   exit
 fi
@@ -64,7 +64,7 @@ VGPU_PAGEABLE=1 "$python" -P -m pytest -q "$far"
 for mode in random its; do
   run_tests "$mode" 1 300 tests/devices/test_long_training.py
   for seed in 2 3; do
-    run_tests "$mode" "$seed" 100 tests/devices/test_long_training.py tests/c_api/test_door.py tests/devices/test_device*.py tests/ops/test_device_ops.py \
-      tests/collection/test_tickets.py
+    run_tests "$mode" "$seed" 100 tests/devices/test_long_training.py tests/c_api/test_replicas.py \
+      tests/devices/test_device*.py tests/ops/test_device_ops.py tests/collection/test_tickets.py
   done
 done

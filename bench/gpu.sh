@@ -69,7 +69,7 @@ fi
 part build 3600 "$python" -m pip install --no-build-isolation --no-deps --no-index \
   --force-reinstall --verbose .
 part info 60 env -C "$(dirname "$out")" "$python" -P -m mpembed info
-part tests 5400 "$python" -P -m pytest -q -n "$jobs" "--junitxml=$out/tests.xml"
+part tests 5400 "$python" -P -m pytest -q -n "$jobs" -m "" "--junitxml=$out/tests.xml"
 
 # A short training on the device, whose bytes must equal the CPU's: alone, then under each tool.
 part training 600 "$python" -P bench/gpu_training.py

@@ -3,17 +3,15 @@
 import os as _os
 from importlib.util import find_spec as _find_spec
 
-try:
-    from mpembed import ops, registry
-    from mpembed._bindings import contract as _contract
-    from mpembed._bindings import kernels as _kernels
-except ImportError as _error:
-    if _find_spec("mpembed._bindings.kernels") is not None:
-        raise
+# Compiled modules are found or not by one that has no folder of sources beside it.
+if _find_spec("mpembed._bindings.memory") is None:
     raise ImportError(
         f"{__path__[0]} holds mpembed's source and no compiled modules: run Python in "
         "another folder to import the installed package, or build in place (CONTRIBUTING.md)"
-    ) from _error
+    )
+from mpembed import ops, registry
+from mpembed._bindings import contract as _contract
+from mpembed._bindings import kernels as _kernels
 from mpembed._bindings.tensor import Tensor
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.config import CacheConfig, TableConfig

@@ -35,8 +35,12 @@ def pytest_report_header() -> list[str]:
     return compilers.versions()
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run."""
+    """Mark what not every run needs, and skip what this machine cannot run."""
+    import pairwise
+
+    pairwise.mark(items)
     if importlib.util.find_spec("torch") is None:
         for item in items:
             if item.get_closest_marker("torch"):

@@ -1,4 +1,4 @@
-"""The door for arrays: what is let in, what is refused and how."""
+"""Arrays of any library: what is let in, what is refused and how."""
 
 import array
 import ctypes

@@ -1,11 +1,11 @@
 // Rows that lie more than 4 GiB into a table: written, looked up, trained and read on two backends.
 #include <sys/mman.h>
 
-#include "side.h"
+#include "replica.h"
 
 namespace {
 
-using namespace door;
+using namespace replicas;
 
 constexpr int32_t kDim = 64;
 constexpr int64_t kRows = 80'000'000;  // of INT8: 5.8 GB, of which few pages are touched
@@ -13,7 +13,7 @@ constexpr int64_t kStateBytes = kRows * 4;
 
 // One table of int8 rows with rowwise Adagrad's state.
 struct Far {
-  Side side;
+  Replica replica;
   mpe_table table{};
   mpe_group group{};
   uint64_t* step;
@@ -22,7 +22,7 @@ struct Far {
   bool mapped;
 
   // mapped: host memory that is committed where it is touched; otherwise the backend's own.
-  Far(const mpe_backend* backend, bool map) : side(backend), mapped(map) {
+  Far(const mpe_backend* backend, bool map) : replica(backend), mapped(map) {
     rows = take(bytes);
     state = take(kStateBytes);
     table.rows = static_cast<uint8_t*>(rows);
@@ -30,9 +30,9 @@ struct Far {
     table.num_rows = kRows;
     table.precision = MPE_format_int8;
     table.pooling = MPE_pooling_sum;
-    step = side.make<uint64_t>(1);
+    step = replica.make<uint64_t>(1);
     group.tables = &table;
-    group.device_tables = side.make<mpe_table>(1, &table);
+    group.device_tables = replica.make<mpe_table>(1, &table);
     group.step = step;
     group.seed = 7;
     group.num_tables = 1;
@@ -48,8 +48,8 @@ struct Far {
   void* take(int64_t size) {
     void* p = nullptr;
     if (!mapped) {
-      side.check(side.b->allocate(size, MPE_PLACEMENT_DEVICE, &p), "allocate");
-      side.check(side.b->fill(p, 0, size, nullptr), "fill");
+      replica.check(replica.b->allocate(size, MPE_PLACEMENT_DEVICE, &p), "allocate");
+      replica.check(replica.b->fill(p, 0, size, nullptr), "fill");
       return p;
     }
     p = mmap(nullptr, static_cast<size_t>(size), PROT_READ | PROT_WRITE,
@@ -61,14 +61,14 @@ struct Far {
     if (mapped) {
       munmap(p, static_cast<size_t>(size));
     } else {
-      side.b->release(p, MPE_PLACEMENT_DEVICE);
+      replica.b->release(p, MPE_PLACEMENT_DEVICE);
     }
   }
 };
 
 // Writes the rows, trains a bag of them, and returns what the bag gave and what the rows are then.
 std::vector<float> work(Far& f, const std::vector<int64_t>& ids) {
-  Side& s = f.side;
+  Replica& s = f.replica;
   const int64_t n = static_cast<int64_t>(ids.size());
   const std::vector<uint64_t> keys(ids.begin(), ids.end());
   std::vector<float> values(static_cast<size_t>(n * kDim));

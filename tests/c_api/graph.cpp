@@ -4,11 +4,11 @@
 
 #include <algorithm>
 
-#include "side.h"
+#include "replica.h"
 
 namespace {
 
-using namespace door;
+using namespace replicas;
 
 constexpr int kLaunches = 5;
 
@@ -28,18 +28,18 @@ class Trainer {
     for (float& w : weights) w = static_cast<float>(rng() % 100) * 0.01f;
     for (float& g : grad) g = static_cast<float>(rng() % 100) * 0.01f - 0.5f;
     batch = std::make_unique<Batch>(c, o, indices, offsets, weights, grad, true, false);
-    lr = c.side.make<float>(1);
+    lr = c.replica.make<float>(1);
   }
 
   // Forward and backward, with a learning rate of the host's or of the device's.
   void step(float host_lr, const float* device_lr, void* s) {
-    const mpe_backend* d = c.side.b;
+    const mpe_backend* d = c.replica.b;
     mpe_group* g = &c.group;
     Batch& b = *batch;
     const bool cached = o_.policy >= 0;
     const int64_t n = b.l.n;
     const int32_t* each = cached ? b.each : nullptr;
-    const auto check = [&](mpe_status status, const char* what) { c.side.check(status, what); };
+    const auto check = [&](mpe_status status, const char* what) { c.replica.check(status, what); };
     check(d->advance(c.step, s), "advance");
     check(d->check_offsets(&b.b, s, b.errors), "check_offsets");
     check(d->prepare(g, &b.b, 0, b.errors, &b.l, s, b.errors + 1), "prepare");
@@ -71,19 +71,19 @@ class Trainer {
 };
 
 cudaGraphExec_t capture(Trainer& t, void* stream, void* before, void* behind) {
-  const mpe_backend* d = t.c.side.b;
+  const mpe_backend* d = t.c.replica.b;
   const cudaStream_t s = static_cast<cudaStream_t>(stream);
   uint64_t number = 7;
   cudaGraph_t graph;
   cudaGraphExec_t exec;
-  t.c.side.check(d->capturing(stream, &number), "capturing");
+  t.c.replica.check(d->capturing(stream, &number), "capturing");
   if (number != 0) g_report += "a stream is captured before its capture\n";
   runtime(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal), "begin");
-  t.c.side.check(d->capturing(stream, &number), "capturing");
+  t.c.replica.check(d->capturing(stream, &number), "capturing");
   if (number == 0) g_report += "a captured stream has no number\n";
-  t.c.side.check(d->wait_in_graph(before, stream), "wait_in_graph");
+  t.c.replica.check(d->wait_in_graph(before, stream), "wait_in_graph");
   t.step(0.0f, t.lr, stream);
-  t.c.side.check(d->record_in_graph(behind, stream), "record_in_graph");
+  t.c.replica.check(d->record_in_graph(behind, stream), "record_in_graph");
   runtime(cudaStreamEndCapture(s, &graph), "end");
   runtime(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
   runtime(cudaGraphDestroy(graph), "destroy");
@@ -92,7 +92,7 @@ cudaGraphExec_t capture(Trainer& t, void* stream, void* before, void* behind) {
 
 void compare_all(Trainer& x, Trainer& y, const Options& o) {
   const auto same = [&](auto* a, auto* b, int64_t n, const char* what) {
-    compare(x.c.side, a, y.c.side, b, n, what);
+    compare(x.c.replica, a, y.c.replica, b, n, what);
   };
   for (size_t t = 0; t < x.c.tables.size(); ++t) {
     const mpe_table &a = x.c.tables[t], &b = y.c.tables[t];
@@ -118,22 +118,22 @@ extern "C" __attribute__((visibility("default"))) const char* launches(const mpe
                                                                        const Options* o) {
   g_report.clear();
   Trainer here(cpu, *o), there(cuda, *o);
-  Side& side = there.c.side;
+  Replica& replica = there.c.replica;
   cudaStream_t stream;
   void *before, *behind;
   runtime(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream");
-  side.check(cuda->create_event(&before), "create_event");
-  side.check(cuda->create_event(&behind), "create_event");
+  replica.check(cuda->create_event(&before), "create_event");
+  replica.check(cuda->create_event(&behind), "create_event");
   const cudaGraphExec_t exec = capture(there, stream, before, behind);
   for (int i = 0; i < kLaunches; ++i) {
     const float lr = 0.1f / static_cast<float>(i + 1);
-    side.check(cuda->copy(there.lr, &lr, sizeof lr, nullptr), "copy");
-    side.check(cuda->record(before, nullptr), "record");  // the launch waits for it
+    replica.check(cuda->copy(there.lr, &lr, sizeof lr, nullptr), "copy");
+    replica.check(cuda->record(before, nullptr), "record");  // the launch waits for it
     runtime(cudaGraphLaunch(exec, stream), "launch");
-    side.check(cuda->wait(behind, nullptr), "wait");  // and the next copy for the launch
+    replica.check(cuda->wait(behind, nullptr), "wait");  // and the next copy for the launch
     here.step(lr, nullptr, nullptr);
   }
-  side.check(cuda->synchronize(nullptr), "synchronize");
+  replica.check(cuda->synchronize(nullptr), "synchronize");
   compare_all(here, there, *o);
   runtime(cudaGraphExecDestroy(exec), "destroy");
   cuda->destroy_event(before);

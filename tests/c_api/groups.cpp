@@ -1,11 +1,11 @@
 // One lookup of many groups gives what a lookup of each gives, on two backends.
 #include <algorithm>
 
-#include "side.h"
+#include "replica.h"
 
 namespace {
 
-using namespace door;
+using namespace replicas;
 
 // More of them have aligned rows than one launch serves.
 constexpr int32_t kDims[] = {8, 3, 64, 20, 9, 16, 300, 24, 4, 32, 40, 48, 12};
@@ -31,19 +31,20 @@ struct Share {
     prepare(o.policy >= 0);
   }
 
-  std::vector<float> out() { return c.side.read(batch->out, size); }
+  std::vector<float> out() { return c.replica.read(batch->out, size); }
 
  private:
   void prepare(bool cached) {
-    const mpe_backend* d = c.side.b;
+    const mpe_backend* d = c.replica.b;
     Batch& b = *batch;
     const uint64_t limit = static_cast<uint64_t>(c.total_rows());
-    c.side.check(d->check_offsets(&b.b, nullptr, b.errors), "check_offsets");
-    c.side.check(d->prepare(&c.group, &b.b, 0, b.errors, &b.l, nullptr, b.errors + 1), "prepare");
+    c.replica.check(d->check_offsets(&b.b, nullptr, b.errors), "check_offsets");
+    c.replica.check(d->prepare(&c.group, &b.b, 0, b.errors, &b.l, nullptr, b.errors + 1),
+                    "prepare");
     if (!cached) return;
-    c.side.check(d->dedup(b.l.keys, b.l.n, limit, &b.u, nullptr), "dedup");
-    c.side.check(d->cache_admit(&c.group, &b.u, b.l.n, b.slots, nullptr), "cache_admit");
-    c.side.check(d->cache_locate(&c.cache, b.l.keys, b.l.n, b.each, nullptr), "cache_locate");
+    c.replica.check(d->dedup(b.l.keys, b.l.n, limit, &b.u, nullptr), "dedup");
+    c.replica.check(d->cache_admit(&c.group, &b.u, b.l.n, b.slots, nullptr), "cache_admit");
+    c.replica.check(d->cache_locate(&c.cache, b.l.keys, b.l.n, b.each, nullptr), "cache_locate");
   }
 };
 
@@ -55,7 +56,7 @@ int32_t format_of(uint64_t seed, size_t group) {
 
 class Groups {
  public:
-  Groups(const mpe_backend* backend, const Options& o) : side_(backend) {
+  Groups(const mpe_backend* backend, const Options& o) : replica_(backend) {
     for (size_t i = 0; i < kGroups; ++i) {
       Options own = o;
       own.dim = kDims[i];
@@ -69,11 +70,11 @@ class Groups {
   // The outputs of calls for so many groups at a time.
   std::vector<std::vector<float>> run(size_t at_once) {
     for (const auto& s : shares_) {
-      side_.check(side_.b->fill(s->batch->out, 0xFF, s->size * 4, nullptr), "fill");
+      replica_.check(replica_.b->fill(s->batch->out, 0xFF, s->size * 4, nullptr), "fill");
     }
     for (size_t i = 0; i < kGroups; i += at_once) {
       const int32_t n = static_cast<int32_t>(std::min(at_once, kGroups - i));
-      side_.check(side_.b->lookup(parts_.data() + i, n, nullptr), "lookup");
+      replica_.check(replica_.b->lookup(parts_.data() + i, n, nullptr), "lookup");
     }
     std::vector<std::vector<float>> all;
     for (const auto& s : shares_) all.push_back(s->out());
@@ -81,7 +82,7 @@ class Groups {
   }
 
  private:
-  Side side_;
+  Replica replica_;
   std::vector<std::unique_ptr<Share>> shares_;
   std::vector<mpe_lookup_args> parts_;
 };

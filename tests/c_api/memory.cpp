@@ -1,17 +1,17 @@
 // Admission that finds no memory for its workspace leaves the cache as it was.
-#include "side.h"
+#include "replica.h"
 
 // The emulation's: the n-th allocation from now on fails.
 extern "C" void simt_fail_alloc(int64_t n);
 
 namespace {
 
-using namespace door;
+using namespace replicas;
 
 // Everything that admission may change.
 std::vector<std::vector<uint8_t>> state(Collection& c) {
   const auto bytes = [&](const void* p, int64_t n) {
-    return c.side.read(static_cast<const uint8_t*>(p), n);
+    return c.replica.read(static_cast<const uint8_t*>(p), n);
   };
   std::vector<std::vector<uint8_t>> all{
       bytes(c.cache.tags, c.slots() * 8), bytes(c.cache.meta, c.slots() * 4),
@@ -35,9 +35,9 @@ extern "C" __attribute__((visibility("default"))) const char* no_memory(const mp
   const int64_t n = static_cast<int64_t>(rows.size());
   std::vector<int64_t> starts(static_cast<size_t>(n) + 1);
   for (int64_t i = 0; i <= n; ++i) starts[static_cast<size_t>(i)] = i;
-  const mpe_unique u{c.side.make<int64_t>(1, &n), c.side.make<uint64_t>(n, rows.data()),
-                     c.side.make<int64_t>(n + 1, starts.data()), c.side.make<int32_t>(n)};
-  int32_t* slots = c.side.make<int32_t>(n);
+  const mpe_unique u{c.replica.make<int64_t>(1, &n), c.replica.make<uint64_t>(n, rows.data()),
+                     c.replica.make<int64_t>(n + 1, starts.data()), c.replica.make<int32_t>(n)};
+  int32_t* slots = c.replica.make<int32_t>(n);
   const auto before = state(c);
   for (int64_t k = 1;; ++k) {
     simt_fail_alloc(k);

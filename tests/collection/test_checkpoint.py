@@ -105,6 +105,7 @@ def state(emb: mpe.EmbeddingBagCollection) -> dict[str, Any]:
     return {name: np.array(array) for name, array in emb.state_arrays().items()}
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("case", CASES)
 def test_resuming_is_bit_exact(case: str, folder: Path) -> None:
     whole = make(case)
@@ -114,6 +115,7 @@ def test_resuming_is_bit_exact(case: str, folder: Path) -> None:
     assert resumed.stats() == whole.stats()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("case", CASES)
 def test_loading_gives_back_every_byte_and_setting(case: str, folder: Path) -> None:
     emb = make(case)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import RefCollection, splitmix64
 from reference.pair import Batches, Pair, assert_same
-from reference.play import OPERATIONS, Play
+from reference.scenario import OPERATIONS, Scenario
 
 import mpembed as mpe
 
@@ -56,6 +56,7 @@ def train(pair: Pair, batches: Batches, steps: int, batch: int = 4, longest: int
             pair.flush()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("decay", DECAYS, ids=[mode for mode, _ in DECAYS])
 @pytest.mark.parametrize("policy", POLICIES)
@@ -81,6 +82,7 @@ def test_the_optimizers_of_the_registry_are_all_here() -> None:
     assert made == set(mpe.registry.OPTIMIZERS)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("pooling", ["sum", "mean"])
@@ -151,14 +153,15 @@ def test_random_operations(
     rule = make_optimizer(optimizer, decay)
     pair = make_pair(*made, rule, seed=seed, rounding=rounding, bounds=bounds)
     batches = Batches(pair.ref, seed % 2**32, index_type)
-    play = Play(pair, batches, {"batch": batch, "longest": longest, "bad": bad})
+    scenario = Scenario(pair, batches, {"batch": batch, "longest": longest, "bad": bad})
     for operation in operations:
-        play.run(operation)
+        scenario.run(operation)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("policy", mpe.registry.POLICIES)
-def test_long_play_in_a_small_cache(policy: str, seed: int) -> None:
+def test_a_long_scenario_in_a_small_cache(policy: str, seed: int) -> None:
     """Enough batches that the sketch is halved and tickets hold most of the cache."""
     tables = [
         mpe.TableConfig(f"t{i}", 50, (4, 4, 9)[i % 3], FORMATS[(seed + i) % len(FORMATS)], "mean")
@@ -167,9 +170,9 @@ def test_long_play_in_a_small_cache(policy: str, seed: int) -> None:
     name = list(OPTIMIZERS)[seed % len(OPTIMIZERS)]
     pair = make_pair(tables, make_cache(policy, 2), make_optimizer(name), seed=seed)
     batches = Batches(pair.ref, seed)
-    play = Play(pair, batches, {"batch": 3, "longest": 3})
+    scenario = Scenario(pair, batches, {"batch": 3, "longest": 3})
     for operation in batches.rng.choice(OPERATIONS, 80):
-        play.run(operation)
+        scenario.run(operation)
     stats = pair.ref.stats().values()
     assert sum(s["evictions"] for s in stats) > 0
     assert sum(s["write_backs"] for s in stats) > 0
@@ -184,6 +187,7 @@ each_format = pytest.mark.parametrize("precision", FORMATS)
 each_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
+@pytest.mark.pairwise
 @each_format
 @each_policy
 def test_one_row_taken_hundreds_of_times(precision: str, policy: str) -> None:
@@ -197,6 +201,7 @@ def test_one_row_taken_hundreds_of_times(precision: str, policy: str) -> None:
         pair.backward(batches.grad(out))
 
 
+@pytest.mark.pairwise
 @each_format
 @each_policy
 def test_empty_bags_and_empty_batches(precision: str, policy: str) -> None:
@@ -213,6 +218,7 @@ def test_empty_bags_and_empty_batches(precision: str, policy: str) -> None:
                 pair.backward(batches.grad(pair.forward(indices, offsets, weights)))
 
 
+@pytest.mark.pairwise
 @each_format
 @pytest.mark.parametrize("policy", mpe.registry.POLICIES)
 def test_batches_larger_than_the_cache(precision: str, policy: str) -> None:
@@ -226,6 +232,7 @@ def test_batches_larger_than_the_cache(precision: str, policy: str) -> None:
     assert counts["unique"] == counts["hits"] + counts["misses"]
 
 
+@pytest.mark.pairwise
 @each_format
 @pytest.mark.parametrize("policy", mpe.registry.POLICIES)
 def test_a_cache_larger_than_the_table(precision: str, policy: str) -> None:
@@ -311,6 +318,7 @@ def test_an_out_of_range_index_changes_nothing(policy: str) -> None:
             train(pair, batches, 2)
 
 
+@pytest.mark.pairwise
 @each_format
 @each_policy
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -329,6 +337,7 @@ def test_rows_that_would_not_be_finite_keep_their_bytes(
     train(pair, batches, 2)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("policy", mpe.registry.POLICIES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_over_fp32_tables_the_cache_changes_no_byte(policy: str, optimizer: str) -> None:

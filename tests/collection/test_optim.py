@@ -59,6 +59,7 @@ def textbook(name: str, mode: str, lr: float, eps: float, start: float) -> Array
     return np.where(touched[:, None], new, w)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("mode", DECAYS)
 @pytest.mark.parametrize("name", OPTIMIZERS)

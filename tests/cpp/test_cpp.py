@@ -42,6 +42,7 @@ def test_optimised(compiler: str, package_alone: Path, tmp_path: Path) -> None:
     ctest(tmp_path)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 def test_headers_by_nvcc(package_alone: Path, tmp_path: Path) -> None:
     """What nvcc makes of them for the host."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from pathlib import Path
 from typing import Any
 
-import cuda_backend
+import emulated
 import numpy as np
 import pytest
 from helpers import batch, collection, digest
@@ -293,19 +292,15 @@ def test_the_report_is_what_was_allocated(cuda: str, send: Any) -> None:
     assert emb.memory_report()["workspace"] == 0
 
 
-@pytest.mark.skipif(cuda_backend.choice() != "emulation", reason="the emulation counts bytes")
+@emulated.alone
 def test_the_report_misses_no_byte(cuda: str) -> None:
-    from mpembed._bindings import cuda as extension
-
-    live = ctypes.CDLL(extension.__file__).simt_live_bytes
-    live.restype = ctypes.c_int64
     tables = [mpe.TableConfig(f"t{dim}", 4, dim) for dim in range(1, 41)]
     cache = mpe.CacheConfig(num_sets=1, policy="lfu", ways=8)
     gc.collect()
-    before = live()
+    before = emulated.live_bytes()
     emb = mpe.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.1), cache=cache, device=cuda)
     gc.collect()
-    assert live() - before == emb.memory_report()["total"]
+    assert emulated.live_bytes() - before == emb.memory_report()["total"]
 
 
 def test_checkpoints_travel(cuda: str, send: Any, tmp_path: Path) -> None:

@@ -22,12 +22,8 @@ cuda_backend.missing()
 import ctypes
 import numpy as np
 import mpembed as mpe
+from emulated import launches, library
 from mpembed import ops
-from mpembed._bindings import cuda as extension
-
-library = ctypes.CDLL(extension.__file__)
-launches = library.simt_launches_on
-launches.restype, launches.argtypes = ctypes.c_int64, [ctypes.c_int]
 
 def send(array):
     return mpe.to_device(array, "cuda:1")
@@ -36,7 +32,7 @@ def step(name, call):
     before = launches(1)
     result = call()
     device = ctypes.c_int(7)
-    library.cudaGetDevice(ctypes.byref(device))
+    library().cudaGetDevice(ctypes.byref(device))
     print(name, launches(0), launches(1) > before, device.value)
     return result
 

@@ -136,6 +136,7 @@ def train(twins: Twins, steps: int, seed: int) -> None:
     twins.compare("the end")
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("name", CACHES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_devices_bytes_are_the_cpus(optimizer: str, name: str, cuda: str) -> None:

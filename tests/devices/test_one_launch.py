@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import cuda_backend
+import emulated
 import numpy as np
 import pytest
 
@@ -45,18 +45,13 @@ def batch(tables: int) -> list[Any]:
 
 
 class Counted:
-    """Calls of the door's `lookup`, and their launches where the emulation counts them."""
+    """Calls of the C API's `lookup`, and their launches where the emulation counts them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.launches: list[int] = []
         self.real = kernels.lookup
-        self.count: Callable[[], int] = int  # always 0
-        if cuda_backend.choice() == "emulation":
-            from mpembed._bindings import cuda as extension
-
-            counter = ctypes.CDLL(extension.__file__).simt_launches
-            counter.restype = ctypes.c_int64
-            self.count = counter
+        emulation = cuda_backend.choice() == "emulation"
+        self.count: Callable[[], int] = emulated.launches if emulation else int  # int: always 0
         monkeypatch.setattr(kernels, "lookup", self)
 
     def __call__(self, *arguments: Any) -> None:
@@ -84,8 +79,8 @@ def test_launches_of_a_forward(
         expected = here.forward(*arrays, training=training)
         counted.launches.clear()
         out = there.forward(*sent, training=training)
-        emulated = cuda_backend.choice() == "emulation"
-        assert counted.launches == [launches if emulated else 0]
+        counts = cuda_backend.choice() == "emulation"
+        assert counted.launches == [launches if counts else 0]
         np.testing.assert_array_equal(out.numpy(), expected, strict=True)
         if training:
             here.backward(np.ones_like(expected))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import graphs
@@ -13,12 +13,6 @@ import mpembed as mpe
 
 pytestmark = pytest.mark.gpu
 ops = mpe.ops
-
-
-@pytest.fixture
-def runtime(cuda: str) -> Iterator[graphs.Runtime]:
-    with graphs.runtime() as made:
-        yield made
 
 
 def device(array: Any) -> Any:

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Iterator
 from typing import Any
 
-import cuda_backend
+import emulated
 import graphs
 import numpy as np
 import pytest
-from test_graph_capture import Twins, mixed
+from twins import Twins, mixed
 
 import mpembed as mpe
 
 pytestmark = pytest.mark.gpu
-emulated = pytest.mark.skipif(
-    cuda_backend.choice() != "emulation", reason="the emulation counts bytes"
-)
-
-
-@pytest.fixture
-def runtime(cuda: str) -> Iterator[graphs.Runtime]:
-    with graphs.runtime() as made:
-        yield made
 
 
 def make() -> mpe.EmbeddingBagCollection:
@@ -33,18 +23,10 @@ def make() -> mpe.EmbeddingBagCollection:
     return mpe.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.5), cache=cache, device="cuda")
 
 
-def live_bytes() -> int:
-    from mpembed._bindings import cuda as extension
-
-    live = ctypes.CDLL(extension.__file__).simt_live_bytes
-    live.restype = ctypes.c_int64
-    return int(live())
-
-
-@emulated
+@emulated.alone
 @pytest.mark.parametrize("mode", [graphs.GLOBAL, graphs.RELAXED])
 def test_a_collection_dies(mode: int, runtime: Any) -> None:
-    before = live_bytes()
+    before = emulated.live_bytes()
     kept, stream, buffer = make(), runtime.stream(), mpe.to_device(np.ones(4, np.int32), "cuda")
     runtime.begin(stream, mode)
     del kept
@@ -55,12 +37,12 @@ def test_a_collection_dies(mode: int, runtime: Any) -> None:
     graph.launch(stream)
     assert not buffer.numpy().any()
     del buffer
-    assert live_bytes() == before
+    assert emulated.live_bytes() == before
 
 
-@emulated
+@emulated.alone
 def test_a_collection_is_made(runtime: Any) -> None:
-    before, stream = live_bytes(), runtime.stream()
+    before, stream = emulated.live_bytes(), runtime.stream()
     runtime.begin(stream)
     made = make()
     assert runtime.end(stream).nodes == 0
@@ -68,7 +50,7 @@ def test_a_collection_is_made(runtime: Any) -> None:
     assert made.forward(indices, offsets).numpy().any()
     del made, indices, offsets
     gc.collect()
-    assert live_bytes() == before
+    assert emulated.live_bytes() == before
 
 
 def test_a_stream_goes_that_was_captured(runtime: Any) -> None:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from typing import Any
 
 import graphs
 import numpy as np
 import pytest
-from test_graph_capture import Twins, mixed
+from twins import Twins, mixed
 
 import mpembed as mpe
 
 pytestmark = pytest.mark.gpu
 UNSENT = r"call emb.check\(\) after setting lr and before capturing"
-
-
-@pytest.fixture
-def runtime(cuda: str) -> Iterator[graphs.Runtime]:
-    with graphs.runtime() as made:
-        yield made
 
 
 def several(runtime: graphs.Runtime, optimizer: mpe.optim.Optimizer, n: int = 3) -> list[Twins]:

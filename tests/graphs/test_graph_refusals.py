@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import cuda_backend
+import emulated
 import graphs
 import numpy as np
 import pytest
-from test_graph_capture import BAGS, Twins, bytes_of, mixed
+from twins import BAGS, Twins, bytes_of, mixed
 
 import mpembed as mpe
 from mpembed.tickets import MAX_OPEN
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture
-def runtime(cuda: str) -> Iterator[graphs.Runtime]:
-    with graphs.runtime() as made:
-        yield made
 
 
 @pytest.fixture
@@ -222,20 +216,16 @@ def test_a_ticket_dies_in_a_capture_that_has_failed(twins: Twins) -> None:
     twins.assert_equal()
 
 
-@pytest.mark.skipif(cuda_backend.choice() != "emulation", reason="the emulation counts bytes")
+@emulated.alone
 def test_memory_that_dies_in_a_capture_goes_back_later(twins: Twins) -> None:
-    from mpembed._bindings import cuda as extension
-
-    live = ctypes.CDLL(extension.__file__).simt_live_bytes
-    live.restype = ctypes.c_int64
-    before = live()
+    before = emulated.live_bytes()
     result = twins.there.forward(twins.indices, twins.offsets, training=False, stream=twins.stream)
     with twins.runtime.capture(twins.stream) as made:
         del result
         twins.step()
     made[0].launch(twins.stream)
     twins.forward(training=False)  # borrows memory, and gives back what waited
-    assert live() == before
+    assert emulated.live_bytes() == before
 
 
 def test_a_collection_dies_in_a_capture(twins: Twins) -> None:

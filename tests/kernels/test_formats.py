@@ -106,6 +106,7 @@ def test_bytes_equal_the_reference_for_chosen_floats(
     compare(np.array([row], np.float32), precision, rounding, 1, 2)
 
 
+@pytest.mark.pairwise
 @formats
 @roundings
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,6 +206,7 @@ def test_pad_bits_stay_zero_under_stochastic_rounding(precision: str, dim: int, 
     assert not (got[:, -5] & mask).any()
 
 
+@pytest.mark.pairwise
 @integers
 @roundings
 @pytest.mark.parametrize("kind", ["scaled", "narrow", "extreme", "half_subnormal"])
@@ -257,6 +259,7 @@ def test_constants_between_two_fp16_numbers_stay_between_them(precision: str) ->
     assert (values <= np.float32(0.1) + FORMATS[precision].levels * 2.0**-24).all()
 
 
+@pytest.mark.pairwise
 @formats
 @roundings
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, "large"])

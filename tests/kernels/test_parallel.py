@@ -62,6 +62,7 @@ def test_pool_has_no_races(checked_driver: Path, check: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.exhaustive
 def test_kernels_have_no_races_and_one_answer(tmp_path: Path) -> None:
     driver = build_checked(tmp_path / "kernels", TRAINING, "1")
     serial = run(driver, "1")

@@ -65,6 +65,7 @@ def test_no_range_decodes_to_more_than_may_be_stored(precision: str) -> None:
     assert np.abs(values).max() <= np.float32(limit)
 
 
+@pytest.mark.pairwise
 @formats
 @roundings
 @pytest.mark.parametrize("policy", [None, "lru", "lfu"])

@@ -28,6 +28,7 @@ def same(got: Any, expected: Any) -> None:
     np.testing.assert_array_equal(got.numpy(), expected)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("precision", FORMATS)
@@ -63,6 +64,7 @@ class _Shifted:
         return capsule
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("start", [1, 2, 4, 8])
 @pytest.mark.parametrize("dim", [8, 12, 13, 64])
 @pytest.mark.parametrize("precision", FORMATS)
@@ -123,6 +125,7 @@ def test_cache_lookup(send: Any) -> None:
     same(ops.cache_lookup(send(tags), send(rows)), ops.cache_lookup(tags, rows))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("pooling", mpe.registry.POOLINGS)
 @pytest.mark.parametrize("precision", FORMATS)

@@ -37,6 +37,7 @@ def test_every_optimizer_has_its_function() -> None:
     assert set(KINDS) == set(mpe.registry.OPTIMIZERS)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("decay", DECAYS, ids=["none", "l2", "decoupled"])
 @pytest.mark.parametrize("precision", mpe.registry.FORMATS)
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,8 @@ def test_any_other_word_is_refused_by_name(tmp_path: Path, name: str) -> None:
 def test_the_source_folder_says_what_it_is(tmp_path: Path) -> None:
     """Found first by Python that runs in a clone."""
     package = tmp_path / "mpembed"
-    package.mkdir()
-    for source in (ROOT / "mpembed").glob("*.py"):
-        shutil.copy(source, package)
+    compiled = shutil.ignore_patterns(*(f"*{suffix}" for suffix in EXTENSION_SUFFIXES))
+    shutil.copytree(ROOT / "mpembed", package, ignore=compiled)
     numpy = str(Path(np.__file__).parent.parent)
     command = [
         sys.executable,

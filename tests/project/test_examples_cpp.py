@@ -131,15 +131,6 @@ def test_the_cuda_example_compiles_by_nvcc(package_alone: Path, tmp_path: Path) 
     assert (tmp_path / "cuda.o").stat().st_size > 0
 
 
-def emulated_library(folder: Path) -> Path:
-    """Return the CUDA backend as a library, out of the kernels that g++ compiles."""
-    simt: Any = scripts.load(TESTS / "simt" / "build.py")
-    kernels = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
-    with cuda_backend._locked(simt.cache_folder() / "library.lock"):  # one worker compiles
-        library: Path = simt.build(kernels, folder / "libmpembed_cuda.so")
-    return library
-
-
 @pytest.fixture(scope="module")
 def emulated(
     tmp_path_factory: pytest.TempPathFactory, package_alone: Path
@@ -149,7 +140,7 @@ def emulated(
         pytest.skip(f"gpu: {reason}")
     package = tmp_path_factory.mktemp("emulated") / "mpembed"
     shutil.copytree(package_alone / "mpembed", package)
-    library = emulated_library(package / "lib")
+    library = cuda_backend.with_kernels([], package / "lib" / "libmpembed_cuda.so")
     simt: Any = scripts.load(TESTS / "simt" / "build.py")
     command = [*compilers._GXX, *simt.FLAGS, f"-I{package / 'include'}"]
     link = [library, package / "lib" / LIBRARY, f"-Wl,-rpath,{package / 'lib'}", "-pthread"]

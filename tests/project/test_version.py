@@ -31,6 +31,8 @@ def test_no_source_repeats_it() -> None:
     sources = [ROOT / "setup.py"]
     for folder in ("mpembed", "include", "kernels", "tools"):
         sources += [path for path in (ROOT / folder).rglob("*") if path.suffix not in {".so", ""}]
+    made = ROOT / "mpembed" / "cmake" / "mpembedConfigVersion.cmake", ROOT / "mpembed" / "pkgconfig"
+    sources = [path for path in sources if not {path, path.parent} & set(made)]  # by the build
     assert len(sources) > 100
     word = re.compile(rf"(?<![\d.]){re.escape(written())}(?![\d.])".encode())
     repeated = [

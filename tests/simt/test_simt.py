@@ -15,7 +15,7 @@ import scripts
 
 HERE = Path(__file__).resolve().parent
 SOURCES = [
-    HERE / "checks" / f"simt_{n}.cu"
+    HERE / "checks" / f"{n}.cu"
     for n in ("kernels", "intrinsics", "cub", "faults", "runtime", "graph")
 ]
 # Checks named fault_* end the process; little_memory needs environment variables.
@@ -65,6 +65,7 @@ def test_checks(plain: Path, environment: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.exhaustive
 def test_checks_under_the_sanitizers(sanitized: Path) -> None:
     done = run(sanitized, *CHECKS, "many_threads")
     assert done.returncode == 0, done.stderr
@@ -82,6 +83,7 @@ def test_checks_with_other_settings(plain: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.exhaustive
 def test_instrumented(tmp_path: Path) -> None:
     """Every access to memory may let another thread run, and atomics are still atomic."""
     out = load_build().build(SOURCES, tmp_path / "checks", instrument=True)
@@ -104,7 +106,7 @@ def test_ucontext(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 FAULTS = {
     "different_collectives": r"lane \d+ of the same warp is at a different collective, __\w+ at",
-    "different_sites": r"__syncwarp: .* at a different collective, __syncwarp at .*simt_faults",
+    "different_sites": r"__syncwarp: .* at a different collective, __syncwarp at .*faults",
     "omits_caller": r"__shfl_sync: the mask 0xfffffffe omits the caller, lane 0",
     "masks_disagree": r"the masks disagree: 0x|omits the caller",
     "exited_before": r"__ballot_sync: the mask 0xffffffff names lanes that have exited \(0x00000080"
@@ -169,6 +171,7 @@ def test_memory_faults(plain: Path, name: str) -> None:
     assert re.search(GUARDS[name], done.stderr), done.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name", [*(g for g in GUARDS if g != "too_much_shared"), "read_past_end", "read_after_free"]
 )

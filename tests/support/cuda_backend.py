@@ -15,8 +15,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import scripts
 from folders import ROOT, TESTS
@@ -24,6 +25,7 @@ from folders import ROOT, TESTS
 from mpembed import _bindings, devices
 from mpembed_build import declarations
 
+KERNELS = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
 CHOICES = ("emulation", "installed", "none")
 
 
@@ -76,15 +78,29 @@ def _cannot_emulate() -> str | None:
 
 def emulation() -> Path:
     """Return the extension of the emulated kernels, compiled if something has changed."""
-    simt = scripts.load(TESTS / "simt" / "build.py")
-    folder = simt.cache_folder() / "mpembed"
+    folder = _simt().cache_folder() / "mpembed"
     folder.mkdir(exist_ok=True)
-    with _locked(folder / "lock"):  # one of pytest-xdist's workers compiles
-        sources = [*sorted((ROOT / "kernels" / "cuda").glob("*.cu")), _translated(folder)]
-        out = folder / f"cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-        flags = ["-isystem", sysconfig.get_path("include"), "-Wno-unused-function"]
-        done: Path = simt.build(sources, out, extra=[*flags, '-DMPE_CUDA_ARCHS="emulated"'])
-        return done
+    with _locked(folder / "lock"):
+        binding = _translated(folder)
+    return with_kernels([binding], folder / f"cuda{sysconfig.get_config_var('EXT_SUFFIX')}")
+
+
+def with_kernels(sources: Sequence[Path], out: Path) -> Path:
+    """Compile sources and all emulated kernels into one library.
+
+    The flags are always the same, and of pytest-xdist's workers one compiles at a time, so each
+    kernel is compiled once.
+    """
+    flags = ["-isystem", sysconfig.get_path("include"), "-Wno-unused-function"]
+    flags += ['-DMPE_CUDA_ARCHS="emulated"']
+    simt = _simt()
+    with _locked(simt.cache_folder() / "kernels.lock"):
+        done: Path = simt.build([*KERNELS, *sources], out, extra=flags)
+    return done
+
+
+def _simt() -> ModuleType:
+    return scripts.load(TESTS / "simt" / "build.py")
 
 
 def _translated(folder: Path) -> Path:

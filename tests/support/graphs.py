@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import cuda_backend
+import emulated
 import numpy as np
 import pytest
 
@@ -18,10 +19,8 @@ INVALIDATED = 901
 
 
 def _library() -> ctypes.CDLL:
-    from mpembed._bindings import cuda as extension
-
     if cuda_backend.choice() == "emulation":
-        return ctypes.CDLL(extension.__file__)
+        return emulated.library()
     for name in ("libcudart.so.13", "libcudart.so.12", "libcudart.so"):
         with contextlib.suppress(OSError):
             return ctypes.CDLL(name)

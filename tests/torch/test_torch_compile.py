@@ -109,7 +109,12 @@ def twice(module: Any) -> Loss:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own
 @pytest.mark.parametrize(
-    ("backend", "dynamic"), [("aot_eager", None), ("aot_eager", True), ("inductor", None)]
+    ("backend", "dynamic"),
+    [
+        ("aot_eager", None),
+        ("aot_eager", True),
+        pytest.param("inductor", None, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_training_gives_the_bytes_of_eager(
     backend: str, dynamic: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -63,6 +63,7 @@ def agree(precision: str, x: Array, indices: Array, offsets: Array, weights: Any
     assert (np.abs(theirs.astype(np.float64) - ours) <= bound).all()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("index_type", [np.int32, np.int64])
 @pytest.mark.parametrize(("precision", "dim"), [(p, d) for p, dims in DIMS.items() for d in dims])

@@ -114,7 +114,7 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert out.splitlines()[-1] == "trained"
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.exhaustive)])
 def test_workers_of_a_data_loader_bring_batches(method: str, tmp_path: Path) -> None:
     finish(start(tmp_path, WORKERS, method))
 

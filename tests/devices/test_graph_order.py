@@ -1,6 +1,6 @@
 """Launches of a graph and calls outside of it wait for each other: what the runtime is asked for.
 
-As in test_stream_order.py, a backend of Python functions notes it.
+A backend of Python functions notes it, see fake_backend.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_stream_order import Fake, device, fake  # noqa: F401
+from fake_backend import Fake
 
 from mpembed._bindings import tensor as tensors
 from mpembed._bindings.device import CallOrder, Device
@@ -20,7 +20,7 @@ CALLS, LAUNCHES = 101, 102  # the events of a collection
 
 
 @pytest.fixture
-def calls(fake: Fake, device: Device) -> CallOrder:  # noqa: F811
+def calls(fake: Fake, device: Device) -> CallOrder:
     made = CallOrder(device, threading.RLock())
     with made.on_last_stream():
         pass
@@ -33,7 +33,7 @@ def call(calls: CallOrder, stream: int) -> None:
         assert on.address == stream
 
 
-def test_calls_outside_and_launches_wait_for_each_other(fake: Fake, calls: CallOrder) -> None:  # noqa: F811
+def test_calls_outside_and_launches_wait_for_each_other(fake: Fake, calls: CallOrder) -> None:
     fake.captured[10] = 5
     call(calls, 10)
     # A launch waits for the calls outside, and these wait for it.
@@ -55,7 +55,7 @@ def test_calls_outside_and_launches_wait_for_each_other(fake: Fake, calls: CallO
     assert fake.take() == [("wait_in_graph", CALLS, 10), ("record_in_graph", LAUNCHES, 10)]
 
 
-def test_streams_of_one_capture_keep_their_order(fake: Fake, calls: CallOrder) -> None:  # noqa: F811
+def test_streams_of_one_capture_keep_their_order(fake: Fake, calls: CallOrder) -> None:
     fake.captured.update({10: 5, 20: 5})
     call(calls, 10)
     fake.take()
@@ -64,7 +64,7 @@ def test_streams_of_one_capture_keep_their_order(fake: Fake, calls: CallOrder) -
                            ("record_in_graph", LAUNCHES, 20)]  # fmt: skip
 
 
-def test_a_refused_call_asks_for_nothing(fake: Fake, calls: CallOrder) -> None:  # noqa: F811
+def test_a_refused_call_asks_for_nothing(fake: Fake, calls: CallOrder) -> None:
     fake.captured[10] = 5
 
     def refuse(on: Any) -> None:
@@ -86,7 +86,7 @@ def test_a_refused_call_asks_for_nothing(fake: Fake, calls: CallOrder) -> None: 
     assert fake.take() == []
 
 
-def test_both_events_go(fake: Fake, device: Device) -> None:  # noqa: F811
+def test_both_events_go(fake: Fake, device: Device) -> None:
     calls = CallOrder(device, threading.RLock())
     call(calls, 0)
     fake.captured[10] = 5
@@ -96,7 +96,7 @@ def test_both_events_go(fake: Fake, device: Device) -> None:  # noqa: F811
     assert fake.take() == [("destroy_event", CALLS), ("destroy_event", LAUNCHES)]
 
 
-def test_memory_of_a_capture_is_its_graphs(fake: Fake, device: Device) -> None:  # noqa: F811
+def test_memory_of_a_capture_is_its_graphs(fake: Fake, device: Device) -> None:
     fake.captured[10] = 5
     inside, kept = (tensors.transient(device.stream(10), (4,), np.float32) for _ in range(2))
     address = inside.address
@@ -107,7 +107,7 @@ def test_memory_of_a_capture_is_its_graphs(fake: Fake, device: Device) -> None: 
     assert fake.take() == []
 
 
-def test_other_memory_waits_for_the_end_of_a_capture(fake: Fake, device: Device) -> None:  # noqa: F811
+def test_other_memory_waits_for_the_end_of_a_capture(fake: Fake, device: Device) -> None:
     first, second = (tensors.transient(device.stream(10), (4,), np.float32) for _ in range(2))
     addresses = first.address, second.address
     view(second, "x", device.stream(20))
@@ -123,7 +123,7 @@ def test_other_memory_waits_for_the_end_of_a_capture(fake: Fake, device: Device)
     assert sorted(given_back[:2]) == sorted(addresses)
 
 
-def test_arrays_are_not_ordered_before_a_launch(fake: Fake, device: Device) -> None:  # noqa: F811
+def test_arrays_are_not_ordered_before_a_launch(fake: Fake, device: Device) -> None:
     """A graph runs when it is launched, after what the stream of the launch has been given."""
     tensor = tensors.transient(device.stream(10), (4,), np.float32)
     fake.captured[20] = 5

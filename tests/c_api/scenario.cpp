@@ -1,18 +1,18 @@
-// Plays the same random training on two backends and compares every array after every call.
+// Trains on two backends alike, with random settings, and compares every array after every call.
 #include <algorithm>
 
-#include "side.h"
+#include "replica.h"
 
 namespace {
 
-using namespace door;
+using namespace replicas;
 
-class Play {
+class Scenario {
  public:
-  Play(const mpe_backend* a, const mpe_backend* b, const Options& o)
+  Scenario(const mpe_backend* a, const mpe_backend* b, const Options& o)
       : o_(o),
         rng_(o.seed),
-        sides_{std::make_unique<Collection>(a, o), std::make_unique<Collection>(b, o)} {
+        collections_{std::make_unique<Collection>(a, o), std::make_unique<Collection>(b, o)} {
     state("start");
   }
 
@@ -28,17 +28,17 @@ class Play {
  private:
   template <class Get>
   void same(const char* what, int64_t n, Get get) {
-    compare(sides_[0]->side, get(0), sides_[1]->side, get(1), n, name_ + what);
+    compare(collections_[0]->replica, get(0), collections_[1]->replica, get(1), n, name_ + what);
   }
   template <class Call>
   void both(const char* what, Call call) {
     for (int i = 0; i < 2; ++i) {
-      sides_[i]->side.check(call(i), what);
-      sides_[i]->side.check(sides_[i]->side.b->synchronize(nullptr), what);
+      collections_[i]->replica.check(call(i), what);
+      collections_[i]->replica.check(collections_[i]->replica.b->synchronize(nullptr), what);
     }
   }
-  const mpe_backend* door(int i) const { return sides_[i]->side.b; }
-  mpe_group* group(int i) const { return &sides_[i]->group; }
+  const mpe_backend* backend(int i) const { return collections_[i]->replica.b; }
+  mpe_group* group(int i) const { return &collections_[i]->group; }
 
   void train() {
     const int32_t tables = group(0)->num_tables;
@@ -53,11 +53,11 @@ class Play {
     std::vector<float> weights(indices.size());
     for (float& w : weights) w = value();
     const size_t room = std::max<size_t>(indices.size(), static_cast<size_t>(o_.batch_size));
-    std::vector<float> gradient(room * static_cast<size_t>(sides_[0]->width()));
+    std::vector<float> gradient(room * static_cast<size_t>(collections_[0]->width()));
     for (float& g : gradient) g = rng_() % 40000 == 0 ? 1e38f * 10.0f : value();
     const bool weighted = rng_() % 2 == 0, narrow = rng_() % 2 == 0;
     for (int i = 0; i < 2; ++i) {
-      batch_[i] = std::make_unique<Batch>(*sides_[i], o_, indices, offsets, weights, gradient,
+      batch_[i] = std::make_unique<Batch>(*collections_[i], o_, indices, offsets, weights, gradient,
                                           weighted, narrow);
     }
     forward();
@@ -68,16 +68,17 @@ class Play {
   void forward() {
     const int64_t n = batch_[0]->l.n;
     const int64_t bags = static_cast<int64_t>(group(0)->num_tables) * o_.batch_size;
-    both("advance", [&](int i) { return door(i)->advance(sides_[i]->step, nullptr); });
-    both("check_offsets",
-         [&](int i) { return door(i)->check_offsets(&batch_[i]->b, nullptr, batch_[i]->errors); });
+    both("advance", [&](int i) { return backend(i)->advance(collections_[i]->step, nullptr); });
+    both("check_offsets", [&](int i) {
+      return backend(i)->check_offsets(&batch_[i]->b, nullptr, batch_[i]->errors);
+    });
     both("prepare", [&](int i) {
-      return door(i)->prepare(group(i), &batch_[i]->b, o_.drop, batch_[i]->errors, &batch_[i]->l,
-                              nullptr, batch_[i]->errors + 1);
+      return backend(i)->prepare(group(i), &batch_[i]->b, o_.drop, batch_[i]->errors, &batch_[i]->l,
+                                 nullptr, batch_[i]->errors + 1);
     });
     both("discard", [&](int i) {
-      return door(i)->discard(group(i), &batch_[i]->l, batch_[i]->errors, 2, sides_[i]->sink,
-                              nullptr);
+      return backend(i)->discard(group(i), &batch_[i]->l, batch_[i]->errors, 2,
+                                 collections_[i]->sink, nullptr);
     });
     same("keys", n, [&](int i) { return batch_[i]->l.keys; });
     same("bags", n, [&](int i) { return batch_[i]->l.bags; });
@@ -85,25 +86,26 @@ class Play {
     same("origins", group(0)->num_tables, [&](int i) { return batch_[i]->l.origins; });
     same("dropped", group(0)->num_tables, [&](int i) { return batch_[i]->l.dropped; });
     both("dedup", [&](int i) {
-      return door(i)->dedup(batch_[i]->l.keys, n, static_cast<uint64_t>(sides_[i]->total_rows()),
-                            &batch_[i]->u, nullptr);
+      return backend(i)->dedup(batch_[i]->l.keys, n,
+                               static_cast<uint64_t>(collections_[i]->total_rows()), &batch_[i]->u,
+                               nullptr);
     });
     same("count", 1, [&](int i) { return batch_[i]->u.count; });
-    unique_ = sides_[0]->side.read(batch_[0]->u.count, 1)[0];
+    unique_ = collections_[0]->replica.read(batch_[0]->u.count, 1)[0];
     same("unique rows", unique_, [&](int i) { return batch_[i]->u.rows; });
     same("starts", unique_ + 1, [&](int i) { return batch_[i]->u.starts; });
-    const int64_t valid = sides_[0]->side.read(batch_[0]->u.starts + unique_, 1)[0];
+    const int64_t valid = collections_[0]->replica.read(batch_[0]->u.starts + unique_, 1)[0];
     same("positions", valid, [&](int i) { return batch_[i]->u.positions; });
     if (o_.policy >= 0) admit(n);
     both("lookup", [&](int i) {
       const mpe_lookup_args part{group(i), &batch_[i]->l, each(i), &batch_[i]->outputs};
-      return door(i)->lookup(&part, 1, nullptr);
+      return backend(i)->lookup(&part, 1, nullptr);
     });
     const int64_t room = n > o_.batch_size ? n : o_.batch_size;
-    same("output", room * sides_[0]->width(), [&](int i) { return batch_[i]->out; });
+    same("output", room * collections_[0]->width(), [&](int i) { return batch_[i]->out; });
     both("count", [&](int i) {
-      return door(i)->count(group(i), &batch_[i]->l, o_.policy < 0 ? &batch_[i]->u : nullptr,
-                            o_.policy < 0 ? 1 : 0, 1, nullptr);
+      return backend(i)->count(group(i), &batch_[i]->l, o_.policy < 0 ? &batch_[i]->u : nullptr,
+                               o_.policy < 0 ? 1 : 0, 1, nullptr);
     });
   }
 
@@ -111,56 +113,59 @@ class Play {
 
   void admit(int64_t n) {
     both("cache_admit", [&](int i) {
-      return door(i)->cache_admit(group(i), &batch_[i]->u, n, batch_[i]->slots, nullptr);
+      return backend(i)->cache_admit(group(i), &batch_[i]->u, n, batch_[i]->slots, nullptr);
     });
     same("slots", unique_, [&](int i) { return batch_[i]->slots; });
     cache("cache after admission");
     both("cache_refresh", [&](int i) {
-      return door(i)->cache_refresh(group(i), &batch_[i]->u, n, batch_[i]->slots, batch_[i]->fresh,
-                                    nullptr);
+      return backend(i)->cache_refresh(group(i), &batch_[i]->u, n, batch_[i]->slots,
+                                       batch_[i]->fresh, nullptr);
     });
     same("fresh slots", unique_, [&](int i) { return batch_[i]->fresh; });
     both("cache_locate", [&](int i) {
-      return door(i)->cache_locate(group(i)->cache, batch_[i]->l.keys, n, batch_[i]->each, nullptr);
+      return backend(i)->cache_locate(group(i)->cache, batch_[i]->l.keys, n, batch_[i]->each,
+                                      nullptr);
     });
     same("located slots", n, [&](int i) { return batch_[i]->each; });
     both("scatter_slots", [&](int i) {
-      return door(i)->scatter_slots(&batch_[i]->u, batch_[i]->fresh, n, batch_[i]->each, nullptr);
+      return backend(i)->scatter_slots(&batch_[i]->u, batch_[i]->fresh, n, batch_[i]->each,
+                                       nullptr);
     });
     same("scattered slots", n, [&](int i) { return batch_[i]->each; });
   }
 
   void backward() {
     const int64_t n = batch_[0]->l.n;
-    both("advance", [&](int i) { return door(i)->advance(sides_[i]->step, nullptr); });
+    both("advance", [&](int i) { return backend(i)->advance(collections_[i]->step, nullptr); });
     both("weight_grad", [&](int i) {
-      return door(i)->weight_grad(group(i), &batch_[i]->l, each(i), &batch_[i]->gradients,
-                                  batch_[i]->weight_grad, nullptr);
+      return backend(i)->weight_grad(group(i), &batch_[i]->l, each(i), &batch_[i]->gradients,
+                                     batch_[i]->weight_grad, nullptr);
     });
     same("weight gradient", n, [&](int i) { return batch_[i]->weight_grad; });
     const mpe_optimizer optimizer{o_.optimizer, o_.decay, 0.05f, 1e-8f, 0.01f, nullptr};
     both("update", [&](int i) {
-      return door(i)->update(group(i), &optimizer, &batch_[i]->l, &batch_[i]->u,
-                             o_.policy >= 0 ? batch_[i]->fresh : nullptr, &batch_[i]->gradients,
-                             sides_[i]->nonfinite, nullptr);
+      return backend(i)->update(group(i), &optimizer, &batch_[i]->l, &batch_[i]->u,
+                                o_.policy >= 0 ? batch_[i]->fresh : nullptr, &batch_[i]->gradients,
+                                collections_[i]->nonfinite, nullptr);
     });
-    same("nonfinite", 1, [&](int i) { return sides_[i]->nonfinite; });
+    same("nonfinite", 1, [&](int i) { return collections_[i]->nonfinite; });
     if (o_.policy < 0) return;
     both("cache_release", [&](int i) {
-      return door(i)->cache_release(group(i)->cache, &batch_[i]->u, n, batch_[i]->slots, nullptr);
+      return backend(i)->cache_release(group(i)->cache, &batch_[i]->u, n, batch_[i]->slots,
+                                       nullptr);
     });
   }
 
   void flush() {
     if (o_.policy < 0) return;
-    both("advance", [&](int i) { return door(i)->advance(sides_[i]->step, nullptr); });
-    both("flush", [&](int i) { return door(i)->cache_flush(group(i), nullptr); });
+    both("advance", [&](int i) { return backend(i)->advance(collections_[i]->step, nullptr); });
+    both("flush", [&](int i) { return backend(i)->cache_flush(group(i), nullptr); });
     state("state after flush");
   }
 
   void rows() {
     std::vector<uint64_t> keys;
-    for (uint64_t k = rng_() % 3; k < static_cast<uint64_t>(sides_[0]->total_rows());
+    for (uint64_t k = rng_() % 3; k < static_cast<uint64_t>(collections_[0]->total_rows());
          k += 1 + rng_() % 7) {
       keys.push_back(k);
     }
@@ -170,28 +175,27 @@ class Play {
     uint64_t* k[2];
     float *read[2], *write[2];
     for (int i = 0; i < 2; ++i) {
-      k[i] = sides_[i]->side.make<uint64_t>(n, keys.data());
-      read[i] = sides_[i]->side.make<float>(size);
-      write[i] = sides_[i]->side.make<float>(size, values.data());
+      k[i] = collections_[i]->replica.make<uint64_t>(n, keys.data());
+      read[i] = collections_[i]->replica.make<float>(size);
+      write[i] = collections_[i]->replica.make<float>(size, values.data());
     }
     both("read_rows",
-         [&](int i) { return door(i)->read_rows(group(i), k[i], n, read[i], nullptr); });
+         [&](int i) { return backend(i)->read_rows(group(i), k[i], n, read[i], nullptr); });
     same("rows read", size, [&](int i) { return read[i]; });
     both("write_rows",
-         [&](int i) { return door(i)->write_rows(group(i), k[i], n, write[i], nullptr); });
+         [&](int i) { return backend(i)->write_rows(group(i), k[i], n, write[i], nullptr); });
     state("state after write_rows");
   }
 
   void cache(const std::string& what) {
     const std::string before = name_;
     name_ += what + ": ";
-    const Collection& c = *sides_[0];
-    same("tags", c.slots(), [&](int i) { return sides_[i]->cache.tags; });
-    same("meta", c.slots(), [&](int i) { return sides_[i]->cache.meta; });
-    same("cache rows", c.slots() * o_.dim, [&](int i) { return sides_[i]->cache.rows; });
-    same("counters", 2, [&](int i) { return sides_[i]->cache.counters; });
-    same("sketch", MPE_SKETCH_ROWS * c.cache.sketch_width,
-         [&](int i) { return sides_[i]->cache.sketch; });
+    const Collection& c = *collections_[0];
+    same("tags", c.slots(), [&](int i) { return collections_[i]->cache.tags; });
+    same("meta", c.slots(), [&](int i) { return collections_[i]->cache.meta; });
+    same("cache rows", c.slots() * o_.dim, [&](int i) { return collections_[i]->cache.rows; });
+    same("counters", 2, [&](int i) { return collections_[i]->cache.counters; });
+    same("sketch", MPE_SKETCH_ROWS * c.cache.sketch_width, [&](int i) { return collections_[i]->cache.sketch; });
     name_ = before;
   }
 
@@ -199,9 +203,9 @@ class Play {
     const std::string before = name_;
     name_ += what + ": ";
     for (int32_t t = 0; t < group(0)->num_tables; ++t) {
-      const mpe_table& table = sides_[0]->tables[static_cast<size_t>(t)];
+      const mpe_table& table = collections_[0]->tables[static_cast<size_t>(t)];
       const auto at = [&](int i) -> mpe_table& {
-        return sides_[i]->tables[static_cast<size_t>(t)];
+        return collections_[i]->tables[static_cast<size_t>(t)];
       };
       const std::string which = "table " + std::to_string(t);
       same((which + " rows").c_str(), table.num_rows * mpe_row_bytes(table.precision, o_.dim),
@@ -215,7 +219,7 @@ class Play {
   }
 
   int64_t index(int32_t t) {
-    const int64_t rows = sides_[0]->tables[static_cast<size_t>(t)].num_rows;
+    const int64_t rows = collections_[0]->tables[static_cast<size_t>(t)].num_rows;
     if (o_.drop && rng_() % 20 == 0) return rng_() % 2 ? rows : -1;
     if (rng_() % 3 == 0)
       return static_cast<int64_t>(rng_() % static_cast<uint64_t>(rows < 3 ? rows : 3));
@@ -227,17 +231,17 @@ class Play {
   std::mt19937_64 rng_;
   std::string name_;
   int64_t unique_ = 0;
-  std::unique_ptr<Collection> sides_[2];
+  std::unique_ptr<Collection> collections_[2];
   std::unique_ptr<Batch> batch_[2];
 };
 
 }  // namespace
 
 // Returns an empty text where both backends agree.
-extern "C" __attribute__((visibility("default"))) const char* play(const mpe_backend* a,
-                                                                   const mpe_backend* b,
-                                                                   const Options* o) {
+extern "C" __attribute__((visibility("default"))) const char* scenario(const mpe_backend* a,
+                                                                       const mpe_backend* b,
+                                                                       const Options* o) {
   g_report.clear();
-  Play(a, b, *o).run();
+  Scenario(a, b, *o).run();
   return g_report.c_str();
 }

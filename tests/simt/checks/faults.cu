@@ -2,7 +2,7 @@
 // process; test_simt.py has the expected messages.
 #include <assert.h>
 
-#include "simt_checks.h"
+#include "checks.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
-"""The CUDA kernels equal the CPU's byte for byte: every function of the C door, call by call.
+"""The CUDA kernels equal the CPU's byte for byte: every function of the C API, call by call.
 
-The kernel files themselves run here, compiled by g++ on the SIMT emulation; tests marked `gpu` play
+The kernel files themselves run here, compiled by g++ on the SIMT emulation; tests marked `gpu` run
 against the installed CUDA extension instead where `MPEMBED_TEST_CUDA` says so.
 """
 
@@ -20,25 +20,26 @@ import scripts
 from folders import ROOT, TESTS
 
 HERE = Path(__file__).resolve().parent
-KERNELS = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
-DRIVER = [HERE / f"{name}.cpp" for name in ("play", "groups", "far")]
+DRIVER = [HERE / f"{name}.cpp" for name in ("scenario", "groups", "far")]
 # These need an emulation, whose allocations can fail and which has graphs.
 EMULATED = [HERE / f"{name}.cpp" for name in ("memory", "graph")]
+EXHAUSTIVE = pytest.mark.exhaustive
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the emulation needs Linux")
 
 
-run: Any = scripts.load(HERE / "run.py")
+program: Any = scripts.load(HERE / "replicas.py")
 simt: Any = scripts.load(TESTS / "simt" / "build.py")
 
 
 def build(folder: Path, **options: Any) -> Path:
-    library: Path = simt.build([*KERNELS, *DRIVER, *EMULATED], folder / "door.so", **options)
+    sources = [*cuda_backend.KERNELS, *DRIVER, *EMULATED]
+    library: Path = simt.build(sources, folder / "replicas.so", **options)
     return library
 
 
-def play_elsewhere(library: Path, count: int, seed: int, **environment: str) -> None:
-    """Play in a new process."""
-    program = [sys.executable, str(HERE / "run.py"), str(library), str(count), str(seed)]
+def run_elsewhere(library: Path, count: int, seed: int, **environment: str) -> None:
+    """Run scenarios in a new process."""
+    program = [sys.executable, str(HERE / "replicas.py"), str(library), str(count), str(seed)]
     done = subprocess.run(
         program,
         env={**os.environ, **environment},
@@ -53,11 +54,12 @@ def play_elsewhere(library: Path, count: int, seed: int, **environment: str) -> 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("door"))
+    out = tmp_path_factory.mktemp("replicas") / "replicas.so"
+    return cuda_backend.with_kernels([*DRIVER, *EMULATED], out)
 
 
 def driver_alone(folder: Path) -> Path:
-    """Compile what plays, without kernels."""
+    """Compile the driver, without kernels."""
     out, include = folder / "driver.so", f"-I{ROOT / 'include'}"
     command = [*shlex.split(os.environ.get("CXX", "g++")), "-std=c++17", "-O1", "-fPIC", "-shared"]
     subprocess.run([*command, include, *map(str, DRIVER), "-o", str(out)], check=True)
@@ -65,90 +67,92 @@ def driver_alone(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def replicas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The driver, and the kernels that MPEMBED_TEST_CUDA names."""
     if cuda_backend.choice() == "emulation":
-        return run.Door(request.getfixturevalue("library"))
+        return program.Replicas(request.getfixturevalue("library"))
     request.getfixturevalue("cuda")
     extension = importlib.util.find_spec("mpembed._bindings.cuda")
     assert extension is not None
     assert extension.origin is not None
-    return run.Door(driver_alone(tmp_path_factory.mktemp("driver")), Path(extension.origin))
+    return program.Replicas(driver_alone(tmp_path_factory.mktemp("driver")), Path(extension.origin))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", list(run.cases(40, 0)), ids=lambda case: f"{case['seed']:x}")
-def test_random_training(door: Any, case: dict[str, int]) -> None:
-    assert door.play(case) == ""
+@pytest.mark.parametrize("case", list(program.cases(40, 0)), ids=lambda case: f"{case['seed']:x}")
+def test_random_training(replicas: Any, case: dict[str, int]) -> None:
+    assert replicas.scenario(case) == ""
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("policy", [-1, 0])
-def test_one_lookup_of_many_groups(door: Any, seed: int, policy: int) -> None:
-    case = {**next(run.cases(1, seed)), "seed": seed, "policy": policy, "batch_size": 3}
-    assert door.groups({**case, "longest": 4, "rows": 20}) == ""
+def test_one_lookup_of_many_groups(replicas: Any, seed: int, policy: int) -> None:
+    case = {**next(program.cases(1, seed)), "seed": seed, "policy": policy, "batch_size": 3}
+    assert replicas.groups({**case, "longest": 4, "rows": 20}) == ""
 
 
 @pytest.mark.gpu
-def test_a_hot_row_has_blocks_of_its_own(door: Any) -> None:
+@pytest.mark.parametrize("dim", [7, 64, pytest.param(300, marks=EXHAUSTIVE)])
+def test_a_hot_row_has_blocks_of_its_own(replicas: Any, dim: int) -> None:
     """Few rows and long bags: more than 64 occurrences a row, so that partial sums are combined."""
-    for dim in (7, 64, 300):
-        case = next(run.cases(1, dim))
-        wide = {"dim": dim, "rows": 1, "batch_size": 16, "longest": 90, "steps": 2, "drop": 0}
-        assert door.play({**case, **wide, "optimizer": dim % 3}) == ""
+    case = next(program.cases(1, dim))
+    wide = {"dim": dim, "rows": 1, "batch_size": 16, "longest": 90, "steps": 2, "drop": 0}
+    assert replicas.scenario({**case, **wide, "optimizer": dim % 3}) == ""
 
 
 @pytest.mark.gpu
-def test_a_batch_larger_than_the_cache(door: Any) -> None:
+def test_a_batch_larger_than_the_cache(replicas: Any) -> None:
     for policy in (0, 1):
-        case = next(run.cases(1, policy))
+        case = next(program.cases(1, policy))
         large = {"rows": 90, "batch_size": 30, "longest": 9, "sets": 2, "steps": 4, "dim": 9}
-        assert door.play({**case, **large, "policy": policy, "drop": 0}) == ""
+        assert replicas.scenario({**case, **large, "policy": policy, "drop": 0}) == ""
 
 
 @pytest.mark.gpu
-def test_hundreds_of_tables(door: Any) -> None:
-    case = next(run.cases(1, 2))
+def test_hundreds_of_tables(replicas: Any) -> None:
+    case = next(program.cases(1, 2))
     many = {"copies": 15, "rows": 3, "batch_size": 2, "longest": 3, "steps": 3, "dim": 5}
-    assert door.play({**case, **many, "sets": 5}) == ""
+    assert replicas.scenario({**case, **many, "sets": 5}) == ""
 
 
-@pytest.mark.parametrize("case", list(run.cases(20, 3)), ids=lambda case: f"{case['seed']:x}")
+@pytest.mark.parametrize("case", list(program.cases(20, 3)), ids=lambda case: f"{case['seed']:x}")
 def test_launches_of_a_graph(library: Path, case: dict[str, int]) -> None:
-    """A step captured through the door, with a learning rate that changes on the device."""
-    assert run.Door(library).launches(case) == ""
+    """A step captured through the C API, with a learning rate that changes on the device."""
+    assert program.Replicas(library).launches(case) == ""
 
 
 @pytest.mark.gpu
-def test_rows_beyond_4_gib(door: Any) -> None:
+def test_rows_beyond_4_gib(replicas: Any) -> None:
     # VGPU_PAGEABLE lets the kernels of a stand-in reach all host memory, as an emulation's do.
     mapped = cuda_backend.choice() == "emulation" or os.environ.get("VGPU_PAGEABLE") == "1"
-    assert door.far_rows(mapped) == ""
+    assert replicas.far_rows(mapped) == ""
 
 
 @pytest.mark.parametrize("policy", [0, 1])
 def test_admission_without_memory_changes_nothing(library: Path, policy: int) -> None:
-    door = run.Door(library)
-    case = {**next(run.cases(1, 1)), "policy": policy, "sets": 2, "rows": 20, "dim": 9}
-    report, failures = door.no_memory(case)
+    replicas = program.Replicas(library)
+    case = {**next(program.cases(1, 1)), "policy": policy, "sets": 2, "rows": 20, "dim": 9}
+    report, failures = replicas.no_memory(case)
     assert report == ""
     assert failures >= 3 + policy  # the sort's pairs and temporary, LFU's estimates
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("resident", ["1", "8"])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=EXHAUSTIVE) for n in (2, 3))])
+@pytest.mark.parametrize("resident", [pytest.param("1", marks=EXHAUSTIVE), "8"])
 def test_any_schedule_gives_the_same_bytes(library: Path, seed: int, resident: str) -> None:
     schedule = {"SIMT_SEED": str(seed), "SIMT_RESIDENT": resident, "SIMT_PREEMPT": "0.4"}
-    play_elsewhere(library, 12, seed, **schedule)
+    run_elsewhere(library, 12, seed, **schedule)
 
 
+@pytest.mark.exhaustive
 def test_preempted_at_every_access(tmp_path: Path) -> None:
     """Threads also change places between plain loads and stores: lost updates show."""
     library = build(tmp_path, instrument=True)
-    play_elsewhere(library, 12, 7, SIMT_SEED="7")
+    run_elsewhere(library, 12, 7, SIMT_SEED="7")
 
 
+@pytest.mark.exhaustive
 def test_no_access_out_of_bounds(tmp_path: Path) -> None:
     """The same under AddressSanitizer and UndefinedBehaviorSanitizer."""
     runtime = []
@@ -157,4 +161,4 @@ def test_no_access_out_of_bounds(tmp_path: Path) -> None:
         runtime.append(found.stdout.strip())
     library = build(tmp_path, sanitize=True)
     options = {"LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0"}
-    play_elsewhere(library, 10, 5, **options)
+    run_elsewhere(library, 10, 5, **options)

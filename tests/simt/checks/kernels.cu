@@ -1,7 +1,7 @@
 // Self-tests of the SIMT emulation: each device feature compared with a plain computation.
 #include <algorithm>
 
-#include "simt_checks.h"
+#include "checks.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
-"""Play random training on the CPU backend and on another one, behind the C door.
+"""Train on the CPU backend and on another one through the C API, with random settings.
 
-As a program: ``python tests/c_api/run.py LIBRARY [CASES [SEED]]``, where LIBRARY holds the driver
-and exports ``mpe_cuda_backend``. It prints each case that differs, and fails then.
+As a program: ``python tests/c_api/replicas.py LIBRARY [CASES [SEED]]``, where LIBRARY holds the
+driver and exports ``mpe_cuda_backend``. It prints each case that differs, and fails then.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ DIMS = (1, 3, 8, 9, 16, 17, 24, 32, 33, 40, 64, 65, 100, 128, 200, 256, 257, 300
 
 
 class Options(ctypes.Structure):
-    """door::Options."""
+    """replicas::Options."""
 
     _fields_ = (("seed", ctypes.c_uint64), *((name, ctypes.c_int32) for name in NAMES))
 
 
 def cases(count: int, seed: int) -> Iterator[dict[str, int]]:
-    """Yield settings of plays."""
+    """Yield settings of scenarios."""
     draw = random.Random(seed)
     for _ in range(count):
         yield {
@@ -56,7 +56,7 @@ def cases(count: int, seed: int) -> Iterator[dict[str, int]]:
         }
 
 
-class Door:
+class Replicas:
     """The driver's functions on the CPU backend and another one: by default the library's own."""
 
     def __init__(self, library: Path, other: Path | None = None) -> None:
@@ -67,7 +67,7 @@ class Door:
         self.library = ctypes.CDLL(str(library))
         cuda = self.library if other is None else ctypes.CDLL(str(other))
         core.mpe_cpu_backend.restype = cuda.mpe_cuda_backend.restype = ctypes.c_void_p
-        for name in ("play", "groups", "far_rows", "no_memory", "launches"):
+        for name in ("scenario", "groups", "far_rows", "no_memory", "launches"):
             if hasattr(self.library, name):  # the last two need the emulation
                 getattr(self.library, name).restype = ctypes.c_char_p
         self.backends = [
@@ -81,10 +81,10 @@ class Door:
         report: bytes = self.library.launches(*self.backends, ctypes.byref(options))
         return report.decode()
 
-    def play(self, case: dict[str, int]) -> str:
+    def scenario(self, case: dict[str, int]) -> str:
         """Return what differed, or nothing."""
         options = Options(**case)
-        report: bytes = self.library.play(*self.backends, ctypes.byref(options))
+        report: bytes = self.library.scenario(*self.backends, ctypes.byref(options))
         return report.decode()
 
     def groups(self, case: dict[str, int]) -> str:
@@ -108,13 +108,13 @@ class Door:
 
 
 def main() -> None:
-    """Play, and say what differed."""
-    door = Door(Path(sys.argv[1]))
+    """Run scenarios, and say what differed."""
+    replicas = Replicas(Path(sys.argv[1]))
     count, seed = (int(word) for word in [*sys.argv[2:], "20", "0"][:2])
     for number, case in enumerate(cases(count, seed)):
-        if report := door.play(case) + (door.groups(case) if number % 4 == 0 else ""):
+        if report := replicas.scenario(case) + (replicas.groups(case) if number % 4 == 0 else ""):
             sys.exit(f"case {number}, {case}:\n{report}")
-    print(f"{count} plays, every byte equal")
+    print(f"{count} scenarios, every byte equal")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 #include <cub/cub.cuh>
 
-#include "simt_checks.h"
+#include "checks.h"
 
 namespace {
 

@@ -12,7 +12,7 @@ OPERATIONS = ["train", "train", "forward", "backward", "open", "open", "close", 
 OPERATIONS += ["prefetch", "consume", "consume", "evaluate", "flush", "rows", "set_rows", "lr"]
 
 
-class Play:
+class Scenario:
     """Operations in any order, with several tickets open at once."""
 
     def __init__(self, pair: Pair, batches: Batches, options: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ class Play:
 
     def do_prefetch(self) -> None:
         inputs = self.inputs()
-        # Equal batches would be consumed oldest first; keep the play's own books simple.
+        # Equal batches would be consumed oldest first; keep the scenario's own books simple.
         key = self.key(inputs)
         if all(key != self.key(other) for other, _ in self.prefetched):
             self.prefetched.append((inputs, self.pair.prefetch(*inputs)))

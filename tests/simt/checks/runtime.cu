@@ -1,7 +1,7 @@
 // Self-tests of the SIMT emulation: the runtime's memory, streams, events and errors.
 #include <string.h>
 
-#include "simt_checks.h"
+#include "checks.h"
 
 namespace {
 

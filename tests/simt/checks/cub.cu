@@ -5,7 +5,7 @@
 #include <cub/cub.cuh>
 #include <numeric>
 
-#include "simt_checks.h"
+#include "checks.h"
 
 namespace {
 

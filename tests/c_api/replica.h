@@ -1,4 +1,4 @@
-// Two backends behind the C door, side by side: their memory, a collection and a batch on each, and
+// Two backends of the C API that do the same: their memory, a collection and a batch on each, and
 // the comparison of what they hold.
 #pragma once
 
@@ -12,7 +12,7 @@
 
 #include "mpembed/api.h"
 
-namespace door {
+namespace replicas {
 
 struct Options {
   uint64_t seed;
@@ -23,15 +23,15 @@ struct Options {
 
 inline std::string g_report;  // what differed or failed
 
-// One backend's memory.
-class Side {
+// A backend and the memory that was taken from it.
+class Replica {
  public:
-  explicit Side(const mpe_backend* backend) : b(backend) {}
-  ~Side() {
+  explicit Replica(const mpe_backend* backend) : b(backend) {}
+  ~Replica() {
     for (void* p : owned_) b->release(p, MPE_PLACEMENT_DEVICE);
   }
-  Side(const Side&) = delete;
-  Side& operator=(const Side&) = delete;
+  Replica(const Replica&) = delete;
+  Replica& operator=(const Replica&) = delete;
 
   template <class T>
   T* make(int64_t n, const T* from = nullptr) {
@@ -70,14 +70,14 @@ inline const mpe_error kNoError = MPE_NO_ERROR;
 
 // A group of one table a format and pooling (and copy), and its cache.
 struct Collection {
-  Side side;
+  Replica replica;
   std::vector<mpe_table> tables;
   mpe_cache cache{};
   mpe_group group{};
   uint64_t* step;
   mpe_error *sink, *nonfinite;
 
-  Collection(const mpe_backend* backend, const Options& o) : side(backend) {
+  Collection(const mpe_backend* backend, const Options& o) : replica(backend) {
     int64_t base = 0, column = 0;
     const int32_t formats = o.format < 0 ? MPE_NUM_FORMATS : 1;
     for (int32_t i = 0; i < formats * MPE_NUM_POOLINGS * o.copies; ++i) {
@@ -89,19 +89,20 @@ struct Collection {
       t.table_id = t.feature = i;
       t.column = column;
       t.state_format = o.state_format;
-      t.rows = side.make<uint8_t>(t.num_rows * mpe_row_bytes(t.precision, o.dim));
-      t.state = side.make<float>(t.num_rows * o.dim);
-      t.stats = side.make<int64_t>(MPE_NUM_STATS);
+      t.rows = replica.make<uint8_t>(t.num_rows * mpe_row_bytes(t.precision, o.dim));
+      t.state = replica.make<float>(t.num_rows * o.dim);
+      t.stats = replica.make<int64_t>(MPE_NUM_STATS);
       tables.push_back(t);
       base += t.num_rows;
       column += o.dim;
     }
-    step = side.make<uint64_t>(1);
-    sink = side.make<mpe_error>(1, &kNoError);
-    nonfinite = side.make<mpe_error>(1, &kNoError);
+    step = replica.make<uint64_t>(1);
+    sink = replica.make<mpe_error>(1, &kNoError);
+    nonfinite = replica.make<mpe_error>(1, &kNoError);
     if (o.policy >= 0) make_cache(o);
     group.tables = tables.data();
-    group.device_tables = side.make<mpe_table>(static_cast<int64_t>(tables.size()), tables.data());
+    group.device_tables =
+        replica.make<mpe_table>(static_cast<int64_t>(tables.size()), tables.data());
     group.cache = o.policy >= 0 ? &cache : nullptr;
     group.step = step;
     group.seed = o.seed;
@@ -110,9 +111,9 @@ struct Collection {
     group.rounding = o.rounding;
     for (int32_t t = 0; t < group.num_tables; ++t) {
       const int32_t kind = t % MPE_NUM_INITS;
-      side.check(
-          side.b->init_rows(&group, t, kind, kind == MPE_init_normal ? 0.3f : -0.5f, 0.7f, nullptr),
-          "init_rows");
+      replica.check(replica.b->init_rows(&group, t, kind, kind == MPE_init_normal ? 0.3f : -0.5f,
+                                         0.7f, nullptr),
+                    "init_rows");
     }
   }
 
@@ -126,13 +127,13 @@ struct Collection {
     cache.ways = 32;
     cache.policy = o.policy;
     const std::vector<uint64_t> empty(static_cast<size_t>(slots()), MPE_EMPTY_TAG);
-    cache.tags = side.make<uint64_t>(slots(), empty.data());
-    cache.meta = side.make<uint32_t>(slots());
-    cache.rows = side.make<float>(slots() * o.dim);
-    cache.counters = side.make<uint64_t>(2);
+    cache.tags = replica.make<uint64_t>(slots(), empty.data());
+    cache.meta = replica.make<uint32_t>(slots());
+    cache.rows = replica.make<float>(slots() * o.dim);
+    cache.counters = replica.make<uint64_t>(2);
     cache.sketch_width = 1;
     while (cache.sketch_width < slots()) cache.sketch_width *= 2;
-    cache.sketch = side.make<uint8_t>(MPE_SKETCH_ROWS * cache.sketch_width);
+    cache.sketch = replica.make<uint8_t>(MPE_SKETCH_ROWS * cache.sketch_width);
   }
 };
 
@@ -146,7 +147,8 @@ inline bool same(float x, float y) {
 }
 
 template <class T>
-inline void compare(Side& a, const T* x, Side& b, const T* y, int64_t n, const std::string& what) {
+inline void compare(Replica& a, const T* x, Replica& b, const T* y, int64_t n,
+                    const std::string& what) {
   const std::vector<T> p = a.read(x, n), q = b.read(y, n);
   int64_t first = -1, count = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -179,7 +181,7 @@ inline void draw_bags(const Collection& c, const Options& o, std::mt19937_64& rn
   }
 }
 
-// What a batch leaves behind on one side.
+// What a batch leaves behind on one replica.
 struct Batch {
   mpe_batch b{};
   mpe_lookups l{};
@@ -192,7 +194,7 @@ struct Batch {
   Batch(Collection& c, const Options& o, const std::vector<int64_t>& indices,
         const std::vector<int64_t>& offsets, const std::vector<float>& weights,
         const std::vector<float>& gradient, bool weighted, bool narrow) {
-    Side& s = c.side;
+    Replica& s = c.replica;
     const int64_t n = static_cast<int64_t>(indices.size()), rows = o.batch_size;
     const int64_t room = n > rows ? n : rows, tables = c.group.num_tables;
     if (narrow) {
@@ -235,4 +237,4 @@ struct Batch {
   }
 };
 
-}  // namespace door
+}  // namespace replicas

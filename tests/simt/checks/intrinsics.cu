@@ -1,7 +1,7 @@
 // Self-tests of the SIMT emulation: atomics, waits through memory, cache hints, bit intrinsics.
 #include <math.h>
 
-#include "simt_checks.h"
+#include "checks.h"
 
 namespace {
 

@@ -1,0 +1,76 @@
+"""What plain `pytest` leaves out is exhaustive, and every name of the registry stays in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import product
+
+import pairwise
+import pytest
+from folders import ROOT
+
+from mpembed import registry
+
+BYTES = "tests/collection/test_collection_bytes.py"
+NAMES = [*registry.FORMATS, *registry.OPTIMIZERS, *registry.POLICIES]
+
+
+def collected(*arguments: str, path: str = BYTES) -> list[str]:
+    """Return the names of the tests that pytest would run."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(
+        [*command, path, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+@pytest.fixture(scope="module")
+def default() -> list[str]:
+    return collected()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_format_optimizer_and_policy_is_trained(default: list[str], device: str) -> None:
+    """Byte for byte, against the reference."""
+    cases = [test.partition("[")[2].rstrip("]").split("-") for test in default]
+    shown = {name for case in cases if device in case for name in case}
+    assert shown >= set(NAMES)
+
+
+def test_all_tests_are_those_and_the_exhaustive_ones(default: list[str]) -> None:
+    exhaustive, everything = collected("-m", "exhaustive"), collected("-m", "")
+    assert sorted(default + exhaustive) == sorted(everything)
+    assert len(default) < len(everything) / 2
+
+
+def test_one_case_by_its_name_is_run() -> None:
+    for case in ("cpu-sgd-lru-none-nearest", "cuda-sgd-lru-none-nearest"):
+        name = f"test_the_whole_registry[{case}]"
+        assert collected(path=f"{BYTES}::{name}") == [f"{BYTES}::{name}"]
+
+
+def test_a_cover_shows_every_pair() -> None:
+    axes = ["cpu", "cuda"], ["a", "b", "c", "d"], ["x", "y", "z"], ["0", "1"]
+    cases = ["-".join(values) for values in product(*axes)]
+    chosen = pairwise.cover(cases)
+    assert chosen == pairwise.cover(cases)
+    assert 12 <= len(chosen) <= 16
+    for (i, first), (j, second) in product(enumerate(axes), repeat=2):
+        for one, other in product(first, second):
+            if i < j:
+                assert any(c.split("-")[i] == one and c.split("-")[j] == other for c in chosen)
+
+
+def test_of_one_parameter_every_value_is_chosen() -> None:
+    assert pairwise.cover(["a", "b"]) == {"a", "b"}

@@ -1,0 +1,33 @@
+"""What the emulation of a CUDA device counts; `cuda_backend` must have chosen it."""
+
+from __future__ import annotations
+
+import ctypes
+
+import cuda_backend
+import pytest
+
+alone = pytest.mark.skipif(
+    cuda_backend.choice() != "emulation", reason="only the emulation counts memory and launches"
+)
+
+
+def library() -> ctypes.CDLL:
+    """Return the loaded library: the kernels, the emulation and its CUDA runtime."""
+    from mpembed._bindings import cuda as extension
+
+    return ctypes.CDLL(extension.__file__)
+
+
+def live_bytes() -> int:
+    """Return how much memory of devices is in use."""
+    count = library().simt_live_bytes
+    count.restype = ctypes.c_int64
+    return int(count())
+
+
+def launches(device: int | None = None) -> int:
+    """Return how many kernels were launched: all, or those while a device was the current one."""
+    count = library().simt_launches if device is None else library().simt_launches_on
+    count.restype, count.argtypes = ctypes.c_int64, [] if device is None else [ctypes.c_int]
+    return int(count() if device is None else count(device))
