@@ -1,4 +1,4 @@
-/* The one door to whole kernels: plain C, one function table a backend. docs/cpp.md shows how to
+/* The C API to whole kernels: plain C, one function table a backend. docs/cpp.md shows how to
  * link it, examples/cpp/ how to train through it; api_functions.h has the functions of a backend,
  * api_types.h the structs, contract.h their limits.
  *
