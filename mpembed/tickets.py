@@ -30,6 +30,8 @@ class Ticket:
     __slots__ = ("__weakref__", "_batch", "_owner")
 
     def __init__(self, owner: TicketOwner, batch: OpenBatch) -> None:
+        if not isinstance(batch, OpenBatch):
+            raise TypeError("a ticket is made by forward(..., ticket=True) or by prefetch")
         self._owner = weakref.ref(owner)
         self._batch = batch
 

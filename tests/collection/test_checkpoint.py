@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import SUPPORT
+from folders import environment
 from reference.pair import assert_same
 
 import mpembed as mpe
@@ -91,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         emb.save(folder / f"{case}.start")
     done = subprocess.run(
         [sys.executable, str(Path(__file__).resolve()), str(folder)],
-        env={**os.environ, "PYTHONPATH": str(SUPPORT)},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import cuda_backend
 import pytest
-from folders import SUPPORT
+from folders import environment
 
 pytestmark = pytest.mark.gpu
 
 # The emulation counts launches by the device that was set: the thread's stays 0 all along.
 PROGRAM = """
-import sys
-sys.path.insert(0, {support!r})
 import cuda_backend
 cuda_backend.missing()
 import ctypes
@@ -67,9 +64,9 @@ step("flush", emb.flush)
 def test_every_kernel_is_launched_on_its_device(cuda: str, tmp_path: Path) -> None:
     # A program of its own: the number of devices is read once.
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(support=str(SUPPORT))],
+        [sys.executable, "-c", PROGRAM],
         cwd=tmp_path,  # the package under test, not the folder's
-        env={**os.environ, "SIMT_DEVICES": "2"},
+        env={**environment(), "SIMT_DEVICES": "2"},
         capture_output=True,
         text=True,
         timeout=120,

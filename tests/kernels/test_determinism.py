@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import SUPPORT
+from folders import environment
 from reference import RefCollection
 from reference.pair import Batches, Pair
 
@@ -112,13 +111,13 @@ def digest(case: str) -> str:
 
 def digests(isa: str | None) -> dict[str, str]:
     """Digests of every case and thread count from a new process."""
-    environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
-    environment.pop("MPEMBED_ISA", None)
+    variables = environment()
+    variables.pop("MPEMBED_ISA", None)
     if isa is not None:
-        environment["MPEMBED_ISA"] = isa
+        variables["MPEMBED_ISA"] = isa
     done = subprocess.run(
         [sys.executable, str(Path(__file__).resolve())],
-        env=environment,
+        env=variables,
         capture_output=True,
         text=True,
         check=False,

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from folders import ROOT
 
 pytest.importorskip("typer")
 pytest.importorskip("torch")
@@ -23,7 +24,6 @@ from mpembed import cli, registry
 from mpembed.train import PACKAGES
 from mpembed.train.settings import DEFAULT_SETTINGS, TrainOptions
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.torch
 FEW = ["--rows", "1500", "--dim", "4", "--threads", "1"]
 
