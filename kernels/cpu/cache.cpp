@@ -79,12 +79,12 @@ uint64_t* sorted_misses(const Admission& admission, int64_t misses, uint64_t* li
 // Adds the misses to the sketch. Each task owns a slice of one row's cells and looks at every miss,
 // which is cheaper than sharing cells. So there are only as many tasks as threads ask for.
 void count_misses(const mpe_cache& cache, const uint64_t* hashes, int64_t misses) {
-  const int64_t slices = misses < kTaskRows ? 1 : ceil_div(mpe::max_threads(), kSketchRows);
+  const int64_t slices = misses < kTaskRows ? 1 : ceil_div(cpu::max_threads(), kSketchRows);
   const auto count = [&](int64_t task) {
     const SketchSlice slice(cache, static_cast<uint32_t>(task / slices), task % slices, slices);
     for (int64_t i = 0; i < misses; ++i) slice.add(hashes[i]);
   };
-  if (misses >= kTaskRows) return mpe::parallel(kSketchRows * slices, count);
+  if (misses >= kTaskRows) return cpu::parallel(kSketchRows * slices, count);
   for (int64_t row = 0; row < kSketchRows; ++row) count(row);  // too little to wake a thread for
 }
 

@@ -21,8 +21,8 @@ class Workspace {
  public:
   explicit Workspace(int64_t n)
       : data_(static_cast<T*>(
-            mpe::acquire_workspace(static_cast<size_t>(n > 0 ? n : 1) * sizeof(T)))) {}
-  ~Workspace() { mpe::release_workspace(data_); }
+            cpu::acquire_workspace(static_cast<size_t>(n > 0 ? n : 1) * sizeof(T)))) {}
+  ~Workspace() { cpu::release_workspace(data_); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 

@@ -172,7 +172,7 @@ mpe_status stochastic_round(const float* x, int64_t n, int32_t precision, uint64
                             uint64_t step, uint16_t* out, void*) {
   constexpr int64_t kRow = MPE_ROUND_COLUMNS;  // element i belongs to row i / kRow
   static_assert(kRow / 8 <= DrawBatch::kCapacity && kRow / 8 % DrawBatch::kBlocksAtOnce == 0);
-  mpe::parallel(ceil_div(n, kRow), [&](int64_t row) {
+  cpu::parallel(ceil_div(n, kRow), [&](int64_t row) {
     const int64_t begin = row * kRow, count = min64(kRow, n - begin);
     const RowStream stream(seed, kDomainRound, 0, static_cast<uint64_t>(row), step);
     uint16_t draws[kRow];

@@ -14,7 +14,7 @@
 #include <unistd.h>
 #endif
 
-namespace mpe {
+namespace mpembed::cpu {
 
 #ifdef __linux__
 
@@ -120,4 +120,4 @@ class LastCpu {
 #endif
 };
 
-}  // namespace mpe
+}  // namespace mpembed::cpu

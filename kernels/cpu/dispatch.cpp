@@ -106,14 +106,15 @@ MPE_EXPORT int32_t mpe_policy_has_sketch(int32_t policy_id) {
       policy_id, [](auto policy) { return static_cast<int32_t>(decltype(policy)::kSketch); });
 }
 
-MPE_EXPORT int32_t mpe_get_num_threads(void) { return mpe::max_threads(); }
+MPE_EXPORT int32_t mpe_get_num_threads(void) { return mpembed::cpu::max_threads(); }
 
 MPE_EXPORT void mpe_set_num_threads(int32_t n) {
-  mpe::set_threads(n < 1 ? 1 : (n > mpe::kMaxThreads ? mpe::kMaxThreads : n));
+  mpembed::cpu::set_threads(
+      n < 1 ? 1 : (n > mpembed::cpu::kMaxThreads ? mpembed::cpu::kMaxThreads : n));
 }
 
 MPE_EXPORT const char* mpe_invalid_variable(void) {
-  if (!mpe::threads_env_valid()) return "MPEMBED_NUM_THREADS";
+  if (!mpembed::cpu::threads_env_valid()) return "MPEMBED_NUM_THREADS";
   return allowed_level() < 0 ? "MPEMBED_ISA" : nullptr;
 }
 }

@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #endif
 
-namespace mpe {
+namespace mpembed::cpu {
 
 // The default environment (round to nearest, keep subnormals, no traps) while it lives, whatever
 // the caller has set and whatever a worker inherited when it was created.
@@ -43,4 +43,4 @@ class DefaultFloatEnvironment {
   const Control saved_;
 };
 
-}  // namespace mpe
+}  // namespace mpembed::cpu

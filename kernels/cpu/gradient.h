@@ -105,7 +105,7 @@ class HotRows {
 
   void compute(const Update& update) {
     const mpe_unique& unique = update.unique;
-    mpe::parallel(blocks_, [&](int64_t block) {
+    cpu::parallel(blocks_, [&](int64_t block) {
       const HotRow& hot = rows_[find(block, [&](int64_t i) { return rows_[i].block; })];
       const GradRows grads(update, find_table(update.group, unique.rows[hot.row]));
       const int64_t begin = unique.starts[hot.row] + (block - hot.block) * kBlock;

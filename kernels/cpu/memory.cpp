@@ -26,18 +26,18 @@ mpe_status current_device(int32_t* device) {
 mpe_status use_device(int32_t device) { return device == 0 ? MPE_OK : MPE_ERR_DEVICE; }
 
 mpe_status allocate(int64_t bytes, int32_t, void** out) {
-  *out = mpe::allocate_pages(static_cast<size_t>(bytes > 0 ? bytes : 1));
+  *out = cpu::allocate_pages(static_cast<size_t>(bytes > 0 ? bytes : 1));
   return *out == nullptr ? MPE_ERR_MEMORY : MPE_OK;
 }
 
-void release(void* p, int32_t) { mpe::release_pages(p); }
+void release(void* p, int32_t) { cpu::release_pages(p); }
 
 mpe_status borrow(int64_t bytes, void*, void** out) {
-  *out = mpe::acquire_workspace(static_cast<size_t>(bytes > 0 ? bytes : 1));
+  *out = cpu::acquire_workspace(static_cast<size_t>(bytes > 0 ? bytes : 1));
   return *out == nullptr ? MPE_ERR_MEMORY : MPE_OK;
 }
 
-void give_back(void* p, void*) { mpe::release_workspace(p); }
+void give_back(void* p, void*) { cpu::release_workspace(p); }
 
 mpe_status copy(void* to, const void* from, int64_t bytes, void*) {
   if (bytes > 0) memcpy(to, from, static_cast<size_t>(bytes));

@@ -10,7 +10,7 @@
 
 #include "mpembed/contract.h"
 
-namespace mpe {
+namespace mpembed::cpu {
 namespace {
 
 constexpr std::size_t kLine = 64;
@@ -77,4 +77,4 @@ void release_pages(void* p) noexcept {
   }
 }
 
-}  // namespace mpe
+}  // namespace mpembed::cpu

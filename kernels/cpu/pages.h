@@ -3,11 +3,11 @@
 
 #include <cstddef>
 
-namespace mpe {
+namespace mpembed::cpu {
 
 // At a cache line and not initialised; from MPE_MAPPED_BYTES on at a multiple of 2 MiB and zero.
 // Null if there is none.
 void* allocate_pages(std::size_t bytes) noexcept;
 void release_pages(void* p) noexcept;  // null is allowed
 
-}  // namespace mpe
+}  // namespace mpembed::cpu

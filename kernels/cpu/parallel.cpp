@@ -13,7 +13,7 @@
 #include "float_environment.h"
 #include "thread_pool.h"
 
-namespace mpe {
+namespace mpembed::cpu {
 namespace {
 
 // The variable's value; 0 if it is unset or empty, -1 if it is not a thread count.
@@ -93,4 +93,4 @@ void parallel_for(std::int64_t tasks, TaskFunction fn, void* context) noexcept {
   for (std::int64_t task = 0; task < tasks; ++task) fn(context, task);
 }
 
-}  // namespace mpe
+}  // namespace mpembed::cpu

@@ -10,7 +10,7 @@
 
 #include "mpembed/contract.h"
 
-namespace mpe {
+namespace mpembed::cpu {
 
 constexpr int kMaxThreads = MPE_MAX_THREADS;
 
@@ -44,4 +44,4 @@ static inline void parallel(std::int64_t tasks, Function&& f) noexcept {
       tasks, [](void* c, std::int64_t task) { (*static_cast<Callable*>(c))(task); }, context);
 }
 
-}  // namespace mpe
+}  // namespace mpembed::cpu

@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-namespace mpe {
+namespace mpembed::cpu {
 
 constexpr std::chrono::microseconds kSpin{50};  // longer than the gap between two kernels of a step
 
@@ -65,4 +65,4 @@ class Parker {
   std::atomic<bool> parked_{false};
 };
 
-}  // namespace mpe
+}  // namespace mpembed::cpu

@@ -30,7 +30,7 @@ inline int64_t task_begin(int64_t items, int64_t tasks, int64_t task) {
 template <class Function>
 inline void parallel_range(int64_t items, int64_t tasks, const Function& f) {
   // f is copied: what it refers to is then as near as if this were written out at the call.
-  mpe::parallel(tasks, [items, tasks, f](int64_t task) {
+  cpu::parallel(tasks, [items, tasks, f](int64_t task) {
     const int64_t begin = task_begin(items, tasks, task);
     const int64_t end = task_begin(items, tasks, task + 1);
     if constexpr (std::is_invocable_v<const Function&, int64_t, int64_t, int64_t>) {

@@ -20,7 +20,7 @@
 #include "parallel.h"
 #include "parker.h"
 
-namespace mpe {
+namespace mpembed::cpu {
 
 using TaskFunction = void (*)(void* context, std::int64_t task);
 
@@ -152,4 +152,4 @@ class ThreadPool {
   alignas(64) std::atomic<std::uint64_t> state_{0};
 };
 
-}  // namespace mpe
+}  // namespace mpembed::cpu

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <new>
 
-namespace mpe {
+namespace mpembed::cpu {
 namespace {
 
 constexpr std::size_t kLine = 64;
@@ -131,4 +131,4 @@ void release_workspace(void* p) noexcept {
 
 std::size_t kept_workspace() noexcept { return g_free_list.bytes(); }
 
-}  // namespace mpe
+}  // namespace mpembed::cpu

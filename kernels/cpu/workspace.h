@@ -6,7 +6,7 @@
 
 #include <cstddef>
 
-namespace mpe {
+namespace mpembed::cpu {
 
 constexpr std::size_t kKeptBytes = std::size_t{64} << 20;  // the most that is kept for later calls
 
@@ -18,4 +18,4 @@ void release_workspace(void* p) noexcept;  // p may be null
 // How many bytes are kept at the moment.
 std::size_t kept_workspace() noexcept;
 
-}  // namespace mpe
+}  // namespace mpembed::cpu

@@ -38,7 +38,6 @@ constexpr unsigned kFullMask = 0xFFFFFFFFu;
 // Keeps "operation: reason" for last_error. Returns MPE_ERR_MEMORY if memory ran out, else
 // MPE_ERR_DEVICE.
 mpe_status failed(cudaError_t error, const char* operation);
-const char* last_message();
 
 // Clears the runtime's record of a failure that is not reported, so that no later call finds it.
 inline void forget_error() { static_cast<void>(cudaGetLastError()); }

@@ -25,16 +25,16 @@ bool all_zero(const unsigned char* p, std::size_t bytes) {
 void starts() {
   for (int round = 0; round < 20; ++round) {
     for (const std::size_t bytes : kSizes) {
-      auto* const p = static_cast<unsigned char*>(mpe::allocate_pages(bytes));
+      auto* const p = static_cast<unsigned char*>(mpembed::cpu::allocate_pages(bytes));
       CHECK(p != nullptr);
       const std::size_t unit = bytes >= kMapped ? std::size_t{2} << 20 : 64;
       CHECK(reinterpret_cast<std::uintptr_t>(p) % unit == 0);
       CHECK(bytes < kMapped || all_zero(p, bytes));
       std::memset(p, 0xFF, bytes);
-      mpe::release_pages(p);
+      mpembed::cpu::release_pages(p);
     }
   }
-  mpe::release_pages(nullptr);
+  mpembed::cpu::release_pages(nullptr);
 }
 
 // Two owners never have the same memory, and each has all that it asked for.
@@ -42,20 +42,20 @@ void apart() {
   std::vector<unsigned char*> owned;
   for (std::size_t i = 0; i < 5 * kSizes.size(); ++i) {
     const std::size_t bytes = kSizes[i % kSizes.size()];
-    owned.push_back(static_cast<unsigned char*>(mpe::allocate_pages(bytes)));
+    owned.push_back(static_cast<unsigned char*>(mpembed::cpu::allocate_pages(bytes)));
     std::memset(owned.back(), static_cast<int>(i + 1), bytes);
   }
   for (std::size_t i = 0; i < owned.size(); ++i) {
     const std::size_t bytes = kSizes[i % kSizes.size()];
     for (std::size_t b = 0; b < bytes; ++b) CHECK(owned[i][b] == i + 1);
-    mpe::release_pages(owned[i]);
+    mpembed::cpu::release_pages(owned[i]);
   }
 }
 
 // Sizes that no machine has, near the end of the range too.
 void refused() {
   for (const std::size_t bytes : {SIZE_MAX, SIZE_MAX / 2, SIZE_MAX / 4, std::size_t{1} << 52}) {
-    CHECK(mpe::allocate_pages(bytes) == nullptr);
+    CHECK(mpembed::cpu::allocate_pages(bytes) == nullptr);
   }
 }
 

@@ -25,14 +25,14 @@ namespace {
 // Every task of a call runs exactly once.
 void run_and_check(std::int64_t tasks) {
   std::vector<std::atomic<int>> runs(static_cast<std::size_t>(tasks));
-  mpe::parallel(tasks, [&](std::int64_t t) { runs[static_cast<std::size_t>(t)]++; });
+  mpembed::cpu::parallel(tasks, [&](std::int64_t t) { runs[static_cast<std::size_t>(t)]++; });
   for (auto& r : runs) CHECK(r == 1);
 }
 
 void once() {
   for (int threads : {1, 2, 3, 8, 2, 40, 1}) {
-    CHECK(mpe::set_threads(threads));
-    CHECK(mpe::max_threads() == threads);
+    CHECK(mpembed::cpu::set_threads(threads));
+    CHECK(mpembed::cpu::max_threads() == threads);
     for (std::int64_t tasks : {0, 1, 2, 3, 7, 100, 5000}) {
       for (int repeat = 0; repeat < 50; ++repeat) run_and_check(tasks);
     }
@@ -41,11 +41,11 @@ void once() {
 
 // Plain memory written by the caller is seen by tasks, and what tasks write by the caller.
 void memory() {
-  mpe::set_threads(4);
+  mpembed::cpu::set_threads(4);
   std::vector<int> in(64), out(64);
   for (int round = 1; round < 5000; ++round) {
     for (int& x : in) x = round;
-    mpe::parallel(64, [&](std::int64_t t) {
+    mpembed::cpu::parallel(64, [&](std::int64_t t) {
       const auto i = static_cast<std::size_t>(t);
       out[i] = in[i] + static_cast<int>(t);
     });
@@ -57,11 +57,11 @@ void memory() {
 // As many threads as asked for take part, although there may be fewer CPUs.
 void threads() {
   for (int wanted : {2, 8}) {
-    mpe::set_threads(wanted);
+    mpembed::cpu::set_threads(wanted);
     std::mutex mutex;
     std::set<std::thread::id> ids;
     std::atomic<int> arrived{0};
-    mpe::parallel(wanted, [&](std::int64_t) {
+    mpembed::cpu::parallel(wanted, [&](std::int64_t) {
       {
         std::lock_guard<std::mutex> lock(mutex);
         ids.insert(std::this_thread::get_id());
@@ -103,8 +103,8 @@ Worker run_all(int threads, const cpu_set_t* one = nullptr) {
   std::mutex mutex;
   Worker worker{caller, -1};
   std::atomic<int> arrived{0};
-  mpe::set_threads(threads);
-  mpe::parallel(threads, [&](std::int64_t) {
+  mpembed::cpu::set_threads(threads);
+  mpembed::cpu::parallel(threads, [&](std::int64_t) {
     if (one != nullptr) allow(pthread_self(), *one);
     if (!pthread_equal(pthread_self(), caller)) {
       std::lock_guard<std::mutex> lock(mutex);
@@ -160,11 +160,11 @@ void apart() {}
 #endif
 
 void nested() {
-  mpe::set_threads(4);
+  mpembed::cpu::set_threads(4);
   std::atomic<int> count{0};
-  mpe::parallel(10, [&](std::int64_t) {
+  mpembed::cpu::parallel(10, [&](std::int64_t) {
     const auto outer = std::this_thread::get_id();
-    mpe::parallel(20, [&](std::int64_t) {
+    mpembed::cpu::parallel(20, [&](std::int64_t) {
       CHECK(std::this_thread::get_id() == outer);
       ++count;
     });
@@ -173,14 +173,14 @@ void nested() {
 }
 
 void concurrent() {
-  mpe::set_threads(3);
+  mpembed::cpu::set_threads(3);
   std::vector<std::thread> callers;
   for (int i = 0; i < 6; ++i) {
     callers.emplace_back([] {
       for (int repeat = 0; repeat < 300; ++repeat) run_and_check(37);
     });
   }
-  for (int n = 1; n < 100; ++n) mpe::set_threads(1 + n % 5);
+  for (int n = 1; n < 100; ++n) mpembed::cpu::set_threads(1 + n % 5);
   for (auto& caller : callers) caller.join();
 }
 
@@ -189,7 +189,7 @@ void expect_child(int threads_in_child) {
   CHECK(child >= 0);
   if (child == 0) {
     alarm(20);
-    CHECK(mpe::max_threads() == threads_in_child);
+    CHECK(mpembed::cpu::max_threads() == threads_in_child);
     run_and_check(1000);
     std::exit(0);  // runs the destructors: they must not wait for the parent's threads
   }
@@ -199,7 +199,7 @@ void expect_child(int threads_in_child) {
 }
 
 void forked() {
-  mpe::set_threads(4);
+  mpembed::cpu::set_threads(4);
   expect_child(4);  // nothing has run yet: the child starts a pool of its own
   run_and_check(1000);
   expect_child(1);
@@ -214,17 +214,17 @@ void forked() {
 }
 
 void limits() {
-  mpe::set_threads(2);
-  for (int bad : {0, -1, mpe::kMaxThreads + 1}) CHECK(!mpe::set_threads(bad));
-  CHECK(mpe::max_threads() == 2);
-  CHECK(mpe::set_threads(mpe::kMaxThreads));
+  mpembed::cpu::set_threads(2);
+  for (int bad : {0, -1, mpembed::cpu::kMaxThreads + 1}) CHECK(!mpembed::cpu::set_threads(bad));
+  CHECK(mpembed::cpu::max_threads() == 2);
+  CHECK(mpembed::cpu::set_threads(mpembed::cpu::kMaxThreads));
 }
 
 // The end of the process while another thread is in a call.
 void leave() {
-  mpe::set_threads(3);
+  mpembed::cpu::set_threads(3);
   std::thread([] {
-    while (true) mpe::parallel(100, [](std::int64_t) {});
+    while (true) mpembed::cpu::parallel(100, [](std::int64_t) {});
   }).detach();
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
 }
@@ -251,12 +251,12 @@ void floats() {
   std::fenv_t ordinary;
   std::fegetenv(&ordinary);
   for (int threads : {1, 4}) {
-    mpe::set_threads(threads);
+    mpembed::cpu::set_threads(threads);
     for (std::int64_t tasks : {1, 50}) {
       for (bool odd : {true, false}) {
         odd ? set_odd_floats() : static_cast<void>(std::fesetenv(&ordinary));
         std::atomic<int> wrong{0};
-        mpe::parallel(tasks, [&](std::int64_t) {
+        mpembed::cpu::parallel(tasks, [&](std::int64_t) {
           if (!default_floats()) ++wrong;
           if (threads > 1) std::this_thread::sleep_for(std::chrono::milliseconds(1));
         });
@@ -268,21 +268,23 @@ void floats() {
 }
 
 void throwing() {
-  mpe::set_threads(2);
-  mpe::parallel(10, [](std::int64_t t) {
+  mpembed::cpu::set_threads(2);
+  mpembed::cpu::parallel(10, [](std::int64_t t) {
     if (t == 5) throw std::runtime_error("thrown by a task");
   });
 }
 
 // Prints what the environment gives: threads, and whether the variable is valid.
-void environment() { std::printf("%d %d\n", mpe::max_threads(), mpe::threads_env_valid()); }
+void environment() {
+  std::printf("%d %d\n", mpembed::cpu::max_threads(), mpembed::cpu::threads_env_valid());
+}
 
 void cost() {
   for (int threads : {1, 2}) {
-    mpe::set_threads(threads);
+    mpembed::cpu::set_threads(threads);
     constexpr int kCalls = 200000;
     const auto begin = std::chrono::steady_clock::now();
-    for (int i = 0; i < kCalls; ++i) mpe::parallel(2, [](std::int64_t) {});
+    for (int i = 0; i < kCalls; ++i) mpembed::cpu::parallel(2, [](std::int64_t) {});
     const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
     std::printf("%d threads: %.3f us a call\n", threads, time.count() / kCalls * 1e6);
   }

@@ -41,8 +41,8 @@ def test_an_unloaded_library_keeps_nothing(tmp_path: Path) -> None:
     for _ in range(20):
         pages.append(int(Path("/proc/self/statm").read_text().split()[0]))
         loaded = ctypes.CDLL(str(library))
-        acquire = loaded._ZN3mpe17acquire_workspaceEm
-        release = loaded._ZN3mpe17release_workspaceEPv
+        acquire = loaded._ZN7mpembed3cpu17acquire_workspaceEm
+        release = loaded._ZN7mpembed3cpu17release_workspaceEPv
         acquire.restype, acquire.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
         release.restype, release.argtypes = None, [ctypes.c_void_p]
         release(acquire(32 << 20))

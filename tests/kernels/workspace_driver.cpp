@@ -15,7 +15,7 @@ namespace {
 constexpr std::size_t kMiB = std::size_t{1} << 20;
 
 void* filled(std::size_t bytes, int byte) {
-  void* p = mpe::acquire_workspace(bytes);
+  void* p = mpembed::cpu::acquire_workspace(bytes);
   CHECK(p != nullptr);
   CHECK(reinterpret_cast<std::uintptr_t>(p) % (bytes > kMiB / 2 ? 64 : 16) == 0);
   std::memset(p, byte, bytes);
@@ -26,18 +26,18 @@ void* filled(std::size_t bytes, int byte) {
 // much smaller one.
 void again() {
   void* first = filled(kMiB, 1);
-  mpe::release_workspace(first);
-  CHECK(mpe::kept_workspace() >= kMiB);
+  mpembed::cpu::release_workspace(first);
+  CHECK(mpembed::cpu::kept_workspace() >= kMiB);
   CHECK(filled(kMiB - kMiB / 8, 2) == first);
-  CHECK(mpe::kept_workspace() == 0);
-  mpe::release_workspace(first);
+  CHECK(mpembed::cpu::kept_workspace() == 0);
+  mpembed::cpu::release_workspace(first);
   void* small = filled(kMiB / 4, 3);
   CHECK(small != first);
   void* large = filled(2 * kMiB, 4);
-  CHECK(mpe::kept_workspace() >= kMiB);
-  mpe::release_workspace(small);
-  mpe::release_workspace(large);
-  mpe::release_workspace(nullptr);
+  CHECK(mpembed::cpu::kept_workspace() >= kMiB);
+  mpembed::cpu::release_workspace(small);
+  mpembed::cpu::release_workspace(large);
+  mpembed::cpu::release_workspace(nullptr);
 }
 
 // Two owners never have the same memory, and each has all that it asked for.
@@ -53,7 +53,7 @@ void apart() {
       for (std::size_t b = 0; b < sizes[i]; b += 61) CHECK(owned[i][b] == i);
       CHECK(owned[i][sizes[i] - 1] == i);
     }
-    for (unsigned char* p : owned) mpe::release_workspace(p);
+    for (unsigned char* p : owned) mpembed::cpu::release_workspace(p);
   }
 }
 
@@ -62,18 +62,19 @@ void bounded() {
   std::vector<void*> owned;
   for (int i = 0; i < 200; ++i) owned.push_back(filled(kMiB, i));
   for (void* p : owned) {
-    mpe::release_workspace(p);
-    CHECK(mpe::kept_workspace() <= mpe::kKeptBytes);
+    mpembed::cpu::release_workspace(p);
+    CHECK(mpembed::cpu::kept_workspace() <= mpembed::cpu::kKeptBytes);
   }
-  CHECK(mpe::kept_workspace() > mpe::kKeptBytes / 2);
+  CHECK(mpembed::cpu::kept_workspace() > mpembed::cpu::kKeptBytes / 2);
   CHECK(filled(kMiB, 0) != nullptr);
-  mpe::release_workspace(filled(mpe::kKeptBytes + kMiB, 5));  // larger than all that may be kept
-  CHECK(mpe::kept_workspace() <= mpe::kKeptBytes);
+  mpembed::cpu::release_workspace(
+      filled(mpembed::cpu::kKeptBytes + kMiB, 5));  // larger than all that may be kept
+  CHECK(mpembed::cpu::kept_workspace() <= mpembed::cpu::kKeptBytes);
 }
 
 void refused() {
-  CHECK(mpe::acquire_workspace(SIZE_MAX) == nullptr);
-  CHECK(mpe::acquire_workspace(SIZE_MAX / 64) == nullptr);
+  CHECK(mpembed::cpu::acquire_workspace(SIZE_MAX) == nullptr);
+  CHECK(mpembed::cpu::acquire_workspace(SIZE_MAX / 64) == nullptr);
 }
 
 void threads() {
@@ -82,12 +83,12 @@ void threads() {
     all.emplace_back([t] {
       for (int i = 0; i < 2000; ++i) {
         const std::size_t bytes = 100000 + static_cast<std::size_t>((i * 7919) % 100000);
-        auto* p = static_cast<unsigned char*>(mpe::acquire_workspace(bytes));
+        auto* p = static_cast<unsigned char*>(mpembed::cpu::acquire_workspace(bytes));
         CHECK(p != nullptr);
         p[0] = p[bytes - 1] = static_cast<unsigned char>(t);
         std::this_thread::yield();
         CHECK(p[0] == t && p[bytes - 1] == t);
-        mpe::release_workspace(p);
+        mpembed::cpu::release_workspace(p);
       }
     });
   }
