@@ -195,17 +195,18 @@ mpe_status count(const mpe_group* group, const mpe_lookups* lookups, const mpe_u
   for (int32_t t = 0; t < group->num_tables; ++t) {
     const mpe_table& table = group->tables[t];
     const int64_t* offsets = lookups->bag_offsets + t * lookups->batch_size;
-    int64_t* stats = table.stats;
-    if (stats == nullptr) continue;
-    if (accesses) {
-      stats[MPE_stat_accesses] += offsets[lookups->batch_size] - offsets[0] - lookups->dropped[t];
+    int64_t last = first;
+    if (unique != nullptr) {
+      last = first_at_least(unique_count(*unique), table.base + table.num_rows,
+                            [&](int64_t i) { return static_cast<int64_t>(unique->rows[i]); });
     }
-    if (dropped) stats[MPE_stat_dropped] += lookups->dropped[t];
-    if (unique == nullptr) continue;
-    const int64_t last =
-        first_at_least(unique_count(*unique), table.base + table.num_rows,
-                       [&](int64_t i) { return static_cast<int64_t>(unique->rows[i]); });
-    stats[MPE_stat_unique] += last - first;
+    if (int64_t* stats = table.stats) {
+      if (accesses) {
+        stats[MPE_stat_accesses] += offsets[lookups->batch_size] - offsets[0] - lookups->dropped[t];
+      }
+      if (dropped) stats[MPE_stat_dropped] += lookups->dropped[t];
+      stats[MPE_stat_unique] += last - first;
+    }
     first = last;
   }
   return MPE_OK;

@@ -195,7 +195,8 @@ class Scenario {
     same("meta", c.slots(), [&](int i) { return collections_[i]->cache.meta; });
     same("cache rows", c.slots() * o_.dim, [&](int i) { return collections_[i]->cache.rows; });
     same("counters", 2, [&](int i) { return collections_[i]->cache.counters; });
-    same("sketch", MPE_SKETCH_ROWS * c.cache.sketch_width, [&](int i) { return collections_[i]->cache.sketch; });
+    same("sketch", MPE_SKETCH_ROWS * c.cache.sketch_width,
+         [&](int i) { return collections_[i]->cache.sketch; });
     name_ = before;
   }
 

@@ -65,6 +65,24 @@ CASE(api_errors_are_found_before_anything_changes) {
   CHECK(keys[1] == MPE_DROPPED && dropped[0] == 1 && keys[2] == 1 && bags[2] == 1);
 }
 
+CASE(api_a_table_without_statistics_leaves_the_next_ones_right) {
+  const mpe_backend* cpu = mpe_cpu_backend();
+  int64_t stats[MPE_NUM_STATS] = {};
+  mpe_table tables[2] = {};
+  tables[0].num_rows = tables[1].num_rows = tables[1].base = 5;
+  tables[1].stats = stats;
+  mpe_group group{};
+  group.tables = tables;
+  group.num_tables = 2;
+  group.dim = 1;
+  uint64_t rows[5] = {0, 1, 4, 6, 9};  // three of the first table, two of the second
+  int64_t count = 5, bag_offsets[3] = {0, 3, 5}, dropped[2] = {0, 0};
+  mpe_lookups lookups{5, 1, nullptr, nullptr, bag_offsets, nullptr, dropped, nullptr};
+  const mpe_unique unique{&count, rows, nullptr, nullptr};
+  CHECK(cpu->count(&group, &lookups, &unique, 1, 1, nullptr) == MPE_OK);
+  CHECK(stats[MPE_stat_unique] == 2 && stats[MPE_stat_accesses] == 2);
+}
+
 CASE(api_a_row_there_and_back) {
   const mpe_backend* cpu = mpe_cpu_backend();
   const std::vector<float> x{0.0f, 15.0f, 5.0f, 3.0f, 9.0f, 12.0f};  // two rows of whole steps
