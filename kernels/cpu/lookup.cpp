@@ -100,9 +100,11 @@ inline void sum_columns(const Table& table, int64_t begin, int64_t end, int64_t 
   for (int v = 0; v < kVectors; ++v) sum[v].store(out + c + v * kLanes);
 }
 
-// The columns that are left when there are no more whole vectors.
+// The columns that are left when there are no more whole vectors. Inlined, because a call here made
+// the loops of sum_rows slower by 10 to 15 % for INT4.
 template <class Table>
-void sum_last_columns(const Table& table, int64_t begin, int64_t end, int64_t c, float* out) {
+inline __attribute__((always_inline)) void sum_last_columns(const Table& table, int64_t begin,
+                                                            int64_t end, int64_t c, float* out) {
   const int64_t n = table.dim() - c;
   Floats sum;
   table.each_row(begin, end, c == 0, [&](const auto& row, float weight) {
