@@ -59,24 +59,25 @@ class OpenBatches:
 
     def close(self, ticket: Ticket) -> None:
         """Unpin a ticket's rows and forget it; closing twice is harmless."""
+        batch = batch_of(ticket)
 
         def refuse(on: Stream) -> None:
-            if ticket.open and batch_of(ticket).capture == 0:
+            if batch.open and batch.capture == 0:
                 raise RuntimeError(
                     f"a batch that was opened outside the capture cannot be closed {captures.GRAPH}"
                 )
 
         with self.calls.on_last_stream(refuse) as on:
             self._close_pending(on)
-            if not ticket.open:
+            if not batch.open:
                 return
             if on.capture != 0:
                 refuse(on)
-            if batch_of(ticket).capture != on.capture:
+            if batch.capture != on.capture:
                 self._discard_captured([ticket])
                 return
             self._forget(ticket)
-            for group, share in zip(self.groups, batch_of(ticket).close(), strict=True):
+            for group, share in zip(self.groups, batch.close(), strict=True):
                 if group.cached:
                     group.release(share, on)
                 share.give_back_on(on)
@@ -88,7 +89,8 @@ class OpenBatches:
 
     def _forget(self, ticket: Ticket) -> None:
         self._open.discard(ticket)
-        self._captured.discard(ticket)
+        if batch_of(ticket).capture != 0:
+            self._captured.discard(ticket)
         if ticket in self._prefetched:
             self._prefetched.remove(ticket)
 
@@ -96,16 +98,16 @@ class OpenBatches:
         """Close a ticket that nobody holds, now or after the capture that is going on."""
         try:
             self.close(ticket)
-        except (
-            RuntimeError
-        ):  # in a capture, or in a child forked at a bad moment, which never closes it
+        except RuntimeError:  # in a capture; or for good, in a child forked at a bad moment
             if ticket.open:
                 self._forget(ticket)  # the weak sets still have it: it is alive again
                 self._abandoned.append(ticket)
 
     def _close_pending(self, on: Stream) -> None:
         """Forget what finished captures left open; close what waited for their end."""
-        lost = [ticket for ticket in self._captured if batch_of(ticket).capture != on.capture]
+        lost = []
+        if len(self._captured) > 0:  # which costs less than to go through an empty weak set
+            lost = [ticket for ticket in self._captured if batch_of(ticket).capture != on.capture]
         if on.capture == 0 and self._abandoned:
             self._close_abandoned()
         if lost:
