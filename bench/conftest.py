@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+BENCH = Path(__file__).parent
+sys.path[:0] = [str(BENCH / folder) for folder in (".", "contenders", "gpu")]
 
 PACKAGES = ["mpembed", "torch", "fbgemm-gpu-cpu", "numpy"]
 
@@ -53,5 +54,5 @@ def arena(request: pytest.FixtureRequest) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Allow warnings, which the peers give; in the tests a warning is an error."""
     for item in items:
-        if item.path.parent == Path(__file__).parent:
+        if item.path.parent == BENCH:
             item.add_marker(pytest.mark.filterwarnings("ignore"))

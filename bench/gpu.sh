@@ -72,17 +72,17 @@ part info 60 env -C "$(dirname "$out")" "$python" -P -m mpembed info
 part tests 5400 "$python" -P -m pytest -q -n "$jobs" -m "" "--junitxml=$out/tests.xml"
 
 # A short training on the device, whose bytes must equal the CPU's: alone, then under each tool.
-part training 600 "$python" -P bench/gpu_training.py
+part training 600 "$python" -P bench/gpu/gpu_training.py
 for tool in memcheck racecheck initcheck synccheck; do
   part "$tool" 1800 compute-sanitizer "--tool=$tool" --error-exitcode=86 --target-processes=all \
-    "$python" -P bench/gpu_training.py --short
+    "$python" -P bench/gpu/gpu_training.py --short
 done
 
 part benchmarks 3600 "$python" -P -m pytest -q bench/test_gpu.py "--benchmark-json=$out/benchmarks.json"
 
 if [[ -n $dry_run ]]; then
-  printf 'report: %s\n' "'$python' bench/gpu_report.py '$out'"
+  printf 'report: %s\n' "'$python' bench/gpu/gpu_report.py '$out'"
   exit 0
 fi
-"$python" -P bench/gpu_report.py "$out" || worst=1
+"$python" -P bench/gpu/gpu_report.py "$out" || worst=1
 exit "$worst"

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import mpembed as mpe
-from mpembed.train.dataset import dense_features
-from mpembed.train.synthetic import generate
+from mpembed.train.data.dataset import dense_features
+from mpembed.train.data.synthetic import generate
 
 COLUMNS, ROWS, DIM = 26, 20_000, 16  # values are hashed into the rows of their column's table
 BATCH, STEPS, WINDOW = 512, 120, 20

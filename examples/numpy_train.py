@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 import mpembed as mpe
-from mpembed.train.synthetic import generate
+from mpembed.train.data.synthetic import generate
 
 COLUMNS, ROWS, DIM = 26, 20_000, 16  # values are hashed into the rows of their column's table
 BATCH, STEPS, WINDOW = 512, 120, 20

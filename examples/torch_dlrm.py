@@ -16,7 +16,7 @@ from torch import nn
 
 import mpembed as mpe
 import mpembed.torch
-from mpembed.train.dataset import TRAIN, Dataset
+from mpembed.train.data.dataset import TRAIN, Dataset
 from mpembed.train.model import Perceptrons, make_tables
 from mpembed.train.runner import open_dataset
 from mpembed.train.settings import Setting, TrainOptions

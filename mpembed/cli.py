@@ -12,6 +12,7 @@ import typer
 
 from mpembed.info import print_info
 from mpembed.train import PACKAGES
+from mpembed.train.data.synthetic import DEFAULT_ROWS
 from mpembed.train.settings import (
     DEFAULT_SETTINGS,
     OPTIMIZERS,
@@ -22,7 +23,6 @@ from mpembed.train.settings import (
     Setting,
     TrainOptions,
 )
-from mpembed.train.synthetic import DEFAULT_ROWS
 
 app = typer.Typer(
     help="Mixed-precision embedding tables with a full-precision cache.",
@@ -57,8 +57,8 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
         _fail(f"train needs {', '.join(absent)}; install mpembed[train]")
     from rich.console import Console
 
-    from mpembed.train.clicks import DataError
-    from mpembed.train.dataset import TRAIN
+    from mpembed.train.data.clicks import DataError
+    from mpembed.train.data.dataset import TRAIN
     from mpembed.train.plot import write_plot
     from mpembed.train.progress import progress_display
     from mpembed.train.report import check_outputs, print_table, results_table, write_json

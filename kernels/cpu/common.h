@@ -6,8 +6,8 @@
 #include <cstring>
 
 #include "cpu/decode.h"
+#include "cpu/shared/workspace.h"
 #include "cpu/tasks.h"
-#include "cpu/workspace.h"
 #include "mpembed/api.h"
 #include "mpembed/cache.h"
 #include "mpembed/macros.h"

@@ -2,7 +2,7 @@
 // and streams on which nothing is ever pending.
 #include "cpu/common.h"
 #include "cpu/kernels.h"
-#include "cpu/pages.h"
+#include "cpu/shared/pages.h"
 
 MPE_BEGIN
 

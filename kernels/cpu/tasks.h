@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "cpu/parallel.h"
+#include "cpu/shared/parallel.h"
 #include "mpembed/macros.h"
 
 MPE_BEGIN

@@ -11,7 +11,7 @@ from torch import nn
 import mpembed as mpe
 from mpembed.optim import OPTIMIZERS as OPTIMIZER_CLASSES
 from mpembed.torch import EmbeddingBagCollection
-from mpembed.train.clicks import NUM_CATS, NUM_INTS
+from mpembed.train.data.clicks import NUM_CATS, NUM_INTS
 from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
 
 BOTTOM = (NUM_INTS, 512, 256, 64)

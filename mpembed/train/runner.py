@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 import mpembed as mpe
-from mpembed.train.criteo import CriteoFile
-from mpembed.train.dataset import TEST, TRAIN, Dataset
+from mpembed.train.data.criteo import CriteoFile
+from mpembed.train.data.dataset import TEST, TRAIN, Dataset
+from mpembed.train.data.synthetic import DEFAULT_ROWS, SyntheticSource
 from mpembed.train.settings import Setting, TrainOptions
 from mpembed.train.summary import summarize
-from mpembed.train.synthetic import DEFAULT_ROWS, SyntheticSource
 from mpembed.train.trial import Trial
 
 # Settings take turns after this many steps. They are few, so that one pass over the data serves all

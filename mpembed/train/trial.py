@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mpembed.train.dataset import TEST, VALIDATION, Block
+from mpembed.train.data.dataset import TEST, VALIDATION, Block
 from mpembed.train.metrics import accuracy, auc, log_loss
 from mpembed.train.model import Perceptrons, make_tables, mlp_optimizer
 from mpembed.train.settings import Setting, TrainOptions

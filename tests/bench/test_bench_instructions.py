@@ -46,7 +46,7 @@ def test_the_sum_is_read_from_callgrinds_file() -> None:
 
 def test_objects_of_other_levels_are_left_out() -> None:
     levels: dict[str, Any] = {"base": [], "avx2": [], "avx512": []}
-    stems = ["kernels-cpu-lookup-avx2", "kernels-cpu-lookup-avx512", "kernels-cpu-parallel"]
+    stems = ["kernels-cpu-lookup-avx2", "kernels-cpu-lookup-avx512", "kernels-cpu-shared-parallel"]
     assert [instructions.wanted(stem, levels) for stem in stems] == [True, False, True]
 
 

@@ -152,7 +152,7 @@ def test_what_it_does_not_know_is_an_error(stubs: Path) -> None:
 
 def test_the_training_compares_and_runs_on_the_cpu(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "bench/gpu_training.py"), "--short", "--device=cpu"],
+        [sys.executable, str(ROOT / "bench/gpu/gpu_training.py"), "--short", "--device=cpu"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

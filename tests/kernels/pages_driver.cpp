@@ -1,5 +1,5 @@
 // Checks the memory that the CPU backend's `allocate` hands out; run by test_memory_pages.py.
-#include "cpu/pages.h"
+#include "cpu/shared/pages.h"
 
 #include "driver.h"
 #include "mpembed/contract.h"

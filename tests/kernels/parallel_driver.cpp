@@ -1,5 +1,5 @@
 // Checks parallel_for; run by test_parallel.py with the name of a check. Exits 0 if it holds.
-#include "cpu/parallel.h"
+#include "cpu/shared/parallel.h"
 
 #include "driver.h"
 

@@ -8,7 +8,10 @@ import pytest
 from drivers import build, built, run
 from folders import ROOT
 
-SOURCES = [ROOT / "kernels" / "cpu" / "pages.cpp", Path(__file__).with_name("pages_driver.cpp")]
+SOURCES = [
+    ROOT / "kernels" / "cpu" / "shared" / "pages.cpp",
+    Path(__file__).with_name("pages_driver.cpp"),
+]
 CHECKS = ["starts", "apart", "refused"]
 
 

@@ -12,8 +12,8 @@ from drivers import build, built, run
 from folders import ROOT
 
 HERE = Path(__file__).parent
-KERNELS = sorted((ROOT / "kernels" / "cpu").glob("*.cpp"))
-POOL = [ROOT / "kernels" / "cpu" / "parallel.cpp", HERE / "parallel_driver.cpp"]
+KERNELS = sorted((ROOT / "kernels" / "cpu").rglob("*.cpp"))
+POOL = [ROOT / "kernels" / "cpu" / "shared" / "parallel.cpp", HERE / "parallel_driver.cpp"]
 TRAINING = [*KERNELS, HERE / "kernels_driver.cpp"]
 CHECKS = [
     "once",

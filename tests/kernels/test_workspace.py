@@ -16,7 +16,7 @@ from folders import ROOT
 import mpembed as mpe
 
 SOURCES = [
-    ROOT / "kernels" / "cpu" / "workspace.cpp",
+    ROOT / "kernels" / "cpu" / "shared" / "workspace.cpp",
     Path(__file__).with_name("workspace_driver.cpp"),
 ]
 

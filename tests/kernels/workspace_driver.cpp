@@ -1,5 +1,5 @@
 // Checks the kernels' workspace; run by test_workspace.py with the name of a check.
-#include "cpu/workspace.h"
+#include "cpu/shared/workspace.h"
 
 #include "driver.h"
 

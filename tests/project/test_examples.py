@@ -13,7 +13,7 @@ import scripts
 from folders import ROOT
 
 import mpembed as mpe
-from mpembed.train.synthetic import generate
+from mpembed.train.data.synthetic import generate
 
 EXAMPLES = ROOT / "examples"
 NAMES = ["numpy_train", "jax_train"]

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from mpembed.train.dataset import TRAIN
+from mpembed.train.data.dataset import TRAIN
 from mpembed.train.runner import open_dataset
 from mpembed.train.settings import Setting, TrainOptions
 from mpembed.train.trial import Trial

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpembed.train import criteo_lines
-from mpembed.train.clicks import MISSING_CAT, MISSING_INT, Clicks, DataError
-from mpembed.train.criteo import CriteoFile
-from mpembed.train.dataset import Dataset
-from mpembed.train.synthetic import generate
+from mpembed.train.data import criteo_lines
+from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, Clicks, DataError
+from mpembed.train.data.criteo import CriteoFile
+from mpembed.train.data.dataset import Dataset
+from mpembed.train.data.synthetic import generate
 
 GOOD = ["1", *[str(i) for i in range(13)], *[f"{i:08x}" for i in range(26)]]
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpembed.train.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, DataError
-from mpembed.train.criteo import CriteoFile
-from mpembed.train.criteo_lines import first_fault
-from mpembed.train.criteo_parse import BadBlockError, parse_block
-from mpembed.train.dataset import Dataset
+from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, DataError
+from mpembed.train.data.criteo import CriteoFile
+from mpembed.train.data.criteo_lines import first_fault
+from mpembed.train.data.criteo_parse import BadBlockError, parse_block
+from mpembed.train.data.dataset import Dataset
 
 GOOD = [b"1", *[b"%d" % i for i in range(NUM_INTS)], *[b"%08x" % i for i in range(NUM_CATS)]]
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mpembed.train.clicks import MISSING_CAT, MISSING_INT, Clicks
-from mpembed.train.metrics import auc, log_loss
-from mpembed.train.synthetic import SyntheticSource, generate, log_odds, rank_law
-from mpembed.train.synthetic_columns import (
+from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, Clicks
+from mpembed.train.data.synthetic import SyntheticSource, generate, log_odds, rank_law
+from mpembed.train.data.synthetic_columns import (
     CAT_COLUMNS,
     INT_COLUMNS,
     INT_QUANTILES,
     MISSING_TOGETHER,
 )
+from mpembed.train.metrics import auc, log_loss
 
 ROWS = 80_000
 columns = pytest.mark.parametrize("column", range(26), ids=lambda c: f"C{c + 1}")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpembed.train import clicks as c
-from mpembed.train.dataset import Dataset, dense_features, split_ends
-from mpembed.train.vocabulary import MISSING_ROW, RARE_ROW, ValueCounts, Vocabulary
+from mpembed.train.data import clicks as c
+from mpembed.train.data.dataset import Dataset, dense_features, split_ends
+from mpembed.train.data.vocabulary import MISSING_ROW, RARE_ROW, ValueCounts, Vocabulary
 
 
 def counted(*chunks: Sequence[int]) -> ValueCounts:

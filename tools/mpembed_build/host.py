@@ -16,8 +16,8 @@ from pathlib import Path
 from mpembed_build.objects import Job, target
 from mpembed_build.settings import BuildError
 
-# These are compiled once; every other kernel file is compiled for each SIMD level.
-ONCE = {"parallel.cpp", "dispatch.cpp", "pages.cpp", "workspace.cpp"}
+CPU_KERNELS = Path("kernels/cpu")  # compiled for each SIMD level
+SHARED = CPU_KERNELS / "shared"  # compiled once
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Iinclude", "-Ikernels"]
 # NDEBUG because the asserts in the interpreter's headers hold the paths of those headers.
@@ -122,12 +122,10 @@ class Compiler:
         have = [f"-DMPE_HAVE_{level.upper()}=1" for level in levels]
         flags = [*WARNINGS, *ARITHMETIC, *have, *werror()]
         jobs = []
-        for source in sorted(Path("kernels/cpu").glob("*.cpp")):
-            if source.name in ONCE:
-                jobs.append(self.job(source, flags))
-                continue
+        for source in sorted(CPU_KERNELS.glob("*.cpp")):
             for level, simd in levels.items():
                 jobs.append(self.job(source, [*flags, *simd, f"-DMPE_ISA={level}"], level))
+        jobs += [self.job(source, flags) for source in sorted(SHARED.glob("*.cpp"))]
         return jobs
 
     def link(self, objects: Sequence[str], libraries: Sequence[str]) -> list[str]:

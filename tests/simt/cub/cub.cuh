@@ -2,8 +2,8 @@
 #ifndef SIMT_CUB_CUB_CUH
 #define SIMT_CUB_CUB_CUH
 
-#include "emu/cub_radix.h"
-#include "emu/cub_scan.h"
-#include "emu/iterators.h"
+#include "emu/cub/iterators.h"
+#include "emu/cub/radix.h"
+#include "emu/cub/scan.h"
 
 #endif

@@ -1,2 +1,2 @@
 // Stands in for the header of CCCL.
-#include "emu/iterators.h"
+#include "emu/cub/iterators.h"

@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/parallel.h"
+#include "cpu/shared/parallel.h"
 #include "mpembed/api.h"
 #include "mpembed/registry_types.h"
 

@@ -1,4 +1,4 @@
-"""Parse whole blocks of click lines at once, by the rule of :mod:`mpembed.train.criteo_lines`.
+"""Parse whole blocks of click lines at once, by the rule of :mod:`mpembed.train.data.criteo_lines`.
 
 pyarrow's reader does the work. It accepts more than the rule does, so the rest is refused here:
 characters that no cell may hold, labels such as "00", and other ends of lines.
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 
-from mpembed.train.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
+from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
 
 _NAMES = ["label"] + [f"I{i + 1}" for i in range(NUM_INTS)] + [f"C{i + 1}" for i in range(NUM_CATS)]
 # All characters of a good block. pyarrow skips spaces and a byte-order mark, and reads 0x10 as 16.
@@ -93,7 +93,7 @@ def parse_block(block: bytes, lines: int) -> Clicks:
     Parameters
     ----------
     block : bytes
-        From :func:`mpembed.train.criteo_lines.line_blocks`.
+        From :func:`mpembed.train.data.criteo_lines.line_blocks`.
     lines : int
         Number of its lines, at least 1.
 

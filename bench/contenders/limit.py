@@ -19,7 +19,7 @@ import numpy as np
 from rounds import LIMIT, Contender
 
 SOURCE = Path(__file__).with_name("limit.cpp")
-BUILD = Path(__file__).resolve().parent.parent / "build" / "bench"
+BUILD = Path(__file__).resolve().parents[2] / "build" / "bench"
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-pthread"]
 Pointer = ctypes.c_void_p
 Int = ctypes.c_int64

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpembed.train.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
-from mpembed.train.synthetic_columns import (
+from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
+from mpembed.train.data.synthetic_columns import (
     CAT_COLUMNS,
     INT_COLUMNS,
     INT_QUANTILES,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from mpembed.train.clicks import MISSING_CAT
+from mpembed.train.data.clicks import MISSING_CAT
 
 #: Every table has a row for missing values and one that rare and unseen values share.
 MISSING_ROW, RARE_ROW, FIRST_ROW = 0, 1, 2

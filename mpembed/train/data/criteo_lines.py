@@ -2,8 +2,8 @@
 
 Lines end with LF or CR LF; the last may lack its end. Tabs separate 40 cells: a label, "0" or "1";
 13 integers, each empty or digits after an optional minus sign, of magnitude below 2**63; 26
-categoricals, each empty or 1 to 8 hexadecimal digits. :mod:`mpembed.train.criteo_parse` applies
-this rule to whole blocks at once.
+categoricals, each empty or 1 to 8 hexadecimal digits. :mod:`mpembed.train.data.criteo_parse`
+applies this rule to whole blocks at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mpembed.train.clicks import NUM_CATS, NUM_INTS, DataError
+from mpembed.train.data.clicks import NUM_CATS, NUM_INTS, DataError
 
 _BLOCK_BYTES = 4 << 20
 _GZIP_BYTES = 256 << 10

@@ -1,7 +1,7 @@
 """Stream click logs in Criteo's format.
 
 A line holds a label, 13 integers and 26 hexadecimal categoricals, separated by tabs; an empty cell
-is a missing value. :mod:`mpembed.train.criteo_lines` has the exact rule. The file may be gzip.
+is a missing value. :mod:`mpembed.train.data.criteo_lines` has the exact rule. The file may be gzip.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mpembed.train.clicks import Clicks, DataError
-from mpembed.train.criteo_lines import first_fault, line_blocks
-from mpembed.train.criteo_parse import BadBlockError, parse_block
+from mpembed.train.data.clicks import Clicks, DataError
+from mpembed.train.data.criteo_lines import first_fault, line_blocks
+from mpembed.train.data.criteo_parse import BadBlockError, parse_block
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # Fewer lines cannot be split into three parts. A fault of a line is reported before that.

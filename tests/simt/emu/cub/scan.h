@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "emu/cub_common.h"
+#include "emu/cub/common.h"
 
 namespace simt {
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mpembed.train.clicks import MISSING_INT, NUM_CATS, Clicks, DataError, Source, reblock
-from mpembed.train.vocabulary import ValueCounts, Vocabulary
+from mpembed.train.data.clicks import MISSING_INT, NUM_CATS, Clicks, DataError, Source, reblock
+from mpembed.train.data.vocabulary import ValueCounts, Vocabulary
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 

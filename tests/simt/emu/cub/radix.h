@@ -7,7 +7,7 @@
 #include <numeric>
 #include <vector>
 
-#include "emu/cub_common.h"
+#include "emu/cub/common.h"
 
 namespace cub {
 

@@ -1,0 +1,1 @@
+"""Clicks to train on: files in Criteo's format and a built-in generator."""
