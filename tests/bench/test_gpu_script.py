@@ -165,7 +165,8 @@ def test_the_training_compares_and_runs_on_the_cpu(tmp_path: Path) -> None:
 
 def test_the_benchmarks_are_skipped_by_name_without_a_gpu(tmp_path: Path) -> None:
     # Asked in a process of its own: in this one the kernels may be emulated.
-    ask = f"import sys; sys.path[:0] = {[str(ROOT / n) for n in ('bench', 'tools')]}"
+    folders = ("bench/gpu", "bench/contenders", "tools")
+    ask = f"import sys; sys.path[:0] = {[str(ROOT / folder) for folder in folders]}"
     ask = f"{ask}; import gpu_workloads; print(gpu_workloads.missing())"
     reason = subprocess.check_output([sys.executable, "-c", ask], cwd=tmp_path, text=True)
     if reason == "None\n":
