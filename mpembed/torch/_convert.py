@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Unpack
+from typing import Any, TypeAlias, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ _HOOKS = (
     *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 )
 _WEIGHT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-Original = nn.EmbeddingBag | nn.Embedding
-Replacement = EmbeddingBag | Embedding
+Original: TypeAlias = nn.EmbeddingBag | nn.Embedding
+Replacement: TypeAlias = EmbeddingBag | Embedding
 
 
 def default_optimizer() -> Optimizer:
