@@ -9,12 +9,14 @@ import importlib.metadata
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -27,6 +29,15 @@ from mpembed_build.toolkit import UnusableError  # noqa: E402
 
 FACTS = "_build_facts.json"  # beside the extensions, for mpembed.info()
 KERNELS = "mpembed._bindings.kernels"  # the extension that links the CPU's kernels
+
+
+class Build(build):
+    """Builds the package from nothing but its sources."""
+
+    def run(self) -> None:
+        """Remove what an earlier build left, which would be packed; objects are kept elsewhere."""
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class BuildExt(build_ext):
@@ -167,4 +178,4 @@ def extensions() -> list[Extension]:
 
 
 os.chdir(ROOT)
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExt})
+setup(ext_modules=extensions(), cmdclass={"build": Build, "build_ext": BuildExt})

@@ -89,13 +89,6 @@ class EmbeddingBagCollection:
         state.draw_initial_rows()
         self._start(state)
 
-    @classmethod
-    def from_state(cls, state: CollectionState) -> "EmbeddingBagCollection":
-        """Return the collection of a state, which it uses and does not copy."""
-        made = cls.__new__(cls)
-        made._start(state)
-        return made
-
     def _start(self, state: CollectionState) -> None:
         self._state, self._engine, self._storage = state, state.engine, state.storage
         self._calls = state.engine.calls
@@ -107,11 +100,6 @@ class EmbeddingBagCollection:
     def tables(self) -> tuple[TableConfig, ...]:
         """The tables, in the order of the output's columns."""
         return self._tables
-
-    @property
-    def state(self) -> CollectionState:
-        """What checkpoints, copies and adaptors of frameworks read and restore."""
-        return self._state
 
     @property
     def optimizer(self) -> Optimizer:
@@ -430,7 +418,7 @@ class EmbeddingBagCollection:
         OSError, ValueError
             If the file cannot be read, or is not a checkpoint of this version.
         """
-        return cls.from_state(checkpoint.load(path, device))
+        return from_state(checkpoint.load(path, device))
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         # Pickle, copy and torch.save ask this; a module that holds a collection asks it in turn.
@@ -438,3 +426,18 @@ class EmbeddingBagCollection:
             "an EmbeddingBagCollection cannot be pickled or copied; use save() and "
             "EmbeddingBagCollection.load()"
         )
+
+
+def collection_state(collection: EmbeddingBagCollection) -> CollectionState:
+    """Return what checkpoints, copies and adaptors of frameworks read and restore.
+
+    Its arrays are the collection's own, and writable: kernels trust what is put there.
+    """
+    return collection._state
+
+
+def from_state(state: CollectionState) -> EmbeddingBagCollection:
+    """Return the collection of a state, which it uses and does not copy."""
+    made = EmbeddingBagCollection.__new__(EmbeddingBagCollection)
+    made._start(state)
+    return made

@@ -129,11 +129,11 @@ class CacheConfig:
         registry.choose("policy", self.policy, registry.POLICIES)
         object.__setattr__(self, "ways", integer("ways", self.ways, 1, 1 << 10))
         if self.ways not in _WAYS:
-            raise ValueError(f"ways must be 8, 16 or 32, got {self.ways!r}")
+            raise ValueError(f"ways must be one of {_WAYS}, got {self.ways!r}")
 
     def sets_for(self, rows: int) -> int:
         """Return the number of sets for a group with this many table rows."""
         sets = self.num_sets or max(1, math.ceil((self.load_factor or 0) * rows / self.ways))
         if sets * self.ways > MAX_SLOTS:
-            raise ValueError(f"a cache of {sets} x {self.ways} slots exceeds 2^31 - 1 slots")
+            raise ValueError(f"a cache of {sets} x {self.ways} slots exceeds {MAX_SLOTS} slots")
         return sets

@@ -96,7 +96,7 @@ MPE_FUNCTION(mpe_status, advance, (uint64_t* step, void* stream))
  * way, or -1 for a row that is not cached; slots[u] is that of unique row u, in room for as many
  * (a device: for n). */
 
-/* Admission of a training batch: fills the slots, reads newcomers out of their tables, writes
+/* Admission of a training batch: fills the slots, reads the admitted rows from their tables, writes
  * dirty victims back to theirs, and pins every cached row of the batch once: it stays until
  * cache_release. A slot bears MPE_MAX_PINS. The tables' statistics count all of it. */
 MPE_FUNCTION(mpe_status, cache_admit,

@@ -5,7 +5,8 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint64_t, uintptr_t
 
 from mpembed._bindings.api cimport (
-    MPE_API_VERSION, MPE_ERR_MEMORY, MPE_OK, MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST, mpe_backend,
+    MPE_API_VERSION, MPE_ERR_MEMORY, MPE_ERR_VALUE, MPE_OK, MPE_PLACEMENT_DEVICE,
+    MPE_PLACEMENT_HOST, mpe_backend,
     mpe_device)
 from mpembed._bindings.launch cimport Outcome, call, copy_and_wait, enter, launch, leave
 from mpembed._bindings.tracing cimport TRACE_DOMAIN, trace, untrace
@@ -74,9 +75,11 @@ cdef class Device:
     cdef int raise_failure(self, Outcome outcome, str what) except -1:
         if outcome.step != NULL:
             what = outcome.step.decode()
-        reason = "not enough memory"  # nothing else fails on the CPU, which has no words for it
-        if not self.synchronous:
-            reason = self.kernels.last_error().decode("utf-8", "replace")
+        reason = self.kernels.last_error().decode("utf-8", "replace")
+        if outcome.status == MPE_ERR_VALUE:  # a kernel's own check, of which no runtime knows
+            reason = "an argument that the kernel does not support"
+        elif self.synchronous:  # the CPU's runtime fails for want of memory alone
+            reason = "not enough memory"
         if outcome.status == MPE_ERR_MEMORY:
             raise MemoryError(f"{what} on {self.name}: {reason}")
         raise RuntimeError(f"{what} on {self.name}: {reason} (status {<int>outcome.status})")

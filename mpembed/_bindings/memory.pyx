@@ -156,7 +156,7 @@ def allocated_bytes():
     Returns
     -------
     int
-        The sum over all of them, each rounded up as it really is: to pages from 1 MiB on, else to
+        The sum over all of them, each rounded up to whole lines or pages, without the header before it: to pages from 1 MiB on, else to
         64 bytes.
     """
     return allocated.load()

@@ -19,4 +19,4 @@ cdef extern from *:
         unsigned int domain, uintptr_t ptr) noexcept nogil
 
 cdef enum:
-    TRACE_DOMAIN = 0x6D7065  # these arrays are shown under a domain of theirs
+    TRACE_DOMAIN = 0x6D7065  # tracemalloc lists these arrays under this domain

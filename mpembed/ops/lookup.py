@@ -57,7 +57,7 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
     rows = array_ops.piece(arrays[0], 0, count)
     starts = array_ops.piece(arrays[1], 0, count + 1)
     positions = array_ops.piece(arrays[2], 0, n)
-    # A copy does not keep the memory that the duplicates took; NumPy alone copies at no wait.
+    # A copy does not keep the memory that the duplicates took; NumPy's copy waits for no device.
     if out is None and on.device.synchronous:
         return rows.copy(), starts.copy(), positions
     return rows, starts, positions

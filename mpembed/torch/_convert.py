@@ -107,10 +107,11 @@ def convert(
     by_id: dict[int, nn.Module] = {id(found[name]): made[name] for name in found}
     if id(model) in by_id:
         return by_id[id(model)]
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if id(module) in by_id:
-            parent, _, name = path.rpartition(".")
-            model.get_submodule(parent).register_module(name, by_id[id(module)])
+    # Each module once: a module may be shared by many paths, or hold itself.
+    for parent in model.modules():
+        for name, child in list(parent._modules.items()):
+            if id(child) in by_id:
+                parent._modules[name] = by_id[id(child)]
     return model
 
 
@@ -145,15 +146,17 @@ def _check_replaceable(name: str, module: Original, model: nn.Module) -> None:
             f"{name}: its hooks would be lost: remove them, and register them afterwards"
         )
     for other_name, other in model.named_modules():
-        tied = any(_same_memory(p, module.weight) for p in other.parameters(recurse=False))
+        tied = any(_same_memory(p, module.weight) for p in other._parameters.values())
         if tied and other is not module:
             raise ValueError(
                 f"{name}: its weight is also used by {other_name}: give one of them a copy"
             )
 
 
-def _same_memory(one: Tensor, weight: Tensor) -> bool:
+def _same_memory(one: Tensor | None, weight: Tensor) -> bool:
     """Whether a parameter is this weight, or another one on its memory."""
+    if one is None:
+        return False
     if one is weight:
         return True
     return one.device.type != "meta" and one.numel() > 0 and one.data_ptr() == weight.data_ptr()

@@ -9,7 +9,7 @@ from typing import Any
 
 from mpembed._collection.settings import Settings
 from mpembed._collection.state import CollectionState
-from mpembed.collection import EmbeddingBagCollection
+from mpembed.collection import EmbeddingBagCollection, collection_state, from_state
 from mpembed.optim import Optimizer
 from mpembed.torch import _state
 
@@ -29,14 +29,17 @@ class PortableCollection:
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PortableCollection:
-        settings = self.collection.state.settings
+        settings = collection_state(self.collection).settings
         optimizer = copy.deepcopy(settings.optimizer, memo)  # one for all that share it
         twin = _without_rows(dataclasses.replace(settings, optimizer=optimizer))
         _state.load(twin, _state.state_of(self.collection))
         return PortableCollection(twin)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        settings, state = self.collection.state.settings, _state.state_of(self.collection)
+        settings, state = (
+            collection_state(self.collection).settings,
+            _state.state_of(self.collection),
+        )
         if protocol >= 4:
             # torch.save uses protocol 2 and writes tensors as they are. With others, tensors may
             # travel as shared memory, which is gone with these tensors before it arrives.
@@ -55,7 +58,7 @@ _in_use: weakref.WeakValueDictionary[int, PortableCollection] = weakref.WeakValu
 
 def _without_rows(settings: Settings) -> EmbeddingBagCollection:
     """Return a collection whose rows are left undefined."""
-    return EmbeddingBagCollection.from_state(CollectionState(settings))
+    return from_state(CollectionState(settings))
 
 
 def _rebuild(

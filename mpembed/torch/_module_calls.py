@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from mpembed.collection import EmbeddingBagCollection
+from mpembed.collection import EmbeddingBagCollection, collection_state
 from mpembed.tickets import Ticket
 from mpembed.torch._feature_order import Segments, reorder, restore_order
 
@@ -82,7 +82,7 @@ class ModuleCalls:
         clip_norm: float | None = None,
     ) -> None:
         self.collection = collection
-        self._engine = collection.state.engine
+        self._engine = collection_state(collection).engine
         tables = collection.tables
         # One table without pooling: its output comes in a dict.
         self._unpooled = tables[0].name if tables[0].pooling == "none" else None

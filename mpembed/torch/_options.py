@@ -63,7 +63,7 @@ def make_collection(
     for name in rest:
         if name not in Options.__annotations__:
             raise TypeError(
-                f"{name!r} is no option of mpembed.torch's modules; there are "
+                f"{name!r} is not an option of mpembed.torch's modules, which are "
                 f"{', '.join(Options.__annotations__)}"
             )
     check_module_options(own)

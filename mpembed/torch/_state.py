@@ -10,7 +10,7 @@ import torch
 from mpembed._arguments.scalars import integer
 from mpembed._bindings import array_ops, contract
 from mpembed._bindings.device import Stream
-from mpembed.collection import EmbeddingBagCollection
+from mpembed.collection import EmbeddingBagCollection, collection_state
 
 _FORMAT = 1
 
@@ -26,12 +26,12 @@ def _keys(collection: EmbeddingBagCollection) -> dict[str, str]:
     for number, table in enumerate(collection.tables):
         for kind in ("rows", "state"):
             names[f"table.{table.name}.{kind}"] = f"table.{number}.{kind}"
-    return {name: names.get(name, name) for name in collection.state.arrays()}
+    return {name: names.get(name, name) for name in collection_state(collection).arrays()}
 
 
 def _layout(collection: EmbeddingBagCollection) -> dict[str, Any]:
     """Return what a state and the collection that loads it must have in common."""
-    settings, tables = collection.state.settings, collection.tables
+    settings, tables = collection_state(collection).settings, collection.tables
     cache = settings.cache
     return {
         "tables": [
@@ -46,25 +46,25 @@ def _layout(collection: EmbeddingBagCollection) -> dict[str, Any]:
 
 def _tensors(collection: EmbeddingBagCollection, on: Stream) -> dict[str, torch.Tensor]:
     """Return the arrays and the step: on the CPU the same memory, of a device copies."""
-    arrays, keys = collection.state.arrays(), _keys(collection)
+    arrays, keys = collection_state(collection).arrays(), _keys(collection)
     if on.device.synchronous:
         found = {keys[name]: torch.from_numpy(_signed(a)) for name, a in arrays.items()}
-        found["step"] = torch.from_numpy(collection.state.step_array())
+        found["step"] = torch.from_numpy(collection_state(collection).step_array())
         return found
     copies = {
         keys[name]: torch.from_numpy(_signed(array_ops.host(array_ops.read_only(a, on))))
         for name, a in arrays.items()
     }
-    return {**copies, "step": torch.tensor([collection.state.step(on)])}
+    return {**copies, "step": torch.tensor([collection_state(collection).step(on)])}
 
 
 def state_of(collection: EmbeddingBagCollection) -> dict[str, Any]:
     """Return all that training changes, except the learning rate."""
-    with collection.state.reading() as on:
+    with collection_state(collection).reading() as on:
         return {
             "format": _FORMAT,
             "layout": _layout(collection),
-            "seed": collection.state.settings.seed,
+            "seed": collection_state(collection).settings.seed,
             "arrays": _tensors(collection, on),
         }
 
@@ -84,9 +84,9 @@ def load(collection: EmbeddingBagCollection, state: Any) -> None:
                 "that was saved"
             )
     seed = integer("seed of the state", state.get("seed"), 0, contract.MAX_SEED)
-    with collection.state.writing():
+    with collection_state(collection).writing():
         arrays, step = _checked(collection, state.get("arrays"))
-        collection.state.restore(arrays, step, seed)
+        collection_state(collection).restore(arrays, step, seed)
 
 
 def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[dict[str, Any], int]:
@@ -95,13 +95,13 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[dict[str, 
     if not isinstance(found, dict) or set(found) != {*keys.values(), "step"}:
         have = sorted(found) if isinstance(found, dict) else found
         raise ValueError(f"the state has the arrays {have}, not {sorted([*keys.values(), 'step'])}")
-    for name, own in collection.state.arrays().items():
+    for name, own in collection_state(collection).arrays().items():
         dtype = np.dtype(own.dtype)
         stored = np.dtype(f"i{dtype.itemsize}") if dtype.kind == "u" else dtype
         values = _array(keys[name], found[keys[name]], stored, tuple(own.shape))
-        values = collection.state.without_pins(name, values.view(dtype))
+        values = collection_state(collection).without_pins(name, values.view(dtype))
         try:
-            collection.state.check(name, values)
+            collection_state(collection).check(name, values)
         except ValueError as error:
             raise ValueError(f"the state: {error}") from None
         result[name] = values

@@ -161,7 +161,7 @@ def test_bad_capsules() -> None:
     bad = [used, None, 1, "capsule"]
     bad += [new_capsule(address, name, None) for name in (b"used_dltensor", b"wrong", None)]
     for value in bad:
-        refuse(Returns(value), BufferError, "which is no unused DLPack capsule")
+        refuse(Returns(value), BufferError, "which is not an unused DLPack capsule")
     assert e.deleted == 1
 
 

@@ -14,6 +14,7 @@ from reference.pair import Batches, Pair, assert_same
 from reference.scenario import OPERATIONS, Scenario
 
 import mpembed as mpe
+from mpembed.collection import collection_state
 
 pytestmark = pytest.mark.usefixtures("each_device")
 FORMATS = list(mpe.registry.FORMATS)
@@ -408,7 +409,7 @@ def test_large_clocks_and_steps(policy: str, start: int) -> None:
     pair = one_table("int4", policy)
     on_device.poke(pair.emb, "cache.10.counters", [start, 0])
     pair.ref.caches[10].clock = start
-    pair.emb.state.set_step(start)
+    collection_state(pair.emb).set_step(start)
     pair.ref.step = start
     train(pair, Batches(pair.ref, 3), 5)
 
@@ -472,11 +473,11 @@ def test_a_prefetch_knows_its_batch_whatever_was_dropped(policy: str) -> None:
     pair.prefetch(np.array([0, 99, 5]), offsets)
     for other in ([99, 0, 5], [0, 8, 5], [0, 99, 99]):
         pair.forward(np.array(other), offsets)
-        assert pair.emb.state.engine.num_prefetched == 1
+        assert collection_state(pair.emb).engine.num_prefetched == 1
     pair.forward(np.array([0, 99, 5]), np.array([0, 3, 3]))
-    assert pair.emb.state.engine.num_prefetched == 1
+    assert collection_state(pair.emb).engine.num_prefetched == 1
     out = pair.forward(np.array([0, -5, 5], np.int32), offsets)
-    assert pair.emb.state.engine.num_prefetched == 0
+    assert collection_state(pair.emb).engine.num_prefetched == 0
     pair.backward(np.ones_like(out))
 
 

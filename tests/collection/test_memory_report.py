@@ -55,6 +55,7 @@ RESIDENT = """
 import gc, sys
 import numpy as np
 import mpembed as mpe
+from mpembed.collection import collection_state
 
 def resident():
     gc.collect()
@@ -72,7 +73,7 @@ small = mpe.EmbeddingBagCollection(tables[:1], cache=None, optimizer=mpe.SGD(0.1
 del small  # code and threads are loaded
 before = resident()
 emb = mpe.EmbeddingBagCollection(tables, cache=cache, optimizer=optimizer)
-for array in emb.state.arrays().values():
+for array in collection_state(emb).arrays().values():
     array.view(np.uint8)[...] |= np.uint8(0)  # touches every page, changes nothing
 print(resident() - before, emb.memory_report()["total"])
 """

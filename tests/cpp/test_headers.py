@@ -65,7 +65,9 @@ def test_header_compiles_alone_by_nvcc(header: str, tmp_path: Path) -> None:
     compilers.run([str(NVCC), *NVCC_FLAGS, "-arch=sm_80", f"-I{INCLUDE}", *made])
 
 
-@pytest.mark.parametrize("header", ["mpembed/api.h", "mpembed/api_types.h", "mpembed/registry.h"])
+@pytest.mark.parametrize(
+    "header", [f"mpembed/{name}.h" for name in ("api", "api_types", "contract", "registry")]
+)
 def test_the_c_headers_are_plain_c(header: str, tmp_path: Path) -> None:
     text = f'#include "{header}"\n#include "{header}"\ntypedef int not_empty;\n'
     compile_text(CC, tmp_path / "plain.c", text, "-fsyntax-only")

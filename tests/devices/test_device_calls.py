@@ -14,6 +14,7 @@ from on_device import fetch
 
 import mpembed as mpe
 from mpembed import devices
+from mpembed.collection import collection_state
 from mpembed.errors import NonFiniteUpdateError
 
 pytestmark = pytest.mark.gpu
@@ -191,7 +192,7 @@ def test_a_prefetch_is_known_by_its_arrays(cuda: str, send: Any) -> None:
     first, second = send(*batch()), send(*batch())
     ticket = emb.prefetch(*first)
     emb.forward(*second)
-    assert emb.state.engine.num_prefetched == 1
+    assert collection_state(emb).engine.num_prefetched == 1
     assert ticket.open
     emb.forward(*first)
     emb.backward(*send(GRAD))

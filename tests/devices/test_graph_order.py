@@ -78,7 +78,7 @@ def test_a_refused_call_asks_for_nothing(fake: Fake, calls: CallOrder) -> None:
     fake.take()
     call(calls, 10)
     fake.take()
-    with pytest.raises(RuntimeError, match=r"stream 0x14 is no part: pass stream=0xa"):
+    with pytest.raises(RuntimeError, match=r"stream 0x14 is not part of it: pass stream=0xa"):
         call(calls, 20)
     fake.captured[10] = 2**64 - 1
     with pytest.raises(RuntimeError, match="capture of the stream has failed already"):

@@ -14,6 +14,7 @@ import pytest
 from twins import BAGS, Twins, bytes_of, mixed
 
 import mpembed as mpe
+from mpembed.collection import collection_state
 from mpembed.tickets import MAX_OPEN
 
 pytestmark = pytest.mark.gpu
@@ -299,7 +300,7 @@ def test_launches_have_room_for_their_pins(twins: Twins) -> None:
             ticket.drop()
     for ticket in kept:
         ticket.drop()
-    tags = twins.there.state.arrays()["cache.5.tags"].numpy()
+    tags = collection_state(twins.there).arrays()["cache.5.tags"].numpy()
     assert not (tags >> np.uint64(56) & np.uint64(0x7F)).any()
 
 
@@ -328,7 +329,7 @@ def test_a_close_that_fails_is_tried_again(twins: Twins, monkeypatch: Any) -> No
         twins.step()
         kept.clear()
         gc.collect()
-    engine, left = twins.there.state.engine, [1]
+    engine, left = collection_state(twins.there).engine, [1]
     close = type(engine).close
 
     def fail_once(self: Any, ticket: Any) -> None:
@@ -343,7 +344,7 @@ def test_a_close_that_fails_is_tried_again(twins: Twins, monkeypatch: Any) -> No
     assert len(engine._abandoned) == 3
     twins.there.drop_prefetched()
     assert twins.there.memory_report()["workspace"] == 0
-    tags = twins.there.state.arrays()["cache.5.tags"].numpy()
+    tags = collection_state(twins.there).arrays()["cache.5.tags"].numpy()
     assert not (tags >> np.uint64(56) & np.uint64(0x7F)).any()
 
 

@@ -1,4 +1,4 @@
-// Checks the memory that the CPU backend's `allocate` hands out; run by test_memory_pages.py.
+// Checks the memory that the CPU backend's `allocate` hands out; run by test_pages.py.
 #include "cpu/shared/pages.h"
 
 #include "driver.h"

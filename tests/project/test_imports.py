@@ -12,6 +12,9 @@ import mpembed
 ALLOWED = {
     "torch._C": "PyTorch's flags of a trace and a profile, which every lookup reads: its public "
     "functions take longer",
+    "parent._modules": "PyTorch's children of a module, each under all its names: its public ways "
+    "leave some out, or take every path to a shared module",
+    "other._parameters": "PyTorch's parameters of a module: a subclass may override the public way",
 }
 PACKAGE = Path(mpembed.__file__).parent
 

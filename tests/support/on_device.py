@@ -13,6 +13,7 @@ import numpy as np
 
 import mpembed as mpe
 from mpembed._bindings import array_ops
+from mpembed.collection import collection_state
 
 _device = "cpu"
 
@@ -111,7 +112,9 @@ class OnDevice:
 
 def poke(emb: Any, name: str, values: Any) -> None:
     """Overwrite one of a collection's arrays."""
-    array = emb.state.arrays()[name]
+    array = collection_state(emb).arrays()[name]
     array_ops.assign(
-        array, np.asarray(values, array.dtype).reshape(array.shape), emb.state.engine.calls.last
+        array,
+        np.asarray(values, array.dtype).reshape(array.shape),
+        collection_state(emb).engine.calls.last,
     )

@@ -1,7 +1,7 @@
 """The marker ``pairwise``: a few cases of a test's full product of parameters for every run.
 
-The cases kept show each value of every parameter together with each value of every other one. The
-rest are marked ``exhaustive``: `pytest` leaves them out, `pytest -m exhaustive` runs them. The
+The cases kept show each value of every parameter together with each value of every other one, on
+the CPU alone and on a device alone, because a machine may have no device. The rest are marked ``exhaustive``: `pytest` leaves them out, `pytest -m exhaustive` runs them. The
 values are the parts between the hyphens of a case's name, ``cpu-sgd-lru-int8``.
 """
 
@@ -34,11 +34,12 @@ def cover(cases: Sequence[str]) -> set[str]:
 
 def mark(items: Iterable[pytest.Item]) -> None:
     """Mark the cases of `pairwise` tests that are not needed for the pairs."""
-    tests: dict[str, dict[str, pytest.Item]] = {}
+    tests: dict[tuple[str, bool], dict[str, pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("pairwise"):
             test, _, case = item.nodeid.removesuffix("]").partition("[")
-            tests.setdefault(test, {})[case] = item
+            on_device = item.get_closest_marker("gpu") is not None
+            tests.setdefault((test, on_device), {})[case] = item
     for cases in tests.values():
         for case in cases.keys() - cover(list(cases)):
             cases[case].add_marker(pytest.mark.exhaustive)

@@ -10,6 +10,7 @@ import torch
 
 import mpembed as mpe
 from mpembed import torch as mt
+from mpembed.collection import collection_state
 
 CACHE = mpe.CacheConfig(num_sets=1, policy="lfu", ways=8)
 
@@ -57,7 +58,7 @@ def state(module: Any) -> dict[str, bytes]:
 def open_batches(module: Any) -> int:
     """Return how many batches are open after a garbage collection."""
     gc.collect()
-    return int(module.tables.state.engine.num_open)
+    return int(collection_state(module.tables).engine.num_open)
 
 
 # ---- collections -------------------------------------------------------------------------------

@@ -91,6 +91,15 @@ def test_what_is_new_in_the_headers_is_declared(headers: Path) -> None:
          "api_functions.h: not understood: MPE_FUNCTION(destroy_event"),
         ("api_functions.h", "(void** out))", "(void (*f)(int)))",
          "api_functions.h: not understood: MPE_FUNCTION(mpe_status, create_event"),
+        ("api_functions.h", "MPE_FUNCTION(void, destroy_event", "#if 0\nMPE_FUNCTION(void, x",
+         "api_functions.h: not understood: #if 0"),
+        ("api_functions.h", "(int32_t* count)", "(unsigned int count)",
+         "api.h: not understood: unsigned int count"),
+        *(("contract.h", "#define MPE_MAX_PINS 127", line, f"contract.h: not understood: {line}")
+          for line in ("static const int MPE_MAX_PINS = 127;", "#define MAX_PINS 127",
+                       "#define MPE_MAX_PINS (-1)", "#define MPE_MAX_PINS 0.5",
+                       "#define MPE_MAX_PINS \"127\"", "#define MPE_MAX_PINS(x) 127",
+                       "#if 1", "# define MPE_MAX_PINS 127")),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_an_error(

@@ -178,7 +178,7 @@ def test_a_fake_batch_leaves_nothing_behind() -> None:
 
 
 def test_unknown_options_are_told_by_name() -> None:
-    with pytest.raises(TypeError, match="'dtype' is no option"):
+    with pytest.raises(TypeError, match="'dtype' is not an option"):
         mt.EmbeddingBag(10, 4, optimizer=mpe.SGD(0.1), dtype=torch.float16)  # type: ignore[call-arg]
 
 

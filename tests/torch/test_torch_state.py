@@ -17,6 +17,7 @@ from torch_modules import CACHE, bag, batch, open_batches, state, train
 
 import mpembed as mpe
 from mpembed import torch as mt
+from mpembed.collection import collection_state
 
 pytestmark = pytest.mark.torch
 OPTIMIZERS: dict[str, Any] = {
@@ -222,7 +223,7 @@ def test_a_damaged_state_is_refused_before_anything_changes() -> None:
 def test_a_state_dict_takes_no_memory_of_its_own() -> None:
     module = bag()
     arrays = module.get_extra_state()["arrays"]
-    own = module.tables.state.arrays()
+    own = collection_state(module.tables).arrays()
     assert arrays["table.0.rows"].data_ptr() == own["table.table.rows"].ctypes.data
     rows = arrays["table.0.rows"]
     del module  # the tensors keep their memory

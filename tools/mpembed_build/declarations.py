@@ -13,6 +13,9 @@ from mpembed_build.settings import BuildError
 
 PXD, PXI = Path("mpembed/_bindings/api.pxd"), Path("contract.pxi")
 _IDENTIFIERS = r"\w+(?: = \d+)?(?:, \w+(?: = \d+)?)*,?"
+# What stands in a header besides its declarations: a guard, includes, C++'s brackets and macros.
+_DIRECTIVES = r"#(?:ifndef \w+|define \w+.*|undef \w+|include .+|ifdef __cplusplus|endif)"
+_NUMBER = r"#define (MPE_\w+)[ \t]+(?:\d+|U?INT\d+_(?:MAX|C)|MPE_\w+|[()*]|<< \d+| - 1|[ \t])+"
 
 
 def write(include: Path, folder: Path) -> None:
@@ -71,13 +74,28 @@ def _text(header: Path) -> str:
 
 
 def _numbers(text: str) -> list[str]:
-    """Return the names of the macros with a value."""
-    return re.findall(r"^#define (MPE_\w+)[ \t]+\S", text, re.MULTILINE)
+    """Return the names of the numbers of ``contract.h``: whole ones that are not negative."""
+    names = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        number = re.fullmatch(_NUMBER, line)
+        if number is not None:
+            names.append(number[1])
+        elif not re.fullmatch(r"#(?:ifndef|define) MPEMBED_CONTRACT_H|#include .+|#endif", line):
+            raise BuildError(f"contract.h: not understood: {_line(line)}")
+    return names
+
+
+def _without_directives(header: str, text: str) -> str:
+    """Return a header without the preprocessor's lines; one that chooses what holds is an error."""
+    for line in re.findall(r"^[ \t]*#.*", text, re.MULTILINE):
+        if not re.fullmatch(_DIRECTIVES, line.strip()):
+            raise BuildError(f"{header}: not understood: {_line(line)}")
+    return re.sub(r"^[ \t]*#.*\n", "", text, flags=re.MULTILINE)
 
 
 def _functions(text: str) -> str:
     """Return the functions of a backend as the members that the macro makes of them."""
-    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
+    text = _without_directives("api_functions.h", text)
     pattern = r"\s*MPE_FUNCTION\(([^,()]+), (\w+),\s*\(([^()]*)\)\)\s*"
     rest = re.sub(pattern, "", text)
     if rest.strip():
@@ -87,7 +105,7 @@ def _functions(text: str) -> str:
 
 def _declared(header: str, text: str) -> list[str]:
     """Return the enums, structs and functions of a header, as Cython declares them."""
-    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)
+    text = _without_directives(header, text)
     text = re.sub(r"enum \{ MPE_\w+\(\w+\) \w+ \};", "", text)  # of registry.h: unused in Cython
     text = re.sub(r'extern "C" \{(.*)\}', r"\1", text, flags=re.DOTALL)
     pattern = (
@@ -133,8 +151,16 @@ def _function(header: str, declaration: str) -> str:
     if found is None:
         raise BuildError(f"{header}: not understood: {_line(declaration)}")
     given = [] if found[3] in ("", "void") else found[3].split(",")
-    types = [re.sub(r"(?<=[ *])\w+$", "", argument.strip()).strip() for argument in given]
+    types = [_type(header, argument.strip()) for argument in given]
     return f"{found[1]}{found[2]}({', '.join(types)})"
+
+
+def _type(header: str, argument: str) -> str:
+    """Return the type of an argument: of one word, maybe ``const``, maybe a pointer."""
+    found = re.fullmatch(r"((?:const )?(?!const\b|unsigned\b|signed\b)\w+ ?\**) ?\w*", argument)
+    if found is None:
+        raise BuildError(f"{header}: not understood: {_line(argument)}")
+    return found[1].strip().replace(" *", "*")
 
 
 def _line(text: str) -> str:

@@ -1,6 +1,6 @@
-// LFU: a slot's state is its count; a newcomer must be more frequent, by the count-min sketch, than
-// the victim. Counts live with the slots, the sketch remembers rows that are not cached. Both end
-// at the same maximum: a slot that is no longer used falls behind at the next halving.
+// LFU: a slot's state is its count; a row is admitted if the count-min sketch has seen it more
+// often than the victim. Counts live with the slots, the sketch remembers rows that are not cached.
+// Both end at the same maximum: a slot that is no longer used falls behind at the next halving.
 #ifndef MPEMBED_POLICY_LFU_H
 #define MPEMBED_POLICY_LFU_H
 

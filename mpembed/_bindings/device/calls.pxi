@@ -65,8 +65,8 @@ cdef class CallOrder:
             on.refuse_capture("a call")
         if captured and on.capture != self.capture:
             raise RuntimeError(
-                "the collection is being captured in a CUDA graph, of which stream "
-                f"{<uintptr_t>on.handle:#x} is no part: pass stream="
+                "the collection is being captured in a CUDA graph, and stream "
+                f"{<uintptr_t>on.handle:#x} is not part of it: pass stream="
                 f"{<uintptr_t>self.graph.handle:#x}, or end the capture first")
         if on.capture == 0:
             self.order(on)
