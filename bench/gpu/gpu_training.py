@@ -1,7 +1,7 @@
 """Train the same batches on two devices and compare every table's bytes; for gpu.sh.
 
-Run ``python bench/gpu/gpu_training.py [--short] [--device NAME]``; the exit status is 0 if all bytes
-agree.
+Run ``python bench/gpu/gpu_training.py [--short] [--device NAME]``; the exit status is 0 if all
+bytes agree.
 """
 
 from __future__ import annotations

@@ -153,7 +153,8 @@ cdef View from_capsule(object capsule, str name, Stream on):
         pointer = PyCapsule_GetPointer(capsule, "dltensor")
         PyCapsule_SetName(capsule, "used_dltensor")
         return from_legacy(<DLManagedTensor*>pointer, name, on)
-    raise BufferError(f"{name}: __dlpack__ returned {capsule!r}, which is not an unused DLPack capsule")
+    raise BufferError(
+        f"{name}: __dlpack__ returned {capsule!r}, which is not an unused DLPack capsule")
 
 
 include "dlpack/exporters.pxi"

@@ -156,7 +156,7 @@ def allocated_bytes():
     Returns
     -------
     int
-        The sum over all of them, each rounded up to whole lines or pages, without the header before it: to pages from 1 MiB on, else to
-        64 bytes.
+        The sum over all of them, each rounded up to pages from 1 MiB on, else to 64 bytes. The
+        header of as much, a page or 64 bytes, that lies before each is not counted.
     """
     return allocated.load()

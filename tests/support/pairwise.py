@@ -1,8 +1,9 @@
 """The marker ``pairwise``: a few cases of a test's full product of parameters for every run.
 
 The cases kept show each value of every parameter together with each value of every other one, on
-the CPU alone and on a device alone, because a machine may have no device. The rest are marked ``exhaustive``: `pytest` leaves them out, `pytest -m exhaustive` runs them. The
-values are the parts between the hyphens of a case's name, ``cpu-sgd-lru-int8``.
+the CPU alone and on a device alone, because a machine may have no device. The rest are marked
+``exhaustive``: `pytest` leaves them out, `pytest -m exhaustive` runs them. The values are the parts
+between the hyphens of a case's name, ``cpu-sgd-lru-int8``.
 """
 
 from __future__ import annotations
