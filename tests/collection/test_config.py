@@ -46,7 +46,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "slots": (
         lambda: collection_of(mpe.CacheConfig(num_sets=1 << 26, ways=32)),
         ValueError,
-        "exceeds 2\\^31 - 1 slots",
+        "exceeds 2147483647 slots",
     ),
     "tables": (lambda: mpe.EmbeddingBagCollection(5, optimizer=SGD), TypeError, "tables"),  # type: ignore[arg-type]
     "policy": (lambda: mpe.CacheConfig(num_sets=1, policy="mru"), ValueError, "'lru', 'lfu'"),

@@ -51,7 +51,7 @@ def test_every_format_optimizer_and_policy_is_trained(default: list[str], device
 def test_all_tests_are_those_and_the_exhaustive_ones(default: list[str]) -> None:
     exhaustive, everything = collected("-m", "exhaustive"), collected("-m", "")
     assert sorted(default + exhaustive) == sorted(everything)
-    assert len(default) < len(everything) / 2
+    assert len(default) < len(everything) * 2 / 3
 
 
 def test_one_case_by_its_name_is_run() -> None:
