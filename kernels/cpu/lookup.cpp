@@ -6,6 +6,12 @@
 MPE_BEGIN
 namespace {
 
+// What is inlined where is written out: a compiler's own choice changes with edits elsewhere, and
+// cost up to a fifth of the time. Measured: the sum over a bag's rows belongs into the loop over
+// bags for codes of whole bytes, and not for smaller ones, whose loops are longer.
+#define MPE_INLINE inline __attribute__((always_inline))
+#define MPE_NOINLINE __attribute__((noinline))
+
 constexpr int64_t kTaskLookups = 4096;  // lookups plus bags
 // How far ahead of its use a row is prefetched: so many bytes of rows, but no more lookups than
 // this; where rows meet a gradient, so many lookups.
@@ -23,6 +29,8 @@ struct Lookup {
 template <class Format, bool kPlain>
 class TableLookup {
  public:
+  static constexpr bool kInlined = kPlain && Format::kBitsPerCode >= 8;  // sum_rows into its caller
+
   TableLookup(const Lookup& lookup, const mpe_table& table)
       : lookup_(lookup),
         keys_(lookup.lookups.keys),
@@ -100,11 +108,10 @@ inline void sum_columns(const Table& table, int64_t begin, int64_t end, int64_t 
   for (int v = 0; v < kVectors; ++v) sum[v].store(out + c + v * kLanes);
 }
 
-// The columns that are left when there are no more whole vectors. Inlined, because a call here made
-// the loops of sum_rows slower by 10 to 15 % for INT4.
+// The columns that are left when there are no more whole vectors.
 template <class Table>
-inline __attribute__((always_inline)) void sum_last_columns(const Table& table, int64_t begin,
-                                                            int64_t end, int64_t c, float* out) {
+MPE_INLINE void sum_last_columns(const Table& table, int64_t begin, int64_t end, int64_t c,
+                                 float* out) {
   const int64_t n = table.dim() - c;
   Floats sum;
   table.each_row(begin, end, c == 0, [&](const auto& row, float weight) {
@@ -112,17 +119,31 @@ inline __attribute__((always_inline)) void sum_last_columns(const Table& table, 
   });
   for (int64_t i = 0; i < n; ++i) out[c + i] = sum.v[i];
 }
+template <class Table>
+MPE_NOINLINE void call_sum_last_columns(const Table& table, int64_t begin, int64_t end, int64_t c,
+                                        float* out) {
+  sum_last_columns(table, begin, end, c, out);
+}
 
 // out = sum of weight * row over lookups [begin, end), in order.
 template <class Table>
-inline void sum_rows(const Table& table, int64_t begin, int64_t end, float* out) {
+MPE_INLINE void sum_rows(const Table& table, int64_t begin, int64_t end, float* out) {
   const int64_t vectors = table.dim() / kLanes;
   int64_t v = 0;
   for (; v + 8 <= vectors; v += 8) sum_columns<8>(table, begin, end, v * kLanes, out);
   for (; v + 4 <= vectors; v += 4) sum_columns<4>(table, begin, end, v * kLanes, out);
   for (; v + 2 <= vectors; v += 2) sum_columns<2>(table, begin, end, v * kLanes, out);
   for (; v < vectors; ++v) sum_columns<1>(table, begin, end, v * kLanes, out);
-  if (v * kLanes < table.dim()) sum_last_columns(table, begin, end, v * kLanes, out);
+  if (v * kLanes == table.dim()) return;
+  if constexpr (Table::kInlined) {
+    call_sum_last_columns(table, begin, end, v * kLanes, out);
+  } else {
+    sum_last_columns(table, begin, end, v * kLanes, out);
+  }
+}
+template <class Table>
+MPE_NOINLINE void call_sum_rows(const Table& table, int64_t begin, int64_t end, float* out) {
+  sum_rows(table, begin, end, out);
 }
 
 // Bags [bag, end) of table t.
@@ -134,7 +155,7 @@ void sum_bags(const Lookup& lookup, int64_t t, int64_t bag, int64_t end, const m
   const int64_t first_bag = t * lookup.lookups.batch_size, first = offsets[first_bag];
   if (table.pooling == MPE_pooling_none) {
     for (int64_t p = offsets[bag]; p < offsets[end]; ++p) {
-      sum_rows(rows, p, p + 1, out.data + (p - first) * out.stride);
+      call_sum_rows(rows, p, p + 1, out.data + (p - first) * out.stride);
     }
     return;
   }
@@ -142,7 +163,11 @@ void sum_bags(const Lookup& lookup, int64_t t, int64_t bag, int64_t end, const m
     const int64_t bag_begin = bag_end;
     bag_end = offsets[bag + 1];
     float* sum = out.data + (bag - first_bag) * out.stride;
-    sum_rows(rows, bag_begin, bag_end, sum);
+    if constexpr (TableLookup<Format, kPlain>::kInlined) {
+      sum_rows(rows, bag_begin, bag_end, sum);
+    } else {
+      call_sum_rows(rows, bag_begin, bag_end, sum);
+    }
     if (table.pooling == MPE_pooling_mean && bag_end > bag_begin) {
       const float n = static_cast<float>(bag_end - bag_begin);
       for (int64_t c = 0; c < lookup.group.dim; ++c) sum[c] /= n;
