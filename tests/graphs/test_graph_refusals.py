@@ -52,7 +52,10 @@ REFUSED: dict[str, tuple[Callable[[Twins, Any], Any], str]] = {
         lambda t, a: t.there.prefetch({}, stream=t.stream),
         "a dict batch cannot be captured",
     ),
-    "another stream": (lambda t, a: t.there.forward(t.indices, t.offsets), "is not part of it: pass stream="),
+    "another stream": (
+        lambda t, a: t.there.forward(t.indices, t.offsets),
+        "is not part of it: pass stream=",
+    ),
     "check": (lambda t, a: t.there.check(), "check waits for the device and cannot be captured"),
     "step": (lambda t, a: t.there.step, "step waits for the device"),
     "stats": (lambda t, a: t.there.stats(), "stats waits for the device"),
