@@ -36,7 +36,7 @@ class Build(build):
 
     def run(self) -> None:
         """Remove what an earlier build left, which would be packed; objects are kept elsewhere."""
-        shutil.rmtree(self.build_lib, ignore_errors=True)
+        shutil.rmtree(Path(self.build_lib, "mpembed"), ignore_errors=True)
         super().run()
 
 
