@@ -226,8 +226,7 @@ class Adagrad(_Accumulating):
             weight_decay=weight_decay,
             weight_decay_mode=weight_decay_mode,
         )
-        if state_precision not in ("fp32", "bf16"):
-            raise ValueError(f"state_precision must be 'fp32' or 'bf16', got {state_precision!r}")
+        registry.choose("state_precision", state_precision, registry.STATE_FORMATS)
         self._state_precision = state_precision
 
     @property

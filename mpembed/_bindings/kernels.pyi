@@ -11,6 +11,7 @@ WEIGHT_DECAYS: dict[str, int]
 ROUNDINGS: dict[str, int]
 INITS: dict[str, int]
 STATS: list[str]
+STATE_FORMATS: dict[str, int]
 LEVEL: str
 BACKEND: object
 

@@ -36,6 +36,7 @@ cdef extern from *:
     static const char* const mpe_names_roundings[] = {MPE_ROUNDINGS(MPE_NAME2) nullptr};
     static const char* const mpe_names_inits[] = {MPE_INITS(MPE_NAME2) nullptr};
     static const char* const mpe_names_stats[] = {MPE_STATS(MPE_NAME2) nullptr};
+    static const char* const mpe_names_states[] = {MPE_STATE_FORMATS(MPE_NAME3) nullptr};
     """
     const char* const mpe_names_formats[]
     const char* const mpe_names_optimizers[]
@@ -45,6 +46,7 @@ cdef extern from *:
     const char* const mpe_names_roundings[]
     const char* const mpe_names_inits[]
     const char* const mpe_names_stats[]
+    const char* const mpe_names_states[]
 
 cdef extern from "mpembed/round.h" namespace "mpembed" nogil:
     uint16_t bfloat_nearest(float)
@@ -69,6 +71,7 @@ WEIGHT_DECAYS = _names(mpe_names_decays)
 ROUNDINGS = _names(mpe_names_roundings)
 INITS = _names(mpe_names_inits)
 STATS = list(_names(mpe_names_stats))
+STATE_FORMATS = {name: n for name, n in FORMATS.items() if name in _names(mpe_names_states)}
 LEVEL = mpe_cpu_backend().level.decode()
 
 

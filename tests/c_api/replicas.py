@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from mpembed import registry
+
 NAMES: tuple[str, ...] = (
     "dim",
     "steps",
@@ -41,16 +43,16 @@ def cases(count: int, seed: int) -> Iterator[dict[str, int]]:
             "seed": draw.getrandbits(64),
             "dim": draw.choice(DIMS),
             "steps": draw.choice([6, 12]),
-            "optimizer": draw.randrange(3),
-            "policy": draw.choice([-1, 0, 1]),
+            "optimizer": draw.randrange(len(registry.OPTIMIZERS)),
+            "policy": draw.choice([-1, *registry.POLICIES.values()]),
             "batch_size": draw.choice([1, 3, 7]),
             "longest": draw.choice([0, 1, 4, 9, 30]),
             "rows": draw.choice([1, 5, 20, 60]),
             "sets": draw.choice([1, 2, 5]),
-            "rounding": draw.randrange(2),
-            "decay": draw.randrange(3),
+            "rounding": draw.randrange(len(registry.ROUNDINGS)),
+            "decay": draw.randrange(len(registry.WEIGHT_DECAYS)),
             "drop": draw.randrange(2),
-            "state_format": draw.choice([0, 2]),
+            "state_format": draw.choice([*registry.STATE_FORMATS.values()]),
             "copies": 1,
             "format": -1,
         }

@@ -75,3 +75,7 @@ def test_python_accepts_the_registered_ones(name: str) -> None:
     else:
         with pytest.raises(ValueError, match="state_precision"):
             mpe.Adagrad(0.1, state_precision=name)
+
+
+def test_python_knows_the_same_formats() -> None:
+    assert registry.STATE_FORMATS == registered()
