@@ -78,4 +78,4 @@ def test_python_accepts_the_registered_ones(name: str) -> None:
 
 
 def test_python_knows_the_same_formats() -> None:
-    assert registry.STATE_FORMATS == registered()
+    assert registered() == registry.STATE_FORMATS
