@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mpembed._bindings import array_ops, contract
 from mpembed._bindings.array_ops import Array
-from mpembed._bindings.device import Stream
+from mpembed._bindings.device import Call, Stream
 from mpembed._bindings.kernels import StepCounter
 from mpembed._collection import storage
 from mpembed._collection.engine import Engine
@@ -58,15 +58,13 @@ class CollectionState:
     @contextmanager
     def reading(self) -> Iterator[Stream]:
         """Take a turn among the collection's calls, once what kernels found wrong is raised."""
-        with self.engine.calls.on_last_stream() as on:
+        with self.writing() as on:
             self.engine.raise_found(on)
             yield on
 
-    @contextmanager
-    def writing(self) -> Iterator[Stream]:
+    def writing(self) -> Call:
         """Take a turn among the collection's calls; what comes on any stream waits for it."""
-        with self.engine.calls.on_last_stream() as on:
-            yield on
+        return self.engine.calls.on_last_stream()
 
     # ---- reading --------------------------------------------------------------------------------
 
