@@ -39,7 +39,7 @@
 extern "C" {
 #endif
 
-#define MPE_API_VERSION 3
+#define MPE_API_VERSION 4
 #define MPE_EXPORT __attribute__((visibility("default")))
 
 typedef struct mpe_backend {
@@ -61,8 +61,19 @@ MPE_EXPORT const mpe_backend* mpe_cuda_backend(void);
  * header. */
 MPE_EXPORT int64_t mpe_row_bytes(int32_t precision, int64_t dim);
 MPE_EXPORT int64_t mpe_code_bytes(int32_t precision, int64_t dim);
-/* What an optimizer keeps: an MPE_STATE_... of contract.h. */
-MPE_EXPORT int32_t mpe_state_shape(int32_t optimizer);
+/* What an optimizer keeps: how many states, at most MPE_MAX_STATES; of each its name, its shape
+ * (MPE_STATE_ROW or MPE_STATE_ELEMENT of contract.h) and its initial value. */
+MPE_EXPORT int32_t mpe_num_states(int32_t optimizer);
+MPE_EXPORT const char* mpe_state_name(int32_t optimizer, int32_t state);
+MPE_EXPORT int32_t mpe_state_shape(int32_t optimizer, int32_t state);
+MPE_EXPORT float mpe_state_initial(int32_t optimizer, int32_t state);
+/* The name of an optimizer's parameter number i: "lr", "weight_decay", then its own; NULL at the
+ * end. */
+MPE_EXPORT const char* mpe_parameter_name(int32_t optimizer, int32_t i);
+/* FP32 values of a cache slot: in mpe_cache.rows, and in mpe_cache.values. optimizer: -1 for frozen
+ * tables. */
+MPE_EXPORT int64_t mpe_slot_floats(int32_t optimizer, int64_t dim);
+MPE_EXPORT int64_t mpe_slot_values(int32_t optimizer);
 /* Whether a policy keeps a sketch. */
 MPE_EXPORT int32_t mpe_policy_has_sketch(int32_t policy);
 /* CPU threads of the whole process: the count (>= 1; MPEMBED_NUM_THREADS, else the processors of

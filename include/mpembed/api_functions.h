@@ -91,25 +91,32 @@ MPE_FUNCTION(mpe_status, count,
  * update, cache_flush and write_rows of a collection, once for all of its groups. */
 MPE_FUNCTION(mpe_status, advance, (uint64_t* step, void* stream))
 
+/* Begins an update of a collection, on all of its tables at once: ++*updates, then each table's
+ * coefficients (n x MPE_MAX_COEFFICIENTS) from its parameters and that count. */
+MPE_FUNCTION(mpe_status, begin_update,
+             (const mpe_parameters* tables, int64_t n, uint64_t* updates, float* coefficients,
+              void* stream))
+
 /* ---- the cache ----------------------------------------------------------------------------------
  * Of a group that has one. n: the lookups that dedup was given. Slots are int32, set * ways +
  * way, or -1 for a row that is not cached; slots[u] is that of unique row u, in room for as many
  * (a device: for n). */
 
-/* Admission of a training batch: fills the slots, reads the admitted rows from their tables, writes
- * dirty victims back to theirs, and pins every cached row of the batch once: it stays until
- * cache_release. A slot bears MPE_MAX_PINS. The tables' statistics count all of it. */
+/* Admission of a training batch: fills the slots, reads the admitted rows and their states from the
+ * tables, writes dirty victims and theirs back, and pins every cached row of the batch once: it
+ * stays until cache_release. A slot bears MPE_MAX_PINS. The tables' statistics count all of it. */
 MPE_FUNCTION(mpe_status, cache_admit,
              (const mpe_group*, const mpe_unique*, int64_t n, int32_t* slots, void* stream))
 /* fresh[u] = slots[u]; rows that had none are looked up again, without a pin: another admission
- * may have cached them meanwhile. Changes nothing else. */
+ * may have cached them meanwhile. Changes nothing else. fresh may be slots itself. */
 MPE_FUNCTION(mpe_status, cache_refresh,
              (const mpe_group*, const mpe_unique*, int64_t n, const int32_t* slots, int32_t* fresh,
               void* stream))
 /* Takes back the pins of an admission; slots: those of cache_admit. */
 MPE_FUNCTION(mpe_status, cache_release,
              (const mpe_cache*, const mpe_unique*, int64_t n, const int32_t* slots, void* stream))
-/* Writes every dirty slot back to its table and marks it clean; rows stay cached. */
+/* Writes every dirty slot, states included, back to its table and marks it clean; rows stay
+ * cached. */
 MPE_FUNCTION(mpe_status, cache_flush, (const mpe_group*, void* stream))
 /* slots[i] of each of n keys; changes nothing, for evaluation. */
 MPE_FUNCTION(mpe_status, cache_locate,
@@ -129,15 +136,17 @@ MPE_FUNCTION(mpe_status, lookup, (const mpe_lookup_args*, int32_t n, void* strea
 MPE_FUNCTION(mpe_status, weight_grad,
              (const mpe_group*, const mpe_lookups*, const int32_t* slots, const mpe_outputs* grad,
               float* out, void* stream))
-/* The fused backward: sums each unique row's gradient over its lookups and takes one optimizer
- * step, in the cache (the slot becomes dirty) or straight in the table, with the row's state.
- * slots: one a unique row (fresh), or NULL. A row whose update would not be finite stays as it
- * was and is added to `nonfinite` (which starts as MPE_NO_ERROR): status, smallest value, count;
- * the function returns MPE_OK all the same. MPE_ERR_VALUE, with nothing changed, if the optimizer
- * keeps a value per element and a table's state_format is not one of MPE_STATE_FORMATS. */
+/* The fused backward: sums each unique row's gradient over its lookups in all n batches (1 ..
+ * MPE_MAX_GRADIENTS) and takes one optimizer step, in the cache (the slot becomes dirty) or
+ * straight in the table, with the row's states. The group has an optimizer. unique: of the batches'
+ * keys one after the other, each batch `lookups->n` of them. slots: one a unique row (fresh), or
+ * NULL. A row whose update would not be finite stays as it was and is added to `nonfinite` (which
+ * starts as MPE_NO_ERROR): status, smallest value, count; the function returns MPE_OK all the same.
+ * MPE_ERR_VALUE, with nothing changed, if the format of a table's state is not one of
+ * MPE_STATE_FORMATS. */
 MPE_FUNCTION(mpe_status, update,
-             (const mpe_group*, const mpe_optimizer*, const mpe_lookups*, const mpe_unique*,
-              const int32_t* slots, const mpe_outputs* grad, mpe_error* nonfinite, void* stream))
+             (const mpe_group*, const mpe_gradient*, int32_t n, const mpe_unique*,
+              const int32_t* slots, mpe_error* nonfinite, void* stream))
 
 /* ---- rows ------------------------------------------------------------------------------------ */
 

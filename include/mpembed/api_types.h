@@ -51,33 +51,45 @@ typedef enum mpe_status {
 /* What a kernel found: it writes MPE_NO_ERROR if nothing is wrong. */
 typedef struct mpe_error {
   int32_t status;   /* an mpe_status: MPE_OK, or what is wrong */
-  int32_t table;    /* its table_id */
+  int32_t table;    /* its feature: shards of a table share its table_id */
   int64_t position; /* first offending position */
   int64_t value;
   int64_t count; /* how many positions offend */
 } mpe_error;
 #define MPE_NO_ERROR {MPE_OK, 0, INT64_MAX, INT64_MAX, 0}
 
-/* One table. Rows are packed as docs/numerics.md says; mpe_row_bytes has their size. */
+/* One of an optimizer's states of a table: a value or D values a row, as the optimizer declares it
+ * (mpe_state_shape). Rows may lie apart, so that a row and its states can lie side by side. */
+typedef struct mpe_state {
+  uint8_t* data;  /* row 0's */
+  int64_t stride; /* bytes from a row's to the next row's */
+  int32_t format; /* one of MPE_STATE_FORMATS */
+} mpe_state;
+
+/* One table, or a shard of one. Rows are packed as docs/numerics.md says. */
 typedef struct mpe_table {
-  uint8_t* rows; /* E x row_bytes */
-  void* state;   /* optimizer state: E or E x D values in state_format, or NULL (mpe_state_shape) */
-  int64_t* stats;       /* MPE_NUM_STATS counters, or NULL: nothing is counted */
-  int64_t num_rows;     /* E, 1 .. MPE_MAX_ROWS */
-  int64_t base;         /* linear row id of row 0: the rows of the group's tables before it */
-  int32_t precision;    /* MPE_format_... of the rows */
-  int32_t table_id;     /* the random key's table, 0 .. MPE_MAX_TABLES, unique under a seed */
-  int32_t pooling;      /* MPE_pooling_... */
-  int32_t feature;      /* this table's place in the batch's offsets */
-  int32_t state_format; /* of a state of E x D, one of MPE_STATE_FORMATS; E values are FP32 */
-  int64_t column;       /* where its columns begin in a shared output */
+  uint8_t* rows;                    /* row 0 */
+  int64_t row_stride;               /* bytes from a row to the next, at least mpe_row_bytes */
+  mpe_state states[MPE_MAX_STATES]; /* in the optimizer's order; others are not read */
+  int64_t* stats;                   /* MPE_NUM_STATS counters, or NULL: nothing is counted */
+  int64_t num_rows;                 /* E, 0 .. MPE_MAX_ROWS */
+  int64_t base;      /* linear row id of row 0: the rows of the group's tables before it */
+  int64_t first_row; /* number of row 0 in the whole table: random bits follow that */
+  int32_t precision; /* MPE_format_... of the rows */
+  int32_t table_id;  /* the random key's table, 0 .. MPE_MAX_TABLES - 1 */
+  int32_t pooling;   /* MPE_pooling_... */
+  int32_t feature;   /* this table's place in the batch's offsets */
+  int64_t column;    /* where its columns begin in a shared output */
 } mpe_table;
 
 /* A cache of num_sets x ways slots. It starts with every tag MPE_EMPTY_TAG and all else zero. */
 typedef struct mpe_cache {
   uint64_t* tags;       /* num_sets x ways: linear row id, pins and the dirty bit (cache.h) */
   uint32_t* meta;       /* num_sets x ways, policy state */
-  float* rows;          /* num_sets x ways x D */
+  float* rows;          /* num_sets x ways x mpe_slot_floats: the row, then each of the
+                           optimizer's states of a value an element, D values each */
+  float* values;        /* num_sets x ways x mpe_slot_values: the row's states of one value; NULL
+                           where the optimizer has none */
   uint8_t* sketch;      /* MPE_SKETCH_ROWS x sketch_width, or NULL (mpe_policy_has_sketch) */
   uint64_t* counters;   /* 2: clock, samples */
   int64_t num_sets;     /* 1 .. MPE_MAX_SETS, and at most MPE_MAX_SLOTS slots */
@@ -86,16 +98,32 @@ typedef struct mpe_cache {
   int32_t policy;       /* MPE_policy_... */
 } mpe_cache;
 
-/* Tables of one dimension, which share a cache; bases ascend in the order of the tables, from 0. */
+/* What may change from one update of a table to the next. Where the kernels run. */
+typedef struct mpe_parameters {
+  int32_t optimizer;                 /* MPE_optimizer_..., or -1: the table is frozen */
+  int32_t decay_mode;                /* MPE_decay_... */
+  double values[MPE_MAX_PARAMETERS]; /* lr, weight_decay, then mpe_parameter_name's */
+} mpe_parameters;
+
+/* How the tables of a group are trained. */
+typedef struct mpe_optimizer {
+  int32_t kind;              /* MPE_optimizer_... */
+  int32_t decay_mode;        /* MPE_decay_... */
+  const float* coefficients; /* T x MPE_MAX_COEFFICIENTS, of begin_update, where the kernels run */
+} mpe_optimizer;
+
+/* Tables of one dimension and optimizer, which share a cache; bases ascend in the order of the
+ * tables, from 0. */
 typedef struct mpe_group {
   const mpe_table* tables;        /* T, the host's */
   const mpe_table* device_tables; /* a copy where the kernels run; NULL for the CPU */
   const mpe_cache* cache;         /* the host's, or NULL: every row is trained in its table */
+  const mpe_optimizer* optimizer; /* the host's, or NULL: the tables are frozen, without states */
   const uint64_t* step;           /* the write step, one value where the kernels run */
   uint64_t seed;                  /* of rounding and initial rows */
   int32_t num_tables;             /* T */
   int32_t dim;                    /* D, 1 .. MPE_MAX_DIM */
-  int32_t rounding;               /* MPE_rounding_... of what is written to tables and state */
+  int32_t rounding;               /* MPE_rounding_... of what is written to tables and states */
 } mpe_group;
 
 /* A caller's batch, table-major: bag b of feature t ends at offsets[t * batch_size + b + 1]. It is
@@ -153,13 +181,11 @@ typedef struct mpe_lookup_args {
   const mpe_outputs* outputs;
 } mpe_lookup_args;
 
-typedef struct mpe_optimizer {
-  int32_t kind;       /* MPE_optimizer_... */
-  int32_t decay_mode; /* MPE_decay_... */
-  float lr, eps, weight_decay;
-  const float* device_lr; /* what holds instead of lr when a device's update runs, or NULL; the
-                             CPU's is NULL */
-} mpe_optimizer;
+/* A batch's share of an update. */
+typedef struct mpe_gradient {
+  const mpe_lookups* lookups;
+  const mpe_outputs* grad; /* of the outputs */
+} mpe_gradient;
 
 typedef enum mpe_placement {
   MPE_PLACEMENT_DEVICE = 0,

@@ -50,10 +50,13 @@
 #define MPE_TREE_LANES 32      /* lane sums of a dot product */
 #define MPE_ROUND_COLUMNS 1024 /* elements that stochastic_round takes for one row */
 
-/* ---- what an optimizer keeps (mpe_state_shape) ---- */
+/* ---- optimizers (section 5) ---- */
 
-#define MPE_STATE_NONE 0
-#define MPE_STATE_ROW 1     /* a value a row */
-#define MPE_STATE_ELEMENT 2 /* a value an element */
+#define MPE_STATE_ROW 1        /* a state of a value a row */
+#define MPE_STATE_ELEMENT 2    /* a state of a value an element */
+#define MPE_MAX_STATES 2       /* of an optimizer */
+#define MPE_MAX_PARAMETERS 8   /* learning rate, weight decay, and an optimizer's own */
+#define MPE_MAX_COEFFICIENTS 8 /* what an update reads instead of them */
+#define MPE_MAX_GRADIENTS 16   /* batches that one update sums up */
 
 #endif

@@ -8,10 +8,14 @@ MPE_BEGIN
 
 enum RngDomain : uint32_t {
   kDomainRow = 0,
-  kDomainState = 1,
+  kDomainState = 1,  // an optimizer's first state
   kDomainInit = 2,
   kDomainRound = 3,
+  kDomainSecondState = 4,
 };
+
+// The domain of an optimizer's state number i.
+MPE_HD RngDomain state_domain(int i) { return i == 0 ? kDomainState : kDomainSecondState; }
 
 struct Philox4 {
   uint32_t w[4];

@@ -13,17 +13,22 @@
   X(5, int4, Int4)          \
   X(6, int2, Int2)
 
-#define MPE_OPTIMIZERS(X) \
-  X(0, sgd, Sgd)          \
-  X(1, adagrad, Adagrad)  \
-  X(2, rowwise_adagrad, RowwiseAdagrad)
+#define MPE_OPTIMIZERS(X)               \
+  X(0, sgd, Sgd)                        \
+  X(1, adagrad, Adagrad)                \
+  X(2, rowwise_adagrad, RowwiseAdagrad) \
+  X(3, sgd_momentum, SgdMomentum)       \
+  X(4, adam, Adam)                      \
+  X(5, rowwise_adam, RowwiseAdam)       \
+  X(6, lamb, Lamb)                      \
+  X(7, ftrl, Ftrl)
 
 #define MPE_POLICIES(X) \
   X(0, lru, Lru)        \
   X(1, lfu, Lfu)
 
-// The formats that an element-wise optimizer state may have, with their numbers above. Kernels test
-// for them in this order and need no test for the last one, so the default comes last.
+// The formats that an optimizer's state may have, with their numbers above. Kernels test for them
+// in this order and need no test for the last one, so the default comes last.
 #define MPE_STATE_FORMATS(X) \
   X(2, bf16, Bf16)           \
   X(0, fp32, Fp32)

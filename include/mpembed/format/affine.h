@@ -10,6 +10,9 @@
 
 MPE_BEGIN
 
+// The family of these formats: what kernels choose their code for a row's layout by.
+struct AffineFamily {};
+
 template <class X>
 struct ScaleAndBias {
   X scale;
@@ -154,6 +157,7 @@ MPE_HD auto affine_value(K code, AffineHeader h) {
 
 template <int kBits, class Header>
 struct Affine {
+  using Family = AffineFamily;
   using RowHeader = AffineHeader;
   using HeaderType = Header;
   static constexpr int32_t kLevels = (1 << kBits) - 1;

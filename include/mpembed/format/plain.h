@@ -8,10 +8,14 @@
 
 MPE_BEGIN
 
+// The family of these formats: what kernels choose their code for a row's layout by.
+struct PlainFamily {};
+
 struct NoHeader {};
 
 template <class StoredType, class ConvertType>
 struct Plain {
+  using Family = PlainFamily;
   using Stored = StoredType;
   using Convert = ConvertType;
   using RowHeader = NoHeader;

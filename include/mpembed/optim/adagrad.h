@@ -1,4 +1,5 @@
-// Adagrad: h += g^2; w -= lr * g / (sqrt(h) + eps), h one value an element.
+// Adagrad: h += g^2; w -= lr / (1 + (t - 1) * lr_decay) * g / (sqrt(h) + eps), h one value an
+// element, t the number of updates.
 #ifndef MPEMBED_OPTIM_ADAGRAD_H
 #define MPEMBED_OPTIM_ADAGRAD_H
 
@@ -6,18 +7,23 @@
 
 MPE_BEGIN
 
-struct Adagrad {
-  static constexpr StateShape kState = kStateElement;
+struct Adagrad : OptimizerBase {
+  static constexpr int kNumStates = 1;
+  static constexpr State kStates[] = {{"sum", kStateElement, 0.0f}};
+  static constexpr const char* kParameters[] = {"eps", "lr_decay", nullptr};
+  enum : int { kEps = kOwnParameters, kLrDecay };
+  enum : int { kRate = kOwnCoefficients, kEpsilon };
 
-  template <class X>
-  static MPE_HD void apply(const OptimizerSettings& o, X& w, X g, X& h) {
-    h = fused(g, g, h);
-    w = fused(X(-o.lr), g / (root(h) + o.eps), w);
+  static MPE_HD void coefficients(const double* p, int32_t mode, uint64_t t, float* c) {
+    decay_coefficient(p, mode, c);
+    c[kRate] = static_cast<float>(p[kLr] / (1.0 + static_cast<double>(t - 1) * p[kLrDecay]));
+    c[kEpsilon] = static_cast<float>(p[kEps]);
   }
 
-  static MPE_HD void step(const OptimizerSettings& o, float* __restrict w,
-                          const float* __restrict g, float* __restrict h, int64_t dim) {
-    for (int64_t c = 0; c < dim; ++c) apply(o, w[c], g[c], h[c]);
+  template <class X>
+  static MPE_HD void apply(const float* c, X, X& w, X& g, X* states) {
+    states[0] = fused(g, g, states[0]);
+    w = fused(X(-c[kRate]), g / (root(states[0]) + c[kEpsilon]), w);
   }
 };
 

@@ -3,32 +3,33 @@
 #define MPEMBED_OPTIM_ROWWISE_ADAGRAD_H
 
 #include "mpembed/optim/common.h"
-#include "mpembed/reduce.h"
 
 MPE_BEGIN
 
-struct RowwiseAdagrad {
-  static constexpr StateShape kState = kStateRow;
+struct RowwiseAdagrad : OptimizerBase {
+  static constexpr int kNumStates = 1;
+  static constexpr State kStates[] = {{"sum", kStateRow, 0.0f}};
+  static constexpr const char* kParameters[] = {"eps", nullptr};
+  static constexpr bool kSquares = true;
+  enum : int { kEps = kOwnParameters };
+  enum : int { kRate = kOwnCoefficients, kEpsilon };
 
-  // The step size once the sum of squares is known. X: one row, or several.
+  static MPE_HD void coefficients(const double* p, int32_t mode, uint64_t, float* c) {
+    decay_coefficient(p, mode, c);
+    c[kRate] = static_cast<float>(p[kLr]);
+    c[kEpsilon] = static_cast<float>(p[kEps]);
+  }
+
+  // X: one row, or several.
   template <class X>
-  static MPE_HD X scale(const OptimizerSettings& o, X sum_of_squares, X* h, int64_t dim) {
+  static MPE_HD X scale(const float* c, X sum_of_squares, X* h, int64_t dim) {
     *h = *h + sum_of_squares / X(static_cast<float>(dim));
-    return X(o.lr) / (root(*h) + o.eps);
+    return X(c[kRate]) / (root(*h) + c[kEpsilon]);
   }
 
   template <class X>
-  static MPE_HD void apply(X t, X& w, X g) {
-    w = fused(-t, g, w);
-  }
-
-  static MPE_HD void apply(float t, float* __restrict w, const float* __restrict g, int64_t dim) {
-    for (int64_t c = 0; c < dim; ++c) apply(t, w[c], g[c]);
-  }
-
-  static MPE_HD void step(const OptimizerSettings& o, float* __restrict w,
-                          const float* __restrict g, float* __restrict h, int64_t dim) {
-    apply(scale(o, tree_dot(g, g, dim), h, dim), w, g, dim);
+  static MPE_HD void apply(const float*, X scale, X& w, X& g, X*) {
+    w = fused(-scale, g, w);
   }
 };
 

@@ -6,18 +6,18 @@
 
 MPE_BEGIN
 
-struct Sgd {
-  static constexpr StateShape kState = kStateNone;
+struct Sgd : OptimizerBase {
+  static constexpr const char* kParameters[] = {nullptr};
+  enum : int { kRate = kOwnCoefficients };
 
-  template <class X>
-  static MPE_HD void apply(const OptimizerSettings& o, X& w, X g, X&) {
-    w = fused(X(-o.lr), g, w);
+  static MPE_HD void coefficients(const double* p, int32_t mode, uint64_t, float* c) {
+    decay_coefficient(p, mode, c);
+    c[kRate] = static_cast<float>(p[kLr]);
   }
 
-  static MPE_HD void step(const OptimizerSettings& o, float* __restrict w,
-                          const float* __restrict g, float*, int64_t dim) {
-    float none = 0.0f;
-    for (int64_t c = 0; c < dim; ++c) apply(o, w[c], g[c], none);
+  template <class X>
+  static MPE_HD void apply(const float* c, X, X& w, X& g, X*) {
+    w = fused(X(-c[kRate]), g, w);
   }
 };
 

@@ -24,6 +24,10 @@ struct Lfu {
   static MPE_HD bool admits(uint32_t estimate, uint32_t victim_state) {
     return estimate > victim_state;
   }
+  // Of a policy with a sketch: to what an evicted row's cells are raised; and what remains of a
+  // slot's state when the sketch is halved, so that recent use counts more than old use.
+  static MPE_HD uint32_t on_evict(uint32_t state) { return state; }
+  static MPE_HD uint32_t halve(uint32_t state) { return state >> 1; }
 };
 
 MPE_END
