@@ -1,4 +1,5 @@
-// The formats of element-wise optimizer states: a check for launchers and the dispatch behind it.
+// What a group's optimizer keeps for a row: its states by shape, the formats in the tables, and the
+// dispatch on those.
 #pragma once
 
 #include "mpembed/api_types.h"
@@ -11,6 +12,9 @@ MPE_BEGIN
 #define MPE_CASE(number, name, type) \
   if (id == number) return function(type{});
 
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable  // the function may be for the host alone
+#endif
 template <class Function>
 MPE_HD auto with_state_format(int32_t id, Function function) {
   MPE_STATE_FORMATS(MPE_CASE)
@@ -25,13 +29,45 @@ inline bool is_state_format(int32_t id) {
 #undef MPE_OR_EQUALS
 }
 
-// MPE_ERR_VALUE if the optimizer keeps a value per element and a table's state_format is not one of
-// MPE_STATE_FORMATS.
-inline mpe_status check_state_formats(const mpe_group& group, const mpe_optimizer& optimizer) {
-  const StateShape shape =
-      with_optimizer(optimizer.kind, [](auto kind) { return decltype(kind)::kState; });
-  for (int32_t t = 0; shape == kStateElement && t < group.num_tables; ++t) {
-    if (!is_state_format(group.tables[t].state_format)) return MPE_ERR_VALUE;
+// The numbers of an optimizer's states of a value an element, and of those of a value a row.
+struct StateShapes {
+  int num_elements = 0, num_values = 0;
+  int element[MPE_MAX_STATES] = {}, value[MPE_MAX_STATES] = {};
+
+  // FP32 values of a cache slot, in mpe_cache.rows and in mpe_cache.values.
+  int64_t slot_floats(int64_t dim) const { return dim * (1 + num_elements); }
+  int64_t slot_values() const { return num_values; }
+};
+
+// optimizer: its kind, or -1 for frozen tables.
+inline StateShapes state_shapes(int32_t optimizer) {
+  StateShapes shapes;
+  if (optimizer < 0) return shapes;
+  with_optimizer(optimizer, [&](auto kind) {
+    using Optimizer = decltype(kind);
+    if constexpr (Optimizer::kNumStates > 0) {
+      for (int i = 0; i < Optimizer::kNumStates; ++i) {
+        if (Optimizer::kStates[i].shape == kStateElement) {
+          shapes.element[shapes.num_elements++] = i;
+        } else {
+          shapes.value[shapes.num_values++] = i;
+        }
+      }
+    }
+  });
+  return shapes;
+}
+inline StateShapes state_shapes(const mpe_group& group) {
+  return state_shapes(group.optimizer == nullptr ? -1 : group.optimizer->kind);
+}
+
+// MPE_ERR_VALUE if the format of a table's state is not one of MPE_STATE_FORMATS.
+inline mpe_status check_state_formats(const mpe_group& group) {
+  const StateShapes shapes = state_shapes(group);
+  for (int32_t t = 0; t < group.num_tables; ++t) {
+    for (int i = 0; i < shapes.num_elements + shapes.num_values; ++i) {
+      if (!is_state_format(group.tables[t].states[i].format)) return MPE_ERR_VALUE;
+    }
   }
   return MPE_OK;
 }

@@ -1,26 +1,35 @@
 // Admission of the misses of some sets: the victims, their write-back, and the admitted rows.
 #pragma once
 
-#include "cpu/encode.h"
+#include "cpu/records.h"
 #include "cpu/sketch.h"
 #include "cpu/stats.h"
 
 MPE_BEGIN
 
-// Writes rows of the cache back to their tables, for one task.
+// Writes rows of the cache and their states back to their tables, for one task.
 struct WriteBack {
   const mpe_group& group;
-  RowEncoder encoder;
+  const StateShapes shapes;
+  const Slots cached;
+  RecordEncoder encoder;
   TaskStats stats;
 
   // workspace: that of all tasks, allocated before anything changes.
   WriteBack(const mpe_group& group_, const EncoderWorkspace& workspace, int64_t task)
-      : group(group_), encoder(group_, kDomainRow, workspace, task), stats(group_) {}
+      : group(group_),
+        shapes(state_shapes(group_)),
+        cached(group_, shapes),
+        encoder(group_, shapes, workspace, task),
+        stats(group_) {}
 
-  // The slot's row must not change until the encoder is flushed.
+  // The slot must not change until the encoder is flushed.
   void add(int64_t slot, uint64_t id, int32_t t) {
     const mpe_table& table = group.tables[t];
-    encoder.add(table, static_cast<int64_t>(id) - table.base, cache_row(group, slot));
+    const float* elements[MPE_MAX_STATES];
+    for (int i = 0; i < shapes.num_elements; ++i) elements[i] = cached.element(slot, i);
+    encoder.add(table, static_cast<int64_t>(id) - table.base, cached.row(slot), elements,
+                cached.values(slot));
     stats.add(t, MPE_stat_write_backs);
   }
 };
@@ -64,16 +73,14 @@ template <class Policy>
 class AdmissionTask {
  public:
   AdmissionTask(const Admission& admission, const EncoderWorkspace& workspace, int64_t task)
-      : admission_(admission), write_back_(admission.group, workspace, task) {}
+      : admission_(admission),
+        write_back_(admission.group, workspace, task),
+        prefetch_admitted_(admission.group, write_back_.shapes),
+        prefetch_victim_(admission.group, write_back_.shapes) {}
   ~AdmissionTask() { flush(); }
 
   // Prefetches a row that may be admitted.
-  void prefetch(int64_t row) {
-    const uint64_t key = admission_.unique.rows[row];
-    const int32_t t = find_table(admission_.group, key, prefetched_table_);
-    prefetch_bytes(stored_row(key, t), row_bytes_of(admission_.group.tables[t], dim()), false);
-    prefetched_table_ = t;
-  }
+  void prefetch(int64_t row) { prefetch_admitted_(admission_.unique.rows[row], false); }
 
   void admit(uint64_t miss, uint32_t estimate) {
     const int64_t row = miss_row(miss);
@@ -93,23 +100,16 @@ class AdmissionTask {
     admission_.cache.tags[slot] = key | kTagPin;
     admission_.cache.meta[slot] = Policy::on_admit(admission_.clock, estimate);
     admission_.slots[row] = static_cast<int32_t>(slot);
-    admitted_[num_admitted_++] =
-        AdmittedRow{stored_row(key, t), slot, admission_.group.tables[t].precision};
+    const mpe_table& table = admission_.group.tables[t];
+    admitted_[num_admitted_++] = AdmittedRow{&table, static_cast<int64_t>(key) - table.base, slot};
     if (num_admitted_ == kMaxRows) flush();
   }
 
  private:
   struct AdmittedRow {
-    const uint8_t* stored;
-    int64_t slot;
-    int32_t precision;
+    const mpe_table* table;
+    int64_t row, slot;
   };
-
-  int32_t dim() const { return admission_.group.dim; }
-  const uint8_t* stored_row(uint64_t key, int32_t t) const {
-    const mpe_table& table = admission_.group.tables[t];
-    return row_address(table, key, row_bytes_of(table, dim()));
-  }
 
   // Frees the slot for a row of this estimate. False: the row in it stays.
   bool evict(int64_t slot, uint32_t estimate) {
@@ -117,27 +117,42 @@ class AdmissionTask {
     const uint64_t tag = cache.tags[slot], id = tag & kTagIdMask;
     if (id == kTagEmpty) return true;
     if (!Policy::admits(estimate, cache.meta[slot])) return false;
-    prefetch_bytes(cache_row(admission_.group, slot), dim() * 4, true);
+    write_back_.cached.prefetch(slot, true);
     const int32_t t = find_table(admission_.group, id);
     write_back_.stats.add(t, MPE_stat_evictions);
-    if ((tag & kTagDirty) != 0) write_back_.add(slot, id, t);
-    if (Policy::kSketch) sketch_raise(cache, splitmix64(id), cache.meta[slot]);
+    if ((tag & kTagDirty) != 0) {
+      prefetch_victim_(id, t, true);
+      write_back_.add(slot, id, t);
+    }
+    if constexpr (Policy::kSketch) {
+      sketch_raise(cache, splitmix64(id), Policy::on_evict(cache.meta[slot]));
+    }
     return true;
   }
 
-  // Writes the victims back, then reads the admitted rows into their slots.
+  // Writes the victims back, then reads the admitted rows and their states into their slots.
   void flush() {
     write_back_.encoder.flush();
-    for (int i = 0; i < num_admitted_; ++i) {
-      const AdmittedRow& row = admitted_[i];
-      decode(row.precision, row.stored, dim(), cache_row(admission_.group, row.slot));
-    }
+    for (int i = 0; i < num_admitted_; ++i) read(admitted_[i]);
     num_admitted_ = 0;
+  }
+  void read(const AdmittedRow& admitted) const {
+    const mpe_table& table = *admitted.table;
+    const StateShapes& shapes = write_back_.shapes;
+    const Slots& cached = write_back_.cached;
+    const int64_t dim = admission_.group.dim, row = admitted.row, slot = admitted.slot;
+    decode(table.precision, table.rows + row * table.row_stride, dim, cached.row(slot));
+    for (int i = 0; i < shapes.num_elements; ++i) {
+      decode_state(table.states[shapes.element[i]], row, dim, cached.element(slot, i));
+    }
+    for (int i = 0; i < shapes.num_values; ++i) {
+      cached.values(slot)[i] = load_value(table.states[shapes.value[i]], row);
+    }
   }
 
   const Admission& admission_;
   WriteBack write_back_;
-  int32_t prefetched_table_ = 0;  // the table of the last row that was prefetched
+  RecordPrefetch prefetch_admitted_, prefetch_victim_;
   int num_admitted_ = 0;
   AdmittedRow admitted_[kMaxRows];
 };

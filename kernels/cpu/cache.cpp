@@ -122,10 +122,11 @@ void admit_misses(const Admission& admission, const uint64_t* sorted, int64_t mi
   });
 }
 
-// Step 5: recent use counts more than old use.
+// Step 5.
+template <class Policy>
 void halve(const mpe_cache& cache) {
   const int64_t slots = cache.num_sets * cache.ways;
-  for (int64_t i = 0; i < slots; ++i) cache.meta[i] >>= 1;
+  for (int64_t i = 0; i < slots; ++i) cache.meta[i] = Policy::halve(cache.meta[i]);
   for (int64_t i = 0; i < cache.sketch_width * kSketchRows; ++i) cache.sketch[i] >>= 1;
 }
 
@@ -147,11 +148,11 @@ mpe_status admit(const Admission& admission) {
   });
   uint64_t* hashes = sorted == list.get() ? spare.get() : list.get();  // the one without the misses
   admit_misses<Policy>(admission, sorted, misses, hashes, estimates.get(), workspace);
-  if (Policy::kSketch) {
+  if constexpr (Policy::kSketch) {
     uint64_t& samples = cache.counters[1];
     samples += static_cast<uint64_t>(count);
     if (samples >= kHalvingPeriod * static_cast<uint64_t>(cache.num_sets * cache.ways)) {
-      halve(cache);
+      halve<Policy>(cache);
       samples = 0;
     }
   }

@@ -67,20 +67,13 @@ inline int32_t find_table(const mpe_group& group, uint64_t key, int32_t hint = 0
   }));
 }
 
-inline uint8_t* row_address(const mpe_table& table, uint64_t key, int64_t row_bytes) {
-  return table.rows + (static_cast<int64_t>(key) - table.base) * row_bytes;
+inline uint8_t* row_address(const mpe_table& table, uint64_t key) {
+  return table.rows + (static_cast<int64_t>(key) - table.base) * table.row_stride;
 }
 
 inline int64_t row_bytes_of(const mpe_table& table, int64_t dim) {
   return with_format(table.precision,
                      [&](auto format) { return decltype(format)::row_bytes(dim); });
-}
-
-inline float* cache_row(const mpe_group& group, int64_t slot) {
-  return group.cache->rows + slot * group.dim;
-}
-inline StoredRow<Fp32> cached_row(const mpe_group& group, int64_t slot) {
-  return {reinterpret_cast<const uint8_t*>(cache_row(group, slot)), group.dim};
 }
 
 // Prefetches the cache lines of a row.

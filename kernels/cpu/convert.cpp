@@ -2,6 +2,7 @@
 // writes and initial values.
 #include "cpu/encode.h"
 #include "cpu/kernels.h"
+#include "cpu/slots.h"
 #include "mpembed/init.h"
 
 MPE_BEGIN
@@ -20,6 +21,7 @@ struct SingleTableGroup {
 
   SingleTableGroup(uint8_t* rows, int64_t n, int64_t dim, int32_t precision) {
     table.rows = rows;
+    table.row_stride = mpe_row_bytes(precision, dim);
     table.num_rows = n;
     table.precision = precision;
     group.tables = &table;
@@ -64,14 +66,13 @@ mpe_status encode_each(const mpe_group& group, int64_t n, bool values, Encode en
   return MPE_OK;
 }
 
-void init_values(const mpe_group& group, int32_t table_id, int64_t row, int32_t kind, float a,
+void init_values(const mpe_group& group, const mpe_table& table, int64_t row, int32_t kind, float a,
                  float b, float* x) {
   if (kind == MPE_init_zeros) {
     memset(x, 0, static_cast<size_t>(group.dim) * sizeof(float));
     return;
   }
-  const RowStream stream(group.seed, kDomainInit, static_cast<uint32_t>(table_id),
-                         static_cast<uint64_t>(row), *group.step);
+  const RowStream stream = row_stream(group, kDomainInit, table, row);
   for (int64_t block = 0; block * 4 < group.dim; ++block) {
     const Philox4 words = stream.block(static_cast<uint32_t>(block));
     for (int64_t c = block * 4; c < min64(group.dim, block * 4 + 4); ++c) {
@@ -194,12 +195,13 @@ mpe_status write_rows(const mpe_group* group, const uint64_t* keys, int64_t n, c
   Workspace<int32_t> slots(cache != nullptr ? n : 0);
   if (!slots.ok()) return MPE_ERR_MEMORY;
   if (cache != nullptr) cache_locate(cache, keys, n, slots.get(), nullptr);
+  const Slots cached(*group);
   return encode_each(*group, n, false, [&](int64_t i, RowEncoder& encoder) {
     const mpe_table& table = group->tables[find_table(*group, keys[i])];
     const float* x = values + i * group->dim;
     const int64_t slot = cache != nullptr ? slots[i] : -1;
     if (slot >= 0) {
-      memcpy(cache_row(*group, slot), x, static_cast<size_t>(group->dim) * sizeof(float));
+      memcpy(cached.row(slot), x, static_cast<size_t>(group->dim) * sizeof(float));
       cache->tags[slot] |= kTagDirty;
     } else {
       encoder.add(table, static_cast<int64_t>(keys[i]) - table.base, x);
@@ -211,7 +213,7 @@ mpe_status init_rows(const mpe_group* group, int32_t t, int32_t kind, float a, f
   const mpe_table& table = group->tables[t];
   return encode_each(*group, table.num_rows, true, [&](int64_t row, RowEncoder& encoder) {
     float* x = encoder.next(table.precision);
-    init_values(*group, table.table_id, row, kind, a, b, x);
+    init_values(*group, table, row, kind, a, b, x);
     encoder.add(table, row, x);
   });
 }

@@ -1,8 +1,6 @@
 // Decodes rows from their tables' formats, a vector of columns at a time.
 #pragma once
 
-#include <type_traits>
-
 #include "cpu/lanes.h"
 #include "mpembed/registry_types.h"
 
@@ -101,6 +99,18 @@ class PlainValues {
   }
 };
 
+// What reads the values of a format's rows, by its family.
+template <class Format, class Family = typename Format::Family>
+struct ValuesOf;
+template <class Format>
+struct ValuesOf<Format, PlainFamily> {
+  using Type = PlainValues<Format>;
+};
+template <class Format>
+struct ValuesOf<Format, AffineFamily> {
+  using Type = CodeValues<Format::kBitsPerCode>;
+};
+
 // A stored row, whose values are read a vector of columns at a time.
 template <class Format>
 class StoredRow {
@@ -120,9 +130,7 @@ class StoredRow {
  private:
   const uint8_t* row_;
   const typename Format::RowHeader header_;
-  const std::conditional_t<Format::kHeaderBytes != 0, CodeValues<Format::kBitsPerCode>,
-                           PlainValues<Format>>
-      values_;
+  const typename ValuesOf<Format>::Type values_;
 };
 
 template <class Format>

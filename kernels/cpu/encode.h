@@ -19,17 +19,22 @@ inline const uint16_t* row_draws(const uint16_t* draws, int64_t stride, int64_t 
   return draws == nullptr ? nullptr : draws + i * stride;
 }
 
+// draws: `stride` of them a row, a multiple of 16; null for nearest rounding.
 template <class Format>
-void encode_plain_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t* draws,
-                       int64_t stride) {
+void encode_rows(PlainFamily, const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t* draws,
+                 int64_t stride) {
   for (int64_t i = 0; i < n; ++i) {
-    Format::encode(rows[i].x, dim, rows[i].out, row_draws(draws, stride, i));
+    if constexpr (Format::kExact) {
+      copy_floats(rows[i].x, rows[i].out, dim);
+    } else {
+      Format::encode(rows[i].x, dim, rows[i].out, row_draws(draws, stride, i));
+    }
   }
 }
 
 template <class Format>
-void encode_affine_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t* draws,
-                        int64_t stride) {
+void encode_rows(AffineFamily, const EncodedRow* rows, int64_t n, int64_t dim,
+                 const uint16_t* draws, int64_t stride) {
   constexpr bool kPackedHeader = Format::kHeaderBytes == sizeof(int32_t);
   float low[kMaxRows] = {}, high[kMaxRows] = {}, scale[kMaxRows], bias[kMaxRows];
   int32_t packed[kMaxRows];
@@ -60,15 +65,11 @@ void encode_affine_rows(const EncodedRow* rows, int64_t n, int64_t dim, const ui
   }
 }
 
-// draws: `stride` of them a row, a multiple of 16; null for nearest rounding.
-template <class Format>
-void encode_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t* draws,
-                 int64_t stride) {
-  if constexpr (Format::kHeaderBytes == 0) {
-    encode_plain_rows<Format>(rows, n, dim, draws, stride);
-  } else {
-    encode_affine_rows<Format>(rows, n, dim, draws, stride);
-  }
+// The stream of a table's row in a domain, at the group's step.
+inline RowStream row_stream(const mpe_group& group, RngDomain domain, const mpe_table& table,
+                            int64_t row) {
+  return {group.seed, domain, static_cast<uint32_t>(table.table_id),
+          static_cast<uint64_t>(table.first_row + row), *group.step};
 }
 
 // Blocks of eight draws a row, an even number: columns are encoded 16 at a time.
@@ -126,18 +127,15 @@ class RowEncoder {
     return values_ + n_ * stride_;
   }
 
-  // x: the storable values of a table's row; out: where it lies in the table, which has this
-  // format.
-  void add(int32_t format, int32_t table_id, int64_t row, const float* x, uint8_t* out) {
+  // x: storable values of a table's row, or of its state; out: where they belong, in this format.
+  void add(int32_t format, const mpe_table& table, int64_t row, const float* x, uint8_t* out) {
     set_format(format);
     rows_[n_] = EncodedRow{x, out};
-    table_ids_[n_] = static_cast<uint32_t>(table_id);
-    row_numbers_[n_] = static_cast<uint64_t>(row);
+    keys_[n_] = Key{&table, row};
     if (++n_ == capacity_) flush();
   }
   void add(const mpe_table& table, int64_t row, const float* x) {
-    add(table.precision, table.table_id, row, x,
-        table.rows + row * row_bytes_of(table, group_.dim));
+    add(table.precision, table, row, x, table.rows + row * table.row_stride);
   }
 
   __attribute__((noinline)) void flush() {
@@ -146,12 +144,18 @@ class RowEncoder {
       using Format = decltype(format);
       const bool stochastic = !Format::kExact && group_.rounding == MPE_rounding_stochastic;
       if (stochastic) draw();
-      encode_rows<Format>(rows_, n_, group_.dim, stochastic ? draws_ : nullptr, stride_);
+      encode_rows<Format>(typename Format::Family{}, rows_, n_, group_.dim,
+                          stochastic ? draws_ : nullptr, stride_);
     });
     n_ = 0;
   }
 
  private:
+  struct Key {
+    const mpe_table* table;
+    int64_t row;
+  };
+
   void set_format(int32_t format) {
     if (format == format_) return;
     flush();
@@ -163,7 +167,7 @@ class RowEncoder {
     uint16_t* draws = draws_;
     uint32_t c3 = 0;
     for (int64_t i = 0; i < n_; ++i) {
-      const RowStream stream(group_.seed, domain_, table_ids_[i], row_numbers_[i], *group_.step);
+      const RowStream stream = row_stream(group_, domain_, *keys_[i].table, keys_[i].row);
       c3 = stream.c3;
       for (int64_t b = 0; b < blocks; b += DrawBatch::kCapacity) {
         const int64_t added = min64(blocks - b, DrawBatch::kCapacity);
@@ -184,8 +188,7 @@ class RowEncoder {
   int32_t format_ = -1;
   int64_t n_ = 0;
   EncodedRow rows_[kMaxRows];
-  uint32_t table_ids_[kMaxRows];
-  uint64_t row_numbers_[kMaxRows];
+  Key keys_[kMaxRows];
   DrawBatch batch_;
 };
 

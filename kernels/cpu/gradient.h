@@ -10,48 +10,92 @@ constexpr int64_t kBlock = MPE_GRADIENT_BLOCK;
 
 struct Update {
   const mpe_group& group;
-  const mpe_optimizer& optimizer;
-  const mpe_lookups& lookups;
+  const mpe_gradient* parts;
+  int32_t num_parts;
   const mpe_unique& unique;
   int64_t count;  // of unique rows
   const int32_t* slots;
-  const mpe_outputs& grad;
 
   int64_t occurrences(int64_t row) const { return unique.starts[row + 1] - unique.starts[row]; }
   int64_t slot(int64_t row) const { return slots == nullptr ? -1 : slots[row]; }
 };
 
-// Where the gradients of a table's lookups lie.
+// Where the gradients of a table's lookups of one batch lie.
 class GradRows {
  public:
-  GradRows(const Update& update, int32_t t)
-      : lookups_(update.lookups),
-        grad_(matrix_of(update.group, update.grad, t)),
-        first_bag_(t * update.lookups.batch_size),
-        first_(update.lookups.bag_offsets[first_bag_]),
-        pooling_(update.group.tables[t].pooling) {}
+  GradRows(const mpe_group& group, const mpe_gradient& part, int32_t t)
+      : grad_(matrix_of(group, *part.grad, t)),
+        bags_(part.lookups->bags),
+        offsets_(part.lookups->bag_offsets),
+        weights_(part.lookups->weights),
+        first_bag_(t * part.lookups->batch_size),
+        first_(offsets_[first_bag_]),
+        pooling_(group.tables[t].pooling) {}
 
   const float* row(int64_t p) const {
     const bool unpooled = pooling_ == MPE_pooling_none;
-    return grad_.data + (unpooled ? p - first_ : lookups_.bags[p] - first_bag_) * grad_.stride;
+    return grad_.data + (unpooled ? p - first_ : bags_[p] - first_bag_) * grad_.stride;
   }
   float coefficient(int64_t p) const {
-    const float weight = lookups_.weights != nullptr ? lookups_.weights[p] : 1.0f;
+    const float weight = weights_ != nullptr ? weights_[p] : 1.0f;
     if (pooling_ != MPE_pooling_mean) return weight;
-    const int64_t* offsets = lookups_.bag_offsets + lookups_.bags[p];
+    const int64_t* offsets = offsets_ + bags_[p];
     return weight / static_cast<float>(offsets[1] - offsets[0]);
   }
 
  private:
-  const mpe_lookups& lookups_;
-  mpe_matrix grad_;
-  int64_t first_bag_, first_;
-  int32_t pooling_;
+  const mpe_matrix grad_;
+  const int32_t* const bags_;
+  const int64_t* const offsets_;
+  const float* const weights_;
+  const int64_t first_bag_, first_;
+  const int32_t pooling_;
 };
 
+// The same of the lookups of several batches, one after the other. It is made for a table at a
+// time, and asked for one lookup after another.
+class ManyGradRows {
+ public:
+  ManyGradRows(const Update& update, int32_t t) : update_(update), table_(t) {}
+
+  const float* row(int64_t p) const {
+    const Place place = find(p);
+    return GradRows(update_.group, update_.parts[place.part], table_).row(place.position);
+  }
+  float coefficient(int64_t p) const {
+    const Place place = find(p);
+    return GradRows(update_.group, update_.parts[place.part], table_).coefficient(place.position);
+  }
+
+ private:
+  struct Place {
+    int32_t part;
+    int64_t position;  // in the part's own batch
+  };
+
+  Place find(int64_t p) const {
+    int32_t part = 0;
+    while (p >= update_.parts[part].lookups->n) p -= update_.parts[part++].lookups->n;
+    return {part, p};
+  }
+
+  const Update& update_;
+  const int32_t table_;
+};
+
+// Calls visit with the gradients of a table's lookups, as one batch's or as several.
+template <class Visit>
+inline void with_grad_rows(const Update& update, int32_t t, Visit visit) {
+  if (update.num_parts == 1) {
+    visit(GradRows(update.group, update.parts[0], t));
+  } else {
+    visit(ManyGradRows(update, t));
+  }
+}
+
 // Columns [c, c + kVectors * kLanes) of the sum of the lookups at sorted positions [begin, end).
-template <int kVectors>
-inline void sum_columns(const Update& update, const GradRows& rows, int64_t begin, int64_t end,
+template <int kVectors, class Rows>
+inline void sum_columns(const Update& update, const Rows& rows, int64_t begin, int64_t end,
                         int64_t c, float* out) {
   Floats sum[kVectors];
   for (int64_t i = begin; i < end; ++i) {
@@ -67,7 +111,8 @@ inline void sum_columns(const Update& update, const GradRows& rows, int64_t begi
 
 // The partial sum of the lookups at sorted positions [begin, end). `out` has room for whole
 // vectors; what lies beyond the row's columns becomes zero.
-inline void sum_block(const Update& update, const GradRows& rows, int64_t begin, int64_t end,
+template <class Rows>
+inline void sum_block(const Update& update, const Rows& rows, int64_t begin, int64_t end,
                       float* out) {
   constexpr int kMany = 4;  // sums that stay in registers
   const int64_t dim = update.group.dim;
@@ -107,10 +152,12 @@ class HotRows {
     const mpe_unique& unique = update.unique;
     cpu::parallel(blocks_, [&](int64_t block) {
       const HotRow& hot = rows_[find(block, [&](int64_t i) { return rows_[i].block; })];
-      const GradRows grads(update, find_table(update.group, unique.rows[hot.row]));
       const int64_t begin = unique.starts[hot.row] + (block - hot.block) * kBlock;
       const int64_t end = min64(begin + kBlock, unique.starts[hot.row + 1]);
-      sum_block(update, grads, begin, end, sums_.get() + block * width_);
+      const int32_t t = find_table(update.group, unique.rows[hot.row]);
+      with_grad_rows(update, t, [&](const auto& grads) {
+        sum_block(update, grads, begin, end, sums_.get() + block * width_);
+      });
     });
   }
 

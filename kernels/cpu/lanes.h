@@ -74,6 +74,7 @@ struct Floats {
   MPE_LANE_OP(Floats, /)
   friend inline Floats operator-(Floats a) { return Floats(-a.v); }
   friend inline Ints operator>(Floats a, Floats b) { return Ints(a.v > b.v); }
+  friend inline Ints operator<(Floats a, Floats b) { return Ints(a.v < b.v); }
   friend inline Ints operator==(Floats a, Floats b) { return Ints(a.v == b.v); }
   friend inline Floats select(Ints chosen, Floats a, Floats b) {
     return Floats(chosen.v ? a.v : b.v);
@@ -174,6 +175,18 @@ inline Floats fused(Floats a, Floats b, Floats c) {
   for (int i = 0; i < kLanes; ++i) result[i] = fmaf(a.v[i], b.v[i], c.v[i]);
   return Floats(result);
 #endif
+}
+
+// Copies n values by vectors: a call of memcpy costs more than a short row. `to` needs no
+// alignment.
+inline void copy_floats(const float* from, void* to, int64_t n) {
+  char* const out = static_cast<char*>(to);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Floats values = Floats::load(from + i);
+    memcpy(out + i * 4, &values.v, sizeof values.v);
+  }
+  for (; i < n; ++i) memcpy(out + i * 4, from + i, sizeof(float));
 }
 
 // Lane i gets the value of lane i ^ kDistance.

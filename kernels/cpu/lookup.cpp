@@ -1,6 +1,6 @@
 // The pooled and unpooled forward: rows straight from low precision or from the cache.
-#include "cpu/common.h"
 #include "cpu/kernels.h"
+#include "cpu/slots.h"
 #include "mpembed/reduce.h"
 
 MPE_BEGIN
@@ -23,6 +23,10 @@ struct Lookup {
   const mpe_group& group;
   const mpe_lookups& lookups;
   const int32_t* slots;
+  const Slots cached;
+
+  Lookup(const mpe_group& group_, const mpe_lookups& lookups_, const int32_t* slots_)
+      : group(group_), lookups(lookups_), slots(slots_), cached(group_) {}
 };
 
 // The lookups of one table. kPlain: none is cached, weighted or dropped.
@@ -35,6 +39,7 @@ class TableLookup {
       : lookup_(lookup),
         keys_(lookup.lookups.keys),
         rows_(table.rows),
+        stride_(table.row_stride),
         base_(static_cast<uint64_t>(table.base)),
         num_rows_(static_cast<uint64_t>(table.num_rows)),
         dim_(lookup.group.dim),
@@ -58,7 +63,7 @@ class TableLookup {
         const float* weights = lookup_.lookups.weights;
         const float weight = weights != nullptr ? weights[p] : 1.0f;
         if (cached(p)) {
-          add(cached_row(lookup_.group, lookup_.slots[p]), weight);
+          add(lookup_.cached.stored_row(lookup_.slots[p]), weight);
         } else {
           add(StoredRow<Format>(stored(keys_[p]), dim_), weight);
         }
@@ -70,7 +75,7 @@ class TableLookup {
   void prefetch(int64_t p) const {
     if (p >= lookup_.lookups.n) return;
     if (!kPlain && cached(p)) {
-      prefetch_bytes(cache_row(lookup_.group, lookup_.slots[p]), dim_ * 4, false);
+      prefetch_bytes(lookup_.cached.row(lookup_.slots[p]), dim_ * 4, false);
     } else if (keys_[p] - base_ < num_rows_) {
       prefetch_bytes(stored(keys_[p]), row_bytes_, false);
     } else {
@@ -80,20 +85,20 @@ class TableLookup {
 
   bool cached(int64_t p) const { return lookup_.slots != nullptr && lookup_.slots[p] >= 0; }
   const uint8_t* stored(uint64_t key) const {
-    return rows_ + static_cast<int64_t>(key - base_) * row_bytes_;
+    return rows_ + static_cast<int64_t>(key - base_) * stride_;
   }
 
  private:
   __attribute__((noinline)) void prefetch_other_table(int64_t p) const {
     if (keys_[p] == MPE_DROPPED) return;
     const mpe_table& table = lookup_.group.tables[find_table(lookup_.group, keys_[p])];
-    const int64_t bytes = row_bytes_of(table, dim_);
-    prefetch_bytes(row_address(table, keys_[p], bytes), bytes, false);
+    prefetch_bytes(row_address(table, keys_[p]), row_bytes_of(table, dim_), false);
   }
 
   const Lookup& lookup_;
   const uint64_t* const keys_;
   uint8_t* const rows_;
+  const int64_t stride_;
   const uint64_t base_, num_rows_;
   const int64_t dim_, row_bytes_, prefetch_distance_;
 };
@@ -193,7 +198,7 @@ void table_weight_grad(const Lookup& lookup, int64_t t, int64_t begin, int64_t e
     }
     const float* x = decoded;
     if (rows.cached(p)) {
-      x = cache_row(lookup.group, lookup.slots[p]);
+      x = lookup.cached.row(lookup.slots[p]);
     } else {
       decode_row<Format>(rows.stored(lookups.keys[p]), dim, decoded);
     }
@@ -207,7 +212,7 @@ void table_weight_grad(const Lookup& lookup, int64_t t, int64_t begin, int64_t e
 
 // Bags [bag, end) of one group, a table at a time.
 void lookup_bags(const mpe_lookup_args& part, int64_t bag, int64_t end) {
-  const Lookup lookup{*part.group, *part.lookups, part.slots};
+  const Lookup lookup(*part.group, *part.lookups, part.slots);
   const mpe_lookups& lookups = lookup.lookups;
   while (bag < end) {
     const int64_t t = bag / lookups.batch_size;
@@ -263,7 +268,7 @@ mpe_status weight_grad(const mpe_group* group, const mpe_lookups* lookups, const
   const int64_t tasks = task_count(lookups->n, kTaskLookups);
   Workspace<float> decoded(tasks * group->dim);
   if (!decoded.ok()) return MPE_ERR_MEMORY;
-  const Lookup lookup{*group, *lookups, slots};
+  const Lookup lookup(*group, *lookups, slots);
   parallel_range(lookups->n, tasks, [&](int64_t task, int64_t begin, int64_t end) {
     float* row = decoded.get() + task * group->dim;
     while (begin < end) {
@@ -282,16 +287,16 @@ mpe_status weight_grad(const mpe_group* group, const mpe_lookups* lookups, const
 mpe_status read_rows(const mpe_group* group, const uint64_t* keys, int64_t n, float* values,
                      void*) {
   const mpe_cache* cache = group->cache;
+  const Slots cached(*group);
   parallel_each(n, task_count(n, kTaskLookups), [&](int64_t i) {
     const mpe_table& table = group->tables[find_table(*group, keys[i])];
     float* out = values + i * group->dim;
     const int64_t slot =
         cache == nullptr ? -1 : probe(cache->tags, cache->num_sets, cache->ways, keys[i]);
     if (slot >= 0) {
-      memcpy(out, cache_row(*group, slot), static_cast<size_t>(group->dim) * sizeof(float));
+      memcpy(out, cached.row(slot), static_cast<size_t>(group->dim) * sizeof(float));
     } else {
-      const uint8_t* row = row_address(table, keys[i], row_bytes_of(table, group->dim));
-      decode(table.precision, row, group->dim, out);
+      decode(table.precision, row_address(table, keys[i]), group->dim, out);
     }
   });
   return MPE_OK;

@@ -113,7 +113,7 @@ class GroupBatch {
         const int64_t index = static_cast<int64_t>(indices_[p + shift]);
         const bool valid = index >= 0 && index < num_rows;
         if (!valid && dropped++ == 0 && bad->count == 0) {
-          *bad = BadIndices{0, p + shift, index, group_.tables[t].table_id};
+          *bad = BadIndices{0, p + shift, index, group_.tables[t].feature};
         }
         out_->keys[p] = valid ? static_cast<uint64_t>(base + index) : MPE_DROPPED;
         out_->bags[p] = static_cast<int32_t>(bag);

@@ -5,6 +5,7 @@
 #include "cpu/shared/parallel.h"
 #include "mpembed/api.h"
 #include "mpembed/registry_types.h"
+#include "state_formats.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -74,6 +75,20 @@ const mpe_backend* choose() {
   return mpe_cpu_backend_base();
 }
 
+bool is_optimizer(int32_t id) { return id >= 0 && id < MPE_NUM_OPTIMIZERS; }
+
+// A state of an optimizer; all zero if there is none with this number.
+mpembed::State state_of(int32_t optimizer_id, int32_t i) {
+  if (i < 0 || i >= mpe_num_states(optimizer_id)) return mpembed::State{};
+  return mpembed::with_optimizer(optimizer_id, [&](auto optimizer) {
+    if constexpr (decltype(optimizer)::kNumStates > 0) {
+      return decltype(optimizer)::kStates[i];
+    } else {
+      return mpembed::State{};
+    }
+  });
+}
+
 }  // namespace
 
 extern "C" {
@@ -95,10 +110,42 @@ MPE_EXPORT int64_t mpe_code_bytes(int32_t precision, int64_t dim) {
                               [&](auto format) { return decltype(format)::code_bytes(dim); });
 }
 
-MPE_EXPORT int32_t mpe_state_shape(int32_t optimizer_id) {
-  return mpembed::with_optimizer(optimizer_id, [](auto optimizer) {
-    return static_cast<int32_t>(decltype(optimizer)::kState);
+MPE_EXPORT int32_t mpe_num_states(int32_t optimizer_id) {
+  if (!is_optimizer(optimizer_id)) return 0;
+  return mpembed::with_optimizer(optimizer_id,
+                                 [](auto optimizer) { return decltype(optimizer)::kNumStates; });
+}
+
+MPE_EXPORT const char* mpe_state_name(int32_t optimizer_id, int32_t i) {
+  return state_of(optimizer_id, i).name;
+}
+
+MPE_EXPORT int32_t mpe_state_shape(int32_t optimizer_id, int32_t i) {
+  return static_cast<int32_t>(state_of(optimizer_id, i).shape);
+}
+
+MPE_EXPORT float mpe_state_initial(int32_t optimizer_id, int32_t i) {
+  return state_of(optimizer_id, i).initial;
+}
+
+MPE_EXPORT const char* mpe_parameter_name(int32_t optimizer_id, int32_t i) {
+  if (!is_optimizer(optimizer_id) || i < 0) return nullptr;
+  if (i == mpembed::kLr) return "lr";
+  if (i == mpembed::kWeightDecay) return "weight_decay";
+  return mpembed::with_optimizer(optimizer_id, [&](auto optimizer) -> const char* {
+    for (const char* name : decltype(optimizer)::kParameters) {
+      if (name == nullptr || i-- == mpembed::kOwnParameters) return name;
+    }
+    return nullptr;
   });
+}
+
+MPE_EXPORT int64_t mpe_slot_floats(int32_t optimizer_id, int64_t dim) {
+  return mpembed::state_shapes(optimizer_id).slot_floats(dim);
+}
+
+MPE_EXPORT int64_t mpe_slot_values(int32_t optimizer_id) {
+  return mpembed::state_shapes(optimizer_id).slot_values();
 }
 
 MPE_EXPORT int32_t mpe_policy_has_sketch(int32_t policy_id) {
