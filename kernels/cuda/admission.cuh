@@ -2,8 +2,8 @@
 #pragma once
 
 #include "cuda/probe.cuh"
-#include "cuda/row.cuh"
 #include "cuda/sketch.cuh"
+#include "cuda/slot.cuh"
 
 namespace mpembed {
 namespace cuda {
@@ -63,8 +63,11 @@ class Set {
     if ((old & kTagIdMask) != kTagEmpty) {
       const uint32_t state = __shfl_sync(kFullMask, meta_, way);
       if (!Policy::admits(estimate, state)) return kRejected;
-      if (Policy::kSketch && lane_index() < static_cast<int>(kSketchRows)) {
-        sketch_raise(admission.cache, old & kTagIdMask, static_cast<uint32_t>(lane_index()), state);
+      if constexpr (Policy::kSketch) {
+        if (lane_index() < static_cast<int>(kSketchRows)) {
+          sketch_raise(admission.cache, old & kTagIdMask, static_cast<uint32_t>(lane_index()),
+                       Policy::on_evict(state));
+        }
       }
     }
     if (lane_index() == way) {
@@ -130,40 +133,15 @@ struct Move {
 };
 
 template <bool kLong>
-__device__ __forceinline__ void write_back(const Tile& tile, const Tables& tables,
-                                           const Rounding& rounding, uint64_t id, int32_t t,
-                                           const float* cached) {
-  const mpe_table& table = tables.table[t];
-  RowFragment<kLong> fragment(const_cast<float*>(cached));  // a long row is only read
-  if (!kLong) {
-    each_chunk<kLong>(tile, tables.dim, [&](int32_t c) {
-      float x[kChunk];
-      load_floats(cached + c, tables.dim - c, x);
-      fragment.save(c, x);
-    });
-  }
-  write_table_row<kLong>(tile, tables, rounding, table, static_cast<int64_t>(id) - table.base,
-                         [&](int32_t c, float* x) {
-                           if (kLong) return load_floats(cached + c, tables.dim - c, x);
-                           fragment.load(c, x);
-                         });
-}
-
-template <bool kLong>
 __device__ __forceinline__ void move_row(const Admission& admission, const Tile& tile,
                                          const Move& move) {
-  const int32_t dim = admission.tables.dim;
-  float* cached = admission.cache.rows + static_cast<int64_t>(move.slot) * dim;
+  const Tables& tables = admission.tables;
+  const Slot slot{tables, admission.cache, move.slot};
   if ((move.old & kTagDirty) != 0) {
-    write_back<kLong>(tile, admission.tables, admission.rounding, move.old & kTagIdMask, move.owner,
-                      cached);
+    write_back<kLong>(tile, tables, admission.rounding, move.old & kTagIdMask, move.owner, slot);
   }
-  const mpe_table& table = admission.tables.table[move.table];
-  each_chunk<kLong>(tile, dim, [&](int32_t c) {
-    float x[kChunk];
-    read_table_chunk(admission.tables, table, static_cast<int64_t>(move.key) - table.base, c, x);
-    store_floats(cached + c, dim - c, x);
-  });
+  const mpe_table& table = tables.table[move.table];
+  read_in<kLong>(tile, tables, table, static_cast<int64_t>(move.key) - table.base, slot);
 }
 
 }  // namespace cuda

@@ -20,7 +20,7 @@ struct Lookup {
 
   __device__ const float* cache_row(int64_t p) const {
     if (slots == nullptr || slots[p] < 0) return nullptr;
-    return cached + static_cast<int64_t>(slots[p]) * tables.dim;
+    return cached + slots[p] * int64_t{tables.slot_floats()};
   }
   __device__ int64_t bags() const { return tables.count * lookups.batch_size; }
   // Bags are numbered with 32 bits.
@@ -66,23 +66,27 @@ template <class Format, int kAlignment>
 struct ColumnSource {
   using Stored = Chunk<Format, kAlignment>;
   using Cached = Chunk<Fp32, kAlignment>;
-  const uint8_t* rows;  // the row of key 0
-  const float* cached;
-  int32_t dim, column;
+  const uint8_t* rows;   // the row of key 0, from the lane's first column on
+  const uint8_t* slots;  // slot 0, likewise
+  int64_t stride;        // bytes between rows
+  int32_t slot_stride;   // the same between slots
+  int32_t header;        // from there to a row's header
+  int32_t columns;       // from there to a row's end
 
   __device__ __forceinline__ ColumnSource(const Lookup& lookup, const mpe_table& table, int32_t c)
-      : rows(table.rows - table.base * Format::row_bytes(lookup.tables.dim)),
-        cached(lookup.cached),
-        dim(lookup.tables.dim),
-        column(c) {}
+      : rows(table.rows - table.base * table.row_stride + Stored::offset(c)),
+        slots(reinterpret_cast<const uint8_t*>(lookup.cached + c)),
+        stride(table.row_stride),
+        slot_stride(lookup.tables.slot_floats() * int32_t{sizeof(float)}),
+        header(static_cast<int32_t>(Format::code_bytes(lookup.tables.dim)) - Stored::offset(c)),
+        columns(lookup.tables.dim - c) {}
   __device__ __forceinline__ void load(uint64_t key, uint32_t* raw) const {
-    const uint8_t* row = rows + static_cast<int64_t>(key) * Format::row_bytes(dim);
-    Stored::load_header(row, dim, raw + Stored::kRaw);
-    Stored::load(row, dim, column, raw);
+    const uint8_t* row = rows + static_cast<int64_t>(key) * stride;
+    Stored::load_header(row + header, raw + Stored::kRaw);
+    Stored::load(row, columns, raw);
   }
   __device__ __forceinline__ void load_cached(int32_t slot, uint32_t* raw) const {
-    const float* row = cached + static_cast<int64_t>(slot) * dim;
-    Cached::load(reinterpret_cast<const uint8_t*>(row), dim, column, raw);
+    Cached::load(slots + slot * int64_t{slot_stride}, columns, raw);
   }
 };
 

@@ -106,7 +106,8 @@ __global__ void admit_kernel(Admission admission, Misses misses) {
 
 // The rows of step 4: a tile takes as many misses as it has lanes and moves their rows one by one.
 template <bool kLong>
-__global__ void move_kernel(Admission admission, Misses misses, int32_t shift) {
+__global__ void __launch_bounds__(kThreads, kLong ? 3 : 4)
+    move_kernel(const __grid_constant__ Admission admission, Misses misses, int32_t shift) {
   const Tile tile(shift);
   const int64_t i = thread_index();
   const bool miss = i < admission.n && misses.sets[i] < admission.cache.num_sets;
@@ -132,10 +133,13 @@ __device__ bool halving_due(const mpe_cache& cache) {
   return cache.counters[1] >= kHalvingPeriod * static_cast<uint64_t>(cache.num_sets * cache.ways);
 }
 
+template <class Policy>
 __global__ void halve_kernel(mpe_cache cache, int64_t slots, int64_t cells) {
   if (!halving_due(cache)) return;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = thread_index(); i < slots; i += stride) cache.meta[i] >>= 1;
+  for (int64_t i = thread_index(); i < slots; i += stride) {
+    cache.meta[i] = Policy::halve(cache.meta[i]);
+  }
   for (int64_t i = thread_index(); i < cells; i += stride) cache.sketch[i] >>= 1;
 }
 
@@ -172,12 +176,14 @@ mpe_status admit(const Admission& admission, void* stream) {
     return launch(kName, stream, admission.n, move_kernel<decltype(rounds)::value>, admission,
                   misses, tile_shift(admission.tables.dim));
   }));
-  if (!Policy::kSketch) return MPE_OK;
-  const int64_t slots = admission.cache.num_sets * admission.cache.ways;
-  const int64_t cells = admission.cache.sketch_width * static_cast<int64_t>(kSketchRows);
-  const int64_t threads = cells < 1 << 18 ? cells : 1 << 18;
-  MPE_TRY(launch(kName, stream, threads, halve_kernel, admission.cache, slots, cells));
-  return launch_one(kName, stream, halved_kernel, admission.cache);
+  if constexpr (Policy::kSketch) {
+    const int64_t slots = admission.cache.num_sets * admission.cache.ways;
+    const int64_t cells = admission.cache.sketch_width * static_cast<int64_t>(kSketchRows);
+    const int64_t threads = cells < 1 << 18 ? cells : 1 << 18;
+    MPE_TRY(launch(kName, stream, threads, halve_kernel<Policy>, admission.cache, slots, cells));
+    MPE_TRY(launch_one(kName, stream, halved_kernel, admission.cache));
+  }
+  return MPE_OK;
 }
 
 __global__ void refresh_kernel(mpe_cache cache, mpe_unique unique, const int32_t* slots,
@@ -198,7 +204,9 @@ __global__ void release_kernel(mpe_cache cache, mpe_unique unique, const int32_t
 
 // A tile takes as many slots as it has lanes and writes their rows back one by one.
 template <bool kLong>
-__global__ void flush_kernel(Tables tables, Rounding rounding, mpe_cache cache, int32_t shift) {
+__global__ void __launch_bounds__(kThreads, 4)
+    flush_kernel(const __grid_constant__ Tables tables, Rounding rounding, mpe_cache cache,
+                 int32_t shift) {
   const Tile tile(shift);
   const int64_t slot = thread_index();
   const uint64_t tag = slot < cache.num_sets * cache.ways ? cache.tags[slot] : 0;
@@ -206,12 +214,12 @@ __global__ void flush_kernel(Tables tables, Rounding rounding, mpe_cache cache, 
   const int32_t t = dirty ? tables.find(tag & kTagIdMask) : -1;
   count_lanes(tables, t, MPE_stat_write_backs, dirty);
   if (dirty) cache.tags[slot] = tag & ~kTagDirty;
-  const float* rows = cache.rows + (slot - tile.lane) * tables.dim;
   for (int lane = 0; lane < tile.lanes(); ++lane) {
     const uint64_t id = tile.shuffle(tag, lane) & kTagIdMask;
     const int32_t owner = tile.shuffle(t, lane);
-    const float* cached = rows + static_cast<int64_t>(lane) * tables.dim;
-    if (owner >= 0) write_back<kLong>(tile, tables, rounding, id, owner, cached);
+    if (owner < 0) continue;
+    write_back<kLong>(tile, tables, rounding, id, owner,
+                      Slot{tables, cache, static_cast<int32_t>(slot - tile.lane + lane)});
   }
 }
 

@@ -7,14 +7,6 @@
 namespace mpembed {
 namespace cuda {
 
-// The largest power of two that divides n, 16 at most.
-constexpr MPE_HD int byte_alignment(int64_t n) {
-  return n % 16 == 0 ? 16 : n % 8 == 0 ? 8 : n % 4 == 0 ? 4 : n % 2 == 0 ? 2 : 1;
-}
-
-constexpr MPE_HD int min_of(int a, int b) { return a < b ? a : b; }
-constexpr MPE_HD int max_of(int a, int b) { return a > b ? a : b; }
-
 // A piece of kSize bytes at a multiple of kSize, as words of four bytes; a smaller one takes a
 // word.
 template <int kSize>
@@ -73,8 +65,8 @@ struct Pieces {
   }
 };
 
-// A format's rows in chunks. kAlignment, in columns, divides D: rows begin at multiples of the
-// bytes of so many columns, counted from a multiple of 16 bytes. 1 means that nothing is known.
+// A format's rows in chunks. kAlignment, in columns, divides D: rows begin at multiples of
+// piece_alignment(kAlignment). 1 means that nothing is known.
 template <class Format, int kAlignment>
 struct Chunk {
   using Header = typename Format::RowHeader;
@@ -83,27 +75,28 @@ struct Chunk {
   static constexpr int kWords = (kBytes + 3) / 4;
   static constexpr int kHeaderBytes = static_cast<int>(Format::kHeaderBytes);
   static constexpr int kHeaderWords = kHeaderBytes / 4;
-  static constexpr bool kPlain = kHeaderBytes == 0;
+  static constexpr bool kPlain = std::is_same<typename Format::Family, PlainFamily>::value;
   // Bytes that may be loaded at once. Unaligned plain rows are loaded element by element, or byte
   // by byte if the elements themselves are not aligned.
-  static constexpr int kAligned =
-      min_of(byte_alignment(kAlignment * kBits / 8), byte_alignment(kHeaderBytes));
+  static constexpr int kAligned = piece_alignment<Format>(kAlignment);
   static constexpr int kPiece = kAlignment > 1 ? min_of(kAligned, kBytes) : kPlain ? kBits / 8 : 1;
   static constexpr int kHeaderPiece = kAlignment > 1 ? min_of(kAligned, 8) : 1;
   using Codes = Pieces<kBytes, kPiece>;
   using HeaderCodes = Pieces<kHeaderBytes, kHeaderPiece>;
   static constexpr int kRaw = Codes::kRaw, kRawHeader = HeaderCodes::kRaw;
 
-  // c is a multiple of 8 within the row. Bits beyond the codes read as zero. Pass `raw` to join(),
-  // then to value().
-  static __device__ __forceinline__ void load(const uint8_t* row, int32_t dim, int32_t c,
+  // Where column c of a row begins, a multiple of 8.
+  static __device__ __forceinline__ int32_t offset(int32_t c) { return c / 8 * kBits; }
+
+  // codes: of a chunk; columns: those from there to the end of the row. Bits beyond the codes read
+  // as zero. Pass `raw` to join(), then to value().
+  static __device__ __forceinline__ void load(const uint8_t* codes, int32_t columns,
                                               uint32_t* raw) {
-    const uint8_t* codes = row + c / 8 * kBits;
-    const bool aligned = is_aligned(row);
+    const bool aligned = is_aligned(codes);
     MPE_UNROLL
     for (int i = 0; i < Codes::kCount; ++i) {
       uint32_t* w = raw + i * Codes::kEach;
-      if (!within(dim, c, i)) {
+      if (!within(columns, i)) {
         for (int j = 0; j < Codes::kEach; ++j) w[j] = 0;
       } else if (aligned) {
         load_piece<kPiece>(codes + i * kPiece, w);
@@ -114,16 +107,15 @@ struct Chunk {
       }
     }
   }
-  static __device__ __forceinline__ void store(uint8_t* row, int32_t dim, int32_t c,
+  static __device__ __forceinline__ void store(uint8_t* codes, int32_t columns,
                                                const uint32_t* words) {
-    uint8_t* codes = row + c / 8 * kBits;
-    const bool aligned = is_aligned(row);
+    const bool aligned = is_aligned(codes);
     uint32_t raw[kRaw];
     Codes::cut(words, raw);
     MPE_UNROLL
     for (int i = 0; i < Codes::kCount; ++i) {
       const uint32_t* w = raw + i * Codes::kEach;
-      if (!within(dim, c, i)) continue;
+      if (!within(columns, i)) continue;
       if (aligned) {
         store_piece<kPiece>(codes + i * kPiece, w);
       } else {
@@ -136,9 +128,8 @@ struct Chunk {
     Codes::join(raw, words);
   }
 
-  static __device__ __forceinline__ void load_header(const uint8_t* row, int32_t dim,
-                                                     uint32_t* raw) {
-    const uint8_t* from = row + Format::code_bytes(dim);
+  // from: the header's address.
+  static __device__ __forceinline__ void load_header(const uint8_t* from, uint32_t* raw) {
     MPE_UNROLL
     for (int i = 0; i < HeaderCodes::kCount; ++i) {
       load_piece<kHeaderPiece>(from + i * kHeaderPiece, raw + i * HeaderCodes::kEach);
@@ -150,12 +141,11 @@ struct Chunk {
     HeaderCodes::join(raw, words);
     return Format::header(reinterpret_cast<const uint8_t*>(words), 0);
   }
-  static __device__ __forceinline__ void store_header(uint8_t* row, int32_t dim, Header header) {
+  static __device__ __forceinline__ void store_header(uint8_t* to, Header header) {
     alignas(8) uint32_t words[kHeaderWords + 1] = {};
     Format::store_header(reinterpret_cast<uint8_t*>(words), 0, header);
     uint32_t raw[kRawHeader + 1];
     HeaderCodes::cut(words, raw);
-    uint8_t* to = row + Format::code_bytes(dim);
     MPE_UNROLL
     for (int i = 0; i < HeaderCodes::kCount; ++i) {
       store_piece<kHeaderPiece>(to + i * kHeaderPiece, raw + i * HeaderCodes::kEach);
@@ -168,11 +158,11 @@ struct Chunk {
 
  private:
   // Whether piece i of the chunk lies within the row.
-  static __device__ __forceinline__ bool within(int32_t dim, int32_t c, int i) {
-    return kAlignment == kChunk || c + i * kPiece * 8 / kBits < dim;
+  static __device__ __forceinline__ bool within(int32_t columns, int i) {
+    return kAlignment == kChunk || i * kPiece * 8 / kBits < columns;
   }
-  static __device__ __forceinline__ bool is_aligned(const uint8_t* row) {
-    return kAlignment > 1 || kPiece == 1 || reinterpret_cast<uintptr_t>(row) % kPiece == 0;
+  static __device__ __forceinline__ bool is_aligned(const uint8_t* codes) {
+    return kAlignment > 1 || kPiece == 1 || reinterpret_cast<uintptr_t>(codes) % kPiece == 0;
   }
   static __device__ __forceinline__ float decode(uint32_t bits, AffineHeader header) {
     return affine_value(bits & ((1u << kBits) - 1u), header);

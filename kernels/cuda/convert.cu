@@ -59,13 +59,16 @@ struct Matrix {
   int64_t n;
   int32_t dim, alignment, shift;
 
-  Matrix(int64_t n_, int64_t dim_, const uint8_t* rows)
-      : n(n_),
-        dim(static_cast<int32_t>(dim_)),
-        alignment(column_alignment(dim_, aligned16(rows))),
-        shift(tile_shift(dim)) {}
   int64_t lanes() const { return n << shift; }
 };
+
+template <class Format>
+Matrix make_matrix(int64_t n, int64_t dim, const uint8_t* rows) {
+  ColumnAlignment alignment(dim);
+  alignment.add<Format>(rows, Format::row_bytes(dim));
+  const int32_t columns = static_cast<int32_t>(dim);
+  return Matrix{n, columns, alignment.columns(), tile_shift(columns)};
+}
 
 template <class Format, bool kLong>
 __global__ void quantize_kernel(Matrix matrix, const float* x, uint64_t seed, uint64_t step,
@@ -177,7 +180,7 @@ __global__ void write_rows_kernel(Tables tables, Rounding rounding, mpe_cache ca
     each_chunk<kLong>(tile, dim, [&](int32_t c) {
       float x[kChunk];
       row(c, x);
-      store_floats(cache.rows + slot * dim + c, dim - c, x);
+      store_floats(cache.rows + slot * tables.slot_floats() + c, dim - c, x);
     });
     if (tile.lane == 0) mark_dirty(cache, slot);
     return;
@@ -235,9 +238,9 @@ mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precisio
 
 mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, int32_t rounding,
                     uint64_t seed, uint64_t step, uint8_t* rows, void* stream) {
-  const Matrix matrix(n, dim, rows);
   return with_format(precision, [&](auto format) {
     using Format = decltype(format);
+    const Matrix matrix = make_matrix<Format>(n, dim, rows);
     const int32_t stochastic = rounding == MPE_rounding_stochastic ? 1 : 0;
     return with_rounds(matrix.dim, [&](auto rounds) {
       return launch("quantize", stream, matrix.lanes(),
@@ -249,9 +252,9 @@ mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, i
 
 mpe_status dequantize(const uint8_t* rows, int64_t n, int64_t dim, int32_t precision, float* x,
                       void* stream) {
-  const Matrix matrix(n, dim, rows);
   return with_format(precision, [&](auto format) {
     using Format = decltype(format);
+    const Matrix matrix = make_matrix<Format>(n, dim, rows);
     return with_rounds(matrix.dim, [&](auto rounds) {
       return launch("dequantize", stream, matrix.lanes(),
                     dequantize_kernel<Format, decltype(rounds)::value>, matrix, rows, x);

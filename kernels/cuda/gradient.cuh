@@ -9,21 +9,38 @@ namespace cuda {
 
 constexpr int64_t kBlock = MPE_GRADIENT_BLOCK;
 
+// The batches of an update, one after the other: batch b has positions end[b - 1] .. end[b].
+struct Batches {
+  mpe_lookups lookups[MPE_MAX_GRADIENTS] = {};
+  Outputs grad[MPE_MAX_GRADIENTS] = {};
+  uint32_t end[MPE_MAX_GRADIENTS];  // UINT32_MAX from the last batch on
+
+  Batches(const mpe_gradient* gradients, int32_t n) {
+    uint32_t first = 0;
+    for (int32_t b = 0; b < MPE_MAX_GRADIENTS; ++b) {
+      if (b < n) {
+        lookups[b] = *gradients[b].lookups;
+        grad[b] = Outputs{*gradients[b].grad};
+        first += static_cast<uint32_t>(lookups[b].n);
+      }
+      end[b] = b + 1 < n ? first : UINT32_MAX;
+    }
+  }
+};
+
+// What an update's kernels read. They read it from their parameters in place: a copy would be
+// indexed in local memory.
 struct Update {
   Tables tables;
   Rounding rounding;
   mpe_cache cache;
-  mpe_optimizer optimizer;
-  mpe_lookups lookups;
+  int32_t decay_mode;
+  const float* coefficients;  // MPE_MAX_COEFFICIENTS a table
   mpe_unique unique;
   const int32_t* slots;  // one per unique row, or NULL
-  Outputs grad;
+  Batches batches;
 
   __device__ int32_t dim() const { return tables.dim; }
-  __device__ OptimizerSettings settings() const {
-    const float lr = optimizer.device_lr != nullptr ? *optimizer.device_lr : optimizer.lr;
-    return OptimizerSettings{lr, optimizer.eps, optimizer.weight_decay, optimizer.decay_mode};
-  }
 };
 
 // The rows with more than one block of occurrences: row u has consecutive blocks, of which
@@ -33,7 +50,7 @@ struct HotRows {
   int32_t* row_block;  // one per unique row
   int32_t* block_row;  // the unique row of each block
   float* sums;         // one row per block, in whole chunks
-  float* scratch;      // three rows per tile, for long rows
+  float* scratch;      // for long rows: kScratchRows of each tile
   int64_t stride;      // of the rows of sums and scratch
 };
 
@@ -44,20 +61,53 @@ inline int64_t max_hot_blocks(int64_t n) { return n <= kBlock ? 0 : n / kBlock +
 struct Occurrence {
   const float* row;
   float factor;
+};
 
-  __device__ Occurrence(const Update& update, const mpe_table& table, const mpe_matrix& grads,
-                        int64_t first_bag, int64_t p) {
-    const mpe_lookups& lookups = update.lookups;
-    const float weight = lookups.weights != nullptr ? lookups.weights[p] : 1.0f;
-    const int64_t bag = lookups.bags[p];
-    const bool unpooled = table.pooling == MPE_pooling_none;
-    row = grads.data +
-          (unpooled ? p - lookups.bag_offsets[first_bag] : bag - first_bag) * grads.stride;
-    factor = weight;
-    if (table.pooling == MPE_pooling_mean) {
-      factor = weight / static_cast<float>(lookups.bag_offsets[bag + 1] - lookups.bag_offsets[bag]);
-    }
+// A table's gradients in the batch that holds a position. Positions ascend from one occurrence of a
+// row to its next.
+class TableGradients {
+ public:
+  __device__ __forceinline__ TableGradients(const Update& update, int32_t t)
+      : update_(update), table_(update.tables.table[t]), t_(t) {
+    enter(0);
   }
+
+  __device__ __forceinline__ Occurrence at(int32_t position) {
+    const uint32_t p = static_cast<uint32_t>(position);
+    MPE_NO_UNROLL
+    while (!kModel && p >= update_.batches.end[batch_]) enter(batch_ + 1);
+    const mpe_lookups& lookups = update_.batches.lookups[batch_];
+    const int64_t here = p - first_;
+    const float weight = lookups.weights != nullptr ? lookups.weights[here] : 1.0f;
+    const int64_t bag = lookups.bags[here];
+    const bool unpooled = table_.pooling == MPE_pooling_none;
+    Occurrence found;
+    found.row =
+        grads_.data +
+        (unpooled ? here - lookups.bag_offsets[first_bag_] : bag - first_bag_) * grads_.stride;
+    found.factor = weight;
+    if (table_.pooling == MPE_pooling_mean) {
+      found.factor =
+          weight / static_cast<float>(lookups.bag_offsets[bag + 1] - lookups.bag_offsets[bag]);
+    }
+    return found;
+  }
+
+ private:
+  __device__ __forceinline__ void enter(int32_t batch) {
+    const Batches& batches = update_.batches;
+    batch_ = batch;
+    first_ = batch == 0 ? 0 : batches.end[batch - 1];
+    first_bag_ = t_ * batches.lookups[batch].batch_size;
+    grads_ = batches.grad[batch].of(table_, t_);
+  }
+
+  const Update& update_;
+  const mpe_table& table_;
+  mpe_matrix grads_;
+  int64_t first_bag_;
+  uint32_t first_;
+  int32_t t_, batch_;
 };
 
 // sum += factor * row for kRows occurrences in order: those that lane `first` and the following
@@ -91,16 +141,14 @@ __device__ __forceinline__ void add_rows(const Tile& tile, int32_t dim, const Oc
 template <int kAtOnce, bool kLong>
 __device__ __forceinline__ void sum_block(const Update& update, const Tile& tile, int32_t t,
                                           int64_t begin, int64_t end, RowFragment<kLong>& sum) {
-  const mpe_table& table = update.tables.table[t];
-  const mpe_matrix grads = update.grad.of(table, t);
-  const int64_t first_bag = t * update.lookups.batch_size;
+  TableGradients gradients(update, t);
   const int32_t dim = update.dim();
   const float zeros[kChunk] = {};
   each_chunk<kLong>(tile, dim, [&](int32_t c) { sum.save(c, zeros); });
   const int lanes = 1 << tile.shift;
   for (int64_t base = begin; base < end; base += lanes) {
     const int64_t position = base + tile.lane < end ? base + tile.lane : base;
-    const Occurrence mine(update, table, grads, first_bag, update.unique.positions[position]);
+    const Occurrence mine = gradients.at(update.unique.positions[position]);
     const int here = end - base < lanes ? static_cast<int>(end - base) : lanes;
     int j = 0;
     MPE_NO_UNROLL

@@ -25,7 +25,7 @@ namespace mpembed {
 namespace cuda {
 
 // docs/gpu_model.md compiles the kernels for its own workload only: aligned rows of whole chunks,
-// no row twice in a batch, no long runs of empty bags.
+// no row twice in a batch, no long runs of empty bags, FP32 states, none of them in the cache.
 #ifndef MPE_MODEL
 #define MPE_MODEL 0
 #endif

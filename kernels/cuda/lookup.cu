@@ -115,7 +115,7 @@ __device__ float dot(const Lookup& lookup, const Tile& tile, const mpe_table& ta
   const int64_t row = static_cast<int64_t>(lookup.lookups.keys[p]) - table.base;
   with_format(table.precision, [&](auto format) {
     using Format = decltype(format);
-    add(RowReader<Format>(table.rows + row * Format::row_bytes(dim), dim));
+    add(RowReader<Format>(table.rows + row * table.row_stride, dim));
   });
   return lane;
 }
@@ -154,7 +154,7 @@ __global__ void read_rows_kernel(Tables tables, mpe_cache cache, int32_t shift,
   each_chunk<true>(tile, dim, [&](int32_t c) {
     float x[kChunk];
     if (slot >= 0) {
-      load_floats(cache.rows + slot * dim + c, dim - c, x);
+      load_floats(cache.rows + slot * tables.slot_floats() + c, dim - c, x);
     } else {
       read_table_chunk(tables, table, static_cast<int64_t>(key) - table.base, c, x);
     }

@@ -147,7 +147,7 @@ __global__ void index_found_kernel(GroupBatch batch, int32_t drop, mpe_error* er
   int64_t count = 0;
   for (int32_t t = 0; t < batch.tables.count; ++t) {
     if (i >= batch.first_offset(t) && i < batch.first_offset(t) + batch.size_of(t))
-      error->table = batch.tables.table[t].table_id;
+      error->table = batch.tables.table[t].feature;
     count += batch.lookups.dropped[t];
   }
   error->value = batch.indices[i];

@@ -82,8 +82,8 @@ __device__ __forceinline__ void read_chunk(const uint8_t* row, int32_t dim, int3
   with_alignment(alignment, [&](auto columns) {
     using Columns = Chunk<Format, decltype(columns)::value>;
     uint32_t raw[Columns::kRaw], header[Columns::kRawHeader + 1], words[Columns::kWords];
-    Columns::load_header(row, dim, header);
-    Columns::load(row, dim, c, raw);
+    Columns::load_header(row + Format::code_bytes(dim), header);
+    Columns::load(row + Columns::offset(c), dim - c, raw);
     const typename Format::RowHeader h = Columns::header(header);
     Columns::join(raw, words);
     MPE_UNROLL
@@ -96,7 +96,8 @@ template <class Format>
 __device__ __forceinline__ void store_words(uint8_t* row, int32_t dim, int32_t c, int32_t alignment,
                                             const uint32_t* words) {
   with_alignment(alignment, [&](auto columns) {
-    Chunk<Format, decltype(columns)::value>::store(row, dim, c, words);
+    using Columns = Chunk<Format, decltype(columns)::value>;
+    Columns::store(row + Columns::offset(c), dim - c, words);
   });
 }
 
@@ -129,12 +130,16 @@ struct PlainWriter {
       uint32_t words[Chunk<Format, kChunk>::kWords] = {};
       MPE_UNROLL
       for (int j = 0; j < kChunk; ++j) {
-        words[j * kBits / 32] |=
-            bits(kStochastic ? Convert::stochastic(x[j], draw16(draws, j)) : Convert::nearest(x[j]))
-            << (j * kBits % 32);
+        words[j * kBits / 32] |= encode<kStochastic>(x[j], draws, j) << (j * kBits % 32);
       }
       store_words<Format>(target.row, target.dim, c, target.alignment, words);
     });
+  }
+
+  // The bits of a value in column j of a block of draws.
+  template <bool kStochastic>
+  static __device__ __forceinline__ uint32_t encode(float x, const Philox4& draws, int j) {
+    return bits(kStochastic ? Convert::stochastic(x, draw16(draws, j)) : Convert::nearest(x));
   }
 
  private:
@@ -162,7 +167,8 @@ struct AffineWriter {
     const AffineHeader header = Format::fit(low, high);
     if (tile.lane == 0) {
       with_alignment(target.alignment, [&](auto columns) {
-        Chunk<Format, decltype(columns)::value>::store_header(target.row, target.dim, header);
+        uint8_t* to = target.row + Format::code_bytes(target.dim);
+        Chunk<Format, decltype(columns)::value>::store_header(to, header);
       });
     }
     const float inv = header.scale == 0.0f ? 0.0f : 1.0f / header.scale;
@@ -193,9 +199,13 @@ struct AffineWriter {
   }
 };
 
+// The writer of a format's family.
+template <class Format, class Family = typename Format::Family>
+struct RowWriter;
 template <class Format>
-using RowWriter =
-    std::conditional_t<Format::kHeaderBytes == 0, PlainWriter<Format>, AffineWriter<Format>>;
+struct RowWriter<Format, PlainFamily> : PlainWriter<Format> {};
+template <class Format>
+struct RowWriter<Format, AffineFamily> : AffineWriter<Format> {};
 
 // Encodes a row; all lanes of the tile call it.
 template <class Format, bool kLong, class Values>
@@ -214,11 +224,9 @@ __device__ __forceinline__ void write_table_row(const Tile& tile, const Tables& 
                                                 const Rounding& rounding, const mpe_table& table,
                                                 int64_t row, Values values) {
   with_format(table.precision, [&](auto format) {
-    using Format = decltype(format);
-    const int32_t dim = tables.dim;
     const Target target{rounding.stream(kDomainRow, table, row),
-                        table.rows + row * Format::row_bytes(dim), dim, tables.alignment};
-    write_row<Format, kLong>(tile, target, rounding.stochastic(), values);
+                        table.rows + row * table.row_stride, tables.dim, tables.alignment};
+    write_row<decltype(format), kLong>(tile, target, rounding.stochastic(), values);
   });
 }
 
@@ -226,9 +234,8 @@ __device__ __forceinline__ void write_table_row(const Tile& tile, const Tables& 
 __device__ __forceinline__ void read_table_chunk(const Tables& tables, const mpe_table& table,
                                                  int64_t row, int32_t c, float* x) {
   with_format(table.precision, [&](auto format) {
-    using Format = decltype(format);
-    read_chunk<Format>(table.rows + row * Format::row_bytes(tables.dim), tables.dim, c,
-                       tables.alignment, x);
+    read_chunk<decltype(format)>(table.rows + row * table.row_stride, tables.dim, c,
+                                 tables.alignment, x);
   });
 }
 
@@ -237,7 +244,9 @@ __device__ __forceinline__ void read_table_chunk(const Tables& tables, const mpe
 template <bool kLong>
 class RowFragment {
  public:
+  RowFragment() = default;
   __device__ explicit RowFragment(float*) {}
+  __device__ void place(float*) {}
   __device__ __forceinline__ void load(int32_t, float* x) const {
     MPE_UNROLL
     for (int j = 0; j < kChunk; ++j) x[j] = values_[j];
@@ -254,7 +263,9 @@ class RowFragment {
 template <>
 class RowFragment<true> {
  public:
+  RowFragment() = default;
   __device__ explicit RowFragment(float* row) : row_(row) {}
+  __device__ void place(float* row) { row_ = row; }
   __device__ __forceinline__ void load(int32_t c, float* x) const {
     load_floats(row_ + c, kChunk, x);
   }
@@ -263,7 +274,7 @@ class RowFragment<true> {
   }
 
  private:
-  float* row_;
+  float* row_ = nullptr;
 };
 
 inline int64_t whole_chunks(int32_t dim) { return ceil_div(dim, kChunk) * kChunk; }

@@ -3,14 +3,27 @@
 
 #include "cuda/gradient.cuh"
 #include "cuda/probe.cuh"
+#include "cuda/slot.cuh"
 #include "cuda/tree.cuh"
-#include "state_formats.h"
 
 namespace mpembed {
 namespace cuda {
 
 __device__ inline bool exceeds(float x, uint32_t bound) {
   return (float_bits(x) & 0x7FFFFFFFu) > bound;
+}
+
+// The rows of workspace that a long row's step takes: weights, gradient, states.
+template <class Optimizer>
+constexpr int kScratchRows = 2 + kElementStates<Optimizer>;
+
+// Calls visit(k) for k = 0 .. kCount - 1, each an integral constant.
+template <int kCount, class Visit>
+__device__ __forceinline__ void unrolled(Visit visit) {
+  if constexpr (kCount > 0) {
+    unrolled<kCount - 1>(visit);
+    visit(std::integral_constant<int, kCount - 1>{});
+  }
 }
 
 // One row's optimizer step. Formats differ only in reading and writing, so the step itself stands
@@ -20,69 +33,91 @@ class RowUpdate {
  public:
   __device__ __forceinline__ RowUpdate(const Update& update, const Tile& tile, float* scratch,
                                        int64_t stride)
-      : update_(update),
-        tile_(tile),
-        weights_(scratch),
-        grad_(scratch + stride),
-        state_(scratch + 2 * stride) {}
+      : update_(update), tile_(tile), weights_(scratch), grad_(scratch + stride) {
+    MPE_UNROLL
+    for (int k = 0; k < kElements; ++k) elements_[k].place(scratch + (2 + k) * stride);
+  }
 
   __device__ __forceinline__ RowFragment<kLong>& gradient() { return grad_; }
 
   // Returns false, with nothing written, if the result is not finite. `single`: the row occurs
   // once, and its gradient still lacks its factor; it is applied here, so that the gradient and the
   // row are loaded at the same time.
-  __device__ __forceinline__ bool run(const mpe_table& table, int64_t row, int64_t slot,
-                                      bool single, float factor) {
-    float* cached = slot >= 0 ? update_.cache.rows + slot * update_.dim() : nullptr;
-    load(table, row, cached);
+  __device__ __forceinline__ bool run(int32_t t, int64_t row, int32_t slot, bool single,
+                                      float factor) {
+    const mpe_table& table = update_.tables.table[t];
+    // Loaded with the row, so that the step does not wait for them.
+    const float* from = update_.coefficients + static_cast<int64_t>(t) * MPE_MAX_COEFFICIENTS;
+    float coefficients[MPE_MAX_COEFFICIENTS];
+    MPE_UNROLL
+    for (int i = 0; i < MPE_MAX_COEFFICIENTS; ++i) coefficients[i] = from[i];
+    const Slot cached{update_.tables, update_.cache, slot};
+    if (slot >= 0) {
+      load(cached);
+    } else {
+      load(table, row);
+    }
     if (single) multiply(factor);
-    step();
+    step(coefficients);
     if (beyond(table)) return false;
-    if (cached != nullptr) {
-      each([&](int32_t c) {
-        float weights[kChunk];
-        weights_.load(c, weights);
-        store_floats(cached + c, update_.dim() - c, weights);
-      });
+    if (slot >= 0) {
+      store(cached);
       if (tile_.lane == 0) mark_dirty(update_.cache, slot);
     } else {
-      write_table_row<kLong>(tile_, update_.tables, update_.rounding, table, row,
-                             [&](int32_t c, float* x) { weights_.load(c, x); });
+      store(table, row);
     }
-    store_state(table, row);
     return true;
   }
 
  private:
+  static constexpr int kElements = kElementStates<Optimizer>, kValues = kRowStates<Optimizer>;
+  static_assert(kValues <= 1, "a row has one state of one value at most");
+
+  // Calls visit(k, number) for each state of a value a column; number: its place among all states.
+  template <class Visit>
+  static __device__ __forceinline__ void each_element(Visit visit) {
+    unrolled<kElements>(
+        [&](auto k) { visit(k.value, kNthState<Optimizer, kStateElement, decltype(k)::value>); });
+  }
+  // The same for the state of one value.
+  template <class Visit>
+  static __device__ __forceinline__ void each_value(Visit visit) {
+    unrolled<kValues>([&](auto k) { visit(kNthState<Optimizer, kStateRow, decltype(k)::value>); });
+  }
+
   template <class Visit>
   __device__ __forceinline__ void each(Visit visit) const {
     each_chunk<kLong>(tile_, update_.dim(), visit);
   }
 
-  __device__ __forceinline__ void load(const mpe_table& table, int64_t row, const float* cached) {
-    if constexpr (Optimizer::kState == kStateRow) {
-      row_state_ = static_cast<const float*>(table.state)[row];
-    }
+  __device__ __forceinline__ void load(const Slot& slot) {
+    if constexpr (kValues > 0) value_ = *slot.value(0);
     each([&](int32_t c) {
-      float weights[kChunk];
-      if (cached != nullptr) {
-        load_floats(cached + c, update_.dim() - c, weights);
-      } else {
-        read_table_chunk(update_.tables, table, row, c, weights);
+      load_cached(slot.row(), c, weights_);
+      MPE_UNROLL
+      for (int k = 0; k < kElements; ++k) {
+        load_cached(slot.element(k), c, elements_[k]);
       }
-      weights_.save(c, weights);
     });
-    if constexpr (Optimizer::kState == kStateElement) {
-      with_state_format(table.state_format, [&](auto format) {
-        using Format = decltype(format);
-        each([&](int32_t c) {
-          float state[kChunk];
-          read_chunk<Format>(state_row<Format>(table, row), update_.dim(), c,
-                             update_.tables.alignment, state);
-          state_.save(c, state);
-        });
-      });
-    }
+  }
+  __device__ __forceinline__ void load_cached(const float* from, int32_t c,
+                                              RowFragment<kLong>& to) {
+    float x[kChunk];
+    load_floats(from + c, update_.dim() - c, x);
+    to.save(c, x);
+  }
+
+  __device__ __forceinline__ void load(const mpe_table& table, int64_t row) {
+    each_value([&](int number) { value_ = read_value(table.states[number], row); });
+    each([&](int32_t c) {
+      float x[kChunk];
+      read_table_chunk(update_.tables, table, row, c, x);
+      weights_.save(c, x);
+    });
+    each_element([&](int k, int number) {
+      read_state<kLong>(tile_, update_.tables, table.states[number], row,
+                        [&](int32_t c, const float* x) { elements_[k].save(c, x); });
+    });
   }
 
   __device__ __forceinline__ void multiply(float factor) {
@@ -96,55 +131,74 @@ class RowUpdate {
     });
   }
 
-  // Calls visit(weights, grad, state) for this lane's columns; visit may change them.
+  // Calls visit(w, g, states) for each element of this lane's columns; visit may change them.
   template <class Visit>
   __device__ __forceinline__ void change(Visit visit) {
     each([&](int32_t c) {
-      float weights[kChunk], grad[kChunk], state[kChunk];
+      float weights[kChunk], grad[kChunk], states[kElements + 1][kChunk];
       weights_.load(c, weights);
       grad_.load(c, grad);
-      if (Optimizer::kState == kStateElement) state_.load(c, state);
-      visit(weights, grad, state);
+      MPE_UNROLL
+      for (int k = 0; k < kElements; ++k) elements_[k].load(c, states[k]);
+      MPE_UNROLL
+      for (int i = 0; i < kChunk; ++i) {
+        float element[kElements + 1];
+        MPE_UNROLL
+        for (int k = 0; k < kElements; ++k) element[k] = states[k][i];
+        visit(weights[i], grad[i], element);
+        MPE_UNROLL
+        for (int k = 0; k < kElements; ++k) states[k][i] = element[k];
+      }
       weights_.save(c, weights);
       grad_.save(c, grad);
-      if (Optimizer::kState == kStateElement) state_.save(c, state);
+      MPE_UNROLL
+      for (int k = 0; k < kElements; ++k) elements_[k].save(c, states[k]);
     });
   }
 
-  __device__ __forceinline__ void step() {
-    const OptimizerSettings settings = update_.settings();
-    if constexpr (Optimizer::kState == kStateRow) {
-      change([&](float* weights, float* grad, float*) {
-        apply_decay(settings, weights, grad, kChunk);
+  __device__ __forceinline__ void step(const float* coefficients) {
+    const int32_t mode = update_.decay_mode;
+    float scale = 0.0f;
+    if constexpr (Optimizer::kSquares) {
+      change([&](float& w, float& g, float* states) {
+        decay<Optimizer>(mode, coefficients, w, g, states);
       });
-      const float scale = Optimizer::scale(settings, sum_of_squares(), &row_state_, update_.dim());
-      change([&](float* weights, float* grad, float*) {
-        Optimizer::apply(scale, weights, grad, kChunk);
+      scale = Optimizer::scale(coefficients, sum_of_squares(grad_), &value_, update_.dim());
+      change([&](float& w, float& g, float* states) {
+        Optimizer::apply(coefficients, scale, w, g, states);
       });
     } else {
-      change([&](float* weights, float* grad, float* state) {
-        apply_decay(settings, weights, grad, kChunk);
-        Optimizer::step(settings, weights, grad, state, kChunk);
+      change([&](float& w, float& g, float* states) {
+        decay<Optimizer>(mode, coefficients, w, g, states);
+        Optimizer::apply(coefficients, scale, w, g, states);
       });
+    }
+    if constexpr (Optimizer::kTrust) {
+      const float weights = sum_of_squares(weights_), direction = sum_of_squares(grad_);
+      const float trust = Optimizer::trust(coefficients, weights, direction);
+      change([&](float& w, float& g, float*) { w = fmaf(-trust, g, w); });
     }
   }
 
-  __device__ __forceinline__ float sum_of_squares() const {
+  __device__ __forceinline__ float sum_of_squares(const RowFragment<kLong>& fragment) const {
+    const auto chunk = [&](int32_t c, float* x) {
+      if (c < update_.dim()) fragment.load(c, x);
+      fill_beyond(x, update_.dim() - c, 0.0f);
+    };
     if constexpr (kLong) {
       SquaresTree<kWarp> tree(tile_);
       for (int32_t first = 0; first < update_.dim(); first += kRound) {
-        const int32_t c = first + tile_.lane * kChunk;
-        float grad[kChunk] = {};
-        if (c < update_.dim()) grad_.load(c, grad);
-        tree.add(grad);
+        float x[kChunk] = {};
+        chunk(first + tile_.lane * kChunk, x);
+        tree.add(x);
       }
       return tree.fold();
     } else {
       return with_lanes(tile_, [&](auto lanes) {
         SquaresTree<decltype(lanes)::value> tree(tile_);
-        float grad[kChunk];
-        grad_.load(0, grad);
-        tree.add(grad);
+        float x[kChunk] = {};
+        chunk(tile_.lane * kChunk, x);
+        tree.add(x);
         return tree.fold();
       });
     }
@@ -154,15 +208,16 @@ class RowUpdate {
     const uint32_t bound =
         with_format(table.precision, [](auto format) { return decltype(format)::kMaxAbsBits; });
     bool bad = fragment_exceeds(weights_, bound);
-    if constexpr (Optimizer::kState == kStateRow) {
-      bad = bad || exceeds(row_state_, Fp32::kMaxAbsBits);
-    }
-    if constexpr (Optimizer::kState == kStateElement) {
-      with_state_format(table.state_format, [&](auto format) {
-        bad = bad || fragment_exceeds(state_, decltype(format)::kMaxAbsBits);
-      });
-    }
+    each_value(
+        [&](int number) { bad = bad || exceeds(value_, state_bound(table.states[number])); });
+    each_element([&](int k, int number) {
+      bad = bad || fragment_exceeds(elements_[k], state_bound(table.states[number]));
+    });
     return tile_.any(bad);
+  }
+
+  static __device__ __forceinline__ uint32_t state_bound(const mpe_state& state) {
+    return with_stored_format(state, [](auto format) { return decltype(format)::kMaxAbsBits; });
   }
 
   __device__ __forceinline__ bool fragment_exceeds(const RowFragment<kLong>& fragment,
@@ -178,30 +233,41 @@ class RowUpdate {
     return bad;
   }
 
-  __device__ __forceinline__ void store_state(const mpe_table& table, int64_t row) {
-    if constexpr (Optimizer::kState == kStateRow) {
-      if (tile_.lane == 0) static_cast<float*>(table.state)[row] = row_state_;
-    }
-    if constexpr (Optimizer::kState == kStateElement) {
-      with_state_format(table.state_format, [&](auto format) {
-        using Format = decltype(format);
-        const Target target{update_.rounding.stream(kDomainState, table, row),
-                            state_row<Format>(table, row), update_.dim(), update_.tables.alignment};
-        write_row<Format, kLong>(tile_, target, update_.rounding.stochastic(),
-                                 [&](int32_t c, float* x) { state_.load(c, x); });
-      });
+  __device__ __forceinline__ void store(const Slot& slot) {
+    each([&](int32_t c) {
+      store_cached(weights_, c, slot.row());
+      MPE_UNROLL
+      for (int k = 0; k < kElements; ++k) {
+        store_cached(elements_[k], c, slot.element(k));
+      }
+    });
+    if constexpr (kValues > 0) {
+      if (tile_.lane == 0) *slot.value(0) = value_;
     }
   }
+  __device__ __forceinline__ void store_cached(const RowFragment<kLong>& from, int32_t c,
+                                               float* to) const {
+    float x[kChunk];
+    from.load(c, x);
+    store_floats(to + c, update_.dim() - c, x);
+  }
 
-  template <class Format>
-  __device__ __forceinline__ uint8_t* state_row(const mpe_table& table, int64_t row) const {
-    return static_cast<uint8_t*>(table.state) + row * Format::row_bytes(update_.dim());
+  __device__ __forceinline__ void store(const mpe_table& table, int64_t row) {
+    write_table_row<kLong>(tile_, update_.tables, update_.rounding, table, row,
+                           [&](int32_t c, float* x) { weights_.load(c, x); });
+    each_value([&](int number) {
+      if (tile_.lane == 0) write_value(update_.rounding, table, number, row, value_);
+    });
+    each_element([&](int k, int number) {
+      write_state<kLong>(tile_, update_.tables, update_.rounding, table, number, row,
+                         [&](int32_t c, float* x) { elements_[k].load(c, x); });
+    });
   }
 
   const Update& update_;
   const Tile& tile_;
-  RowFragment<kLong> weights_, grad_, state_;
-  float row_state_ = 0.0f;
+  RowFragment<kLong> weights_, grad_, elements_[kElements + 1];
+  float value_ = 0.0f;
 };
 
 }  // namespace cuda

@@ -7,13 +7,13 @@ import random
 import pytest
 
 from mpembed import registry
-from mpembed.optim import OPTIMIZERS as CLASSES
+from mpembed._bindings import contract, kernels
 from mpembed_gpu import flow, latency, sass, traffic
 from mpembed_gpu.devices import DEVICES
 from mpembed_gpu.flow import Trips
 from mpembed_gpu.latency import Waits
 from mpembed_gpu.model import Path, estimate
-from mpembed_gpu.registry import FORMATS, OPTIMIZERS, POLICIES
+from mpembed_gpu.registry import FORMATS, KINDS, OPTIMIZERS, POLICIES
 from mpembed_gpu.scenarios import BATCH, DIMS, SCENARIOS
 from mpembed_gpu.traffic import Bytes, sectors
 
@@ -58,7 +58,39 @@ def test_optimizers_and_policies_are_those_of_the_registry() -> None:
     assert [optimizer.name for optimizer in OPTIMIZERS] == list(registry.OPTIMIZERS)
     assert [policy.name for policy in POLICIES] == list(registry.POLICIES)
     for optimizer in OPTIMIZERS:
-        assert optimizer.state == CLASSES[optimizer.name](lr=0.1).state_shape
+        declared = kernels.optimizer_states(registry.OPTIMIZERS[optimizer.name])
+        shapes = [(name, shape == contract.STATE_ELEMENT) for name, shape, _ in declared]
+        assert [(state.name, state.element) for state in optimizer.states] == shapes
+
+
+def test_there_is_one_optimizer_for_each_list_of_states() -> None:
+    assert [optimizer.name for optimizer in KINDS] == [
+        "sgd",
+        "rowwise_adagrad",
+        "adagrad",
+        "rowwise_adam",
+        "adam",
+    ]
+    assert {optimizer.shapes for optimizer in KINDS} == {o.shapes for o in OPTIMIZERS}
+
+
+def test_a_row_and_its_states_are_a_record_where_padding_is_small() -> None:
+    formats = {fmt.name: fmt for fmt in FORMATS}
+    optimizers = {optimizer.name: optimizer for optimizer in OPTIMIZERS}
+    rowwise, adam = optimizers["rowwise_adagrad"], optimizers["adam"]
+    assert traffic.stored(formats["int4"], 64, optimizers["sgd"]) == (36,)
+    assert traffic.stored(formats["int4"], 64, rowwise) == (40,)
+    assert traffic.stored(formats["fp32"], 64, rowwise) == (256, 4)
+    assert traffic.stored(formats["fp32"], 64, adam) == (256, 512)
+    assert traffic.stored(formats["int8"], 16, adam) == (24, 128)
+
+
+def test_a_hit_is_free_of_the_bus() -> None:
+    for fmt in FORMATS:
+        for optimizer in OPTIMIZERS:
+            row, kept = fmt.row(64), sum(state.size(64) for state in optimizer.states)
+            assert traffic.bus(fmt, 64, optimizer, cached=True) == 0
+            assert traffic.bus(fmt, 64, optimizer, cached=False) >= 3 * row + 2 * kept
 
 
 def test_sectors_of_a_row_are_the_mean_over_a_table() -> None:

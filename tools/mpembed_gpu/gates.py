@@ -21,18 +21,22 @@ class Limit:
     warps: int
 
 
+# Optimizers with two values a column, which need registers, as weight and gradient do.
+LARGE = [optimizer.type for optimizer in OPTIMIZERS if sum(optimizer.shapes) > 1]
 # The first that matches applies. They are a little above today's numbers, so that a change shows.
 LIMITS = (
     Limit(r"lookup bags_kernel<AnyFormat, 1", 96, 16),
     Limit(r"lookup bags_kernel<(AnyFormat, |\w+, 1>)", 80, 24),
     Limit(r"lookup bags_kernel", 64, 32),
     Limit(r"lookup ", 48, 40),
-    Limit(r"update update_kernel<\w+, true", 104, 16),  # long rows, in memory
-    Limit(r"update (update|partials)_kernel", 80, 24),
-    Limit(r"cache move_kernel<true", 72, 24),
+    Limit(r"update_long update_kernel", 112, 16),  # in memory
+    *(Limit(rf"update_short update_kernel<{name}, ", 104, 16) for name in LARGE),
+    Limit(r"update_\w+ (update|partials)_kernel", 80, 24),
+    Limit(r"cache move_kernel<true", 80, 24),
     Limit(r"cache (admit|move|flush)_kernel", 64, 32),
     Limit(r"cache ", 32, 64),
     Limit(r"convert init_rows_kernel<true", 72, 24),
+    Limit(r"convert init_rows_kernel<false", 48, 40),
     Limit(r"convert \w+<(\w+, )?true", 64, 32),
     Limit(r"", 40, 48),
 )
@@ -73,7 +77,8 @@ def required() -> list[str]:
             for kind in formats
             for rows in long
         ),
-        *(("update update", kind, rows) for kind in optimizers for rows in long),
+        *(("update_short update", kind, "false") for kind in optimizers),
+        *(("update_long update", kind, "true") for kind in optimizers),
     ]
     return [
         *(f"{name}_kernel<{kind}, {second}>" for name, kind, second in pairs),

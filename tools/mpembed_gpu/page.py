@@ -11,10 +11,10 @@ from mpembed_gpu.devices import DEVICES
 from mpembed_gpu.evaluate import Evaluation, Row
 from mpembed_gpu.gates import ARCHITECTURES
 from mpembed_gpu.model import LIMIT
-from mpembed_gpu.registry import FORMATS
+from mpembed_gpu.registry import FORMATS, KINDS
 from mpembed_gpu.report import Kernel
 from mpembed_gpu.scenarios import DIMS, SCENARIOS
-from mpembed_gpu.traffic import sectors
+from mpembed_gpu.traffic import bus, sectors
 
 PAGE = Path("docs/gpu_model.md")
 _BLOCK = r"(<!-- generated: {} -->\n).*?(<!-- end -->)"
@@ -64,16 +64,21 @@ def tables(kernels: list[Kernel], evaluation: Evaluation) -> dict[str, str]:
 
 def _bus() -> str:
     """Return what rows in host memory cost on the bus."""
-    names = " | ".join(f"{device.name} ns" for device in DEVICES)
-    lines = [
-        f"| D | format | row B | moved B | {names} |",
-        "|--:|---" + "|--:" * (2 + len(DEVICES)) + "|",
-    ]
+    names = [f"{device.name} ns" for device in DEVICES]
+    steps = [f"step, {optimizer.name}" for optimizer in KINDS]
+    head = ["D", "format", "row B", "lookup", *names, *steps, "step, cached"]
+    lines = [f"| {' | '.join(head)} |", "|--:|---" + "|--:" * (len(head) - 2) + "|"]
     for dim in DIMS:
         for fmt in FORMATS:
             moved = sectors(fmt.row(dim))
-            times = " | ".join(f"{moved / device.bus * 1e9:.2f}" for device in DEVICES)
-            lines.append(f"| {dim} | {fmt.name} | {fmt.row(dim)} | {moved:.0f} | {times} |")
+            hits = {bus(fmt, dim, optimizer, cached=True) for optimizer in KINDS}
+            cells = [
+                *(f"{dim}", fmt.name, f"{fmt.row(dim)}", f"{moved:.0f}"),
+                *(f"{moved / device.bus * 1e9:.2f}" for device in DEVICES),
+                *(f"{bus(fmt, dim, optimizer, cached=False):.0f}" for optimizer in KINDS),
+                f"{max(hits):.0f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

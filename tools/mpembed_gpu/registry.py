@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INCLUDE = Path(__file__).resolve().parents[2] / "include" / "mpembed"
-_STATES = {"kStateNone": 0, "kStateRow": 1, "kStateElement": 2}
+_SHAPES = {"kStateRow": False, "kStateElement": True}
 _C_TYPES = {"uint16_t": 16, "float": 32}
 
 
@@ -30,12 +30,29 @@ class Format:
 
 
 @dataclass(frozen=True)
+class State:
+    """A state of an optimizer: a value per element, or else one per row."""
+
+    name: str
+    element: bool
+
+    def size(self, dim: int, value: int = 4) -> int:
+        """Return the bytes of a row's, `value` bytes each."""
+        return value * dim if self.element else value
+
+
+@dataclass(frozen=True)
 class Optimizer:
-    """An optimizer. `state`: 0 keeps nothing, 1 a value per row, 2 a value per element."""
+    """An optimizer and what it keeps for a row."""
 
     name: str
     type: str
-    state: int
+    states: tuple[State, ...]
+
+    @property
+    def shapes(self) -> tuple[bool, ...]:
+        """Which of its states have a value per element."""
+        return tuple(state.element for state in self.states)
 
 
 @dataclass(frozen=True)
@@ -62,12 +79,15 @@ def _format(name: str, cpp_type: str) -> Format:
 
 
 def _optimizer(name: str, cpp_type: str) -> Optimizer:
-    shape = _match(r"StateShape kState = (\w+);", f"optim/{name}.h")[1]
-    return Optimizer(name, cpp_type, _STATES[shape])
+    header = f"optim/{name}.h"
+    body = _match(rf"struct {cpp_type} : \w+ \{{(.*?)\n\}};", header, re.DOTALL)[1]
+    found = re.search(r"kStates\[\] = \{(.*?)\};", body, re.DOTALL)
+    states = re.findall(r'\{"(\w+)", (\w+), ', found[1] if found else "")
+    return Optimizer(name, cpp_type, tuple(State(entry, _SHAPES[s]) for entry, s in states))
 
 
-def _match(pattern: str, header: str) -> re.Match[str]:
-    match = re.search(pattern, (INCLUDE / header).read_text())
+def _match(pattern: str, header: str, flags: re.RegexFlag = re.NOFLAG) -> re.Match[str]:
+    match = re.search(pattern, (INCLUDE / header).read_text(), flags)
     if match is None:
         raise ValueError(f"{header} is not as mpembed_gpu/registry.py knows it: no {pattern}")
     return match
@@ -80,4 +100,7 @@ def read_formats() -> tuple[Format, ...]:
 
 FORMATS = read_formats()
 OPTIMIZERS = tuple(_optimizer(*entry) for entry in entries("OPTIMIZERS"))
+# One for each list of states: the others move the same bytes.
+_FIRST = {optimizer.shapes: optimizer for optimizer in reversed(OPTIMIZERS)}
+KINDS = tuple(_FIRST[shapes] for shapes in sorted(_FIRST))
 POLICIES = tuple(Policy(*entry) for entry in entries("POLICIES"))

@@ -84,14 +84,14 @@ def _rows_of_warp(fmt: Format, dim: int) -> tuple[Trips, ...]:
 def _update(optimizer: Optimizer) -> Scenario:
     return Scenario(
         f"backward and update, {optimizer.name}",
-        "update",
+        "update_short",
         lambda *_: f"update_kernel<{optimizer.type}, false",
         partial(traffic.update, optimizer=optimizer),
         _rows_of_warp,
         lambda _: 32,
         prefer="FFMA|SHFL",  # not the path of hot rows, which are few
         # The row and its state; what leads to them is read in order or shared by many rows.
-        memory=2 if optimizer.state else 1,
+        memory=2 if optimizer.states else 1,
     )
 
 
@@ -105,7 +105,7 @@ SCENARIOS = (
         lambda dim: 32 / lanes(dim) * POOL,
         probe=False,
     ),
-    *map(_update, sorted(registry.OPTIMIZERS, key=lambda optimizer: optimizer.state)),
+    *map(_update, registry.KINDS),
     Scenario(
         "admission in the place of a dirty row: the rows",
         "cache",

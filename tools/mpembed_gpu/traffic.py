@@ -17,6 +17,7 @@ SECTOR = 32
 POOL = 20  # lookups per bag
 KEY, SLOT, POSITION, BAG, OFFSET, TAG, META = 8, 4, 4, 4, 8, 8, 4
 WAYS = 32
+WIDEST = 16  # bytes of a load
 KEY_BITS = 27  # of linear row ids: a hundred million rows
 
 
@@ -45,14 +46,40 @@ def forward(fmt: Format, dim: int) -> Bytes:
     return Bytes(floor, moved, moved)
 
 
+def stored(fmt: Format, dim: int, optimizer: Optimizer) -> tuple[int, ...]:
+    """Return the bytes from one row of a table to the next, with FP32 states.
+
+    A row lies beside its states of one value, and states of a value an element beside each other,
+    as a collection lays them on a device: each aligned as its size allows, unless that takes more
+    than a hundredth.
+    """
+    beside = [fmt.row(dim), *(one.size(dim) for one in optimizer.states if not one.element)]
+    apart = [one.size(dim) for one in optimizer.states if one.element]
+    return (*_record(beside), *_record(apart))
+
+
+def _record(sizes: list[int]) -> tuple[int, ...]:
+    """Return the stride of a record of these fields, or each field's where they lie apart."""
+    steps = [math.gcd(size, WIDEST) for size in sizes]
+    end = 0
+    for size, step in zip(sizes, steps, strict=True):
+        end = -(-end // step) * step + size
+    stride = -(-end // max(steps, default=1)) * max(steps, default=1)
+    return (stride,) if 0 < stride <= 1.01 * sum(sizes) else tuple(sizes)
+
+
+def record(fmt: Format, dim: int, optimizer: Optimizer) -> float:
+    """Return the bytes of the sectors of a row and its states in its table."""
+    return sum(map(sectors, stored(fmt, dim, optimizer)))
+
+
 def update(fmt: Format, dim: int, optimizer: Optimizer) -> Bytes:
     """Backward and optimizer step of an uncached row with one lookup."""
     row, grad = fmt.row(dim), 4 * dim
-    kept = [(0, 0.0), (8, 2.0 * SECTOR), (8 * dim, 2 * sectors(4 * dim))]
-    state, state_moved = kept[optimizer.state]
+    state = sum(one.size(dim) for one in optimizer.states)
     arrays = KEY + OFFSET + POSITION + BAG + SLOT
-    floor = 2 * row + state + grad / POOL + arrays
-    fixed = 2 * sectors(row) + state_moved + arrays
+    floor = 2 * (row + state) + grad / POOL + arrays
+    fixed = 2 * record(fmt, dim, optimizer) + arrays
     # A bag's gradient comes from memory once and from the L2 cache for the bag's other lookups. The
     # number of a lookup's bag costs a sector. The search for hot rows reads the starts again.
     return Bytes(floor, fixed + grad / POOL, fixed - BAG + SECTOR + sectors(grad) + OFFSET)
@@ -81,6 +108,17 @@ def move(fmt: Format, dim: int) -> Bytes:
     moved = 2 * sectors(cached) + 2 * sectors(row)
     moved += 2 * SECTOR + 2 * POSITION + TAG  # the row's key and slot; set, place and outcome
     return Bytes(floor, moved, moved)
+
+
+def bus(fmt: Format, dim: int, optimizer: Optimizer, *, cached: bool) -> float:
+    """Return the bytes on the bus of a row's training step, for a table in host memory.
+
+    The forward reads the row; the update reads and writes the row and its states. A slot of the
+    cache holds all of that in the device's memory.
+    """
+    if cached:
+        return 0
+    return sectors(fmt.row(dim)) + 2 * record(fmt, dim, optimizer)
 
 
 def flush(fmt: Format, dim: int) -> Bytes:
