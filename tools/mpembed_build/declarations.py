@@ -48,9 +48,9 @@ def numbers(headers: Path) -> str:
 
 
 def declarations(headers: Path) -> str:
-    """Return ``api.h`` and the headers behind it as a ``.pxd`` file."""
-    contract, types, api = (
-        _text(headers / f"{name}.h") for name in ("contract", "api_types", "api")
+    """Return ``api.h``, the headers behind it and ``step.h`` as a ``.pxd`` file."""
+    contract, types, api, step = (
+        _text(headers / f"{name}.h") for name in ("contract", "api_types", "api", "step")
     )
     functions = _functions(_text(headers / "api_functions.h"))
     api = api.replace('#include "mpembed/api_functions.h"\n', functions)
@@ -64,7 +64,10 @@ def declarations(headers: Path) -> str:
         "",
         'cdef extern from "mpembed/api.h" nogil:',
     ]
-    return "\n".join([*head, *(f"    {line}" for line in lines)]) + "\n"
+    body = [*head, *(f"    {line}" for line in lines)]
+    body += ["", 'cdef extern from "mpembed/step.h" nogil:']
+    body += [f"    {line}" for line in _declared("step.h", step)]
+    return "\n".join(body) + "\n"
 
 
 def _text(header: Path) -> str:
@@ -110,12 +113,16 @@ def _declared(header: str, text: str) -> list[str]:
     text = re.sub(r'extern "C" \{(.*)\}', r"\1", text, flags=re.DOTALL)
     pattern = (
         r"typedef (?P<kind>enum|struct) (?P<type>\w+) \{(?P<body>[^{}]*)\} (?P=type);"
+        r"|typedef struct (?P<opaque>\w+) (?P=opaque);"
         r"|MPE_EXPORT (?P<function>[^;{}]*);"
     )
     lines: list[str] = []
     for found in re.finditer(pattern, text):
         if found["function"]:
             lines.append(_function(header, found["function"]) + " noexcept")
+            continue
+        if found["opaque"]:
+            lines += [f"ctypedef struct {found['opaque']}:", "    pass"]
             continue
         lines.append(f"ctypedef {found['kind']} {found['type']}:")
         inner = _enumerators if found["kind"] == "enum" else _members

@@ -18,6 +18,7 @@ from mpembed_build.settings import BuildError
 
 CPU_KERNELS = Path("kernels/cpu")  # compiled for each SIMD level
 SHARED = CPU_KERNELS / "shared"  # compiled once
+STEP = Path("kernels/step")  # compiled once, above every backend
 
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Iinclude", "-Ikernels"]
 # NDEBUG because the asserts in the interpreter's headers hold the paths of those headers.
@@ -125,7 +126,8 @@ class Compiler:
         for source in sorted(CPU_KERNELS.glob("*.cpp")):
             for level, simd in levels.items():
                 jobs.append(self.job(source, [*flags, *simd, f"-DMPE_ISA={level}"], level))
-        jobs += [self.job(source, flags) for source in sorted(SHARED.glob("*.cpp"))]
+        once = [*sorted(SHARED.glob("*.cpp")), *sorted(STEP.glob("*.cpp"))]
+        jobs += [self.job(source, flags) for source in once]
         return jobs
 
     def link(self, objects: Sequence[str], libraries: Sequence[str]) -> list[str]:

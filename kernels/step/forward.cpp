@@ -1,0 +1,129 @@
+// Admission and lookup of open batches.
+#include "step/results.h"
+#include "step/slots.h"
+
+namespace mpembed::step {
+namespace {
+
+// Admits a reserved batch; on failure it is closed.
+mpe_status admit(mpe_open_batch* open, void* stream) {
+  const mpe_backend& backend = open->backend();
+  open->admission = ++open->collection->admissions;
+  for (size_t g = 0; g < open->shares.size(); ++g) {
+    const mpe_group& group = open->group(g);
+    if (group.cache == nullptr) continue;
+    Share& share = open->shares[g];
+    mpe_status status =
+        backend.cache_admit(&group, &share.unique, share.lookups.n, share.slots, stream);
+    if (status == MPE_OK) {
+      share.pinned = true;
+      status = backend.count(&group, &share.lookups, nullptr, 0, 1, stream);
+    }
+    if (status != MPE_OK) {
+      close(open, stream);
+      return status;
+    }
+  }
+  open->admitted = true;
+  return MPE_OK;
+}
+
+mpe_status admit_ahead(mpe_open_batch* open, void* stream) {
+  if (!open->open || open->admitted) return MPE_ERR_VALUE;
+  MPE_TRY(reserve(open, stream));
+  MPE_TRY(advance(open->collection, stream));
+  return admit(open, stream);
+}
+
+// What a lookup of one batch needs besides its lookups.
+class Lookup {
+ public:
+  Lookup(const mpe_open_batch& open, const mpe_results& results, void* stream)
+      : open_(open),
+        stream_(stream),
+        memory_(open.backend(), stream),
+        results_(*open.collection, results),
+        rooms_(open.shares.size()),
+        arguments_(open.shares.size()) {}
+
+  mpe_status allocate() {
+    for (size_t g = 0; g < rooms_.size(); ++g) rooms_[g].fit(open_, g);
+    MPE_TRY(memory_.borrow([this](Arrays& arrays) {
+      for (SlotRoom& room : rooms_) room.take(arrays);
+      results_.take(arrays);
+    }));
+    return results_.fill(stream_);
+  }
+
+  mpe_status run() {
+    for (size_t g = 0; g < rooms_.size(); ++g) {
+      mpe_lookup_args& arguments = arguments_[g];
+      arguments.group = &open_.group(g);
+      arguments.lookups = &open_.shares[g].lookups;
+      arguments.outputs = results_.of(g);
+      MPE_TRY(lookup_slots(open_, g, rooms_[g], nullptr, stream_, &arguments.slots));
+    }
+    const int32_t count = static_cast<int32_t>(arguments_.size());
+    return open_.backend().lookup(arguments_.data(), count, stream_);
+  }
+
+ private:
+  const mpe_open_batch& open_;
+  void* const stream_;
+  CallMemory memory_;
+  Results results_;
+  std::vector<SlotRoom> rooms_;
+  std::vector<mpe_lookup_args> arguments_;
+};
+
+mpe_status look_up_and_count(mpe_open_batch* open, Lookup* lookup, void* stream) {
+  MPE_TRY(lookup->run());
+  for (size_t g = 0; g < open->shares.size(); ++g) {
+    const mpe_group& group = open->group(g);
+    if (group.cache != nullptr) continue;  // an admission counts
+    MPE_TRY(open->backend().count(&group, &open->shares[g].lookups, nullptr, 1, 1, stream));
+  }
+  return MPE_OK;
+}
+
+mpe_status forward(mpe_open_batch* open, mpe_open_batch* replaced, const mpe_results& results,
+                   void* stream) {
+  if (!open->open || replaced == open) return MPE_ERR_VALUE;
+  MPE_TRY(reserve(open, stream));
+  Lookup lookup(*open, results, stream);
+  MPE_TRY(lookup.allocate());
+  MPE_TRY(advance(open->collection, stream));
+  if (replaced != nullptr) MPE_TRY(close(replaced, stream));
+  if (!open->admitted) MPE_TRY(admit(open, stream));
+  const mpe_status status = look_up_and_count(open, &lookup, stream);
+  if (status != MPE_OK) close(open, stream);
+  return status;
+}
+
+mpe_status evaluate(mpe_open_batch* open, const mpe_results& results, void* stream) {
+  if (!open->open) return MPE_ERR_VALUE;
+  MPE_TRY(settle(open, stream));
+  Lookup lookup(*open, results, stream);
+  MPE_TRY(lookup.allocate());
+  return lookup.run();
+}
+
+}  // namespace
+}  // namespace mpembed::step
+
+extern "C" {
+
+MPE_EXPORT mpe_status mpe_admit(mpe_open_batch* open, void* stream) {
+  return mpembed::step::guarded([&] { return mpembed::step::admit_ahead(open, stream); });
+}
+
+MPE_EXPORT mpe_status mpe_forward(mpe_open_batch* open, mpe_open_batch* replaced,
+                                  const mpe_results* results, void* stream) {
+  return mpembed::step::guarded(
+      [&] { return mpembed::step::forward(open, replaced, *results, stream); });
+}
+
+MPE_EXPORT mpe_status mpe_evaluate(mpe_open_batch* open, const mpe_results* results, void* stream) {
+  return mpembed::step::guarded([&] { return mpembed::step::evaluate(open, *results, stream); });
+}
+}

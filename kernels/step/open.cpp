@@ -1,0 +1,285 @@
+// Opens batches, compares and closes them.
+#include <memory>
+
+#include "mpembed/error.h"
+#include "step/open_batch.h"
+
+namespace mpembed::step {
+namespace {
+
+int64_t offset(const mpe_batch& batch, int64_t i) {
+  if (batch.offset_bits == 32) return static_cast<const int32_t*>(batch.offsets)[i];
+  return static_cast<const int64_t*>(batch.offsets)[i];
+}
+
+mpe_status refuse(int64_t value, mpe_error* error) {
+  *error = mpe_error{MPE_ERR_VALUE, 0, 0, value, 1};
+  return MPE_ERR_VALUE;
+}
+
+// What offsets and kernels cannot check.
+mpe_status check_fields(const mpe_collection& collection, const mpe_batch& batch,
+                        mpe_error* error) {
+  int32_t tables = 0;
+  for (int32_t g = 0; g < collection.num_groups; ++g) tables += collection.groups[g].num_tables;
+  if (batch.num_features != tables) return refuse(batch.num_features, error);
+  for (const int32_t bits : {batch.index_bits, batch.offset_bits}) {
+    if (bits != 32 && bits != 64) return refuse(bits, error);
+  }
+  for (const int64_t size : {batch.num_indices, batch.batch_size}) {
+    if (size < 0) return refuse(size, error);
+  }
+  return MPE_OK;
+}
+
+// How many lookups of a batch are the group's: on the CPU exactly, on a device at most.
+int64_t num_lookups(const mpe_group& group, const mpe_batch& batch, bool synchronous) {
+  if (!synchronous || group.num_tables == batch.num_features) return batch.num_indices;
+  int64_t n = 0;
+  for (int32_t t = 0; t < group.num_tables; ++t) {
+    const int64_t first = group.tables[t].feature * batch.batch_size;
+    n += offset(batch, first + batch.batch_size) - offset(batch, first);
+  }
+  return n;
+}
+
+// Borrows the arrays of the lookups of all groups, and their weights.
+mpe_status borrow_lookups(mpe_open_batch* open, void* stream) {
+  MPE_TRY(borrow_arrays(open->backend(), stream, &open->lookups, [&](Arrays& arrays) {
+    open->errors = arrays.take<mpe_error>(1 + open->collection->num_groups);
+    for (size_t g = 0; g < open->shares.size(); ++g) {
+      mpe_lookups& lookups = open->shares[g].lookups;
+      const int64_t tables = open->group(g).num_tables;
+      lookups.keys = arrays.take<uint64_t>(lookups.n);
+      lookups.bags = arrays.take<int32_t>(lookups.n);
+      lookups.bag_offsets = arrays.take<int64_t>(tables * lookups.batch_size + 1);
+      lookups.origins = arrays.take<int64_t>(tables);
+      lookups.dropped = arrays.take<int64_t>(tables);
+    }
+  }));
+  if (!open->weighted) return MPE_OK;
+  return borrow_arrays(open->backend(), stream, &open->weights, [&](Arrays& arrays) {
+    for (Share& share : open->shares) share.lookups.weights = arrays.take<float>(share.lookups.n);
+  });
+}
+
+// Reads each group's lookups out of the batch.
+mpe_status prepare(mpe_open_batch* open, void* stream, mpe_error* error) {
+  bool refused = false;
+  for (size_t g = 0; g < open->shares.size(); ++g) {
+    const mpe_status status =
+        open->backend().prepare(&open->group(g), &open->batch, open->collection->drop, open->errors,
+                                &open->shares[g].lookups, stream, open->errors + 1 + g);
+    if (status != MPE_OK && status != MPE_ERR_INDEX) return status;
+    refused = refused || status == MPE_ERR_INDEX;
+  }
+  if (!refused) return MPE_OK;
+  // All groups are asked, so that the first position of all is named.
+  *error = first_error(open->errors, 1 + open->collection->num_groups);
+  return MPE_ERR_INDEX;
+}
+
+// How many lookups each group has; on the CPU only for valid offsets.
+mpe_status set_sizes(mpe_open_batch* open, mpe_error* error) {
+  const bool synchronous = is_synchronous(open->backend());
+  for (size_t g = 0; g < open->shares.size(); ++g) {
+    mpe_lookups& lookups = open->shares[g].lookups;
+    const int64_t tables = open->group(g).num_tables;
+    lookups.n = num_lookups(open->group(g), open->batch, synchronous);
+    lookups.batch_size = open->batch.batch_size;
+    if (lookups.n > MPE_MAX_LOOKUPS) return refuse(lookups.n, error);
+    if (lookups.batch_size > MPE_MAX_LOOKUPS / tables) return refuse(lookups.batch_size, error);
+  }
+  return MPE_OK;
+}
+
+mpe_status fill_batch(mpe_open_batch* open, void* stream, mpe_error* error) {
+  const mpe_backend& backend = open->backend();
+  if (is_synchronous(backend)) {  // before the sizes are read out of the offsets
+    MPE_TRY(backend.check_offsets(&open->batch, stream, error));
+    MPE_TRY(set_sizes(open, error));
+    MPE_TRY(borrow_lookups(open, stream));
+    open->errors[0] = *error;
+    return prepare(open, stream, error);
+  }
+  MPE_TRY(set_sizes(open, error));
+  MPE_TRY(borrow_lookups(open, stream));
+  MPE_TRY(backend.check_offsets(&open->batch, stream, open->errors));
+  return prepare(open, stream, error);
+}
+
+mpe_status open_batch(mpe_collection* collection, const mpe_batch& batch, void* stream,
+                      mpe_open_batch** out, mpe_error* error) {
+  MPE_TRY(check_fields(*collection, batch, error));
+  auto open = std::make_unique<mpe_open_batch>();
+  open->collection = collection;
+  open->batch = batch;
+  open->weighted = batch.weights != nullptr;
+  open->shares.resize(static_cast<size_t>(collection->num_groups));
+  MPE_TRY(collection->backend->capturing(stream, &open->capture));
+  const mpe_status status = fill_batch(open.get(), stream, error);
+  if (status == MPE_OK) {
+    *out = open.release();
+  } else {
+    close(open.get(), stream);
+  }
+  return status;
+}
+
+bool same_lookups(const mpe_lookups& a, const mpe_lookups& b, int64_t tables) {
+  const size_t bags = static_cast<size_t>(tables * a.batch_size + 1);
+  return a.n == b.n && a.batch_size == b.batch_size &&
+         std::memcmp(a.keys, b.keys, static_cast<size_t>(a.n) * sizeof *a.keys) == 0 &&
+         std::memcmp(a.bag_offsets, b.bag_offsets, bags * sizeof *a.bag_offsets) == 0;
+}
+
+bool same_memory(const mpe_batch& a, const mpe_batch& b) {
+  return a.indices == b.indices && a.offsets == b.offsets && a.num_indices == b.num_indices &&
+         a.batch_size == b.batch_size && a.index_bits == b.index_bits &&
+         a.offset_bits == b.offset_bits;
+}
+
+}  // namespace
+
+void take_unique(Arrays& arrays, int64_t n, mpe_unique* unique) {
+  unique->count = arrays.take<int64_t>(1);
+  unique->rows = arrays.take<uint64_t>(n);
+  unique->starts = arrays.take<int64_t>(n + 1);
+  unique->positions = arrays.take<int32_t>(n);
+}
+
+mpe_status dedup(const mpe_backend& backend, const uint64_t* keys, int64_t n,
+                 const mpe_group& group, mpe_unique* unique, void* stream) {
+  return backend.dedup(keys, n, total_rows(group), unique, stream);
+}
+
+namespace {
+
+mpe_status reserve_arrays(mpe_open_batch* open, void* stream) {
+  const mpe_backend& backend = open->backend();
+  const auto each = [open](auto visit) {
+    for (size_t g = 0; g < open->shares.size(); ++g) {
+      if (open->group(g).cache != nullptr) visit(open->shares[g], open->group(g));
+    }
+  };
+  MPE_TRY(borrow_arrays(backend, stream, &open->unique, [&](Arrays& arrays) {
+    each([&](Share& share, const mpe_group&) {
+      take_unique(arrays, share.lookups.n, &share.unique);
+    });
+  }));
+  mpe_status status = MPE_OK;
+  const bool synchronous = is_synchronous(backend);
+  each([&](Share& share, const mpe_group& group) {
+    if (status != MPE_OK) return;
+    status = dedup(backend, share.lookups.keys, share.lookups.n, group, &share.unique, stream);
+    // A device is not waited for: its count is known to be at most this.
+    share.unique_capacity = status == MPE_OK && synchronous ? *share.unique.count : share.lookups.n;
+  });
+  MPE_TRY(status);
+  return borrow_arrays(backend, stream, &open->slots, [&](Arrays& arrays) {
+    each([&](Share& share, const mpe_group&) {
+      share.slots = arrays.take<int32_t>(share.unique_capacity);
+    });
+  });
+}
+
+}  // namespace
+
+mpe_status settle(mpe_open_batch* open, void* stream) {
+  const mpe_collection& collection = *open->collection;
+  if (open->settled || is_synchronous(open->backend())) return MPE_OK;
+  for (size_t g = 0; g < open->shares.size(); ++g) {
+    MPE_TRY(open->backend().discard(&open->group(g), &open->shares[g].lookups, open->errors,
+                                    1 + collection.num_groups, collection.errors, stream));
+  }
+  open->settled = true;
+  return MPE_OK;
+}
+
+mpe_status reserve(mpe_open_batch* open, void* stream) {
+  MPE_TRY(settle(open, stream));
+  if (open->slots.data() != nullptr || !has_cache(*open->collection)) return MPE_OK;
+  const mpe_status status = reserve_arrays(open, stream);
+  if (status != MPE_OK) open->unique.give_back(open->backend(), stream);
+  return status;
+}
+
+mpe_status close(mpe_open_batch* open, void* stream) {
+  if (!open->open) return MPE_OK;
+  open->open = false;
+  const mpe_backend& backend = open->backend();
+  mpe_status status = MPE_OK;
+  for (size_t g = 0; g < open->shares.size(); ++g) {
+    Share& share = open->shares[g];
+    if (!share.pinned) continue;
+    share.pinned = false;
+    const mpe_status released = backend.cache_release(open->group(g).cache, &share.unique,
+                                                      share.lookups.n, share.slots, stream);
+    if (status == MPE_OK) status = released;
+  }
+  for (Memory* memory : {&open->lookups, &open->weights, &open->unique, &open->slots}) {
+    memory->give_back(backend, stream);
+  }
+  return status;
+}
+
+}  // namespace mpembed::step
+
+extern "C" {
+
+MPE_EXPORT mpe_status mpe_open(mpe_collection* collection, const mpe_batch* batch, void* stream,
+                               mpe_open_batch** out, mpe_error* error) {
+  *out = nullptr;
+  *error = mpe_error MPE_NO_ERROR;
+  return mpembed::step::guarded(
+      [&] { return mpembed::step::open_batch(collection, *batch, stream, out, error); });
+}
+
+MPE_EXPORT mpe_status mpe_close(mpe_open_batch* open, void* stream) {
+  return mpembed::step::close(open, stream);
+}
+
+MPE_EXPORT void mpe_forget(mpe_open_batch* open) {
+  open->open = false;
+  for (mpembed::step::Memory* memory :
+       {&open->lookups, &open->weights, &open->unique, &open->slots}) {
+    memory->forget();
+  }
+}
+
+MPE_EXPORT void mpe_free(mpe_open_batch* open) { delete open; }
+
+MPE_EXPORT void mpe_describe_batch(const mpe_open_batch* open, mpe_batch_info* out) {
+  *out = mpe_batch_info{};
+  out->bytes =
+      open->lookups.bytes() + open->weights.bytes() + open->unique.bytes() + open->slots.bytes();
+  out->batch_size = open->batch.batch_size;
+  out->num_indices = open->batch.num_indices;
+  out->capture = open->capture;
+  out->open = open->open;
+  out->admitted = open->admitted && open->open;
+  out->weighted = open->weighted;
+}
+
+MPE_EXPORT int32_t mpe_same_rows(const mpe_open_batch* a, const mpe_open_batch* b) {
+  if (a->collection != b->collection || !a->open || !b->open) return 0;
+  if (!mpembed::step::is_synchronous(a->backend())) {
+    return mpembed::step::same_memory(a->batch, b->batch);
+  }
+  for (size_t g = 0; g < a->shares.size(); ++g) {
+    if (!mpembed::step::same_lookups(a->shares[g].lookups, b->shares[g].lookups,
+                                     a->group(g).num_tables)) {
+      return 0;
+    }
+  }
+  return 1;
+}
+
+MPE_EXPORT void mpe_take_weights(mpe_open_batch* to, mpe_open_batch* from) {
+  to->weights.swap(from->weights);
+  std::swap(to->weighted, from->weighted);
+  for (size_t g = 0; g < to->shares.size(); ++g) {
+    std::swap(to->shares[g].lookups.weights, from->shares[g].lookups.weights);
+  }
+}
+}
