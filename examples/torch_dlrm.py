@@ -46,7 +46,7 @@ class Dlrm(nn.Module):
 
 def train(model: nn.Module, dataset: Dataset, options: TrainOptions) -> list[float]:
     """Train on the training part of the clicks; return the loss of each batch."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=options.lr)
+    optimizer = torch.optim.SGD(model.parameters(), lr=options.table_lr)
     criterion, losses = nn.BCEWithLogitsLoss(), []
     for block in dataset.blocks(64 * options.batch_size, last=TRAIN):
         for batch in block.batches(options.batch_size):
@@ -71,7 +71,7 @@ def main(
     model = Dlrm(dataset.table_rows, options, kind)
     losses = {"torch": train(model, dataset, options)}
     model = Dlrm(dataset.table_rows, options, kind)
-    mpembed.torch.convert(model, precision=precision, optimizer=mpe.SGD(lr=options.lr))
+    mpembed.torch.convert(model, precision=precision, optimizer=mpe.SGD(lr=options.table_lr))
     losses["mpembed"] = train(model, dataset, options)
     for name, values in losses.items():
         last = values[-20:]

@@ -18,7 +18,7 @@ from mpembed.config import CacheConfig, TableConfig
 from mpembed.devices import to_device
 from mpembed.errors import NonFiniteUpdateError
 from mpembed.info import get_num_threads, info, set_num_threads
-from mpembed.optim import SGD, Adagrad, RowwiseAdagrad
+from mpembed.optim import SGD, Adagrad, Adam, Ftrl, Lamb, RowwiseAdagrad, RowwiseAdam
 from mpembed.paths import get_cmake_dir, get_include, get_pkgconfig_dir
 from mpembed.tickets import Ticket
 from mpembed.version import __version__
@@ -37,10 +37,14 @@ __all__ = [
     "SGD",
     "STATS",
     "Adagrad",
+    "Adam",
     "CacheConfig",
     "EmbeddingBagCollection",
+    "Ftrl",
+    "Lamb",
     "NonFiniteUpdateError",
     "RowwiseAdagrad",
+    "RowwiseAdam",
     "TableConfig",
     "Tensor",
     "Ticket",

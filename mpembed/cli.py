@@ -14,6 +14,8 @@ from mpembed.info import print_info
 from mpembed.train import PACKAGES
 from mpembed.train.data.synthetic import DEFAULT_ROWS
 from mpembed.train.settings import (
+    DEFAULT_LR,
+    DEFAULT_LRS,
     DEFAULT_SETTINGS,
     OPTIMIZERS,
     POLICIES,
@@ -133,7 +135,14 @@ def train(
     optimizer: Annotated[
         str, typer.Option(help=f"Optimizer of the tables: {_one_of(OPTIMIZERS)}.")
     ] = TrainOptions.optimizer,
-    lr: Annotated[float, typer.Option(help="Learning rate of the tables.")] = TrainOptions.lr,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate of the tables.",
+            show_default=f"{DEFAULT_LR:g}; "
+            + ", ".join(f"{rate:g} with {name}" for name, rate in DEFAULT_LRS.items()),
+        ),
+    ] = TrainOptions.lr,
     policy: Annotated[
         str, typer.Option(help=f"Replacement policy of the cache: {_one_of(POLICIES)}.")
     ] = TrainOptions.policy,

@@ -1,20 +1,24 @@
 """The mixed-precision cached embedding: several tables, one fused training step."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 
 from mpembed import checkpoint, registry
 from mpembed._arguments import arrays, batches, captures, outputs
+from mpembed._arguments.gradients import pairs_of, refuse_shared_results
 from mpembed._arguments.scalars import boolean
 from mpembed._bindings import array_ops
 from mpembed._bindings.device import Stream
 from mpembed._bindings.dlpack import view
 from mpembed._bindings.view import require
+from mpembed._collection.by_table import ByTable
 from mpembed._collection.description import describe
+from mpembed._collection.export import export_rows
 from mpembed._collection.memory_report import memory_report
 from mpembed._collection.open_batch import OpenBatch
 from mpembed._collection.settings import Settings
@@ -33,10 +37,11 @@ class EmbeddingBagCollection:
     tables : sequence of TableConfig
         Names are unique; dimensions, precisions and poolings may differ.
     cache : CacheConfig, optional
-        One cache for each group of tables with the same dimension. None: no cache, every row
-        is trained in its table.
-    optimizer : SGD, Adagrad or RowwiseAdagrad
-        Its `lr` may change at every step.
+        One cache for each group of tables with the same dimension and kind of optimizer. None: no
+        cache, every row is trained in its table.
+    optimizer : Optimizer, optional
+        Such as `RowwiseAdagrad`; its `lr` may change at every step. None where every table has one
+        of its own or is frozen.
     device : str or object with ``device_id``
         ``"cpu"``, ``"cuda"``, ``"cuda:N"``, a ``cuda.core.Device`` or a ``torch.device``. Every
         array passed to a call must be there.
@@ -64,9 +69,9 @@ class EmbeddingBagCollection:
       has ``__cuda_stream__`` and is kept as long as needed.
     - Calls on different streams run in the order in which they were made. Arguments may be changed
       or freed in the order of the call's stream.
-    - Wrong offsets, indices or updates are found later. Such a batch changes nothing but the step
-      and the cache's clock. `check`, or the next call that waits for the device (`stats`, `rows`,
-      `set_rows`, `flush`, `save`), raises the error.
+    - Wrong offsets, indices or updates are found later. Such a batch changes nothing but the step,
+      the count of updates and the cache's clock. `check`, or the next call that waits for the
+      device (`stats`, `rows`, `set_rows`, `flush`, `export`, `save`), raises the error.
     - Calls on a stream that is being captured become part of its CUDA graph; ``docs/guide.md``
       lists the calls that can be captured.
     """
@@ -75,7 +80,7 @@ class EmbeddingBagCollection:
         self,
         tables: Sequence[TableConfig],
         *,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None = None,
         cache: CacheConfig | None = None,
         device: str | CudaDevice | TorchDevice = "cpu",
         seed: int = 0,
@@ -102,9 +107,22 @@ class EmbeddingBagCollection:
         return self._tables
 
     @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer; its `lr` may be set at any time."""
+    def optimizer(self) -> Any:
+        """The collection's `Optimizer`, whose `lr` may be set at any time.
+
+        None where every table has its own or is frozen: see `optimizers`.
+        """
         return self._state.settings.optimizer
+
+    @property
+    def optimizers(self) -> Mapping[str, Any]:
+        """The `Optimizer` of each table by its name, None if it is frozen; each `lr` may be set.
+
+        Tables without an optimizer or rate of their own share the collection's: setting its `lr`
+        sets that of all of them.
+        """
+        names = [table.name for table in self._tables]
+        return MappingProxyType(ByTable(zip(names, self._state.settings.optimizers, strict=True)))
 
     @property
     def device(self) -> str:
@@ -139,8 +157,7 @@ class EmbeddingBagCollection:
             return self._engine.prefetch(self._batch(indices, offsets, None, on), on)
 
     def _batch(self, indices: Any, offsets: Any, weights: Any, on: Stream) -> Any:
-        groups = len(self._engine.groups)
-        return batches.make_batch(self._tables, indices, offsets, weights, groups, on)
+        return batches.make_batch(self._tables, indices, offsets, weights, on)
 
     def drop_prefetched(self) -> int:
         """Drop every prefetch that no forward has taken over; return how many there were."""
@@ -200,40 +217,42 @@ class EmbeddingBagCollection:
         refuse = partial(self._engine.refuse_forward, indices, out, training=training)
         with self._calls.on_stream(stream, refuse) as on:
             batch = self._batch(indices, offsets, per_sample_weights, on)
-            shapes = self._engine.batch_shapes(batch, on)
+            opened = self._engine.open(batch, on)
+            shapes = self._engine.batch_shapes(batch, opened, on)
             result, views = outputs.output_views(out, shapes, batch, on)
             if not training:
-                self._engine.evaluate(batch, views, on)
+                self._engine.evaluate(opened, views, on)
                 return result
-            opened = self._engine.train_forward(batch, views, on, explicit=ticket)
-            kept = batch_of(opened)
+            made = self._engine.train_forward(batch, opened, views, on, explicit=ticket)
+            kept = batch_of(made)
             kept.shapes = shapes
             kept.named_counts = batches.weight_counts(self._tables, batch)
-            return (result, opened) if ticket else result
+            return (result, made) if ticket else result
 
     def backward(
         self, grad: Any, ticket: Ticket | None = None, *, stream: Any = None, out: Any = None
     ) -> Any:
-        """Update the rows of a forward with the fused optimizer.
+        """Update the rows of a forward with the fused optimizers, or of several at once.
 
         Parameters
         ----------
         grad : float32 array (B, sum of D), or a dict like the forward's output
-            Gradient of the output.
+            Gradient of the output. Or a list of (gradient, ticket): one update from several
+            forwards, in which each row's gradient is summed over all of them in the list's order.
         ticket : Ticket, optional
             The forward it belongs to; without one, the latest training forward.
         stream
             As in `forward`.
         out : float32 array (N,), optional
             Where to write the gradient of the per-sample weights, if the forward had them as one
-            array.
+            array. With a list of pairs, a list with an entry for each.
 
         Returns
         -------
         None or numpy.ndarray or Tensor (N,), float32
             The gradient of the per-sample weights where the forward had them, computed from the
             rows as they are at this call, before the update. A dict of table name -> array where
-            they were one.
+            they were one. With a list of pairs, a list with an entry for each.
 
         Raises
         ------
@@ -244,36 +263,63 @@ class EmbeddingBagCollection:
             FloatingPointError, whose `weight_grad` is what would have been returned. On a device
             it comes later, without a `weight_grad`: see `check`.
         """
-        refuse = partial(self._engine.refuse_backward, ticket, out)
-        with self._calls.on_stream(stream, refuse) as on:
-            used = self._engine.ticket_for_backward(ticket, on)
-            opened = batch_of(used)
-            views = outputs.matrix_views(grad, "grad", opened.shapes, on, writable=False)
-            self._storage.refuse_own_memory(views)
-            weight_grad, written = self._weight_grad(opened, out, views, on)
-            self._engine.backward(used, views, written, on)
-            weight_grad = batches.by_table(weight_grad, opened.named_counts)
-            if on.device.raises_at_once:
-                self._engine.raise_found(on, weight_grad)
-            return weight_grad
+        if isinstance(grad, list | tuple):
+            pairs, outs = pairs_of(grad, ticket, out)
+            return self._backward(pairs, outs, stream, several=True)
+        return self._backward([(grad, ticket)], [out], stream, several=False)
 
-    def _weight_grad(self, used: OpenBatch, out: Any, grad: Any, on: Stream) -> tuple[Any, Any]:
+    def _backward(
+        self,
+        pairs: list[tuple[Any, Ticket | None]],
+        outs: list[Any],
+        stream: Any,
+        *,
+        several: bool,
+    ) -> Any:
+        """Update the rows of (gradient, ticket) pairs; what is returned is for one or several."""
+        tickets = [ticket for _, ticket in pairs]
+        refuse = partial(self._engine.refuse_backward, tickets, outs)
+        with self._calls.on_stream(stream, refuse) as on:
+            used = self._engine.tickets_for_backward(tickets, on)
+            views, results, written = [], [], []
+            for i, ticket in enumerate(used):
+                opened, name = batch_of(ticket), f"grad[{i}]" if several else "grad"
+                view = outputs.matrix_views(pairs[i][0], name, opened.shapes, on, writable=False)
+                self._storage.refuse_own_memory(view)
+                name = f"out[{i}]" if several else "out"
+                result, target = self._weight_grad(opened, outs[i], name, view, on)
+                views.append(view)
+                results.append(batches.by_table(result, opened.named_counts))
+                written.append(target)
+            if len(used) > 1:
+                refuse_shared_results(written, views)
+            self._engine.backward(used, views, written, on)
+            returned = results if several else results[0]
+            if on.device.raises_at_once:
+                self._engine.raise_found(on, returned)
+            return returned
+
+    def _weight_grad(
+        self, used: OpenBatch, out: Any, name: str, grad: Any, on: Stream
+    ) -> tuple[Any, Any]:
         """Return where the gradient of the per-sample weights goes, and its view."""
         if not used.weighted:
             if out is not None:
                 raise ValueError(
-                    "out must be None: it is for the gradient of per_sample_weights, and the "
+                    f"{name} must be None: it is for the gradient of per_sample_weights, and the "
                     "forward had none"
                 )
             return None, None
         if out is not None and used.named_counts is not None:
             raise ValueError(
-                "out must be None: the forward's per_sample_weights were a dict, and so is "
+                f"{name} must be None: the forward's per_sample_weights were a dict, and so is "
                 "their gradient"
             )
         read = list(grad.values()) if isinstance(grad, dict) else [grad]
         shape = (used.num_indices,)
-        result, written = arrays.result_view(out, shape, np.float32, arrays.FLOAT, on, *read)
+        result, written = arrays.result_view(
+            out, shape, np.float32, arrays.FLOAT, on, *read, name=name
+        )
         if out is not None:
             self._storage.refuse_own_memory(written)
         return result, written
@@ -336,9 +382,42 @@ class EmbeddingBagCollection:
             self._storage.refuse_own_memory(matrix)
             self._engine.write_rows(group, group.keys(position, checked, on), matrix, on)
 
+    def export(self, name: str, layout: str = "packed", *, stream: Any = None) -> Any:
+        """Return a copy of a table's rows for inference; nothing changes.
+
+        Rows that the cache holds are encoded as a `flush` would encode them now.
+
+        Parameters
+        ----------
+        name : str
+            The table.
+        layout : str
+            ``"packed"``: as they are stored (``docs/numerics.md``). ``"torch"``: as
+            ``torch.ops.quantized.embedding_bag_byte_rowwise_offsets`` and its kind for 4 and 2 bits
+            read them; for precision ``"int8"``, ``"int4"`` with an even dimension and ``"int2"``
+            with a multiple of 4. ``"fbgemm"``: as FBGEMM's inference operators read them, scale
+            and bias first; for ``"int8_fp16"``, ``"int4"``, ``"int2"``, ``"fp16"`` and ``"fp32"``.
+        stream
+            As in `forward`.
+
+        Returns
+        -------
+        numpy.ndarray or Tensor (E, bytes), uint8
+
+        Raises
+        ------
+        ValueError
+            If the layout does not know the table's precision or, with it, dimension.
+        """
+        with self._calls.on_stream(stream, captures.waits("export")) as on:
+            self._find(name)
+            self._engine.raise_found(on)
+            table = next(i for i, config in enumerate(self._tables) if config.name == name)
+            return export_rows(self._state, table, layout, on)
+
     def _find(self, name: str) -> tuple[TableConfig, Any, int]:
         for group in self._storage.groups:
-            for position, table in enumerate(group.table_ids):
+            for position, table in enumerate(group.plan.tables):
                 if self._tables[table].name == name:
                     return self._tables[table], group.kernels, position
         raise KeyError(f"no table {name!r}; there are {[t.name for t in self._tables]}")
@@ -361,32 +440,41 @@ class EmbeddingBagCollection:
         Returns
         -------
         dict
-            ``tables``: table name -> bytes of ``codes``, ``row_parameters``, ``optimizer_state``.
-            ``caches``: ``dim{D}`` -> bytes of ``cache_rows``, ``tags``, ``policy_state``,
-            ``sketch`` (a cache is shared by the tables of a dimension). ``statistics``,
-            ``descriptors`` (on a device: of the tables, the step, errors found), ``workspace``
-            (open batches), ``total``, and ``pinned_host``, the part of it that tables with
-            ``placement="host"`` take. ``fp32_total``: the same tables in FP32 with the same
-            optimizer and no cache. ``ratio``: fp32_total / total. ``ratio_embeddings``: the same
-            without the optimizer's state on either side.
+            ``tables``: table name -> bytes of ``codes``, ``row_parameters``, ``optimizer_state``
+            and ``padding`` between rows and states. ``caches``: ``"{D}.{optimizer}"`` (as in the
+            names of `state_arrays`) -> bytes of ``cache_rows``, their ``optimizer_state``,
+            ``tags``, ``policy_state``, ``sketch``; tables with the same dimension and kind of
+            optimizer share a cache. ``statistics``, ``descriptors`` (on a device: of the tables,
+            optimizers, counters, errors found), ``workspace`` (open batches), ``total``, and
+            ``pinned_host``, the part of it that tables with ``placement="host"`` take.
+            ``fp32_total``: the same tables in FP32 with the same optimizers and no cache.
+            ``ratio``: fp32_total / total. ``ratio_embeddings``: the same without the optimizers'
+            states on either side.
         """
         with self._calls.on_last_stream():
             return memory_report(self._storage, self._engine.workspace)
 
     def state_arrays(self) -> dict[str, Any]:
-        """Return all state by name: read-only views of the arrays, and a copy of the step.
+        """Return all state by name, read-only: views, or copies of what lies in records.
 
-        On a device they are tensors, in the order of the stream of the latest call.
+        Returns
+        -------
+        dict
+            ``table.{name}.rows`` (E, row_bytes), ``table.{name}.{state}`` (E,) or (E, D),
+            ``cache.{D}.{optimizer}.tags`` and the cache's other arrays, ``stats``, ``step`` and
+            ``updates``. On a device they are tensors, in the order of the stream of the latest
+            call.
         """
         with self._calls.on_last_stream(captures.waits("state_arrays")) as on:
-            step = np.array([self.step], np.uint64)
-            named = {**self._storage.arrays(), "step": array_ops.upload(step, on)}
-            return {name: array_ops.read_only(array, on) for name, array in named.items()}
+            named = self._state.views(on)
+            for name, count in self._state.counters(on).named().items():
+                counter = array_ops.upload(np.array([count], np.uint64), on)
+                named[name] = array_ops.read_only(counter, on)
+            return named
 
     def __repr__(self) -> str:
         settings = self._state.settings
-        parts = self._tables, settings.cache, settings.optimizer, self.device
-        return describe(*parts, memory_report(self._storage, 0)["total"])
+        return describe(settings, memory_report(self._storage, 0)["total"])
 
     # ---- checkpoints -----------------------------------------------------------------------
 

@@ -4,15 +4,17 @@ import math
 from dataclasses import dataclass
 
 from mpembed import registry
-from mpembed._arguments.scalars import finite, integer
+from mpembed._arguments.scalars import FLOAT_MAX, boolean, finite, integer
 from mpembed._bindings.contract import (
     MAX_DIM,
     MAX_ROWS,
     MAX_SETS,
     MAX_SLOTS,
+    MAX_TABLES,
     MAX_WAYS,
     MIN_WAYS,
 )
+from mpembed.optim import Optimizer
 
 _WAYS = [MIN_WAYS << n for n in range((MAX_WAYS // MIN_WAYS).bit_length())]
 _INIT_VALUES = {"zeros": 0, "uniform": 2, "normal": 1}
@@ -32,7 +34,7 @@ class TableConfig:
     name : str
         Unique within the collection.
     num_embeddings : int
-        Rows, E >= 1.
+        Rows, E >= 0.
     embedding_dim : int
         Columns, 1 <= D <= 2^20.
     precision : str
@@ -40,11 +42,32 @@ class TableConfig:
     pooling : str
         ``"sum"``, ``"mean"``, or ``"none"`` (one output row an index).
     init : None, "zeros", ("uniform", lo, hi) or ("normal", std)
-        Initial values; None is uniform within ``+-1/sqrt(E)``.
+        Initial values; None is uniform within ``+-1/sqrt(total_rows)``.
     placement : str
         On a device, where rows and optimizer state lie: ``"device"``, or ``"host"`` for pinned host
         memory that the kernels read and write over the bus, so that only the cache takes the
         device's memory. The CPU knows only ``"device"``.
+    optimizer : Optimizer, optional
+        What trains the table; None is the collection's.
+    lr : float, optional
+        A learning rate of its own: the table is trained by a copy of its optimizer with this rate,
+        which ``EmbeddingBagCollection.optimizers`` has.
+    trainable : bool
+        False freezes the table: it gives outputs and gradients of per-sample weights, is not
+        updated and has no optimizer state.
+    table_id : int, optional
+        Which table this is to the random bits of initial rows and of rounding; by default its place
+        in the collection.
+    first_row : int
+        Number of its row 0 in the whole table, where it is a shard of one.
+    total_rows : int, optional
+        Rows of the whole table; by default ``first_row + num_embeddings``.
+
+    Notes
+    -----
+    Shards that have the same `table_id`, and the same `total_rows` where the initial rows are those
+    by default, hold the rows of the whole table, bit for bit. Tables of a collection may share a
+    `table_id` if they hold different rows.
     """
 
     name: str
@@ -54,12 +77,18 @@ class TableConfig:
     pooling: str = "sum"
     init: Init | None = None
     placement: str = "device"
+    optimizer: Optimizer | None = None
+    lr: float | None = None
+    trainable: bool = True
+    table_id: int | None = None
+    first_row: int = 0
+    total_rows: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or not _encodable(self.name):
             raise ValueError(f"a table's name must be a non-empty Unicode string: {self.name!r}")
         # Plain Python numbers are kept, whatever integer types were given: checkpoints are JSON.
-        rows = integer(f"num_embeddings of table {self.name!r}", self.num_embeddings, 1, MAX_ROWS)
+        rows = integer(f"num_embeddings of table {self.name!r}", self.num_embeddings, 0, MAX_ROWS)
         dim = integer(f"embedding_dim of table {self.name!r}", self.embedding_dim, 1, MAX_DIM)
         object.__setattr__(self, "num_embeddings", rows)
         object.__setattr__(self, "embedding_dim", dim)
@@ -67,15 +96,48 @@ class TableConfig:
         registry.choose(f"pooling of table {self.name!r}", self.pooling, registry.POOLINGS)
         places = {"device": 0, "host": 1}
         registry.choose(f"placement of table {self.name!r}", self.placement, places)
+        self._check_training()
+        self._check_identity()
         if self.init is not None:
             kind, *values = self.init_parameters()
             kept = (kind, *values[: _INIT_VALUES[kind]])
             object.__setattr__(self, "init", kept if len(kept) > 1 else kind)
 
+    def _check_training(self) -> None:
+        of = f"of table {self.name!r}"
+        object.__setattr__(self, "trainable", boolean(f"trainable {of}", self.trainable))
+        if self.optimizer is not None and not isinstance(self.optimizer, Optimizer):
+            raise TypeError(f"optimizer {of} must be an mpembed optimizer, got {self.optimizer!r}")
+        if self.lr is not None:
+            object.__setattr__(self, "lr", finite(f"lr {of}", self.lr, 0.0, FLOAT_MAX))
+        if not self.trainable and (self.optimizer is not None or self.lr is not None):
+            given = "lr" if self.optimizer is None else "optimizer"
+            raise ValueError(f"{given} {of} must be None: the table is frozen (trainable=False)")
+
+    def _check_identity(self) -> None:
+        of = f"of table {self.name!r}"
+        if self.table_id is not None:
+            table_id = integer(f"table_id {of}", self.table_id, 0, MAX_TABLES - 1)
+            object.__setattr__(self, "table_id", table_id)
+        most = MAX_ROWS - self.num_embeddings
+        first = integer(f"first_row {of}", self.first_row, 0, most)
+        object.__setattr__(self, "first_row", first)
+        if self.total_rows is not None:
+            least = first + self.num_embeddings
+            total = integer(f"total_rows {of}", self.total_rows, 0, MAX_ROWS)
+            if total < least:
+                raise ValueError(
+                    f"total_rows {of} must be at least first_row + num_embeddings (= {least}), "
+                    f"got {total}"
+                )
+            object.__setattr__(self, "total_rows", total)
+
     def init_parameters(self) -> tuple[str, float, float]:
         """Return the kind of initial values and its two parameters (unused ones are 0)."""
         if self.init is None:
-            bound = 1.0 / math.sqrt(self.num_embeddings)
+            total = self.total_rows
+            total = self.first_row + self.num_embeddings if total is None else total
+            bound = 1.0 / math.sqrt(max(total, 1))
             return "uniform", -bound, bound
         what = f"init of table {self.name!r}"
         given = (self.init,) if isinstance(self.init, str) else self.init
@@ -97,7 +159,7 @@ class TableConfig:
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """The FP32 cache; each group of tables with the same dimension gets one.
+    """The FP32 cache; each group of tables with the same dimension and optimizer gets one.
 
     Parameters
     ----------

@@ -17,11 +17,10 @@ WEIGHT_DECAYS: dict[str, int] = kernels.WEIGHT_DECAYS
 ROUNDINGS: dict[str, int] = kernels.ROUNDINGS
 INITS: dict[str, int] = kernels.INITS
 STATS: tuple[str, ...] = tuple(kernels.STATS)
-#: The formats that an optimizer's state of a value an element may have.
+#: The formats that an optimizer's states may have.
 STATE_FORMATS: dict[str, int] = kernels.STATE_FORMATS
 
-# What an optimizer keeps (mpe_state_shape).
-STATE_NONE = contract.STATE_NONE
+# The shapes of an optimizer's states.
 STATE_ROW = contract.STATE_ROW
 STATE_ELEMENT = contract.STATE_ELEMENT
 

@@ -51,8 +51,18 @@ def storable(
         )
 
 
+def refuse_values(source: View) -> None:
+    """Raise TypeError where packed bytes are expected and an array is of another type."""
+    if source.dtype != "uint8":
+        raise TypeError(
+            f"{source.name}: expected dtype uint8, got {source.dtype}; pass the bytes of the rows: "
+            "a uint8 view of shape (E, row_bytes), with dim="
+        )
+
+
 def packed_rows(source: View, precision: str, dim: int) -> View:
     """Check that an array holds rows of a precision."""
+    refuse_values(source)
     require(source, BYTE, 2)
     width = registry.row_bytes(precision, dim)
     if source.shape[1] != width:

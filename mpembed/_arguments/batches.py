@@ -77,27 +77,26 @@ def make_batch(
     indices: Any,
     offsets: Any,
     weights: Any,
-    groups: int,
     on: Stream,
 ) -> kernels.Batch:
-    """Check a batch, of which `groups` groups get a share, and return it.
+    """Check a batch and return it.
 
     Raises
     ------
     TypeError, ValueError, BufferError
-        If an array has the wrong dtype, shape or device, or, on the CPU, offsets are not monotone.
+        If an array has the wrong dtype, shape or device.
     """
     if not isinstance(indices, Mapping):
-        return _make_batch(indices, offsets, weights, len(configs), groups, on)
+        return _make_batch(indices, offsets, weights, len(configs), on)
     if offsets is not None:
         raise TypeError("offsets must be None where indices is a dict")
     indices, offsets, weights, sources = _concatenate(configs, indices, weights, on)
-    return _make_batch(indices, offsets, weights, len(configs), groups, on, sources)
+    return _make_batch(indices, offsets, weights, len(configs), on, sources)
 
 
 def make_batch_of_one(indices: Any, offsets: Any, weights: Any, on: Stream) -> kernels.Batch:
     """Check the batch of a single table, which may not be a dict; raises as `make_batch`."""
-    return _make_batch(indices, offsets, weights, 1, 1, on)
+    return _make_batch(indices, offsets, weights, 1, on)
 
 
 def _make_batch(
@@ -105,7 +104,6 @@ def _make_batch(
     offsets: Any,
     weights: Any,
     tables: int,
-    groups: int,
     on: Stream,
     sources: list[View] | None = None,
 ) -> kernels.Batch:
@@ -124,7 +122,7 @@ def _make_batch(
     if weights is not None:
         weight_view = view(weights, "per_sample_weights", on)
         require(weight_view, FLOAT, 1, (index_view.size,))
-    return kernels.Batch(on, index_view, offset_view, weight_view, tables, groups, sources)
+    return kernels.Batch(index_view, offset_view, weight_view, tables, sources)
 
 
 def one_bag(indices: View, on: Stream) -> Any:
@@ -170,8 +168,7 @@ def table_lookups(
     group: kernels.Group, rows: int, batch: kernels.Batch, on: Stream, argument: str = "indices"
 ) -> kernels.GroupBatch:
     """Return the lookups of a batch of one table, all in range; a device is waited for."""
-    lookups = group.prepare(batch, False, on)
-    found = batch.found(on)
-    if found is not None:
-        raise index_error(group.names[0], rows, found, argument)
+    lookups = kernels.GroupBatch(group, batch, on)
+    if lookups.found is not None:
+        raise index_error(group.names[0], rows, lookups.found, argument)
     return lookups

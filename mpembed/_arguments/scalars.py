@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+FLOAT_MAX = float(np.finfo(np.float32).max)
+
 
 def integer(what: str, value: Any, low: int, high: int) -> int:
     """Return `value` as an int in [low, high], or raise TypeError or ValueError naming it."""

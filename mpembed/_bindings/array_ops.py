@@ -54,6 +54,13 @@ def piece(array: Array, begin: int, end: int) -> Array:
     return tensor.piece(array, begin, end) if isinstance(array, Tensor) else array[begin:end]
 
 
+def reshaped(array: Array, shape: Shape, dtype: npt.DTypeLike) -> Array:
+    """Return the memory of a whole array with another shape and type of the same bytes."""
+    if isinstance(array, Tensor):
+        return tensor.reshaped(array, shape, dtype)
+    return array.reshape(-1).view(dtype).reshape(shape)
+
+
 def read_only(array: Array, written: Stream) -> Array:
     """Return a view of an array that cannot be made writable; the stream wrote it last."""
     if isinstance(array, Tensor):

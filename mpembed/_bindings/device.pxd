@@ -12,6 +12,7 @@ cdef class Device:
     """One device of a backend."""
 
     cdef const mpe_backend* kernels
+    cdef const mpe_backend* step_kernels  # the same for the step, which borrows by itself
     cdef Target target  # the same with the device's number, as calls want it
     cdef object capsule  # keeps the table's library alive
     cdef readonly str name  # "cpu", "cuda:0"
@@ -102,6 +103,7 @@ cdef class Call:
 
 cdef Stream stream_at(Device device, void* handle, object owner=?)
 cdef Memory borrow(Stream on, int64_t nbytes)
+cdef int give_back_deferred() except -1
 cdef Memory allocate(Device device, int64_t nbytes, int32_t placement)
 cdef Memory memory_for(Stream on, int64_t nbytes, bint permanent)
 cdef int upload(Stream on, void* to, const void* source, int64_t nbytes) except -1

@@ -11,6 +11,58 @@ from mpembed._bindings.api cimport (
 from mpembed._bindings.launch cimport Outcome, call, copy_and_wait, enter, launch, leave
 from mpembed._bindings.tracing cimport TRACE_DOMAIN, trace, untrace
 
+cdef extern from *:
+    """
+    namespace mpembed_bindings {
+
+    // For tests: until the borrowing that finds no memory; 0: none.
+    static int64_t borrows_until_failure = 0;
+
+    static bool borrow_fails() {
+      return borrows_until_failure > 0 && --borrows_until_failure == 0;
+    }
+
+    // A backend whose workspace can fail, and whose borrowings tracemalloc counts if they are the
+    // host's own memory.
+    template <bool host>
+    struct Borrowing {
+      static inline const mpe_backend* real = nullptr;
+      static inline mpe_backend table{};
+
+      static mpe_status borrow(int64_t bytes, void* stream, void** out) {
+        if (borrow_fails()) return MPE_ERR_MEMORY;
+        const mpe_status status = real->borrow(bytes, stream, out);
+        if (host && status == MPE_OK) {
+          tracing::PyTraceMalloc_Track(TRACE_DOMAIN, reinterpret_cast<uintptr_t>(*out), bytes);
+        }
+        return status;
+      }
+      static void give_back(void* p, void* stream) {
+        if (host) tracing::PyTraceMalloc_Untrack(TRACE_DOMAIN, reinterpret_cast<uintptr_t>(p));
+        real->give_back(p, stream);
+      }
+      static const mpe_backend* over(const mpe_backend* backend) {
+        if (real == nullptr) {
+          real = backend;
+          table = *backend;
+          table.borrow = borrow;
+          table.give_back = give_back;
+        }
+        return real == backend ? &table : backend;
+      }
+    };
+
+    static const mpe_backend* with_borrowing(const mpe_backend* backend, bool host) {
+      return host ? Borrowing<true>::over(backend) : Borrowing<false>::over(backend);
+    }
+
+    }  // namespace mpembed_bindings
+    """
+    int64_t borrows_until_failure "mpembed_bindings::borrows_until_failure"
+    bint borrow_fails "mpembed_bindings::borrow_fails" () noexcept
+    const mpe_backend* with_borrowing "mpembed_bindings::with_borrowing" (
+        const mpe_backend* backend, bint host) noexcept
+
 DEVICE, PINNED_HOST = MPE_PLACEMENT_DEVICE, MPE_PLACEMENT_HOST
 cdef str ORDERING = "ordering streams"
 
@@ -57,6 +109,7 @@ cdef class Device:
         self.target.kernels, self.target.index = self.kernels, index
         self.name = self.kernels.name.decode()
         self.synchronous = self.raises_at_once = self.name == "cpu"
+        self.step_kernels = with_borrowing(self.kernels, self.synchronous)
         if self.synchronous:
             self.dlpack = 1, 0
         else:

@@ -5,18 +5,19 @@ call names the stream it goes to, and with it the device, which is the thread's 
 launched: whoever calls need not have set it. The GIL is released around every kernel.
 """
 
+cimport cython
 cimport numpy as cnp
 from libc.stdint cimport (
     INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t)
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp
 from libcpp.vector cimport vector
 
 import numpy as np
 
 from mpembed._bindings.api cimport *
-from mpembed._bindings.device cimport Device, Memory, Stream, borrow, download, memory_for, upload
+from mpembed._bindings.device cimport (
+    Device, Memory, Stream, borrow, download, give_back_deferred, memory_for, upload)
 from mpembed._bindings.launch cimport Outcome, call, launch
 from mpembed._bindings.tensor cimport Tensor
 from mpembed._bindings.view cimport BF16, F32, View
@@ -83,8 +84,32 @@ def code_bytes(int precision, int64_t dim):
     return mpe_code_bytes(precision, dim)
 
 
-def state_shape(int optimizer):
-    return mpe_state_shape(optimizer)
+def optimizer_states(int optimizer):
+    """The (name, shape, initial value) of each of an optimizer's states."""
+    return [(mpe_state_name(optimizer, i).decode(), mpe_state_shape(optimizer, i),
+             mpe_state_initial(optimizer, i)) for i in range(mpe_num_states(optimizer))]
+
+
+def parameter_names(int optimizer):
+    """The names of an optimizer's parameters, in order."""
+    cdef const char* name
+    names = []
+    for i in range(<int>MPE_MAX_PARAMETERS):
+        name = mpe_parameter_name(optimizer, i)
+        if name == NULL:
+            break
+        names.append(name.decode())
+    return names
+
+
+def slot_floats(int optimizer, int64_t dim):
+    """FP32 values of a cache slot's row and states of a value an element; -1: frozen."""
+    return mpe_slot_floats(optimizer, dim)
+
+
+def slot_values(int optimizer):
+    """A cache slot's states of a value a row; -1: frozen."""
+    return mpe_slot_values(optimizer)
 
 
 def policy_has_sketch(int policy):
@@ -140,7 +165,8 @@ def host_copy(View view, Stream on, bint always=False):
 
 include "kernels/batch.pxi"
 include "kernels/state.pxi"
-include "kernels/workspace.pxi"
+include "kernels/rules.pxi"
 include "kernels/group.pxi"
+include "kernels/step.pxi"
 include "kernels/keys.pxi"
 include "kernels/ops.pxi"

@@ -12,11 +12,11 @@ cdef extern from *:
     extern "C" int PyTraceMalloc_Track(unsigned int domain, std::uintptr_t ptr, std::size_t size);
     extern "C" int PyTraceMalloc_Untrack(unsigned int domain, std::uintptr_t ptr);
     }
+    enum { TRACE_DOMAIN = 0x6D7065 };  // tracemalloc lists these arrays under this domain
     """
     int trace "tracing::PyTraceMalloc_Track" (
         unsigned int domain, uintptr_t ptr, size_t size) noexcept nogil
     int untrace "tracing::PyTraceMalloc_Untrack" (
         unsigned int domain, uintptr_t ptr) noexcept nogil
-
-cdef enum:
-    TRACE_DOMAIN = 0x6D7065  # tracemalloc lists these arrays under this domain
+    enum:
+        TRACE_DOMAIN

@@ -1,45 +1,34 @@
 """Counting every byte of a collection."""
 
+import math
 from typing import Any
 
 from mpembed import registry
-from mpembed._collection.storage import Storage
+from mpembed._collection.records import Records
+from mpembed._collection.storage import GroupStorage, Storage
+from mpembed.config import TableConfig
 
 
 def memory_report(storage: Storage, workspace: int) -> dict[str, Any]:
     """Return the bytes of a collection's arrays; see ``EmbeddingBagCollection.memory_report``."""
-    tables: dict[str, dict[str, int]] = {}
-    fp32_rows = 0
-    for config, rows, state in zip(storage.configs, storage.rows, storage.states, strict=True):
-        codes = config.num_embeddings * registry.code_bytes(config.precision, config.embedding_dim)
-        tables[config.name] = {
-            "codes": codes,
-            "row_parameters": rows.nbytes - codes,
-            "optimizer_state": 0 if state is None else state.nbytes,
-        }
-        fp32_rows += 4 * config.num_embeddings * config.embedding_dim
-    caches: dict[str, dict[str, int]] = {}
-    for group in storage.groups:
-        if group.cache is not None:
-            caches[f"dim{group.dim}"] = {
-                "cache_rows": group.cache.rows.nbytes,
-                "tags": group.cache.tags.nbytes,
-                "policy_state": group.cache.meta.nbytes + group.cache.counters.nbytes,
-                "sketch": 0 if group.cache.sketch is None else group.cache.sketch.nbytes,
-            }
-    state_bytes = sum(table["optimizer_state"] for table in tables.values())
-    held = sum(sum(part.values()) for part in (*tables.values(), *caches.values()))
-    descriptors = sum(group.kernels.nbytes for group in storage.groups)
-    descriptors += storage.steps.nbytes + storage.device_errors.nbytes
-    total = held + workspace + storage.stats.nbytes + descriptors
-    # What the same collection costs with FP32 rows, the same optimizer and no cache.
-    fp32_state = sum(
-        0
-        if array is None
-        else config.num_embeddings * 4 * (config.embedding_dim if array.ndim == 2 else 1)
-        for config, array in zip(storage.configs, storage.states, strict=True)
+    pairs = list(zip(storage.configs, storage.tables, strict=True))
+    tables = {config.name: _table(config, records) for config, records in pairs}
+    caches = {
+        group.plan.label: _cache(group) for group in storage.groups if group.cache is not None
+    }
+    fp32_rows = sum(4 * config.num_embeddings * config.embedding_dim for config in storage.configs)
+    # What the same collection costs with FP32 rows, the same optimizers and no cache.
+    fp32_total = fp32_rows + sum(
+        4 * records.count * math.prod(field.shape)
+        for records in storage.tables
+        for field in records.fields[1:]
     )
-    fp32_total = fp32_rows + fp32_state
+    parts = [*tables.values(), *caches.values()]
+    descriptors = sum(group.kernels.nbytes for group in storage.groups)
+    descriptors += storage.steps.nbytes + storage.rules.nbytes + storage.device_errors.nbytes
+    total = sum(sum(part.values()) for part in parts)
+    total += workspace + storage.stats.nbytes + descriptors
+    states = sum(part["optimizer_state"] for part in parts)
     return {
         "tables": tables,
         "caches": caches,
@@ -48,11 +37,35 @@ def memory_report(storage: Storage, workspace: int) -> dict[str, Any]:
         "workspace": workspace,
         "total": total,
         "pinned_host": sum(
-            table["codes"] + table["row_parameters"] + table["optimizer_state"]
-            for config, table in zip(storage.configs, tables.values(), strict=True)
-            if config.placement == "host"
+            records.nbytes for config, records in pairs if config.placement == "host"
         ),
         "fp32_total": fp32_total,
         "ratio": fp32_total / total,
-        "ratio_embeddings": fp32_rows / (total - state_bytes),
+        "ratio_embeddings": fp32_rows / (total - states),
+    }
+
+
+def _table(config: TableConfig, records: Records) -> dict[str, int]:
+    """Return the bytes of a table's parts."""
+    row, *states = (records.count * field.nbytes for field in records.fields)
+    codes = records.count * registry.code_bytes(config.precision, config.embedding_dim)
+    return {
+        "codes": codes,
+        "row_parameters": row - codes,
+        "optimizer_state": sum(states),
+        "padding": records.nbytes - row - sum(states),
+    }
+
+
+def _cache(group: GroupStorage) -> dict[str, int]:
+    """Return the bytes of a cache's parts."""
+    arrays = {} if group.cache is None else group.cache.arrays()
+    sizes = {name: int(array.nbytes) for name, array in arrays.items()}
+    rows = sizes["rows"] // group.plan.slot_floats * group.plan.dim
+    return {
+        "cache_rows": rows,
+        "optimizer_state": sizes["rows"] - rows + sizes.get("values", 0),
+        "tags": sizes["tags"],
+        "policy_state": sizes["meta"] + sizes["counters"],
+        "sketch": sizes.get("sketch", 0),
     }

@@ -39,9 +39,17 @@ class OpenBatches:
         """Bytes held by open batches."""
         return sum(ticket.nbytes for ticket in [*self._open, *self._abandoned])
 
-    def ticket_for_backward(self, ticket: Ticket | None, on: Stream) -> Ticket:
-        """Return the open ticket of a forward, by default the latest one's."""
+    def tickets_for_backward(self, tickets: list[Ticket | None], on: Stream) -> list[Ticket]:
+        """Return the open tickets of forwards; for None it is the latest one's."""
         self._close_pending(on)
+        used = [self._ticket_for_backward(ticket) for ticket in tickets]
+        if len(used) > 1 and len(set(map(id, used))) < len(used):
+            raise ValueError(
+                "the same ticket comes twice: a forward is used once; sum its gradients first"
+            )
+        return used
+
+    def _ticket_for_backward(self, ticket: Ticket | None) -> Ticket:
         used = self._latest if ticket is None else ticket
         if used is None:
             raise RuntimeError(
@@ -50,7 +58,10 @@ class OpenBatches:
         if not isinstance(used, Ticket):
             raise TypeError(f"ticket must be a Ticket, got {type(used).__name__}")
         if not owned_by(used, self):
-            raise ValueError("the ticket belongs to another collection")
+            raise ValueError(
+                "the ticket belongs to another collection: call the backward of the one whose "
+                "forward made it"
+            )
         if not used.open:
             raise RuntimeError("the forward of this backward was used already or dropped")
         if used in self._prefetched:
@@ -77,10 +88,7 @@ class OpenBatches:
                 self._discard_captured([ticket])
                 return
             self._forget(ticket)
-            for group, share in zip(self.groups, batch.close(), strict=True):
-                if group.cached:
-                    group.release(share, on)
-                share.give_back_on(on)
+            batch.opened.close(on)
 
     def detach(self, ticket: Ticket) -> None:
         """Stop using this ticket in a backward that is given none."""
@@ -88,11 +96,19 @@ class OpenBatches:
             self._latest = None
 
     def _forget(self, ticket: Ticket) -> None:
+        """Take a batch that is closed, or will be, from the lists."""
+        batch_of(ticket).open, batch_of(ticket).arguments = False, []
         self._open.discard(ticket)
         if batch_of(ticket).capture != 0:
             self._captured.discard(ticket)
         if ticket in self._prefetched:
             self._prefetched.remove(ticket)
+
+    def _forget_closed(self, tickets: list[Ticket]) -> None:
+        """Forget those that a call of the step has closed."""
+        for ticket in tickets:
+            if not batch_of(ticket).opened.is_open:
+                self._forget(ticket)
 
     def abandon(self, ticket: Ticket) -> None:
         """Close a ticket that nobody holds, now or after the capture that is going on."""
@@ -101,6 +117,7 @@ class OpenBatches:
         except RuntimeError:  # in a capture; or for good, in a child forked at a bad moment
             if ticket.open:
                 self._forget(ticket)  # the weak sets still have it: it is alive again
+                batch_of(ticket).open = True
                 self._abandoned.append(ticket)
 
     def _close_pending(self, on: Stream) -> None:
@@ -126,7 +143,7 @@ class OpenBatches:
         """Forget tickets of a finished capture; their memory belongs to its graph."""
         for ticket in tickets:
             self._forget(ticket)
-            batch_of(ticket).close()
+            batch_of(ticket).opened.forget()
         warnings.warn(
             "the capture of a CUDA graph ended before the backward of a forward or prefetch in it: "
             "do not launch that graph: each launch would pin rows that nothing unpins",
@@ -183,14 +200,14 @@ class OpenBatches:
                 f"{captures.GRAPH}: use it before, or call drop_prefetched()"
             )
 
-    def refuse_backward(self, ticket: Ticket | None, out: Any, on: Stream) -> None:
+    def refuse_backward(self, tickets: list[Ticket | None], outs: list[Any], on: Stream) -> None:
         """Raise RuntimeError for a backward that cannot be captured."""
         captures.refuse_unsent(self.calls)
-        used = self.ticket_for_backward(ticket, on)
-        if batch_of(used).capture == 0:
-            raise RuntimeError(
-                f"a backward cannot be captured {captures.GRAPH} without its forward, which was "
-                "called outside the capture"
-            )
-        if used.weighted:
-            captures.refuse_result("backward of a forward with per_sample_weights", out)
+        for used, out in zip(self.tickets_for_backward(tickets, on), outs, strict=True):
+            if batch_of(used).capture == 0:
+                raise RuntimeError(
+                    f"a backward cannot be captured {captures.GRAPH} without its forward, which "
+                    "was called outside the capture"
+                )
+            if used.weighted:
+                captures.refuse_result("backward of a forward with per_sample_weights", out)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,33 @@ import numpy.typing as npt
 from mpembed._bindings import array_ops, contract
 from mpembed._bindings.array_ops import Array
 from mpembed._bindings.device import Call, Stream
-from mpembed._bindings.kernels import StepCounter
+from mpembed._bindings.kernels import StepCounter, UpdateRules
 from mpembed._collection import storage
 from mpembed._collection.engine import Engine
+from mpembed._collection.records import StoredArray
 from mpembed._collection.settings import Settings
+
+
+class Counters(NamedTuple):
+    """What a collection counts.
+
+    Attributes
+    ----------
+    step : int
+        The write step: calls that could change state.
+    updates : int
+        Updates, which bias corrections and decaying rates follow.
+    """
+
+    step: int
+    updates: int
+
+    def named(self) -> dict[str, int]:
+        """Return the counts by name."""
+        return {"step": self.step, "updates": self.updates}
+
+
+COUNTERS = tuple(Counters(0, 0).named())
 
 
 class CollectionState:
@@ -43,7 +66,6 @@ class CollectionState:
         self.storage = storage.allocate(settings)
         self.engine = Engine(
             self.storage,
-            settings.optimizer,
             drop=settings.bounds == "drop",
             raise_nonfinite=settings.on_nonfinite == "raise",
         )
@@ -68,32 +90,31 @@ class CollectionState:
 
     # ---- reading --------------------------------------------------------------------------------
 
-    def arrays(self) -> dict[str, Array]:
-        """Return every array that is state, by name: no copies, and writable."""
+    def arrays(self) -> dict[str, StoredArray]:
+        """Return every array that is state, by name, to be read and written in pieces."""
         return self.storage.arrays()
 
-    def values(self, on: Stream) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays' values in the host's memory, copied only where they must be.
+    def views(self, on: Stream) -> dict[str, Array]:
+        """Return every array that is state, contiguous and read-only: copies of what is in records.
 
-        Pins are left out of the tags: they belong to open batches.
+        What is not is a view.
         """
-        return {
-            name: self.without_pins(name, array_ops.host(array_ops.read_only(array, on)))
-            for name, array in self.arrays().items()
-        }
+        return {name: _view(stored, on) for name, stored in self.arrays().items()}
 
-    def step(self, on: Stream) -> int:
-        """Return the write step; a device is waited for."""
-        return int(self.engine.steps.read(on))
+    def counters(self, on: Stream) -> Counters:
+        """Return the write step and the count of updates; a device is waited for."""
+        return Counters(int(self.engine.steps.read(on)), int(self.storage.rules.read_updates(on)))
 
-    def step_array(self) -> npt.NDArray[np.int64]:
-        """Return the memory of the write step (1,), which the CPU's kernels read and write."""
-        return np.asarray(_StepMemory(self.engine.steps))
+    def counter_arrays(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Return the memory of the counters (1,), which the CPU's kernels read and write."""
+        owners: dict[str, StepCounter | UpdateRules]
+        owners = {"step": self.engine.steps, "updates": self.storage.rules}
+        return {name: np.asarray(_CounterMemory(owner)) for name, owner in owners.items()}
 
     # ---- restoring ------------------------------------------------------------------------------
 
     def without_pins(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return an array's values without pins; only tags have some."""
+        """Return an array's values without pins, which open batches hold; only tags have some."""
         if not _holds_tags(name):
             return values
         return values & np.uint64(~contract.PIN_MASK & (2**64 - 1))
@@ -108,7 +129,7 @@ class CollectionState:
         """
         if not _holds_tags(name):
             return
-        group = next(g for g in self.storage.groups if name == f"cache.{g.dim}.tags")
+        group = next(g for g in self.storage.groups if name == f"cache.{g.plan.label}.tags")
         ids = values & np.uint64(contract.EMPTY_TAG)
         used = ids != contract.EMPTY_TAG
         pins = values & np.uint64(contract.PIN_MASK)
@@ -116,33 +137,44 @@ class CollectionState:
         if (ids[used] >= group.kernels.total_rows).any() or pins.any() or dirty_empty.any():
             raise ValueError("its cache tags are damaged")
 
-    def set_step(self, step: int) -> None:
-        """Continue from a write step."""
-        self.engine.steps.set(step, self.engine.calls.last)
+    def set_counters(self, counters: Counters, on: Stream) -> None:
+        """Continue from a write step and a count of updates."""
+        self.engine.steps.set(counters.step, on)
+        self.storage.rules.set_updates(counters.updates, on)
 
-    def restore(self, arrays: Mapping[str, npt.NDArray[Any]], step: int, seed: int) -> None:
+    def restore(
+        self, arrays: Mapping[str, npt.NDArray[Any]], counters: Counters, seed: int
+    ) -> None:
         """Continue from checked values of all arrays; open batches are dropped."""
         with self.writing() as on:
             self.engine.drop_all()
             for name, own in self.arrays().items():
-                array_ops.assign(own, np.ascontiguousarray(arrays[name]), on)
-            self.engine.steps.set(step, on)
+                for begin, end in own.pieces():
+                    own.write(begin, arrays[name][begin:end], on)
+            self.set_counters(counters, on)
             if seed != self.settings.seed:
                 self.settings = dataclasses.replace(self.settings, seed=seed)
                 self.engine.reseed(seed)
 
 
-class _StepMemory:
-    """The memory of a write step, kept alive by its array."""
+class _CounterMemory:
+    """The memory of a counter, kept alive by its array."""
 
-    def __init__(self, steps: StepCounter) -> None:
-        self.steps = steps
+    def __init__(self, owner: StepCounter | UpdateRules) -> None:
+        self.owner = owner
         self.__array_interface__ = {
             "version": 3,
             "shape": (1,),
             "typestr": "<i8",
-            "data": (steps.address, False),
+            "data": (owner.address, False),
         }
+
+
+def _view(stored: StoredArray, on: Stream) -> Array:
+    """Return an array as others may read it."""
+    if not stored.dense:
+        return array_ops.read_only(array_ops.upload(stored.whole(on), on), on)
+    return array_ops.read_only(array_ops.reshaped(stored.memory, stored.shape, stored.dtype), on)
 
 
 def _holds_tags(name: str) -> bool:

@@ -1,7 +1,6 @@
 """The arrays of a collection; Python owns them, kernels get views."""
 
 import bisect
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +9,11 @@ import numpy as np
 from mpembed import registry
 from mpembed._bindings import array_ops, contract, kernels
 from mpembed._bindings.array_ops import Array
-from mpembed._bindings.device import Device
+from mpembed._bindings.device import Device, Stream
 from mpembed._bindings.view import View
+from mpembed._collection import grouping
+from mpembed._collection.grouping import GroupPlan
+from mpembed._collection.records import Field, Records, StoredArray
 from mpembed._collection.settings import Settings
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import Optimizer
@@ -21,81 +23,83 @@ _STATE_DTYPES: dict[str, Any] = {"fp32": np.float32, "bf16": np.uint16}
 
 @dataclass
 class CacheArrays:
-    """A group's cache: 12 bytes of metadata a slot, the FP32 rows, and LFU's sketch."""
+    """A group's cache: 12 bytes of metadata a slot, the FP32 rows and states, and LFU's sketch."""
 
     tags: Array
     meta: Array
-    rows: Array
+    rows: Array  # with the states of a value an element
+    values: Array | None  # the states of a value a row
     counters: Array
     sketch: Array | None
 
     @classmethod
     def allocate(
-        cls, config: CacheConfig, table_rows: int, dim: int, device: Device
+        cls, config: CacheConfig, table_rows: int, group: GroupPlan, device: Device
     ) -> "CacheArrays":
         """Return an empty cache for a group with this many table rows."""
-        sets, ways = config.sets_for(table_rows), config.ways
-        sketch = None
-        if kernels.policy_has_sketch(registry.POLICIES[config.policy]):
-            width = 1 << (sets * ways - 1).bit_length()
-            sketch = array_ops.full(device, (contract.SKETCH_ROWS, width), np.uint8, 0)
-        return cls(
-            tags=array_ops.full(device, (sets, ways), np.uint64, contract.EMPTY_TAG),
-            meta=array_ops.full(device, (sets, ways), np.uint32, 0),
-            rows=array_ops.full(device, (sets, ways, dim), np.float32, 0),
-            counters=array_ops.full(device, (2,), np.uint64, 0),
-            sketch=sketch,
-        )
+        made = {
+            name: array_ops.full(device, shape, dtype, contract.EMPTY_TAG if name == "tags" else 0)
+            for name, (dtype, shape) in cache_shapes(config, table_rows, group).items()
+        }
+        return cls(**{"values": None, "sketch": None, **made})
 
     def arrays(self) -> dict[str, Array]:
         """Return the arrays by name."""
-        named = {name: getattr(self, name) for name in ("tags", "meta", "rows", "counters")}
-        return named if self.sketch is None else {**named, "sketch": self.sketch}
+        names = ("tags", "meta", "rows", "values", "counters", "sketch")
+        named = {name: getattr(self, name) for name in names}
+        return {name: array for name, array in named.items() if array is not None}
 
 
 @dataclass
 class GroupStorage:
-    """The tables of one dimension and their cache."""
+    """Tables that share kernels, and their cache."""
 
-    dim: int
-    table_ids: list[int]
+    plan: GroupPlan
     kernels: kernels.Group
     cache: CacheArrays | None
 
 
 @dataclass
 class Storage:
-    """All arrays of a collection, its write step, and what its kernels found wrong."""
+    """All arrays of a collection, its counters, and what its kernels found wrong."""
 
     device: Device
     steps: kernels.StepCounter
+    rules: kernels.UpdateRules
     device_errors: kernels.DeviceErrors
-    configs: Sequence[TableConfig]
-    rows: list[Array]
-    states: list[Array | None]
+    settings: Settings
+    tables: list[Records]
     stats: Array
     groups: list[GroupStorage] = field(default_factory=list)
     _spans: list[tuple[int, int, str]] | None = None
 
-    def arrays(self) -> dict[str, Array]:
-        """Return every array that is state, by name: no copies, and writable."""
-        named: dict[str, Array] = {}
-        for config, rows, state in zip(self.configs, self.rows, self.states, strict=True):
-            named[f"table.{config.name}.rows"] = rows
-            if state is not None:
-                named[f"table.{config.name}.state"] = state
+    @property
+    def configs(self) -> tuple[TableConfig, ...]:
+        """The tables."""
+        return self.settings.tables
+
+    def arrays(self) -> dict[str, StoredArray]:
+        """Return every array that is state, by name."""
+        named: dict[str, StoredArray] = {}
+        for config, records in zip(self.configs, self.tables, strict=True):
+            for one, stored in zip(records.fields, records.arrays(), strict=True):
+                named[f"table.{config.name}.{one.name}"] = stored
         for group in self.groups:
             if group.cache is not None:
                 for key, array in group.cache.arrays().items():
-                    named[f"cache.{group.dim}.{key}"] = array
-        named["stats"] = self.stats
+                    named[f"cache.{group.plan.label}.{key}"] = StoredArray.of(array)
+        named["stats"] = StoredArray.of(self.stats)
         return named
+
+    def _memory(self) -> dict[str, Array]:
+        """Return what is allocated, by the name of an array in it."""
+        return {name: stored.memory for name, stored in reversed(self.arrays().items())}
 
     def refuse_own_memory(self, values: View | dict[str, View]) -> None:
         """Raise ValueError if a float32 argument lies in these arrays, which its call changes."""
         if self._spans is None:  # they are never moved
-            spans = ((array_ops.address(a), a.nbytes, name) for name, a in self.arrays().items())
-            self._spans = sorted(spans)
+            owned = {array_ops.address(a): (a.nbytes, name) for name, a in self._memory().items()}
+            self._spans = sorted((begin, *rest) for begin, rest in owned.items())
         for one in values.values() if isinstance(values, dict) else (values,):
             # The last array that begins before the argument ends.
             at = bisect.bisect_left(self._spans, (one.address + 4 * one.size,)) - 1
@@ -107,73 +111,142 @@ class Storage:
                     )
 
 
-def _allocate_state(config: TableConfig, optimizer: Optimizer, device: Device) -> Array | None:
-    shape: tuple[int, ...] = (config.num_embeddings,)
-    if optimizer.state_shape == registry.STATE_NONE:
-        return None
-    if optimizer.state_shape == registry.STATE_ELEMENT:
-        shape = (*shape, config.embedding_dim)
-    start = np.float32(optimizer.initial_accumulator_value)
-    precision = optimizer.state_precision
-    value = start if precision == "fp32" else kernels.bf16_bits(float(start))
-    host = config.placement == "host"
-    return array_ops.full(device, shape, _STATE_DTYPES[precision], value, host=host)
+def cache_shapes(
+    config: CacheConfig, table_rows: int, group: GroupPlan
+) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Return the type and shape of each array of a cache."""
+    slots = config.sets_for(table_rows), config.ways
+    found: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "tags": (np.uint64, slots),
+        "meta": (np.uint32, slots),
+        "rows": (np.float32, (*slots, group.slot_floats)),
+        "counters": (np.uint64, (2,)),
+    }
+    if group.slot_values > 0:
+        found["values"] = np.float32, (*slots, group.slot_values)
+    if kernels.policy_has_sketch(registry.POLICIES[config.policy]):
+        width = 1 << (slots[0] * slots[1] - 1).bit_length()
+        found["sketch"] = np.uint8, (contract.SKETCH_ROWS, width)
+    return {name: (np.dtype(dtype), shape) for name, (dtype, shape) in found.items()}
+
+
+def table_fields(config: TableConfig, optimizer: Optimizer | None) -> list[Field]:
+    """Return what is stored of each row of a table."""
+    width = registry.row_bytes(config.precision, config.embedding_dim)
+    fields = [Field("rows", (width,), np.dtype(np.uint8))]
+    for state in () if optimizer is None else optimizer.states:
+        element = state.shape == registry.STATE_ELEMENT
+        initial = np.float32(state.initial)
+        fields.append(
+            Field(
+                state.name,
+                (config.embedding_dim,) if element else (),
+                np.dtype(_STATE_DTYPES[state.precision]),
+                initial if state.precision == "fp32" else kernels.bf16_bits(float(initial)),
+            )
+        )
+    return fields
+
+
+def logical_arrays(settings: Settings) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Return the type and shape of every array that a collection has, by name."""
+    found: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+    for config, optimizer in zip(settings.tables, settings.optimizers, strict=True):
+        for one in table_fields(config, optimizer):
+            found[f"table.{config.name}.{one.name}"] = (
+                one.dtype,
+                (config.num_embeddings, *one.shape),
+            )
+    for group in grouping.plan(settings):
+        if group.cached and settings.cache is not None:
+            rows = sum(settings.tables[i].num_embeddings for i in group.tables)
+            shapes = cache_shapes(settings.cache, rows, group)
+            found |= {f"cache.{group.label}.{name}": one for name, one in shapes.items()}
+    found["stats"] = np.dtype(np.int64), (len(settings.tables), len(registry.STATS))
+    return found
 
 
 def allocate(settings: Settings) -> Storage:
     """Allocate a collection; the rows are not drawn yet."""
-    configs, cache, device = settings.tables, settings.cache, settings.device
-    optimizer = settings.optimizer
-    rows, states = [], []
-    for config in configs:
-        shape = config.num_embeddings, registry.row_bytes(config.precision, config.embedding_dim)
-        host = config.placement == "host"
-        rows.append(array_ops.empty(device, shape, np.uint8, host=host))
-        states.append(_allocate_state(config, optimizer, device))
+    configs, device = settings.tables, settings.device
+    tables = [
+        Records(
+            config.num_embeddings,
+            table_fields(config, optimizer),
+            device,
+            host=config.placement == "host",
+        )
+        for config, optimizer in zip(configs, settings.optimizers, strict=True)
+    ]
     stats = array_ops.full(device, (len(configs), len(registry.STATS)), np.int64, 0)
-    dims = sorted({config.embedding_dim for config in configs})
+    plans = grouping.plan(settings)
     on = device.stream(None)
     steps = kernels.StepCounter(on, 0, permanent=True)
-    errors = kernels.DeviceErrors(on, len(dims), permanent=True)
-    storage = Storage(device, steps, errors, configs, rows, states, stats)
-    columns = np.cumsum([0] + [config.embedding_dim for config in configs])
-    for number, dim in enumerate(dims):
-        ids = [i for i, config in enumerate(configs) if config.embedding_dim == dim]
-        group = kernels.Group(
-            steps, number, len(ids), dim, registry.ROUNDINGS[settings.rounding], settings.seed
-        )
-        for i in ids:
-            group.add_table(
-                configs[i].name,
-                rows[i],
-                states[i],
-                array_ops.row(stats, i),
-                registry.FORMATS[configs[i].precision],
-                i,
-                registry.POOLINGS[configs[i].pooling],
-                registry.FORMATS[optimizer.state_precision],
-                int(columns[i]),
-            )
-        cached = None
-        if cache is not None:
-            cached = CacheArrays.allocate(cache, group.total_rows, dim, device)
-            group.set_cache(
-                cached.tags,
-                cached.meta,
-                cached.rows,
-                cached.sketch,
-                cached.counters,
-                registry.POLICIES[cache.policy],
-            )
-        group.upload_descriptors(on, permanent=True)
-        storage.groups.append(GroupStorage(dim, ids, group, cached))
+    rules = kernels.UpdateRules(on, len(configs), 0, permanent=True)
+    errors = kernels.DeviceErrors(on, len(plans), permanent=True)
+    storage = Storage(device, steps, rules, errors, settings, tables, stats)
+    first = 0
+    for number, plan in enumerate(plans):
+        storage.groups.append(_allocate_group(storage, number, plan, first, on))
+        first += len(plan.tables)
     return storage
+
+
+def _allocate_group(
+    storage: Storage, number: int, plan: GroupPlan, first: int, on: Stream
+) -> GroupStorage:
+    """Return a group whose first table is the first-th of all groups' tables."""
+    settings = storage.settings
+    rounding = registry.ROUNDINGS[settings.rounding]
+    group = kernels.Group(
+        storage.steps, number, len(plan.tables), plan.dim, rounding, settings.seed
+    )
+    columns = np.cumsum([0] + [config.embedding_dim for config in settings.tables])
+    for i in plan.tables:
+        config, optimizer = settings.tables[i], settings.optimizers[i]
+        (rows, stride), *places = storage.tables[i].places()
+        states = () if optimizer is None else optimizer.states
+        group.add_table(
+            config.name,
+            config.num_embeddings,
+            rows,
+            stride,
+            [
+                (*place, registry.FORMATS[state.precision])
+                for place, state in zip(places, states, strict=True)
+            ],
+            array_ops.row(storage.stats, i),
+            precision=registry.FORMATS[config.precision],
+            pooling=registry.POOLINGS[config.pooling],
+            table_id=settings.table_id(i),
+            first_row=config.first_row,
+            feature=i,
+            column=int(columns[i]),
+        )
+        group.keep_alive(*storage.tables[i].memory())
+    if plan.optimizer is not None:
+        mode = registry.WEIGHT_DECAYS[plan.optimizer.weight_decay_mode]
+        group.set_optimizer(storage.rules, first, plan.kind, mode)
+    cached = None
+    if plan.cached and settings.cache is not None:
+        cached = CacheArrays.allocate(settings.cache, group.total_rows, plan, storage.device)
+        group.set_cache(
+            cached.tags,
+            cached.meta,
+            cached.rows,
+            cached.values,
+            cached.sketch,
+            cached.counters,
+            registry.POLICIES[settings.cache.policy],
+        )
+    group.upload_descriptors(on, permanent=True)
+    return GroupStorage(plan, group, cached)
 
 
 def draw_initial_rows(storage: Storage) -> None:
     """Fill every table with its initial rows."""
     on = storage.device.stream(None)
     for group in storage.groups:
-        for position, table in enumerate(group.table_ids):
+        for position, table in enumerate(group.plan.tables):
             kind, a, b = storage.configs[table].init_parameters()
             group.kernels.init_rows(position, registry.INITS[kind], a, b, on)

@@ -17,17 +17,29 @@ from mpembed.ops.convert import (
     unpack_int4,
 )
 from mpembed.ops.lookup import cache_lookup, embedding_bag, unique_rows
-from mpembed.ops.sparse import adagrad_, rowwise_adagrad_, sgd_
+from mpembed.ops.sparse import (
+    adagrad_,
+    adam_,
+    ftrl_,
+    lamb_,
+    rowwise_adagrad_,
+    rowwise_adam_,
+    sgd_,
+)
 
 __all__ = [
     "adagrad_",
+    "adam_",
     "cache_lookup",
     "dequantize",
     "embedding_bag",
+    "ftrl_",
+    "lamb_",
     "pack_int2",
     "pack_int4",
     "quantize",
     "rowwise_adagrad_",
+    "rowwise_adam_",
     "sgd_",
     "stochastic_round",
     "unique_rows",

@@ -87,10 +87,9 @@ def _keys(indices: Any, source: View, name: str, below: int, on: Stream) -> kern
     group.add_rowless_table(name, below)
     group.upload_descriptors(on)
     batch = make_batch_of_one(indices, one_bag(source, on), None, on)
-    lookups = group.prepare(batch, False, on)
-    found = batch.found(on)
-    if found is not None:
-        _, position, value, _ = found
+    lookups = kernels.GroupBatch(group, batch, on)
+    if lookups.found is not None:
+        _, position, value, _ = lookups.found
         bound = "not be negative" if value < 0 else f"be below {below}"
         raise IndexError(f"{name} must {bound}, got {value} at {position}")
     return kernels.Keys.of(lookups)
@@ -172,9 +171,22 @@ def embedding_bag(
     read = [table, *batch.arguments()]
     result, target = result_view(out, (count, dim), np.float32, FLOAT, on, *read)
     group = kernels.Group(kernels.StepCounter(on, 0), 0, 1, dim, 0, 0)
-    group.add_table("rows", table, None, None, fmt, 0, mode, 0, 0)
+    group.add_table(
+        "rows",
+        table.shape[0],
+        table.address,
+        table.shape[1],
+        [],
+        None,
+        precision=fmt,
+        pooling=mode,
+        table_id=0,
+        first_row=0,
+        feature=0,
+        column=0,
+    )
+    group.keep_alive(table)
     group.upload_descriptors(on)
     lookups = table_lookups(group, table.shape[0], batch, on)
-    workspace = kernels.CallWorkspace(group, lookups, target, False, on)
-    kernels.lookup([group], [lookups], [workspace], on)
+    group.lookup(lookups, target, on)
     return result

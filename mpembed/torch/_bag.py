@@ -55,6 +55,10 @@ class _OneTable(TableModule):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_equal_bags": (None, None)}
 
+    def _optimizer_repr(self) -> str:
+        trains = self.tables.optimizers[self._table.name]
+        return "table frozen" if trains is None else repr(trains)
+
     def extra_repr(self) -> str:
         """Return what ``repr`` says of the table."""
         t = self._table
@@ -77,7 +81,7 @@ class EmbeddingBag(_OneTable):
         ``"mean"`` or ``"sum"``.
     include_last_offset : bool
         Whether `offsets` ends with the number of indices.
-    optimizer : mpembed.SGD, mpembed.Adagrad or mpembed.RowwiseAdagrad
+    optimizer : mpembed.optim.Optimizer
         Applied by the backward.
     precision : str
         Storage format of the rows.

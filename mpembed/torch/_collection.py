@@ -8,6 +8,7 @@ from typing import Any, Self, Unpack
 from torch import Tensor
 
 from mpembed import collection as core
+from mpembed._collection.description import describe_training
 from mpembed.config import TableConfig
 from mpembed.optim import Optimizer
 from mpembed.torch._feature_order import FeatureLayout
@@ -25,8 +26,9 @@ class EmbeddingBagCollection(TableModule):
     ----------
     tables : sequence of mpembed.TableConfig
         With pooling ``"sum"`` or ``"mean"``.
-    optimizer : mpembed.SGD, mpembed.Adagrad or mpembed.RowwiseAdagrad
-        Applied by the backward.
+    optimizer : mpembed.optim.Optimizer, optional
+        Such as ``mpembed.Adam()``; applied by the backward. None where every table has one of its
+        own or is frozen.
     feature_names : mapping of table name -> names of features, optional
         Which features each table serves; by default the one of its own name.
     is_weighted : bool
@@ -41,7 +43,7 @@ class EmbeddingBagCollection(TableModule):
         self,
         tables: Sequence[TableConfig],
         *,
-        optimizer: Optimizer,
+        optimizer: Optimizer | None = None,
         feature_names: Names | None = None,
         is_weighted: bool = False,
         **options: Unpack[Options],
@@ -180,6 +182,7 @@ class EmbeddingBagCollection(TableModule):
         names = self._layout.features
         lines = [
             f"({t.name}): {t.num_embeddings}, {t.embedding_dim}, {t.precision}, {t.pooling!r}"
+            + describe_training(t, self.tables.optimizers[t.name])
             + ("" if own == [t.name] else f", features={own}")
             for t, own in zip(self.tables.tables, names, strict=True)
         ]

@@ -60,7 +60,7 @@ def convert(
         dense use of every row.
     cache : mpembed.CacheConfig, optional
         One for each table.
-    optimizer : mpembed.SGD, mpembed.Adagrad or mpembed.RowwiseAdagrad, optional
+    optimizer : mpembed.optim.Optimizer, optional
         Shared by all tables; by default ``RowwiseAdagrad(lr=0.02)``.
     verbose : bool
         Print the memory before and after.

@@ -30,8 +30,9 @@ class PortableCollection:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PortableCollection:
         settings = collection_state(self.collection).settings
-        optimizer = copy.deepcopy(settings.optimizer, memo)  # one for all that share it
-        twin = _without_rows(dataclasses.replace(settings, optimizer=optimizer))
+        names = "tables", "optimizer", "optimizers"  # one copy for all that share an optimizer
+        copies = copy.deepcopy({name: getattr(settings, name) for name in names}, memo)
+        twin = _without_rows(dataclasses.replace(settings, **copies))
         _state.load(twin, _state.state_of(self.collection))
         return PortableCollection(twin)
 
@@ -49,7 +50,8 @@ class PortableCollection:
             *(settings.device.name, settings.seed, settings.rounding),
             *(settings.bounds, settings.on_nonfinite),
         )
-        return _rebuild, (settings.tables, settings.cache, settings.optimizer, rest, state)
+        optimizers = settings.optimizer, settings.optimizers
+        return _rebuild, (settings.tables, settings.cache, optimizers, rest, state)
 
 
 #: While a model is copied: the portable collections by their collections' ids.
@@ -62,8 +64,14 @@ def _without_rows(settings: Settings) -> EmbeddingBagCollection:
 
 
 def _rebuild(
-    tables: Any, cache: Any, optimizer: Optimizer, rest: tuple[Any, ...], state: dict[str, Any]
+    tables: Any,
+    cache: Any,
+    optimizers: tuple[Optimizer | None, tuple[Optimizer | None, ...]],
+    rest: tuple[Any, ...],
+    state: dict[str, Any],
 ) -> PortableCollection:
-    made = _without_rows(Settings.checked(tables, cache, optimizer, *rest))
+    shared, each = optimizers
+    settings = Settings.checked(tables, cache, shared, *rest)
+    made = _without_rows(dataclasses.replace(settings, optimizers=each))
     _state.load(made, state)
     return PortableCollection(made)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
 from mpembed.collection import EmbeddingBagCollection
-from mpembed.optim import Optimizer
 from mpembed.torch import _state
 from mpembed.torch._copies import PortableCollection
 from mpembed.torch._lookup import COMPILES, Lookup
@@ -70,8 +69,8 @@ class TableModule(nn.Module):
         return self._calls.collection
 
     @property
-    def optimizer(self) -> Optimizer:
-        """The collection's optimizer; `FusedOptimizer` is the one for schedulers."""
+    def optimizer(self) -> Any:
+        """The collection's `Optimizer`, or None; `FusedOptimizer` is the one for schedulers."""
         return self._calls.collection.optimizer
 
     @property
@@ -106,17 +105,17 @@ class TableModule(nn.Module):
         """The scalar that requires grad in the place of the tables; it is not a parameter."""
         return self._anchor
 
-    def attach_optimizer(self, optimizer: AttachedOptimizer, group: int) -> None:
-        """Let backwards take the learning rate and gradient scale of an optimizer's group.
+    def attach_optimizer(self, optimizer: AttachedOptimizer, groups: Sequence[int]) -> None:
+        """Let backwards take the learning rates and gradient scale of an optimizer's groups.
 
         Parameters
         ----------
         optimizer : AttachedOptimizer
             Such as a `FusedOptimizer`; asked as long as it lives, or until another is attached.
-        group : int
-            Passed to its `apply_lr`.
+        groups : sequence of int
+            Each is passed to its `apply_lr`.
         """
-        self._calls.attach_optimizer(optimizer, group)
+        self._calls.attach_optimizer(optimizer, groups)
 
     # ---- calls -----------------------------------------------------------------------------
 
@@ -241,8 +240,8 @@ class TableModule(nn.Module):
         Parameters
         ----------
         state : dict
-            From `get_extra_state` of a module with the same tables, cache and kind of optimizer.
-            The seed is taken over, the learning rate is not.
+            From `get_extra_state` of a module with the same tables, cache and kinds of optimizer.
+            The seed is taken over, the learning rates are not.
 
         Raises
         ------
@@ -270,10 +269,13 @@ class TableModule(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._attach(portable.collection, clip, trained=trained)
 
+    def _optimizer_repr(self) -> str:
+        return "no shared optimizer" if self.optimizer is None else repr(self.optimizer)
+
     def extra_repr(self) -> str:
         """Return what ``repr`` says of the tables."""
         tables = self.tables
-        parts = [f"device={tables.device!r}", repr(self.optimizer)]
+        parts = [f"device={tables.device!r}", self._optimizer_repr()]
         if self.output_dtype is not torch.float32:
             parts.append(f"output_dtype={self.output_dtype}")
         if not self._anchor.requires_grad:

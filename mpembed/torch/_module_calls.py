@@ -66,7 +66,7 @@ class ModuleCalls:
         "_device",
         "_engine",
         "_gradient_as_is",
-        "_group",
+        "_groups",
         "_optimizer",
         "_unpooled",
         "clip_norm",
@@ -88,7 +88,7 @@ class ModuleCalls:
         self._unpooled = tables[0].name if tables[0].pooling == "none" else None
         self._device = None if collection.device == "cpu" else torch.device(collection.device)
         self._optimizer: weakref.ref[AttachedOptimizer] | None = None
-        self._group = 0
+        self._groups: tuple[int, ...] = ()
         self.set_clipping(clip_value, clip_norm)
         self.handle = next(_handles)
         _by_handle[self.handle] = self
@@ -98,9 +98,9 @@ class ModuleCalls:
         self.clip_value, self.clip_norm = value, norm
         self._gradient_as_is = self._optimizer is None and value is None and norm is None
 
-    def attach_optimizer(self, optimizer: AttachedOptimizer, group: int) -> None:
-        """Take learning rate and scale from an optimizer's group as long as the optimizer lives."""
-        self._optimizer, self._group = weakref.ref(optimizer), group
+    def attach_optimizer(self, optimizer: AttachedOptimizer, groups: Sequence[int]) -> None:
+        """Take learning rates and scale from an optimizer's groups as long as it lives."""
+        self._optimizer, self._groups = weakref.ref(optimizer), tuple(groups)
         self._gradient_as_is = False
 
     # ---- forward ---------------------------------------------------------------------------
@@ -170,10 +170,11 @@ class ModuleCalls:
         return weight_grad, True
 
     def _prepared(self, grad: Tensor) -> Tensor | None:
-        """Apply the attached learning rate; return the gradient unscaled and clipped, or None."""
+        """Apply the attached learning rates; return the gradient unscaled and clipped, or None."""
         optimizer = None if self._optimizer is None else self._optimizer()
         if optimizer is not None:
-            optimizer.apply_lr(self._group)
+            for group in self._groups:
+                optimizer.apply_lr(group)
             unscaled = optimizer.unscale(grad)
             if unscaled is None:
                 return None

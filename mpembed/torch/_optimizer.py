@@ -16,9 +16,10 @@ class FusedOptimizer(torch.optim.Optimizer):
     """A ``torch.optim.Optimizer`` for tables that the backward has already updated.
 
     Each optimizer of mpembed's in the model is one group of parameters, with the learning rate
-    `lr`. A backward uses the rate that its group holds at the time, so schedulers work as with any
-    optimizer. While an object of this class lives, set the rate in its groups: they overwrite the
-    `lr` of mpembed's optimizers.
+    `lr` and the names of its `tables`. A table with an optimizer or rate of its own has a group of
+    its own. A backward uses the rate that its group holds at the time, so schedulers work as with
+    any optimizer. While an object of this class lives, set the rate in its groups: they overwrite
+    the `lr` of mpembed's optimizers.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     TypeError
         If `model` is not a module.
     ValueError
-        If it contains no module of `mpembed.torch`.
+        If it contains no module of `mpembed.torch`, or all tables are frozen.
 
     Notes
     -----
@@ -49,21 +50,37 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise ValueError(
                 "model has no module of mpembed.torch: make this optimizer after convert(model)"
             )
-        grouped: dict[int, list[TableModule]] = {}
-        for module in modules:
-            grouped.setdefault(id(module.optimizer), []).append(module)
         self.grad_scaler = grad_scaler
         self._overflow_scale: float | None = None  # at which a gradient was not finite
-        self._fused: list[Optimizer] = [group[0].optimizer for group in grouped.values()]
-        groups = [
-            {"params": [module.autograd_anchor for module in group], "lr": group[0].optimizer.lr}
-            for group in grouped.values()
-        ]
+        self._fused: list[Optimizer] = []
+        groups: list[dict[str, Any]] = []
+        used = [self._add(module, groups) for module in modules]
+        if not groups:
+            raise ValueError(
+                "all tables of the model are frozen: there is nothing for this optimizer"
+            )
         super().__init__(groups, {"lr": 0.0})
-        for number, group in enumerate(grouped.values()):
-            for module in group:
-                module.attach_optimizer(self, number)
+        for module, numbers in zip(modules, used, strict=True):
+            module.attach_optimizer(self, numbers)
         self.zero_grad()
+
+    def _add(self, module: TableModule, groups: list[dict[str, Any]]) -> list[int]:
+        """Put a module's tables into the groups of their optimizers; return which these are."""
+        numbers: list[int] = []
+        for name, optimizer in module.tables.optimizers.items():
+            if optimizer is None:
+                continue
+            number = next((i for i, one in enumerate(self._fused) if one is optimizer), len(groups))
+            if number == len(groups):
+                self._fused.append(optimizer)
+                groups.append({"params": [], "lr": optimizer.lr, "tables": []})
+            if number not in numbers:
+                # PyTorch takes a parameter once: further groups of a module get a stand-in.
+                anchor = torch.zeros((), requires_grad=True) if numbers else module.autograd_anchor
+                groups[number]["params"].append(anchor)
+                numbers.append(number)
+            groups[number]["tables"].append(name)
+        return numbers
 
     def apply_lr(self, group: int) -> None:
         """Give the learning rate of a group to its optimizer.

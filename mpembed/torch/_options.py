@@ -55,7 +55,7 @@ class Options(ConvertOptions, total=False):
 
 
 def make_collection(
-    tables: Sequence[TableConfig], optimizer: Optimizer, options: Options
+    tables: Sequence[TableConfig], optimizer: Optimizer | None, options: Options
 ) -> tuple[EmbeddingBagCollection, ModuleOptions]:
     """Return a collection, and the options that are the module's own."""
     own: Any = {k: v for k, v in options.items() if k in ModuleOptions.__annotations__}

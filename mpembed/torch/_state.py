@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from mpembed._arguments.scalars import integer
-from mpembed._bindings import array_ops, contract
+from mpembed._bindings import contract
 from mpembed._bindings.device import Stream
+from mpembed._collection.records import StoredArray
+from mpembed._collection.state import COUNTERS, Counters
 from mpembed.collection import EmbeddingBagCollection, collection_state
 
-_FORMAT = 1
+_FORMAT = 3
 
 
 def _signed(array: Any) -> Any:
@@ -20,13 +22,10 @@ def _signed(array: Any) -> Any:
     return array.view(np.dtype(f"i{array.itemsize}")) if array.dtype.kind == "u" else array
 
 
-def _keys(collection: EmbeddingBagCollection) -> dict[str, str]:
-    """Return each array's name in a state: by the number of its table, whose name may change."""
-    names: dict[str, str] = {}
-    for number, table in enumerate(collection.tables):
-        for kind in ("rows", "state"):
-            names[f"table.{table.name}.{kind}"] = f"table.{number}.{kind}"
-    return {name: names.get(name, name) for name in collection_state(collection).arrays()}
+def _others(collection: EmbeddingBagCollection) -> dict[str, StoredArray]:
+    """Return the arrays that are not a table's: those a state has under their own names."""
+    arrays = collection_state(collection).arrays()
+    return {name: one for name, one in arrays.items() if not name.startswith("table.")}
 
 
 def _layout(collection: EmbeddingBagCollection) -> dict[str, Any]:
@@ -36,30 +35,44 @@ def _layout(collection: EmbeddingBagCollection) -> dict[str, Any]:
     return {
         "tables": [
             [t.num_embeddings, t.embedding_dim, t.precision, t.pooling]
+            + [settings.table_id(number), t.first_row]
             + ([t.name] if len(tables) > 1 else [])
-            for t in tables
+            for number, t in enumerate(tables)
         ],
         "cache": None if cache is None else [cache.policy, cache.ways],
-        "optimizer": [settings.optimizer.name, settings.optimizer.state_precision],
+        "optimizers": [
+            "frozen"
+            if one is None
+            else [one.kind, one.weight_decay_mode, *(state.precision for state in one.states)]
+            for one in settings.optimizers
+        ],
     }
 
 
 def _tensors(collection: EmbeddingBagCollection, on: Stream) -> dict[str, torch.Tensor]:
-    """Return the arrays and the step: on the CPU the same memory, of a device copies."""
-    arrays, keys = collection_state(collection).arrays(), _keys(collection)
-    if on.device.synchronous:
-        found = {keys[name]: torch.from_numpy(_signed(a)) for name, a in arrays.items()}
-        found["step"] = torch.from_numpy(collection_state(collection).step_array())
-        return found
-    copies = {
-        keys[name]: torch.from_numpy(_signed(array_ops.host(array_ops.read_only(a, on))))
-        for name, a in arrays.items()
+    """Return the arrays and counters: on the CPU the same memory, of a device copies.
+
+    Those of a table go by its number, for its name may change: "records", of each row the bytes and
+    those of its states of one value, and "states", the bytes of its states of a value an element.
+    """
+    state = collection_state(collection)
+    found = {
+        f"table.{number}.{name}": block
+        for number, records in enumerate(state.storage.tables)
+        for name, block in records.packed(on).items()
     }
-    return {**copies, "step": torch.tensor([collection_state(collection).step(on)])}
+    for name, stored in _others(collection).items():
+        found[name] = stored.shared(on)
+    tensors = {name: torch.from_numpy(_signed(array)) for name, array in found.items()}
+    if on.device.synchronous:
+        counts = state.counter_arrays()
+        return {**tensors, **{name: torch.from_numpy(count) for name, count in counts.items()}}
+    counters = state.counters(on).named()
+    return {**tensors, **{name: torch.tensor([count]) for name, count in counters.items()}}
 
 
 def state_of(collection: EmbeddingBagCollection) -> dict[str, Any]:
-    """Return all that training changes, except the learning rate."""
+    """Return all that training changes, except the learning rates."""
     with collection_state(collection).reading() as on:
         return {
             "format": _FORMAT,
@@ -80,35 +93,57 @@ def load(collection: EmbeddingBagCollection, state: Any) -> None:
         other = given.get(part) if isinstance(given, dict) else None
         if other != own:
             raise ValueError(
-                f"the state's {part} are {other}, the module's {own}: make the module as the one "
-                "that was saved"
+                f"the state has {part} {other}, the module {own}: make the module as the one that "
+                "was saved"
             )
     seed = integer("seed of the state", state.get("seed"), 0, contract.MAX_SEED)
     with collection_state(collection).writing():
-        arrays, step = _checked(collection, state.get("arrays"))
-        collection_state(collection).restore(arrays, step, seed)
+        arrays, counters = _checked(collection, state.get("arrays"))
+        collection_state(collection).restore(arrays, counters, seed)
 
 
-def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[dict[str, Any], int]:
-    """Return NumPy arrays by the collection's own names, and the step."""
-    keys, result = _keys(collection), {}
-    if not isinstance(found, dict) or set(found) != {*keys.values(), "step"}:
+def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[dict[str, Any], Counters]:
+    """Return NumPy arrays by the collection's own names, and the counters."""
+    state = collection_state(collection)
+    others, result = _others(collection), {}
+    blocks = {
+        f"table.{number}.{name}": (records.count, width)
+        for number, records in enumerate(state.storage.tables)
+        for name, width in records.block_bytes().items()
+    }
+    expected = {*blocks, *others, *COUNTERS}
+    if not isinstance(found, dict) or set(found) != expected:
         have = sorted(found) if isinstance(found, dict) else found
-        raise ValueError(f"the state has the arrays {have}, not {sorted([*keys.values(), 'step'])}")
-    for name, own in collection_state(collection).arrays().items():
-        dtype = np.dtype(own.dtype)
+        raise ValueError(f"the state has the arrays {have}, not {sorted(expected)}")
+    given = {
+        key: np.ascontiguousarray(_array(key, found[key], np.dtype(np.int8), shape)).view(np.uint8)
+        for key, shape in blocks.items()
+    }
+    for number, (table, records) in enumerate(
+        zip(collection.tables, state.storage.tables, strict=True)
+    ):
+        packed = {name: given[f"table.{number}.{name}"] for name in records.block_bytes()}
+        for field, values in zip(records.fields, records.unpacked(packed), strict=True):
+            result[f"table.{table.name}.{field.name}"] = values
+    for name, own in others.items():
+        dtype = own.dtype
         stored = np.dtype(f"i{dtype.itemsize}") if dtype.kind == "u" else dtype
-        values = _array(keys[name], found[keys[name]], stored, tuple(own.shape))
-        values = collection_state(collection).without_pins(name, values.view(dtype))
+        values = _array(name, found[name], stored, own.shape)
+        values = state.without_pins(name, values.view(dtype))
         try:
-            collection_state(collection).check(name, values)
+            state.check(name, values)
         except ValueError as error:
             raise ValueError(f"the state: {error}") from None
         result[name] = values
-    step = found["step"]
-    step = step if isinstance(step, torch.Tensor) else np.asarray(step)
-    number = int(_array("step", step, np.dtype(np.int64), (1,))[0])
-    return result, integer("step of the state", number, 0, contract.MAX_STEP)
+    step = _count("step", found["step"], contract.MAX_STEP)
+    return result, Counters(step, _count("updates", found["updates"], step))
+
+
+def _count(name: str, given: Any, most: int) -> int:
+    """Return a checked counter."""
+    values = given if isinstance(given, torch.Tensor) else np.asarray(given)
+    number = int(_array(name, values, np.dtype(np.int64), (1,))[0])
+    return integer(f"{name} of the state", number, 0, most)
 
 
 def _array(name: str, given: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:

@@ -10,6 +10,7 @@ from torch import nn
 
 import mpembed as mpe
 from mpembed.optim import OPTIMIZERS as OPTIMIZER_CLASSES
+from mpembed.optim import Optimizer
 from mpembed.torch import EmbeddingBagCollection
 from mpembed.train.data.clicks import NUM_CATS, NUM_INTS
 from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
@@ -17,6 +18,7 @@ from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
 BOTTOM = (NUM_INTS, 512, 256, 64)
 TOP = (512, 256, 1)
 MLP_ADAM_LR = 1e-3
+MOMENTUM = 0.9
 
 
 def _mlp(sizes: Sequence[int], relu_last: bool, generator: torch.Generator) -> nn.Sequential:
@@ -93,8 +95,27 @@ def mlp_optimizer(net: Perceptrons, options: TrainOptions) -> torch.optim.Optimi
         The optimizer.
     """
     if options.optimizer == "sgd":
-        return torch.optim.SGD(net.parameters(), lr=options.lr)
+        return torch.optim.SGD(net.parameters(), lr=options.table_lr)
     return torch.optim.Adam(net.parameters(), lr=MLP_ADAM_LR, fused=True)
+
+
+def table_optimizer(options: TrainOptions) -> Optimizer:
+    """Make the optimizer of the tables.
+
+    Parameters
+    ----------
+    options : TrainOptions
+        Its name and learning rate. All else is as by default, except that "sgd-momentum" has a
+        momentum of 0.9.
+
+    Returns
+    -------
+    mpembed.optim.Optimizer
+        The optimizer.
+    """
+    kind = OPTIMIZERS[options.optimizer]
+    own = {"momentum": MOMENTUM} if kind == "sgd_momentum" else {}
+    return OPTIMIZER_CLASSES[kind](lr=options.table_lr, **own)
 
 
 def make_tables(
@@ -131,7 +152,7 @@ def make_tables(
     return EmbeddingBagCollection(
         tables,
         cache=cache,
-        optimizer=OPTIMIZER_CLASSES[OPTIMIZERS[options.optimizer]](lr=options.lr),
+        optimizer=table_optimizer(options),
         seed=seed,
         rounding=setting.rounding,
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mpembed import registry
+from mpembed._arguments.scalars import FLOAT_MAX
 from mpembed._bindings.contract import MAX_SEED, MAX_THREADS
 
 PRECISIONS = tuple(registry.FORMATS)
@@ -15,8 +14,10 @@ ROUNDINGS = tuple(registry.ROUNDINGS)
 POLICIES = tuple(registry.POLICIES)
 #: The registry's name of each optimizer, by the name that the command line gives it.
 OPTIMIZERS = {name.replace("_", "-"): name for name in registry.OPTIMIZERS}
+#: Learning rates where none is given, for optimizers whose steps do not shrink with the gradients.
+DEFAULT_LRS = {"adam": 0.001, "rowwise-adam": 0.001, "lamb": 0.001}
+DEFAULT_LR = 0.1  #: that of all others
 DEFAULT_SETTINGS = ("fp32", "int8:0.05", "int4:0.05", "int4:0.01", "int2:0.05", "int4:0:nearest")
-_FLOAT_MAX = float(np.finfo(np.float32).max)
 _COUNT_MAX = 2**63 - 1
 # Larger batches would overflow the 32-bit positions of their ids, 26 a click.
 _BATCH_MAX = 1 << 24
@@ -105,7 +106,7 @@ class TrainOptions:
     epochs: int = 1
     rows: int | None = None
     optimizer: str = "rowwise-adagrad"
-    lr: float = 0.1
+    lr: float | None = None  # None becomes the optimizer's
     policy: str = "lfu"
     seed: int = 0
     seeds: int = 1
@@ -114,6 +115,8 @@ class TrainOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "optimizer", self.optimizer.replace("_", "-"))
+        object.__setattr__(self, "lr", self.table_lr)  # as results report it
         for name, value, low, high in (
             ("dim", self.dim, 1, registry.MAX_DIM),
             ("batch-size", self.batch_size, 1, _BATCH_MAX),
@@ -132,8 +135,8 @@ class TrainOptions:
         last = self.seed + self.seeds - 1
         if last > MAX_SEED:
             raise OptionError(f"--seeds is {self.seeds}; the last seed, {last}, exceeds {MAX_SEED}")
-        if not 0.0 < self.lr <= _FLOAT_MAX:
-            raise OptionError(f"--lr is {self.lr}; it must be above 0 and at most {_FLOAT_MAX:.4g}")
+        if not 0.0 < self.table_lr <= FLOAT_MAX:
+            raise OptionError(f"--lr is {self.lr}; it must be above 0 and at most {FLOAT_MAX:.4g}")
         for name, choice, known in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("policy", self.policy, POLICIES),
@@ -146,6 +149,11 @@ class TrainOptions:
                 raise OptionError(f"--setting: {name!r} is given twice")
         if not names:
             raise OptionError("--setting: at least one is needed")
+
+    @property
+    def table_lr(self) -> float:
+        """The learning rate of the tables: `lr`, or the optimizer's default."""
+        return DEFAULT_LRS.get(self.optimizer, DEFAULT_LR) if self.lr is None else self.lr
 
     @property
     def log_shift(self) -> int:

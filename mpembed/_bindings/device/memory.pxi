@@ -87,9 +87,6 @@ cdef int give_back_deferred() except -1:
     return 0
 
 
-cdef int64_t borrows_until_failure = 0
-
-
 def fail_borrow(int64_t n):
     """Let the n-th borrowing of workspace from now on find no memory; return what was left.
 
@@ -102,14 +99,11 @@ def fail_borrow(int64_t n):
 
 cdef Memory borrow(Stream on, int64_t nbytes):
     """Return memory in the order of a stream; what tracemalloc counts on the CPU."""
-    global borrows_until_failure
     cdef Device device = on.device
     cdef Memory made = Memory.__new__(Memory)
     cdef Outcome outcome
-    if borrows_until_failure > 0:
-        borrows_until_failure -= 1
-        if borrows_until_failure == 0:
-            raise MemoryError("fail_borrow")
+    if borrow_fails():
+        raise MemoryError("fail_borrow")
     made.device, made.nbytes, made.placement, made.return_stream = device, nbytes, -1, on
     give_back_deferred()
     on.query_capture()

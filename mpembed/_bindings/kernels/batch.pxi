@@ -1,8 +1,8 @@
-# Batches and a group's share of them; part of kernels.pyx.
+# Batches, and the lookups of one table; part of kernels.pyx.
 
 
 cdef class Batch:
-    """A caller's table-major batch: dtypes and shapes are checked; the CPU checks the offsets here.
+    """A caller's table-major batch, whose dtypes and shapes are checked.
 
     `sources` are the caller's own arrays where the batch was joined out of a dict, else None.
     """
@@ -10,18 +10,11 @@ cdef class Batch:
     cdef mpe_batch batch  # as the kernels see it
     cdef readonly View indices, offsets, weights
     cdef readonly list sources
-    cdef Memory memory
-    cdef mpe_error* errors  # of the offsets, then one a group; where the kernels run
-    cdef int num_groups
-    cdef readonly bint refused  # on the CPU: an index is out of range
 
-    def __init__(self, Stream on, View indices, View offsets, View weights, int num_features,
-                 int num_groups, list sources=None):
-        cdef Outcome outcome
+    def __init__(self, View indices, View offsets, View weights, int num_features,
+                 list sources=None):
         self.indices, self.offsets, self.weights = indices, offsets, weights
-        self.sources, self.num_groups = sources, num_groups
-        self.memory = borrow(on, (1 + num_groups) * sizeof(mpe_error))
-        self.errors = <mpe_error*>self.memory.data
+        self.sources = sources
         self.batch.indices = indices.data
         self.batch.offsets = offsets.data
         self.batch.weights = <const float*>weights.data if weights is not None else NULL
@@ -30,11 +23,6 @@ cdef class Batch:
         self.batch.num_features = num_features
         self.batch.index_bits = indices.type.bits
         self.batch.offset_bits = offsets.type.bits
-        outcome = launch(on.device.target, on.device.kernels.check_offsets, &self.batch, on.handle,
-                         self.errors)
-        if outcome.status == MPE_ERR_OFFSETS:
-            raise offsets_error(self.errors, offsets.extent[0] - 1, self.batch.num_indices)
-        on.device.check(outcome, "checking offsets")
 
     @property
     def batch_size(self):
@@ -55,39 +43,16 @@ cdef class Batch:
         cdef View v
         return [v for v in self.arguments() if v is not None and v.kind != F32]
 
-    def table_counts(self, Stream on):
+    def table_counts(self, OpenedBatch opened, Stream on):
         """Return the indices of each table; a device is waited for if there are several."""
         cdef int64_t size = self.batch.batch_size
         cdef int t
         if self.batch.num_features == 1:
             return [self.batch.num_indices]
         ends = host_copy(self.offsets, on)
-        self.raise_offsets(on)
+        opened.raise_offsets(self, on)
         return [int(ends[(t + 1) * size]) - int(ends[t * size])
                 for t in range(self.batch.num_features)]
-
-    def found(self, Stream on):
-        """Return (table id, position, value, count) of indices out of range, or None.
-
-        ValueError for offsets. A device is waited for.
-        """
-        cdef vector[mpe_error] errors
-        cdef mpe_error one
-        if on.device.raises_at_once and not self.refused:
-            return None  # the kernels have said so
-        errors.resize(1 + self.num_groups)
-        download(on, errors.data(), self.errors, errors.size() * sizeof(mpe_error))
-        one = first_error(errors.data(), 1 + self.num_groups)
-        if one.status == MPE_ERR_OFFSETS:
-            raise offsets_error(&one, self.offsets.extent[0] - 1, self.batch.num_indices)
-        return None if one.status == MPE_OK else (one.table, one.position, one.value, one.count)
-
-    cdef int raise_offsets(self, Stream on) except -1:
-        cdef mpe_error error
-        download(on, &error, self.errors, sizeof(mpe_error))
-        if error.status == MPE_ERR_OFFSETS:
-            raise offsets_error(&error, self.offsets.extent[0] - 1, self.batch.num_indices)
-        return 0
 
     cdef int64_t offset(self, int64_t i) noexcept:
         """One of the offsets of a batch in host memory."""
@@ -98,6 +63,9 @@ cdef class Batch:
     def first_index(self, int table):
         """Return where a table's indices begin in a batch in host memory."""
         return self.offset(table * self.batch.batch_size)
+
+    cdef object offsets_error(self, const mpe_error* error):
+        return offsets_error(error, self.offsets.extent[0] - 1, self.batch.num_indices)
 
 
 cdef extern from "mpembed/error.h" namespace "mpembed" nogil:
@@ -126,33 +94,37 @@ cdef inline int64_t reserve_piece(int64_t* end, int64_t nbytes) noexcept:
 
 
 cdef class GroupBatch:
-    """A group's share of a batch: its keys, and after `dedup` its unique rows and their slots.
+    """The lookups of a batch of one table: its keys, and after `dedup` its unique rows.
 
-    Kernels trust what the arrays hold, so Python sees none of them.
+    Kernels trust what the arrays hold, so Python sees none of them. A device is waited for, so that
+    what is wrong with the batch is known.
     """
 
     cdef mpe_lookups lookups
     cdef mpe_unique unique
-    cdef Memory lookup_memory, weight_memory, unique_memory, slot_memory  # None before needed
-    cdef int64_t num_bags
-    cdef int64_t unique_capacity  # at least as many as the unique rows; on the CPU their number
-    cdef bint admitted  # the slots are filled and pinned
-    cdef int64_t admission  # which of the group's
+    cdef Memory lookup_memory, weight_memory, unique_memory  # None before needed
+    cdef readonly tuple found  # an index out of range: (table, position, value, count), or None
 
     def __init__(self, Group group, Batch batch, Stream on):
-        cdef int64_t n = group.num_lookups(batch), end = 0
-        cdef int64_t num_tables = group.group.num_tables, bags = num_tables * batch.batch.batch_size
+        cdef int64_t n = batch.batch.num_indices, end = 0, bags = batch.batch.batch_size
         cdef int64_t keys, bag_numbers, bag_offsets, origins, dropped
+        cdef Memory memory = borrow(on, 2 * sizeof(mpe_error))
+        cdef mpe_error* errors = <mpe_error*>memory.data
+        cdef Outcome outcome
         if n > MPE_MAX_LOOKUPS or bags > MPE_MAX_LOOKUPS:
-            raise ValueError(f"a batch may have at most {MPE_MAX_LOOKUPS} indices and bags a "
-                             f"dimension, got {n} indices")
+            raise ValueError(
+                f"a batch may have at most {MPE_MAX_LOOKUPS} indices and bags, got {n} indices")
+        outcome = launch(on.device.target, on.device.kernels.check_offsets, &batch.batch, on.handle,
+                         errors)
+        if outcome.status == MPE_ERR_OFFSETS:
+            raise batch.offsets_error(errors)
+        on.device.check(outcome, "checking offsets")
         keys, bag_numbers = reserve_piece(&end, 8 * n), reserve_piece(&end, 4 * n)
         bag_offsets = reserve_piece(&end, 8 * (bags + 1))
-        origins, dropped = reserve_piece(&end, 8 * num_tables), reserve_piece(&end, 8 * num_tables)
+        origins, dropped = reserve_piece(&end, 8), reserve_piece(&end, 8)
         self.lookup_memory = borrow(on, end)
-        self.num_bags = bags
         self.lookups.n = n
-        self.lookups.batch_size = batch.batch.batch_size
+        self.lookups.batch_size = bags
         self.lookups.keys = <uint64_t*>at(self.lookup_memory, keys)
         self.lookups.bags = <int32_t*>at(self.lookup_memory, bag_numbers)
         self.lookups.bag_offsets = <int64_t*>at(self.lookup_memory, bag_offsets)
@@ -161,67 +133,37 @@ cdef class GroupBatch:
         if batch.weights is not None:
             self.weight_memory = borrow(on, 4 * n)
             self.lookups.weights = <float*>self.weight_memory.data
+        outcome = launch(on.device.target, on.device.kernels.prepare, &group.group, &batch.batch, 0,
+                         errors, &self.lookups, on.handle, errors + 1)
+        if outcome.status != MPE_ERR_INDEX:
+            on.device.check(outcome, "reading a batch")
+        self.read_errors(batch, errors, on, outcome.status == MPE_ERR_INDEX)
+
+    cdef int read_errors(self, Batch batch, mpe_error* errors, Stream on, bint refused) except -1:
+        cdef mpe_error found[2]
+        cdef mpe_error one
+        if on.device.raises_at_once and not refused:
+            return 0
+        download(on, found, errors, 2 * sizeof(mpe_error))
+        one = first_error(found, 2)
+        if one.status == MPE_ERR_OFFSETS:
+            raise batch.offsets_error(&one)
+        if one.status != MPE_OK:
+            self.found = one.table, one.position, one.value, one.count
+        return 0
 
     def dedup(self, Group group, Stream on):
-        """Find the unique rows, once."""
-        cdef Memory memory
+        """Find the unique rows."""
         cdef uint64_t limit = group.total_rows
         cdef int64_t n = self.lookups.n, end = 0, rows, starts, positions
-        cdef mpe_unique unique
-        if self.unique_memory is not None:
-            return
         rows, starts = reserve_piece(&end, 8 * n + 8), reserve_piece(&end, 8 * n + 8)
         positions = reserve_piece(&end, 4 * n)
-        memory = borrow(on, end)
-        unique.count = <int64_t*>at(memory, rows)
-        unique.rows = <uint64_t*>(unique.count + 1)
-        unique.starts = <int64_t*>at(memory, starts)
-        unique.positions = <int32_t*>at(memory, positions)
+        self.unique_memory = borrow(on, end)
+        self.unique.count = <int64_t*>at(self.unique_memory, rows)
+        self.unique.rows = <uint64_t*>(self.unique.count + 1)
+        self.unique.starts = <int64_t*>at(self.unique_memory, starts)
+        self.unique.positions = <int32_t*>at(self.unique_memory, positions)
         on.device.check(
-            launch(on.device.target, on.device.kernels.dedup, self.lookups.keys, n, limit, &unique,
-                   on.handle),
+            launch(on.device.target, on.device.kernels.dedup, self.lookups.keys, n, limit,
+                   &self.unique, on.handle),
             "dedup")
-        # A device is not waited for: its count is known to be at most this.
-        self.unique_capacity = unique.count[0] if on.device.synchronous else n
-        self.unique_memory, self.unique = memory, unique
-
-    def reserve(self, Group group, Stream on):
-        """Allocate and compute what an admission needs, changing no state."""
-        if group.cached:
-            self.dedup(group, on)
-            self.slot_memory = borrow(on, 4 * self.unique_capacity)
-
-    cdef int32_t* unique_slots(self) noexcept:
-        """Return the slots of the unique rows, as the admission found them."""
-        return <int32_t*>self.slot_memory.data
-
-    def same_rows(self, GroupBatch other):
-        """Whether two batches of the CPU ask for the same rows in the same bags.
-
-        Indices that were dropped are equal.
-        """
-        return (self.lookups.n == other.lookups.n
-                and self.lookups.batch_size == other.lookups.batch_size
-                and memcmp(self.lookups.keys, other.lookups.keys, 8 * self.lookups.n) == 0
-                and memcmp(self.lookups.bag_offsets, other.lookups.bag_offsets,
-                           8 * (self.num_bags + 1)) == 0)
-
-    def use_weights_of(self, GroupBatch other):
-        """Use another batch's per-sample weights."""
-        self.weight_memory = other.weight_memory
-        self.lookups.weights = other.lookups.weights
-
-    cdef list memories(self):
-        return [memory for memory in (self.lookup_memory, self.weight_memory, self.unique_memory,
-                                      self.slot_memory) if memory is not None]
-
-    def give_back_on(self, Stream on):
-        """Give the memory back in the order of another stream, which follows all that used it."""
-        cdef Memory memory
-        for memory in self.memories():
-            memory.give_back_on(on)
-
-    @property
-    def nbytes(self):
-        cdef Memory memory
-        return sum([memory.nbytes for memory in self.memories()])

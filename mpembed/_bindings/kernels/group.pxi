@@ -1,21 +1,30 @@
-# The tables of one dimension and what is done with them; part of kernels.pyx.
+# Tables of one dimension and optimizer, and what is done with them; part of kernels.pyx.
+
+
+cdef inline mpe_outputs matrix(View view) noexcept:
+    """Return one matrix for all outputs."""
+    cdef mpe_outputs outputs
+    outputs.shared.data, outputs.shared.stride = <float*>view.data, view.extent[1]
+    outputs.tables = NULL
+    return outputs
 
 
 cdef class Group:
-    """The tables of one dimension and their cache, as the kernels see them.
+    """Tables of one dimension and optimizer and their cache, as the kernels see them.
 
-    `number` is the group's place among the groups of a collection. After the last table and the
-    cache comes `upload_descriptors`.
+    `number` is the group's place among the groups of a collection. After the last table, the
+    optimizer (none: the tables are frozen) and the cache comes `upload_descriptors`.
     """
 
     cdef mpe_group group  # as the kernels see it
     cdef mpe_cache cache
+    cdef mpe_optimizer optimizer
+    cdef UpdateRules rules
     cdef mpe_table* tables
     cdef StepCounter steps
     cdef Device device
     cdef Memory descriptors  # the tables again, where a device's kernels run
     cdef int capacity, number
-    cdef int64_t admissions
     cdef readonly list names
     cdef list arrays  # which the group keeps alive
     cdef readonly int64_t total_rows
@@ -37,10 +46,6 @@ cdef class Group:
     def __dealloc__(self):
         free(self.tables)
 
-    def reseed(self, uint64_t seed):
-        """Draw all random bits from this seed from the next call on."""
-        self.group.seed = seed
-
     @property
     def dim(self):
         return self.group.dim
@@ -50,26 +55,57 @@ cdef class Group:
         return self.group.cache != NULL
 
     @property
+    def trained(self):
+        return self.group.optimizer != NULL
+
+    @property
     def nbytes(self):
         """Bytes of the device's copy of the descriptors."""
         return 0 if self.descriptors is None else self.descriptors.nbytes
 
-    def add_table(self, str name, rows, state, stats, int precision, int table_id, int pooling,
-                  int state_format, int64_t column):
-        """Add a table (arrays or Views; stats and state may be None).
+    def add_table(self, str name, int64_t num_rows, rows, int64_t row_stride, list states, stats, *,
+                  int precision, int pooling, int table_id, int64_t first_row, int feature,
+                  int64_t column):
+        """Add a table.
 
-        `column` is where its columns begin in the pooled output.
+        Parameters
+        ----------
+        rows : int
+            Address of row 0; rows lie `row_stride` bytes apart.
+        states : list of (int, int, int)
+            Address, stride in bytes and format of each of the optimizer's states.
+        stats : array or None
+            Its counters.
+        first_row : int
+            Number of row 0 in the whole table.
+        feature : int
+            Its place in a batch.
+        column : int
+            Where its columns begin in the pooled output.
         """
-        self.add_rows(name, rows.shape[0], _address(rows))
-        cdef mpe_table* table = &self.tables[self.group.num_tables - 1]
-        table.state = _address(state)
+        cdef mpe_table* table
+        self.add_rows(name, num_rows, <void*><uintptr_t>rows)
+        table = &self.tables[self.group.num_tables - 1]
+        table.row_stride = row_stride
+        for i, (address, stride, state_format) in enumerate(states):
+            table.states[i].data = <uint8_t*><uintptr_t>address
+            table.states[i].stride, table.states[i].format = stride, state_format
         table.stats = <int64_t*>_address(stats)
-        table.precision = precision
-        table.table_id = table.feature = table_id
-        table.pooling = pooling
-        table.state_format = state_format
-        table.column = column
-        self.arrays.append((rows, state, stats))
+        table.precision, table.pooling = precision, pooling
+        table.table_id, table.first_row = table_id, first_row
+        table.feature, table.column = feature, column
+        self.arrays.append(stats)
+
+    def keep_alive(self, *arrays):
+        """Keep what the tables' addresses lie in."""
+        self.arrays.extend(arrays)
+
+    def set_optimizer(self, UpdateRules rules, int first, int kind, int decay_mode):
+        """Train the tables; `first` is the first one's place among the tables of the rules."""
+        self.rules = rules
+        self.optimizer.kind, self.optimizer.decay_mode = kind, decay_mode
+        self.optimizer.coefficients = rules.coefficients + first * MPE_MAX_COEFFICIENTS
+        self.group.optimizer = &self.optimizer
 
     cdef int add_rows(self, str name, int64_t num_rows, void* rows) except -1:
         cdef mpe_table* table
@@ -88,11 +124,12 @@ cdef class Group:
         """Add a table without rows, whose row numbers are below a limit."""
         self.add_rows(name, below, NULL)
 
-    def set_cache(self, tags, meta, rows, sketch, counters, int policy):
+    def set_cache(self, tags, meta, rows, values, sketch, counters, int policy):
         """Use these arrays as the cache."""
         self.cache.tags = <uint64_t*>_address(tags)
         self.cache.meta = <uint32_t*>_address(meta)
         self.cache.rows = <float*>_address(rows)
+        self.cache.values = <float*>_address(values)
         self.cache.sketch = <uint8_t*>_address(sketch)
         self.cache.counters = <uint64_t*>_address(counters)
         self.cache.num_sets = tags.shape[0]
@@ -100,7 +137,7 @@ cdef class Group:
         self.cache.sketch_width = sketch.shape[1] if sketch is not None else 0
         self.cache.policy = policy
         self.group.cache = &self.cache
-        self.arrays.append((tags, meta, rows, sketch, counters))
+        self.arrays.append((tags, meta, rows, values, sketch, counters))
 
     def upload_descriptors(self, Stream on, *, bint permanent=False):
         """Copy the tables' descriptors to the device, for one call or for good (`permanent`)."""
@@ -118,120 +155,24 @@ cdef class Group:
                    b, on.handle),
             "initial rows")
 
-    cdef int64_t num_lookups(self, Batch batch) noexcept:
-        """How many lookups of a batch are the group's: on the CPU exactly, on a device at most."""
-        cdef int64_t n = 0, size = batch.batch.batch_size
-        cdef int t, feature
-        if not self.device.synchronous or self.group.num_tables == batch.batch.num_features:
-            return batch.batch.num_indices
-        for t in range(self.group.num_tables):
-            feature = self.tables[t].feature
-            n += batch.offset((feature + 1) * size) - batch.offset(feature * size)
-        return n
-
-    def prepare(self, Batch batch, bint drop, Stream on):
-        """Return the group's lookups; what is wrong with them is in the batch."""
-        cdef GroupBatch share = GroupBatch(self, batch, on)
-        cdef mpe_error* error = batch.errors + 1 + self.number
-        cdef Outcome outcome
-        outcome = launch(
-            self.device.target, self.device.kernels.prepare, &self.group, &batch.batch, drop,
-            batch.errors, &share.lookups, on.handle, error)
-        if outcome.status == MPE_ERR_INDEX:
-            batch.refused = True  # the CPU alone says so
-        else:
-            self.device.check(outcome, "reading a batch")
-        return share
-
-    def discard(self, Batch batch, GroupBatch share, DeviceErrors errors, Stream on):
-        """Empty the lookups of a batch in which something is wrong, which goes to `errors`."""
-        cdef int count = 1 + batch.num_groups
+    def lookup(self, GroupBatch lookups, View out, Stream on):
+        """Write the outputs of a table without a cache."""
+        cdef mpe_outputs outputs = matrix(out)
+        cdef mpe_lookup_args args
+        args.group, args.lookups, args.outputs = &self.group, &lookups.lookups, &outputs
+        args.slots = NULL
         self.device.check(
-            launch(self.device.target, self.device.kernels.discard, &self.group, &share.lookups,
-                   batch.errors, count, errors.found, on.handle),
-            "refusing a batch")
+            launch(self.device.target, self.device.kernels.lookup, &args, 1, on.handle), "lookup")
 
-    def count(self, GroupBatch share, bint unique, bint accesses, bint dropped, Stream on):
-        """Add to the statistics what no other kernel counts."""
-        cdef const mpe_unique* rows = &share.unique if unique else NULL
+    def update(self, GroupBatch lookups, View grad, DeviceErrors errors, Stream on):
+        """Update a table without a cache; rows that would not be finite are left out and go to
+        `errors`."""
+        cdef mpe_outputs outputs = matrix(grad)
+        cdef mpe_gradient gradient
+        gradient.lookups, gradient.grad = &lookups.lookups, &outputs
         self.device.check(
-            launch(self.device.target, self.device.kernels.count, &self.group, &share.lookups,
-                   rows, accesses, dropped, on.handle),
-            "counting")
-
-    def admit(self, GroupBatch share, Stream on):
-        """Admission of reserved lookups: their unique rows are pinned."""
-        self.admissions += 1
-        share.admission = self.admissions
-        self.device.check(
-            launch(self.device.target, self.device.kernels.cache_admit, &self.group, &share.unique,
-                   share.lookups.n, share.unique_slots(), on.handle),
-            "cache admission")
-        share.admitted = True
-
-    def refresh(self, GroupBatch share, CallWorkspace workspace, Stream on):
-        """Find the slots of admitted rows as they are now; rows not cached are looked up again."""
-        cdef int32_t* slots = share.unique_slots()
-        # On a device launches of graphs admit rows too, which nobody counts here.
-        if self.device.synchronous and share.admission == self.admissions:
-            workspace.unique_slots = slots
-            return
-        self.device.check(
-            launch(self.device.target, self.device.kernels.cache_refresh, &self.group,
-                   &share.unique, share.lookups.n, slots, workspace.unique_slots, on.handle),
-            "finding cached rows")
-
-    def scatter(self, GroupBatch share, CallWorkspace workspace, Stream on):
-        """Spread the unique rows' slots over their lookups."""
-        self.device.check(
-            launch(self.device.target, self.device.kernels.scatter_slots, &share.unique,
-                   workspace.unique_slots, share.lookups.n, workspace.slots, on.handle),
-            "spreading slots")
-
-    def locate(self, GroupBatch share, CallWorkspace workspace, Stream on):
-        """Find each lookup's slot by probing the cache; no state changes."""
-        self.device.check(
-            launch(self.device.target, self.device.kernels.cache_locate, &self.cache,
-                   share.lookups.keys, share.lookups.n, workspace.slots, on.handle),
-            "finding cached rows")
-
-    def release(self, GroupBatch share, Stream on):
-        """Take the pins back."""
-        if not share.admitted:
-            return
-        share.admitted = False
-        self.device.check(
-            launch(self.device.target, self.device.kernels.cache_release, &self.cache,
-                   &share.unique, share.lookups.n, share.unique_slots(), on.handle),
-            "unpinning")
-
-    def flush(self, Stream on):
-        """Write dirty slots back."""
-        self.device.check(
-            launch(self.device.target, self.device.kernels.cache_flush, &self.group, on.handle),
-            "flush")
-
-    def weight_grad(self, GroupBatch share, CallWorkspace workspace, out, Stream on):
-        """Write the gradient of the per-sample weights of this group's tables into `out`."""
-        cdef float* target = <float*>_address(out)
-        self.device.check(
-            launch(self.device.target, self.device.kernels.weight_grad, &self.group,
-                   &share.lookups, workspace.slots, &workspace.outputs, target, on.handle),
-            "weight gradient")
-
-    def update(self, GroupBatch share, CallWorkspace workspace, tuple optimizer,
-               DeviceErrors errors, Stream on):
-        """Fused update; rows that would not be finite are left out and go to `errors`."""
-        cdef mpe_optimizer settings
-        cdef mpe_error* nonfinite = errors.found + 1 + self.number
-        (settings.kind, settings.decay_mode, settings.lr, settings.eps,
-         settings.weight_decay) = optimizer
-        # A graph keeps its kernels' parameters: it reads what may change.
-        settings.device_lr = self.steps.lr if on.capture != 0 else NULL
-        self.device.check(
-            launch(self.device.target, self.device.kernels.update, &self.group, &settings,
-                   &share.lookups, &share.unique, workspace.unique_slots, &workspace.outputs,
-                   nonfinite, on.handle),
+            launch(self.device.target, self.device.kernels.update, &self.group, &gradient, 1,
+                   &lookups.unique, NULL, errors.found + 1, on.handle),
             "update")
 
     def row_of(self, int64_t key):

@@ -2,22 +2,20 @@
 
 
 cdef class StepCounter:
-    """The write step of a collection and its learning rate for graphs, where the kernels run.
+    """The write step of a collection, where the kernels run.
 
-    `taken` is the host's own count of steps, without those that graphs have taken since `read`.
+    `taken` is the number of steps; of a device, without those of graphs since `read`.
     """
 
     cdef Device device
     cdef Memory memory
     cdef uint64_t* step
-    cdef float* lr
-    cdef readonly uint64_t taken
+    cdef uint64_t counted  # a device's, by the host
 
     def __init__(self, Stream on, uint64_t start, *, bint permanent=False):
         self.device = on.device
-        self.memory = memory_for(on, sizeof(uint64_t) + sizeof(float), permanent)
+        self.memory = memory_for(on, sizeof(uint64_t), permanent)
         self.step = <uint64_t*>self.memory.data
-        self.lr = <float*>(self.step + 1)
         self.set(start, on)
 
     @property
@@ -32,34 +30,18 @@ cdef class StepCounter:
 
     def set(self, uint64_t step, Stream on):
         """Continue from a step."""
-        self.taken = step
+        self.counted = step
         upload(on, self.step, &step, sizeof(step))
 
-    def set_lr(self, float lr, Stream on):
-        """Set the learning rate of updates in graphs."""
-        upload(on, self.lr, &lr, sizeof(lr))
-
-    def advance(self, Stream on):
-        """Take a step: for a call that may write."""
-        self.device.check(
-            call(self.device.target, self.device.kernels.advance, self.step, on.handle),
-            "taking a step")
-        self.taken += 1
-
-    def undo(self):
-        """Take back the step of a call that has changed nothing; a device's step is left.
-
-        Other work may be queued behind it, which counts on it.
-        """
-        if self.device.raises_at_once:
-            self.step[0] -= 1
-            self.taken -= 1
+    @property
+    def taken(self):
+        return self.step[0] if self.device.synchronous else self.counted
 
     def read(self, Stream on):
         """Return the step; a device is waited for."""
         cdef uint64_t step = 0
         download(on, &step, self.step, sizeof(step))
-        self.taken = step
+        self.counted = step
         return step
 
 

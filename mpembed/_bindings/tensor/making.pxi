@@ -130,3 +130,11 @@ def piece(Tensor t, int64_t begin, int64_t end):
     made.extent[0] = end - begin
     made.data = t.data + begin * each
     return made
+
+
+def reshaped(Tensor t, shape, dtype):
+    """Return the same memory with another shape and type of as many bytes."""
+    cdef Stream written = t.memory.written
+    cdef Tensor made = new_tensor(t.memory, tuple(shape), np.dtype(dtype), written)
+    made.data, made.read_only = t.data, t.read_only
+    return made

@@ -1,0 +1,75 @@
+"""Which tables of a collection share kernels and a cache."""
+
+from dataclasses import dataclass
+
+from mpembed import registry
+from mpembed._bindings import kernels
+from mpembed._collection.settings import Settings
+from mpembed.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """Tables with the same dimension, kind of optimizer and mode of weight decay.
+
+    Attributes
+    ----------
+    dim : int
+        Their dimension.
+    optimizer : Optimizer or None
+        That of the first table; its kind and decay mode are those of all. None: frozen tables.
+    cached : bool
+        Whether they have a cache.
+    tables : tuple of int
+        Their places in the collection.
+    """
+
+    dim: int
+    optimizer: Optimizer | None
+    cached: bool
+    tables: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """The group in names of arrays, such as ``"64.adam"`` or ``"64.sgd.l2"``."""
+        if self.optimizer is None:
+            return f"{self.dim}.frozen"
+        mode = self.optimizer.weight_decay_mode
+        return f"{self.dim}.{self.optimizer.kind}" + ("" if mode == "none" else f".{mode}")
+
+    @property
+    def kind(self) -> int:
+        """The optimizer's number; -1 for frozen tables."""
+        return -1 if self.optimizer is None else registry.OPTIMIZERS[self.optimizer.kind]
+
+    @property
+    def slot_floats(self) -> int:
+        """Values of a cached row with its states of a value an element."""
+        return kernels.slot_floats(self.kind, self.dim)
+
+    @property
+    def slot_values(self) -> int:
+        """States of a value a row of a cached row."""
+        return kernels.slot_values(self.kind)
+
+
+def plan(settings: Settings) -> list[GroupPlan]:
+    """Return the groups: by dimension, then optimizer (frozen ones last), then decay mode.
+
+    A frozen table has a cache only where reading its rows takes the bus.
+    """
+    found: dict[tuple[int, ...], list[int]] = {}
+    for number, table in enumerate(settings.tables):
+        optimizer = settings.optimizers[number]
+        if optimizer is None:
+            cached = settings.cache is not None and table.placement == "host"
+            key = table.embedding_dim, len(registry.OPTIMIZERS), 0, int(cached)
+        else:
+            kind = registry.OPTIMIZERS[optimizer.kind]
+            mode = registry.WEIGHT_DECAYS[optimizer.weight_decay_mode]
+            key = table.embedding_dim, kind, mode, int(settings.cache is not None)
+        found.setdefault(key, []).append(number)
+    return [
+        GroupPlan(key[0], settings.optimizers[tables[0]], bool(key[3]), tuple(tables))
+        for key, tables in sorted(found.items())
+    ]
