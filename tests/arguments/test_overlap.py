@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from helpers import Array, batch, collection, digest, train
 
 import mpembed as mpe
 from mpembed import ops
+from mpembed.collection import collection_state
 
 MEMORY = np.zeros(4096, np.uint8)
 
@@ -23,6 +25,14 @@ def at(start: int, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 F4, U1, I4, I8 = np.float32, np.uint8, np.int32, np.int64
+
+
+def _two_states(update: Any, shape: tuple[int, ...], count: dict[str, int], s: int) -> Any:
+    """Call an optimizer with two states, of which the second begins at s."""
+    weights, grads = np.zeros((3, 8), F4), np.ones((3, 8), F4)
+    return update(weights, np.arange(3), grads, at(0, (3, 8), F4), at(s, shape, F4), lr=1, **count)
+
+
 # Each call gets where its second array begins: 8 bytes into the first, or behind it.
 CALLS: dict[str, tuple[int, Callable[[int], Any]]] = {
     "quantize": (96, lambda s: ops.quantize(at(0, (3, 8), F4), "int8", out=at(s, (3, 16), U1))),
@@ -98,6 +108,10 @@ CALLS: dict[str, tuple[int, Callable[[int], Any]]] = {
             at(0, (3, 8), F4), np.arange(3), np.ones((3, 8), F4), at(s, (3,), F4), lr=1
         ),
     ),
+    "adam_ state": (96, partial(_two_states, ops.adam_, (3, 8), {"updates": 1})),
+    "rowwise_adam_ state": (96, partial(_two_states, ops.rowwise_adam_, (3,), {"updates": 1})),
+    "lamb_ state": (96, partial(_two_states, ops.lamb_, (3, 8), {"updates": 1})),
+    "ftrl_ state": (96, partial(_two_states, ops.ftrl_, (3, 8), {})),
 }
 
 
@@ -162,21 +176,23 @@ def test_outputs_of_unpooled_tables_and_dict_batches() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_collections_own_memory_is_no_gradient(precision: str) -> None:
     emb = mpe.EmbeddingBagCollection(
-        [mpe.TableConfig("t", 32, 4, precision)],
+        [mpe.TableConfig("t", 32, 4, precision, init="zeros")],
         cache=mpe.CacheConfig(num_sets=1, ways=8),
         optimizer=mpe.Adagrad(0.1),
     )
     indices, offsets = np.arange(8), np.arange(9)
     emb.forward(indices, offsets)
-    arrays, before = emb.state_arrays(), digest(emb)
-    own = {"cache.4.rows": arrays["cache.4.rows"].reshape(8, 4)}
-    own["table.t.state"] = arrays["table.t.state"][2:10]
-    if precision == "fp32":
-        own["table.t.rows"] = arrays["table.t.rows"].view(np.float32)[:8]
+    before = digest(emb)
+    records = collection_state(emb).arrays()["table.t.rows"].memory  # rows with their states
+    own = {
+        "cache.4.adagrad.rows": emb.state_arrays()["cache.4.adagrad.rows"].reshape(-1)[:32],
+        "table.t.rows": records.reshape(-1)[:128].view(np.float32),
+    }
     for name, array in own.items():
+        values = array.reshape(8, 4)
         with pytest.raises(ValueError, match=f"grad: shares memory with the collection's '{name}'"):
-            emb.backward(array)
+            emb.backward(values)
         with pytest.raises(ValueError, match=f"values: shares memory with .*'{name}'"):
-            emb.set_rows("t", indices[::-1].copy(), array)
+            emb.set_rows("t", indices[::-1].copy(), values)
     assert digest(emb) == before
-    emb.backward(own["cache.4.rows"].copy())
+    emb.backward(np.array(own["cache.4.adagrad.rows"]).reshape(8, 4))

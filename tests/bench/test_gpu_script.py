@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from folders import ROOT
+
+from mpembed import registry
 
 PARTS = ["device", "build", "info", "tests", "training"]
 PARTS += ["memcheck", "racecheck", "initcheck", "synccheck", "benchmarks"]
@@ -158,9 +161,9 @@ def test_the_training_compares_and_runs_on_the_cpu(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 9
-    assert all(line.endswith(": same bytes") for line in lines)
+    trained = itertools.product(registry.OPTIMIZERS, [*registry.POLICIES, None])
+    expected = [f"{optimizer}, cache {policy}: same bytes" for optimizer, policy in trained]
+    assert sorted(done.stdout.splitlines()) == sorted(expected)
 
 
 def test_the_benchmarks_are_skipped_by_name_without_a_gpu(tmp_path: Path) -> None:

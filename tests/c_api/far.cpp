@@ -15,7 +15,9 @@ constexpr int64_t kStateBytes = kRows * 4;
 struct Far {
   Replica replica;
   mpe_table table{};
+  mpe_optimizer optimizer{};
   mpe_group group{};
+  float* coefficients;
   uint64_t* step;
   int64_t bytes = kRows * mpe_row_bytes(MPE_format_int8, kDim);
   void *rows = nullptr, *state = nullptr;
@@ -26,13 +28,17 @@ struct Far {
     rows = take(bytes);
     state = take(kStateBytes);
     table.rows = static_cast<uint8_t*>(rows);
-    table.state = state;
+    table.row_stride = mpe_row_bytes(MPE_format_int8, kDim);
+    table.states[0] = {static_cast<uint8_t*>(state), 4, MPE_format_fp32};
     table.num_rows = kRows;
     table.precision = MPE_format_int8;
     table.pooling = MPE_pooling_sum;
     step = replica.make<uint64_t>(1);
+    coefficients = replica.make<float>(MPE_MAX_COEFFICIENTS);
+    optimizer = {MPE_optimizer_rowwise_adagrad, MPE_decay_none, coefficients};
     group.tables = &table;
     group.device_tables = replica.make<mpe_table>(1, &table);
+    group.optimizer = &optimizer;
     group.step = step;
     group.seed = 7;
     group.num_tables = 1;
@@ -96,14 +102,16 @@ std::vector<float> work(Far& f, const std::vector<int64_t>& ids) {
   mpe_unique u{s.make<int64_t>(1), s.make<uint64_t>(n), s.make<int64_t>(n + 1), s.make<int32_t>(n)};
   mpe_error* errors = s.make<mpe_error>(2, std::vector<mpe_error>(2, kNoError).data());
   const mpe_outputs out{{s.make<float>(kDim), kDim}, nullptr};
-  const mpe_optimizer optimizer{
-      MPE_optimizer_rowwise_adagrad, MPE_decay_none, 0.1f, 1e-8f, 0.0f, nullptr};
+  const mpe_parameters parameters{MPE_optimizer_rowwise_adagrad, MPE_decay_none, {0.1, 0.0, 1e-8}};
+  const mpe_parameters* p = s.make<mpe_parameters>(1, &parameters);
   s.check(s.b->advance(f.step, nullptr), "advance");
   s.check(s.b->prepare(&f.group, &b, 0, errors, &l, nullptr, errors + 1), "prepare");
   s.check(s.b->dedup(l.keys, n, static_cast<uint64_t>(kRows), &u, nullptr), "dedup");
   const mpe_lookup_args part{&f.group, &l, nullptr, &out};
   s.check(s.b->lookup(&part, 1, nullptr), "lookup");
-  s.check(s.b->update(&f.group, &optimizer, &l, &u, nullptr, &out, errors, nullptr), "update");
+  s.check(s.b->begin_update(p, 1, s.make<uint64_t>(1), f.coefficients, nullptr), "begin_update");
+  const mpe_gradient gradient{&l, &out};
+  s.check(s.b->update(&f.group, &gradient, 1, &u, nullptr, errors, nullptr), "update");
   float* after = s.make<float>(n * kDim);
   s.check(s.b->read_rows(&f.group, k, n, after, nullptr), "read_rows");
   std::vector<float> all = s.read(out.shared.data, kDim);

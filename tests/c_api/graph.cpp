@@ -2,9 +2,7 @@
 // CPU.
 #include <cuda_runtime.h>
 
-#include <algorithm>
-
-#include "replica.h"
+#include "batch.h"
 
 namespace {
 
@@ -16,57 +14,80 @@ void runtime(cudaError_t error, const char* what) {
   if (error != cudaSuccess) g_report += std::string(what) + ": " + cudaGetErrorName(error) + "\n";
 }
 
-// A collection with one batch, and what a C++ program would do with it.
+// A collection with its batches, and what a C++ program would do with them.
 class Trainer {
  public:
-  Trainer(const mpe_backend* b, const Options& o) : c(b, o), o_(o) {
+  Trainer(const mpe_backend* b, const Options& o, int32_t layout) : c(b, o, layout), o_(o) {
     std::mt19937_64 rng(o.seed);
-    std::vector<int64_t> indices, offsets;
-    draw_bags(c, o, rng, &indices, &offsets);
-    const size_t room = std::max(indices.size(), static_cast<size_t>(o.batch_size));
-    std::vector<float> weights(indices.size()), grad(room * static_cast<size_t>(c.width()));
-    for (float& w : weights) w = static_cast<float>(rng() % 100) * 0.01f;
-    for (float& g : grad) g = static_cast<float>(rng() % 100) * 0.01f - 0.5f;
-    batch = std::make_unique<Batch>(c, o, indices, offsets, weights, grad, true, false);
-    lr = c.replica.make<float>(1);
+    std::vector<HostBatch> host;
+    for (int32_t i = 0; i < o.batches; ++i) host.push_back(draw_batch(c, o, rng));
+    batches = std::make_unique<Batches>(c, o, host);
   }
 
-  // Forward and backward, with a learning rate of the host's or of the device's.
-  void step(float host_lr, const float* device_lr, void* s) {
+  // Gives every table another learning rate, in the order of a stream.
+  void set_rate(double lr, void* s) {
+    for (mpe_parameters& p : c.host_parameters) p.values[0] = lr;
+    const int64_t bytes = static_cast<int64_t>(c.tables.size() * sizeof(mpe_parameters));
+    check(c.replica.b->copy(c.parameters, c.host_parameters.data(), bytes, s), "copy");
+  }
+
+  // Forward of every batch, then one update.
+  void step(void* s) {
+    const bool cached = o_.policy >= 0;
+    for (const auto& batch : batches->each) forward(*batch, s);
+    const mpe_backend* d = c.replica.b;
+    for (const auto& b : batches->each) {
+      check(d->weight_grad(&c.group, &b->l, cached ? b->each : nullptr, &b->gradients,
+                           b->weight_grad, s),
+            "weight_grad");
+    }
+    if (o_.optimizer >= 0) update(s);
+    for (const auto& b : batches->each) {
+      if (cached) check(d->cache_release(&c.cache, &b->u, b->l.n, b->slots, s), "cache_release");
+    }
+  }
+
+  Collection c;
+  std::unique_ptr<Batches> batches;
+
+ private:
+  void check(mpe_status status, const char* what) { c.replica.check(status, what); }
+
+  void forward(Batch& b, void* s) {
     const mpe_backend* d = c.replica.b;
     mpe_group* g = &c.group;
-    Batch& b = *batch;
     const bool cached = o_.policy >= 0;
     const int64_t n = b.l.n;
-    const int32_t* each = cached ? b.each : nullptr;
-    const auto check = [&](mpe_status status, const char* what) { c.replica.check(status, what); };
     check(d->advance(c.step, s), "advance");
     check(d->check_offsets(&b.b, s, b.errors), "check_offsets");
     check(d->prepare(g, &b.b, 0, b.errors, &b.l, s, b.errors + 1), "prepare");
     check(d->discard(g, &b.l, b.errors, 2, c.sink, s), "discard");
-    const uint64_t limit = static_cast<uint64_t>(c.total_rows());
-    check(d->dedup(b.l.keys, n, limit, &b.u, s), "dedup");
+    check(d->dedup(b.l.keys, n, static_cast<uint64_t>(c.total_rows()), &b.u, s), "dedup");
     if (cached) {
       check(d->cache_admit(g, &b.u, n, b.slots, s), "cache_admit");
       check(d->cache_refresh(g, &b.u, n, b.slots, b.fresh, s), "cache_refresh");
       check(d->scatter_slots(&b.u, b.fresh, n, b.each, s), "scatter_slots");
     }
-    const mpe_lookup_args part{g, &b.l, each, &b.outputs};
+    const mpe_lookup_args part{g, &b.l, cached ? b.each : nullptr, &b.outputs};
     check(d->lookup(&part, 1, s), "lookup");
-    check(d->advance(c.step, s), "advance");
-    check(d->weight_grad(g, &b.l, each, &b.gradients, b.weight_grad, s), "weight_grad");
-    const mpe_optimizer optimizer{o_.optimizer, o_.decay, host_lr, 1e-8f, 0.01f, device_lr};
-    check(d->update(g, &optimizer, &b.l, &b.u, cached ? b.fresh : nullptr, &b.gradients,
-                    c.nonfinite, s),
-          "update");
-    if (cached) check(d->cache_release(g->cache, &b.u, n, b.slots, s), "cache_release");
   }
 
-  Collection c;
-  std::unique_ptr<Batch> batch;
-  float* lr;
+  void update(void* s) {
+    const mpe_backend* d = c.replica.b;
+    Batches& all = *batches;
+    const uint64_t limit = static_cast<uint64_t>(c.total_rows());
+    check(d->dedup(all.keys, all.n, limit, &all.u, s), "dedup");
+    if (o_.policy >= 0) {
+      check(d->cache_refresh(&c.group, &all.u, all.n, all.none, all.fresh, s), "cache_refresh");
+    }
+    check(d->advance(c.step, s), "advance");
+    check(d->begin_update(c.parameters, c.group.num_tables, c.updates, c.coefficients, s),
+          "begin_update");
+    check(d->update(&c.group, all.gradients.data(), static_cast<int32_t>(all.gradients.size()),
+                    &all.u, o_.policy >= 0 ? all.fresh : nullptr, c.nonfinite, s),
+          "update");
+  }
 
- private:
   Options o_;
 };
 
@@ -82,7 +103,7 @@ cudaGraphExec_t capture(Trainer& t, void* stream, void* before, void* behind) {
   t.c.replica.check(d->capturing(stream, &number), "capturing");
   if (number == 0) g_report += "a captured stream has no number\n";
   t.c.replica.check(d->wait_in_graph(before, stream), "wait_in_graph");
-  t.step(0.0f, t.lr, stream);
+  t.step(stream);
   t.c.replica.check(d->record_in_graph(behind, stream), "record_in_graph");
   runtime(cudaStreamEndCapture(s, &graph), "end");
   runtime(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
@@ -95,18 +116,26 @@ void compare_all(Trainer& x, Trainer& y, const Options& o) {
     compare(x.c.replica, a, y.c.replica, b, n, what);
   };
   for (size_t t = 0; t < x.c.tables.size(); ++t) {
-    const mpe_table &a = x.c.tables[t], &b = y.c.tables[t];
-    same(a.rows, b.rows, a.num_rows * mpe_row_bytes(a.precision, o.dim), "rows");
-    same(static_cast<float*>(a.state), static_cast<float*>(b.state), a.num_rows * o.dim, "state");
-    same(a.stats, b.stats, MPE_NUM_STATS, "stats");
+    for (size_t f = 0; f < x.c.num_fields(); ++f) {
+      const std::string what = "table " + std::to_string(t) + " field " + std::to_string(f);
+      compare(x.c.read_field(t, f), y.c.read_field(t, f), what);
+    }
+    same(x.c.tables[t].stats, y.c.tables[t].stats, MPE_NUM_STATS, "stats");
   }
   same(x.c.step, y.c.step, 1, "step");
-  same(x.batch->out, y.batch->out, o.batch_size * x.c.width(), "output");
-  same(x.batch->weight_grad, y.batch->weight_grad, x.batch->l.n, "weight gradient");
+  same(x.c.updates, y.c.updates, 1, "updates");
+  for (size_t k = 0; k < x.batches->each.size(); ++k) {
+    const Batch &a = *x.batches->each[k], &b = *y.batches->each[k];
+    same(a.out, b.out, o.batch_size * x.c.width(), "output");
+    same(a.weight_grad, b.weight_grad, a.l.n, "weight gradient");
+  }
   if (o.policy < 0) return;
   same(x.c.cache.tags, y.c.cache.tags, x.c.slots(), "tags");
   same(x.c.cache.meta, y.c.cache.meta, x.c.slots(), "meta");
-  same(x.c.cache.rows, y.c.cache.rows, x.c.slots() * o.dim, "cache rows");
+  same(x.c.cache.rows, y.c.cache.rows, x.c.slots() * x.c.slot_floats(), "cache rows");
+  if (x.c.slot_values() > 0) {
+    same(x.c.cache.values, y.c.cache.values, x.c.slots() * x.c.slot_values(), "cache values");
+  }
   same(x.c.cache.sketch, y.c.cache.sketch, MPE_SKETCH_ROWS * x.c.cache.sketch_width, "sketch");
 }
 
@@ -117,7 +146,7 @@ extern "C" __attribute__((visibility("default"))) const char* launches(const mpe
                                                                        const mpe_backend* cuda,
                                                                        const Options* o) {
   g_report.clear();
-  Trainer here(cpu, *o), there(cuda, *o);
+  Trainer here(cpu, *o, o->layout), there(cuda, *o, o->other_layout);
   Replica& replica = there.c.replica;
   cudaStream_t stream;
   void *before, *behind;
@@ -126,12 +155,13 @@ extern "C" __attribute__((visibility("default"))) const char* launches(const mpe
   replica.check(cuda->create_event(&behind), "create_event");
   const cudaGraphExec_t exec = capture(there, stream, before, behind);
   for (int i = 0; i < kLaunches; ++i) {
-    const float lr = 0.1f / static_cast<float>(i + 1);
-    replica.check(cuda->copy(there.lr, &lr, sizeof lr, nullptr), "copy");
+    const double lr = 0.1 / (i + 1);
+    there.set_rate(lr, nullptr);
     replica.check(cuda->record(before, nullptr), "record");  // the launch waits for it
     runtime(cudaGraphLaunch(exec, stream), "launch");
     replica.check(cuda->wait(behind, nullptr), "wait");  // and the next copy for the launch
-    here.step(lr, nullptr, nullptr);
+    here.set_rate(lr, nullptr);
+    here.step(nullptr);
   }
   replica.check(cuda->synchronize(nullptr), "synchronize");
   compare_all(here, there, *o);

@@ -1,7 +1,5 @@
 // One lookup of many groups gives what a lookup of each gives, on two backends.
-#include <algorithm>
-
-#include "replica.h"
+#include "batch.h"
 
 namespace {
 
@@ -14,19 +12,18 @@ constexpr size_t kGroups = sizeof kDims / sizeof *kDims;
 // A group, its batch and the slots of that.
 struct Share {
   Collection c;
-  std::unique_ptr<Batch> batch;
+  std::unique_ptr<Batches> batches;
+  Batch* batch;
   mpe_lookup_args part;
   int64_t size;  // of the output
 
-  Share(const mpe_backend* b, const Options& o) : c(b, o) {
+  Share(const mpe_backend* b, const Options& o) : c(b, o, o.layout) {
     std::mt19937_64 rng(o.seed);
-    std::vector<int64_t> indices, offsets;
-    draw_bags(c, o, rng, &indices, &offsets);
-    const size_t room = std::max(indices.size(), static_cast<size_t>(o.batch_size));
-    size = static_cast<int64_t>(room) * c.width();
-    std::vector<float> weights(indices.size()), grad(static_cast<size_t>(size));
-    for (float& w : weights) w = static_cast<float>(rng() % 100) * 0.01f;
-    batch = std::make_unique<Batch>(c, o, indices, offsets, weights, grad, o.seed % 2 == 0, false);
+    HostBatch host = draw_batch(c, o, rng);
+    host.weighted = o.seed % 2 == 0;
+    size = static_cast<int64_t>(host.gradient.size());
+    batches = std::make_unique<Batches>(c, o, std::vector<HostBatch>{host});
+    batch = batches->each[0].get();
     part = {&c.group, &batch->l, o.policy >= 0 ? batch->each : nullptr, &batch->outputs};
     prepare(o.policy >= 0);
   }

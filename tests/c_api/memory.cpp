@@ -1,5 +1,5 @@
 // Admission that finds no memory for its workspace leaves the cache as it was.
-#include "replica.h"
+#include "collection.h"
 
 // The emulation's: the n-th allocation from now on fails.
 extern "C" void simt_fail_alloc(int64_t n);
@@ -15,8 +15,9 @@ std::vector<std::vector<uint8_t>> state(Collection& c) {
   };
   std::vector<std::vector<uint8_t>> all{
       bytes(c.cache.tags, c.slots() * 8), bytes(c.cache.meta, c.slots() * 4),
-      bytes(c.cache.rows, c.slots() * c.group.dim * 4), bytes(c.cache.counters, 16),
+      bytes(c.cache.rows, c.slots() * c.slot_floats() * 4), bytes(c.cache.counters, 16),
       bytes(c.cache.sketch, MPE_SKETCH_ROWS * c.cache.sketch_width)};
+  if (c.slot_values() > 0) all.push_back(bytes(c.cache.values, c.slots() * c.slot_values() * 4));
   for (const mpe_table& t : c.tables) all.push_back(bytes(t.stats, MPE_NUM_STATS * 8));
   return all;
 }
@@ -29,7 +30,7 @@ extern "C" __attribute__((visibility("default"))) const char* no_memory(const mp
                                                                         int32_t* failures) {
   g_report.clear();
   *failures = 0;
-  Collection c(backend, *o);
+  Collection c(backend, *o, o->layout);
   std::vector<uint64_t> rows;
   for (uint64_t i = 0; i < static_cast<uint64_t>(c.total_rows()); i += 2) rows.push_back(i);
   const int64_t n = static_cast<int64_t>(rows.size());

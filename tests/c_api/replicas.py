@@ -25,7 +25,9 @@ NAMES: tuple[str, ...] = (
     "rows",
     "sets",
 )
-NAMES += ("rounding", "decay", "drop", "state_format", "copies", "format")
+NAMES += ("rounding", "decay", "drop", "state_format", "second_state_format", "copies", "format")
+NAMES += ("batches", "empty", "layout", "other_layout")
+FROZEN = NO_CACHE = -1
 DIMS = (1, 3, 8, 9, 16, 17, 24, 32, 33, 40, 64, 65, 100, 128, 200, 256, 257, 300)
 
 
@@ -38,13 +40,14 @@ class Options(ctypes.Structure):
 def cases(count: int, seed: int) -> Iterator[dict[str, int]]:
     """Yield settings of scenarios."""
     draw = random.Random(seed)
-    for _ in range(count):
+    optimizers = [*registry.OPTIMIZERS.values(), FROZEN]
+    for number in range(count):
         yield {
             "seed": draw.getrandbits(64),
             "dim": draw.choice(DIMS),
             "steps": draw.choice([6, 12]),
-            "optimizer": draw.randrange(len(registry.OPTIMIZERS)),
-            "policy": draw.choice([-1, *registry.POLICIES.values()]),
+            "optimizer": optimizers[(number + seed) % len(optimizers)],
+            "policy": draw.choice([NO_CACHE, *registry.POLICIES.values()]),
             "batch_size": draw.choice([1, 3, 7]),
             "longest": draw.choice([0, 1, 4, 9, 30]),
             "rows": draw.choice([1, 5, 20, 60]),
@@ -53,13 +56,21 @@ def cases(count: int, seed: int) -> Iterator[dict[str, int]]:
             "decay": draw.randrange(len(registry.WEIGHT_DECAYS)),
             "drop": draw.randrange(2),
             "state_format": draw.choice([*registry.STATE_FORMATS.values()]),
+            "second_state_format": draw.choice([*registry.STATE_FORMATS.values()]),
             "copies": 1,
             "format": -1,
+            "batches": draw.choice([1, 1, 2, 3]),
+            "empty": draw.choice([-1, -1, 0, 9]),
+            "layout": draw.choice([0, 1, 4, 16]),
+            "other_layout": draw.choice([0, 1, 4, 16]),
         }
 
 
 class Replicas:
-    """The driver's functions on the CPU backend and another one: by default the library's own."""
+    """The driver's functions on the CPU backend and another one: by default the library's own.
+
+    Where neither library has one, both are the CPU's.
+    """
 
     def __init__(self, library: Path, other: Path | None = None) -> None:
         spec = importlib.util.find_spec("mpembed._bindings.kernels")
@@ -68,14 +79,15 @@ class Replicas:
         core = ctypes.CDLL(spec.origin, mode=ctypes.RTLD_GLOBAL)  # the driver asks it for row sizes
         self.library = ctypes.CDLL(str(library))
         cuda = self.library if other is None else ctypes.CDLL(str(other))
-        core.mpe_cpu_backend.restype = cuda.mpe_cuda_backend.restype = ctypes.c_void_p
-        for name in ("scenario", "groups", "far_rows", "no_memory", "launches"):
+        core.mpe_cpu_backend.restype = ctypes.c_void_p
+        for name in ("scenario", "groups", "far_rows", "hits", "no_memory", "launches"):
             if hasattr(self.library, name):  # the last two need the emulation
                 getattr(self.library, name).restype = ctypes.c_char_p
-        self.backends = [
-            ctypes.c_void_p(core.mpe_cpu_backend()),
-            ctypes.c_void_p(cuda.mpe_cuda_backend()),
-        ]
+        cpu = ctypes.c_void_p(core.mpe_cpu_backend())
+        self.backends = [cpu, cpu]
+        if hasattr(cuda, "mpe_cuda_backend"):
+            cuda.mpe_cuda_backend.restype = ctypes.c_void_p
+            self.backends[1] = ctypes.c_void_p(cuda.mpe_cuda_backend())
 
     def launches(self, case: dict[str, int]) -> str:
         """The same for launches of a step in a CUDA graph."""
@@ -94,6 +106,14 @@ class Replicas:
         options = Options(**case)
         report: bytes = self.library.groups(*self.backends, ctypes.byref(options))
         return report.decode()
+
+    def hits(self, case: dict[str, int]) -> str:
+        """Return what tables and hits had to do with each other, on both backends, or nothing."""
+        options = Options(**case)
+        reports = []
+        for backend in self.backends:
+            reports.append(self.library.hits(backend, ctypes.byref(options)).decode())
+        return "".join(reports)
 
     def far_rows(self, mapped: bool) -> str:
         """Return what differed beyond 4 GiB, or nothing."""

@@ -1,7 +1,5 @@
 // Trains on two backends alike, with random settings, and compares every array after every call.
-#include <algorithm>
-
-#include "replica.h"
+#include "batch.h"
 
 namespace {
 
@@ -12,7 +10,8 @@ class Scenario {
   Scenario(const mpe_backend* a, const mpe_backend* b, const Options& o)
       : o_(o),
         rng_(o.seed),
-        collections_{std::make_unique<Collection>(a, o), std::make_unique<Collection>(b, o)} {
+        collections_{std::make_unique<Collection>(a, o, o.layout),
+                     std::make_unique<Collection>(b, o, o.other_layout)} {
     state("start");
   }
 
@@ -23,6 +22,7 @@ class Scenario {
       if (step % 5 == 3) flush();
       if (step % 4 == 2) rows();
     }
+    for (const auto& c : collections_) c->check_padding();
   }
 
  private:
@@ -37,32 +37,49 @@ class Scenario {
       collections_[i]->replica.check(collections_[i]->replica.b->synchronize(nullptr), what);
     }
   }
+  template <class Call>
+  void of_each_batch(const char* what, Call call) {
+    both(what, [&](int i) {
+      mpe_status status = MPE_OK;
+      for (const auto& b : batches_[i]->each) status = status == MPE_OK ? call(i, *b) : status;
+      return status;
+    });
+  }
   const mpe_backend* backend(int i) const { return collections_[i]->replica.b; }
   mpe_group* group(int i) const { return &collections_[i]->group; }
 
   void train() {
-    const int32_t tables = group(0)->num_tables;
-    std::vector<int64_t> indices, offsets{0};
-    for (int32_t t = 0; t < tables; ++t) {
-      for (int32_t b = 0; b < o_.batch_size; ++b) {
-        const int64_t length = static_cast<int64_t>(rng_() % (o_.longest + 1));
-        for (int64_t i = 0; i < length; ++i) indices.push_back(index(t));
-        offsets.push_back(static_cast<int64_t>(indices.size()));
-      }
-    }
-    std::vector<float> weights(indices.size());
-    for (float& w : weights) w = value();
-    const size_t room = std::max<size_t>(indices.size(), static_cast<size_t>(o_.batch_size));
-    std::vector<float> gradient(room * static_cast<size_t>(collections_[0]->width()));
-    for (float& g : gradient) g = rng_() % 40000 == 0 ? 1e38f * 10.0f : value();
-    const bool weighted = rng_() % 2 == 0, narrow = rng_() % 2 == 0;
+    std::vector<HostBatch> host;
+    for (int32_t i = 0; i < o_.batches; ++i) host.push_back(draw());
     for (int i = 0; i < 2; ++i) {
-      batch_[i] = std::make_unique<Batch>(*collections_[i], o_, indices, offsets, weights, gradient,
-                                          weighted, narrow);
+      batches_[i] = std::make_unique<Batches>(*collections_[i], o_, host);
     }
-    forward();
+    for (size_t k = 0; k < host.size(); ++k) {
+      for (int i = 0; i < 2; ++i) batch_[i] = batches_[i]->each[k].get();
+      forward();
+    }
     backward();
     state("state after the update");
+  }
+
+  HostBatch draw() {
+    HostBatch h{};
+    for (int32_t t = 0; t < group(0)->num_tables; ++t) {
+      const bool empty = collections_[0]->tables[static_cast<size_t>(t)].num_rows == 0;
+      for (int32_t b = 0; b < o_.batch_size; ++b) {
+        const int64_t length = static_cast<int64_t>(rng_() % (o_.longest + 1));
+        for (int64_t i = 0; i < length && (o_.drop || !empty); ++i) h.indices.push_back(index(t));
+        h.offsets.push_back(h.size());
+      }
+    }
+    h.weights.resize(h.indices.size());
+    for (float& w : h.weights) w = value();
+    const size_t room = std::max<size_t>(h.indices.size(), static_cast<size_t>(o_.batch_size));
+    h.gradient.resize(room * static_cast<size_t>(collections_[0]->width()));
+    for (float& g : h.gradient) g = rng_() % 40000 == 0 ? 1e38f * 10.0f : value();
+    h.weighted = rng_() % 2 == 0;
+    h.narrow = rng_() % 2 == 0;
+    return h;
   }
 
   void forward() {
@@ -135,25 +152,60 @@ class Scenario {
   }
 
   void backward() {
-    const int64_t n = batch_[0]->l.n;
-    both("advance", [&](int i) { return backend(i)->advance(collections_[i]->step, nullptr); });
-    both("weight_grad", [&](int i) {
-      return backend(i)->weight_grad(group(i), &batch_[i]->l, each(i), &batch_[i]->gradients,
-                                     batch_[i]->weight_grad, nullptr);
+    if (o_.policy >= 0) refresh();
+    of_each_batch("weight_grad", [&](int i, const Batch& b) {
+      return backend(i)->weight_grad(group(i), &b.l, o_.policy >= 0 ? b.each : nullptr,
+                                     &b.gradients, b.weight_grad, nullptr);
     });
-    same("weight gradient", n, [&](int i) { return batch_[i]->weight_grad; });
-    const mpe_optimizer optimizer{o_.optimizer, o_.decay, 0.05f, 1e-8f, 0.01f, nullptr};
+    for (size_t k = 0; k < batches_[0]->each.size(); ++k) {
+      same("weight gradient", batches_[0]->each[k]->l.n,
+           [&](int i) { return batches_[i]->each[k]->weight_grad; });
+    }
+    if (o_.optimizer >= 0) update();
+    if (o_.policy < 0) return;
+    of_each_batch("cache_release", [&](int i, const Batch& b) {
+      return backend(i)->cache_release(group(i)->cache, &b.u, b.l.n, b.slots, nullptr);
+    });
+  }
+
+  // Rows of a batch that another one has cached since are found.
+  void refresh() {
+    of_each_batch("cache_refresh", [&](int i, const Batch& b) {
+      return backend(i)->cache_refresh(group(i), &b.u, b.l.n, b.slots, b.fresh, nullptr);
+    });
+    of_each_batch("scatter_slots", [&](int i, const Batch& b) {
+      return backend(i)->scatter_slots(&b.u, b.fresh, b.l.n, b.each, nullptr);
+    });
+  }
+
+  void update() {
+    const int64_t n = batches_[0]->n;
+    both("dedup of all", [&](int i) {
+      const uint64_t limit = static_cast<uint64_t>(collections_[i]->total_rows());
+      return backend(i)->dedup(batches_[i]->keys, n, limit, &batches_[i]->u, nullptr);
+    });
+    if (o_.policy >= 0) {
+      both("cache_refresh of all", [&](int i) {
+        return backend(i)->cache_refresh(group(i), &batches_[i]->u, n, batches_[i]->none,
+                                         batches_[i]->fresh, nullptr);
+      });
+    }
+    both("advance", [&](int i) { return backend(i)->advance(collections_[i]->step, nullptr); });
+    both("begin_update", [&](int i) {
+      return backend(i)->begin_update(collections_[i]->parameters, group(i)->num_tables,
+                                      collections_[i]->updates, collections_[i]->coefficients,
+                                      nullptr);
+    });
+    same("updates", 1, [&](int i) { return collections_[i]->updates; });
+    same("coefficients", group(0)->num_tables * int64_t{MPE_MAX_COEFFICIENTS},
+         [&](int i) { return collections_[i]->coefficients; });
     both("update", [&](int i) {
-      return backend(i)->update(group(i), &optimizer, &batch_[i]->l, &batch_[i]->u,
-                                o_.policy >= 0 ? batch_[i]->fresh : nullptr, &batch_[i]->gradients,
+      const auto& gradients = batches_[i]->gradients;
+      return backend(i)->update(group(i), gradients.data(), static_cast<int32_t>(gradients.size()),
+                                &batches_[i]->u, o_.policy >= 0 ? batches_[i]->fresh : nullptr,
                                 collections_[i]->nonfinite, nullptr);
     });
     same("nonfinite", 1, [&](int i) { return collections_[i]->nonfinite; });
-    if (o_.policy < 0) return;
-    both("cache_release", [&](int i) {
-      return backend(i)->cache_release(group(i)->cache, &batch_[i]->u, n, batch_[i]->slots,
-                                       nullptr);
-    });
   }
 
   void flush() {
@@ -193,7 +245,12 @@ class Scenario {
     const Collection& c = *collections_[0];
     same("tags", c.slots(), [&](int i) { return collections_[i]->cache.tags; });
     same("meta", c.slots(), [&](int i) { return collections_[i]->cache.meta; });
-    same("cache rows", c.slots() * o_.dim, [&](int i) { return collections_[i]->cache.rows; });
+    same("cache rows", c.slots() * c.slot_floats(),
+         [&](int i) { return collections_[i]->cache.rows; });
+    if (c.slot_values() > 0) {
+      same("cache values", c.slots() * c.slot_values(),
+           [&](int i) { return collections_[i]->cache.values; });
+    }
     same("counters", 2, [&](int i) { return collections_[i]->cache.counters; });
     same("sketch", MPE_SKETCH_ROWS * c.cache.sketch_width,
          [&](int i) { return collections_[i]->cache.sketch; });
@@ -204,15 +261,17 @@ class Scenario {
     const std::string before = name_;
     name_ += what + ": ";
     for (int32_t t = 0; t < group(0)->num_tables; ++t) {
-      const mpe_table& table = collections_[0]->tables[static_cast<size_t>(t)];
+      const std::string which = "table " + std::to_string(t);
       const auto at = [&](int i) -> mpe_table& {
         return collections_[i]->tables[static_cast<size_t>(t)];
       };
-      const std::string which = "table " + std::to_string(t);
-      same((which + " rows").c_str(), table.num_rows * mpe_row_bytes(table.precision, o_.dim),
-           [&](int i) { return at(i).rows; });
-      same((which + " state").c_str(), table.num_rows * o_.dim,
-           [&](int i) { return static_cast<float*>(at(i).state); });
+      for (size_t f = 0; f < collections_[0]->num_fields(); ++f) {
+        const auto field = [&](int i) {
+          return collections_[i]->read_field(static_cast<size_t>(t), f);
+        };
+        const std::string part = f == 0 ? " rows" : " state " + std::to_string(f - 1);
+        compare(field(0), field(1), name_ + which + part);
+      }
       same((which + " stats").c_str(), MPE_NUM_STATS, [&](int i) { return at(i).stats; });
     }
     name_ = before;
@@ -221,7 +280,7 @@ class Scenario {
 
   int64_t index(int32_t t) {
     const int64_t rows = collections_[0]->tables[static_cast<size_t>(t)].num_rows;
-    if (o_.drop && rng_() % 20 == 0) return rng_() % 2 ? rows : -1;
+    if (rows == 0 || (o_.drop && rng_() % 20 == 0)) return rng_() % 2 ? rows : -1;
     if (rng_() % 3 == 0)
       return static_cast<int64_t>(rng_() % static_cast<uint64_t>(rows < 3 ? rows : 3));
     return static_cast<int64_t>(rng_() % static_cast<uint64_t>(rows));
@@ -233,7 +292,8 @@ class Scenario {
   std::string name_;
   int64_t unique_ = 0;
   std::unique_ptr<Collection> collections_[2];
-  std::unique_ptr<Batch> batch_[2];
+  std::unique_ptr<Batches> batches_[2];
+  Batch* batch_[2];
 };
 
 }  // namespace

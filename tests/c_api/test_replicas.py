@@ -19,8 +19,11 @@ import pytest
 import scripts
 from folders import ROOT, TESTS
 
+from mpembed import registry
+from mpembed._bindings import contract
+
 HERE = Path(__file__).resolve().parent
-DRIVER = [HERE / f"{name}.cpp" for name in ("scenario", "groups", "far")]
+DRIVER = [HERE / f"{name}.cpp" for name in ("scenario", "groups", "far", "hits")]
 # These need an emulation, whose allocations can fail and which has graphs.
 EMULATED = [HERE / f"{name}.cpp" for name in ("memory", "graph")]
 EXHAUSTIVE = pytest.mark.exhaustive
@@ -67,6 +70,12 @@ def driver_alone(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def cpu_alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The driver with the CPU backend as both."""
+    return program.Replicas(driver_alone(tmp_path_factory.mktemp("driver")))
+
+
+@pytest.fixture(scope="module")
 def replicas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The driver, and the kernels that MPEMBED_TEST_CUDA names."""
     if cuda_backend.choice() == "emulation":
@@ -93,12 +102,41 @@ def test_one_lookup_of_many_groups(replicas: Any, seed: int, policy: int) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dim", [7, 64, pytest.param(300, marks=EXHAUSTIVE)])
-def test_a_hot_row_has_blocks_of_its_own(replicas: Any, dim: int) -> None:
+@pytest.mark.parametrize("dim", [7, *(pytest.param(n, marks=EXHAUSTIVE) for n in (64, 300))])
+@pytest.mark.parametrize("optimizer", registry.OPTIMIZERS)
+def test_a_hot_row_has_blocks_of_its_own(replicas: Any, optimizer: str, dim: int) -> None:
     """Few rows and long bags: more than 64 occurrences a row, so that partial sums are combined."""
-    case = next(program.cases(1, dim))
+    number = registry.OPTIMIZERS[optimizer]
+    case = next(program.cases(1, dim + number))
     wide = {"dim": dim, "rows": 1, "batch_size": 16, "longest": 90, "steps": 2, "drop": 0}
-    assert replicas.scenario({**case, **wide, "optimizer": dim % 3}) == ""
+    assert replicas.scenario({**case, **wide, "optimizer": number}) == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", [program.NO_CACHE, 1])
+def test_as_many_batches_as_an_update_takes(replicas: Any, policy: int) -> None:
+    case = next(program.cases(1, 4))
+    small = {"rows": 20, "batch_size": 3, "longest": 9, "steps": 2, "dim": 9, "drop": 1}
+    many = {"batches": contract.MAX_GRADIENTS, "policy": policy}
+    assert replicas.scenario({**case, **small, **many}) == ""
+
+
+@pytest.mark.parametrize("case", list(program.cases(18, 5)), ids=lambda case: f"{case['seed']:x}")
+def test_any_layout_gives_the_same_bytes(cpu_alone: Any, case: dict[str, int]) -> None:
+    """Arrays of their own, and rows and states side by side without padding."""
+    assert cpu_alone.scenario({**case, "layout": 0, "other_layout": 1}) == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dim", [12, *(pytest.param(n, marks=EXHAUSTIVE) for n in (64, 300))])
+@pytest.mark.parametrize("optimizer", registry.OPTIMIZERS)
+def test_a_hit_touches_neither_the_table_nor_its_states(
+    replicas: Any, optimizer: str, dim: int
+) -> None:
+    number = registry.OPTIMIZERS[optimizer]
+    case = next(program.cases(1, dim + number))
+    cached = {"dim": dim, "optimizer": number, "policy": 0, "sets": 64, "rows": 9, "longest": 9}
+    assert replicas.hits({**case, **cached, "drop": 0}) == ""
 
 
 @pytest.mark.gpu
@@ -118,7 +156,7 @@ def test_hundreds_of_tables(replicas: Any) -> None:
 
 @pytest.mark.parametrize("case", list(program.cases(20, 3)), ids=lambda case: f"{case['seed']:x}")
 def test_launches_of_a_graph(library: Path, case: dict[str, int]) -> None:
-    """A step captured through the C API, with a learning rate that changes on the device."""
+    """A step captured through the C API, with parameters that change on the device."""
     assert program.Replicas(library).launches(case) == ""
 
 

@@ -8,29 +8,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kinds
 import numpy as np
 import pytest
 from folders import environment
+from helpers import set_lr
 from reference.pair import assert_same
 
 import mpembed as mpe
-import mpembed.checkpoint as checkpoint_module
+from mpembed._collection.tensor_file import Writer
 
 FIRST, LAST = 11, 20
-OPTIMIZERS: dict[str, Any] = {
-    "sgd": lambda: mpe.SGD(0.05, weight_decay=0.01, weight_decay_mode="l2"),
-    "adagrad": lambda: mpe.Adagrad(0.05, eps=1e-6, initial_accumulator_value=0.5),
-    "adagrad_bf16": lambda: mpe.Adagrad(0.05, state_precision="bf16"),
-    "rowwise_adagrad": lambda: mpe.RowwiseAdagrad(
-        0.05, weight_decay=0.01, weight_decay_mode="decoupled"
-    ),
-}
+DECAYS = ("none", "l2", "decoupled")
 POLICIES = [None, *mpe.registry.POLICIES]
 CASES = [
-    f"{optimizer}-{policy}-{rounding}"
-    for optimizer in OPTIMIZERS
-    for policy in POLICIES
-    for rounding in ("stochastic", "nearest")
+    f"{optimizer}-{policy}-{('stochastic', 'nearest')[(i + j) % 2]}"
+    for i, optimizer in enumerate(kinds.NAMES)
+    for j, policy in enumerate(POLICIES)
 ]
 
 
@@ -41,13 +35,19 @@ def make(case: str) -> mpe.EmbeddingBagCollection:
         for name in mpe.registry.FORMATS
         for dim, init in ((5, None), (12, ("normal", 0.1)))
     ]
+    tables += [
+        mpe.TableConfig("own", 40, 12, "int8", optimizer=kinds.make("lamb", 0.02)),
+        mpe.TableConfig("own rate", 40, 12, lr=0.07, first_row=2**40, total_rows=2**41),
+        mpe.TableConfig("frozen", 40, 12, "int4", trainable=False),
+        mpe.TableConfig("empty", 0, 12, "int4", table_id=900),
+    ]
     cache = None
     if policy != "None":
         cache = mpe.CacheConfig(load_factor=0.05, policy=policy, ways=8)
     return mpe.EmbeddingBagCollection(
         tables,
         cache=cache,
-        optimizer=OPTIMIZERS[optimizer](),
+        optimizer=kinds.named(optimizer, 0.05, DECAYS[len(optimizer) % 3]),
         seed=2**63 + 1,
         rounding=rounding,
         bounds="drop",
@@ -67,7 +67,7 @@ def train(emb: mpe.EmbeddingBagCollection, start: int, stop: int) -> None:
             emb.prefetch(indices, offsets)
         if step % 7 == 6:
             emb.flush()
-        emb.optimizer.lr = 0.05 / (1 + step)
+        set_lr(emb, 0.05 / (1 + step))
         out = emb.forward(indices, offsets, weights)
         emb.backward(rng.standard_normal(out.shape).astype(np.float32))
 
@@ -104,7 +104,6 @@ def state(emb: mpe.EmbeddingBagCollection) -> dict[str, Any]:
     return {name: np.array(array) for name, array in emb.state_arrays().items()}
 
 
-@pytest.mark.pairwise
 @pytest.mark.parametrize("case", CASES)
 def test_resuming_is_bit_exact(case: str, folder: Path) -> None:
     whole = make(case)
@@ -114,18 +113,21 @@ def test_resuming_is_bit_exact(case: str, folder: Path) -> None:
     assert resumed.stats() == whole.stats()
 
 
-@pytest.mark.pairwise
 @pytest.mark.parametrize("case", CASES)
 def test_loading_gives_back_every_byte_and_setting(case: str, folder: Path) -> None:
     emb = make(case)
     train(emb, 0, FIRST)
     loaded = mpe.EmbeddingBagCollection.load(folder / f"{case}.start")
     assert_same(state(loaded), state(emb), case)
-    assert loaded.tables == emb.tables
+    assert repr(loaded.tables) == repr(emb.tables)
     assert repr(loaded.optimizer) == repr(emb.optimizer)
-    assert loaded.optimizer.lr == 0.05 / FIRST
-    ids = np.arange(60)
+    assert repr(loaded.optimizers) == repr(emb.optimizers)
+    rates = {name: one and one.lr for name, one in loaded.optimizers.items()}
+    assert rates["own rate"] == 0.07
+    assert rates["int4 of 5"] == 0.05 / FIRST
+    assert rates["frozen"] is None
     for table in emb.tables:
+        ids = np.arange(table.num_embeddings)
         assert_same(loaded.rows(table.name, ids), emb.rows(table.name, ids), table.name)
     # bounds and on_nonfinite came along: neither call raises.
     bad = np.full(len(emb.tables), 10**6)
@@ -147,7 +149,7 @@ def test_saving_changes_nothing_and_open_tickets_stay_behind(tmp_path: Path) -> 
     loaded = mpe.EmbeddingBagCollection.load(tmp_path / "open")
     assert_same(state(loaded), state(emb), "without pins")
     with pytest.raises(RuntimeError, match="forward"):
-        loaded.backward(np.zeros((1, 7 * 17), np.float32))
+        loaded.backward(np.zeros((1, 7 * 17 + 4 * 12), np.float32))
 
 
 @pytest.fixture
@@ -169,24 +171,46 @@ def test_a_save_that_fails_leaves_the_old_file(
     saved: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, when: str
 ) -> None:
     old = saved.read_bytes()
-    emb = mpe.EmbeddingBagCollection.load(saved)
+    emb, write = mpe.EmbeddingBagCollection.load(saved), Writer.write
     train(emb, 4, 6)
 
-    def half(arrays: Any, target: Path, **_: Any) -> None:
-        Path(target).write_bytes(b"half a file")
+    def half(self: Writer, pieces: Any) -> int:
+        write(self, pieces)
         raise error
 
     def refuse(self: Path, target: Path) -> None:
         raise error
 
     if when == "writing":
-        monkeypatch.setattr(checkpoint_module, "save_file", half)
+        monkeypatch.setattr(Writer, "write", half)
     else:
         monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(type(error)):
         emb.save(saved)
     assert saved.read_bytes() == old
     assert only_files(saved) == ["good"]
+
+
+def test_rates_of_tables_are_kept_beside_those_of_their_settings(tmp_path: Path) -> None:
+    own = mpe.Adam(0.5)
+    tables = [
+        mpe.TableConfig("a", 9, 4),
+        mpe.TableConfig("b", 9, 4, lr=0.25),
+        mpe.TableConfig("c", 9, 4, optimizer=own),
+        mpe.TableConfig("d", 9, 4, optimizer=own),
+        mpe.TableConfig("e", 9, 4, optimizer=own, lr=0.75),
+        mpe.TableConfig("f", 9, 4, trainable=False),
+    ]
+    emb = mpe.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.125))
+    for name in "bce":
+        optimizer = emb.optimizers[name]
+        assert optimizer is not None
+        optimizer.lr *= 2
+    emb.save(tmp_path / "rates")
+    loaded = mpe.EmbeddingBagCollection.load(tmp_path / "rates").optimizers
+    assert [one and one.lr for one in loaded.values()] == [0.125, 0.5, 1.0, 1.0, 1.5, None]
+    assert loaded["c"] is loaded["d"]
+    assert loaded["c"] is not loaded["e"]
 
 
 def test_equal_collections_save_equal_files(saved: Path) -> None:

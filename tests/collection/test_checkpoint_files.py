@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
+import safetensors
 
 import mpembed as mpe
 import mpembed.checkpoint as checkpoint_module
 from mpembed._collection import storage
+from mpembed._collection.tensor_file import Writer
 
 
 def make(seed: int = 0, num_rows: int = 50) -> mpe.EmbeddingBagCollection:
@@ -102,13 +103,13 @@ def test_threads_save_to_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Each has its own temporary file, also if all are written before any is renamed."""
     path, count = tmp_path / "shared", 4
     written = threading.Barrier(count, timeout=60)
-    save_file = safetensors.numpy.save_file
+    finish = Writer.finish
 
-    def wait(*arguments: Any, **named: Any) -> None:
-        save_file(*arguments, **named)
+    def wait(self: Writer, metadata: dict[str, str]) -> None:
+        finish(self, metadata)
         written.wait()
 
-    monkeypatch.setattr(checkpoint_module, "save_file", wait)
+    monkeypatch.setattr(Writer, "finish", wait)
     errors: list[BaseException] = []
 
     def save(seed: int) -> None:
@@ -125,6 +126,26 @@ def test_threads_save_to_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not errors
     assert rows(mpe.EmbeddingBagCollection.load(path)) in [rows(make(n)) for n in range(count)]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_rate_may_change_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Schedulers do not wait for a save on another thread; the file has the rate of its begin."""
+    emb = make()
+    optimizer = emb.optimizer
+    assert optimizer is not None
+
+    def write(*arguments: Any) -> int:
+        optimizer.lr = 0.012345678901234567
+        return original(*arguments)
+
+    original = Writer.write
+    monkeypatch.setattr(Writer, "write", write)
+    emb.save(tmp_path / "ck")
+    loaded = mpe.EmbeddingBagCollection.load(tmp_path / "ck").optimizers["t"]
+    assert loaded is not None
+    assert loaded.lr == 0.1
 
 
 def test_a_file_replaced_while_it_is_opened_is_loaded_whole(
@@ -171,6 +192,7 @@ def change_manifest(path: Path, change: Any) -> None:
         ('"seed": 0', '"seed": ' + "9" * 5000),
         ('"seed": 0', '"seed": ' + "[" * 100_000),
         ('"seed": 0', '"seed": '),
+        ('"updates": 0', '"updates": 1'),  # and no step
     ],
 )
 def test_a_manifest_that_asks_for_too_much_is_refused_by_name(

@@ -24,9 +24,25 @@ def test_repr_shows_tables_cache_optimizer_device_and_bytes() -> None:
         "  'a': 40 x 6 int4, pooling sum\n"
         "  'b': 9 x 6 int8, pooling mean\n"
         "  CacheConfig(load_factor=None, num_sets=1, policy='lfu', ways=8)\n"
-        "  RowwiseAdagrad(lr=0.1, weight_decay=0.0, weight_decay_mode='none', eps=1e-08, "
-        "initial_accumulator_value=0.0)>"
+        "  RowwiseAdagrad(lr=0.1, eps=1e-08, initial_accumulator_value=0.0, weight_decay=0.0, "
+        "weight_decay_mode='none', state_precision='fp32')>"
     )
+
+
+def test_repr_shows_what_trains_each_table() -> None:
+    tables = [
+        mpe.TableConfig("a", 9, 6),
+        mpe.TableConfig("b", 9, 6, lr=0.5),
+        mpe.TableConfig("c", 9, 6, optimizer=mpe.Adam(0.25)),
+        mpe.TableConfig("d", 9, 6, optimizer=mpe.Adam(0.25), lr=2.0),
+        mpe.TableConfig("e", 9, 6, trainable=False),
+    ]
+    emb = mpe.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.1))
+    emb.optimizers["c"].lr = 0.125
+    endings = ["", ", lr=0.5", ", Adam(lr=0.125)", ", Adam(lr=2.0)", ", frozen"]
+    assert [line.partition("pooling sum")[2] for line in repr(emb).splitlines()[1:6]] == endings
+    alone = mpe.EmbeddingBagCollection(tables[2:])
+    assert repr(alone).endswith("no cache\n  no shared optimizer>")
 
 
 def test_repr_of_many_tables_is_short() -> None:

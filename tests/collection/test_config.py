@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import set_lr
 
 import mpembed as mpe
 
@@ -21,7 +22,7 @@ def collection_of(cache: mpe.CacheConfig) -> mpe.EmbeddingBagCollection:
 
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "name": (lambda: mpe.TableConfig("", 5, 3), ValueError, "name"),
-    "rows": (lambda: mpe.TableConfig("t", 0, 3), ValueError, "num_embeddings of table 't'"),
+    "rows": (lambda: mpe.TableConfig("t", -1, 3), ValueError, "num_embeddings of table 't'"),
     "rows type": (lambda: mpe.TableConfig("t", 5.0, 3), TypeError, "num_embeddings"),  # type: ignore[arg-type]
     "dim": (lambda: mpe.TableConfig("t", 5, 2**20 + 1), ValueError, "embedding_dim"),
     "precision": (lambda: mpe.TableConfig("t", 5, 3, "int3"), ValueError, "'int4', 'int2'"),
@@ -120,7 +121,8 @@ def test_registry_ids_are_stable() -> None:
         name: i
         for i, name in enumerate(["fp32", "fp16", "bf16", "int8", "int8_fp16", "int4", "int2"])
     } == registry.FORMATS
-    assert registry.OPTIMIZERS == {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2}
+    names = ["sgd", "adagrad", "rowwise_adagrad", "sgd_momentum", "adam", "rowwise_adam", "lamb"]
+    assert {name: i for i, name in enumerate([*names, "ftrl"])} == registry.OPTIMIZERS
     assert registry.POLICIES == {"lru": 0, "lfu": 1}
     assert registry.POOLINGS == {"sum": 0, "mean": 1, "none": 2}
     assert [registry.row_bytes(name, 5) for name in registry.FORMATS] == [20, 10, 10, 13, 9, 7, 6]
@@ -130,7 +132,7 @@ def test_lr_may_change_at_every_step() -> None:
     emb = mpe.EmbeddingBagCollection([TABLE], optimizer=mpe.SGD(lr=1.0))
     start = emb.rows("t", np.arange(5))
     emb.forward(np.array([0]), np.array([0, 1]))
-    emb.optimizer.lr = 0.5
+    set_lr(emb, 0.5)
     emb.backward(np.ones((1, 3), np.float32))
     np.testing.assert_array_equal(emb.rows("t", np.array([0])), start[:1] - np.float32(0.5))
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from copied_backend import CopiedBackend
 from helpers import Array, digest
 
 import mpembed as mpe
+from mpembed import devices
 from mpembed._bindings import device, kernels
 from mpembed.collection import collection_state
 
@@ -97,57 +100,43 @@ def test_a_failed_allocation_changes_nothing(
     assert fails_at > 1 or (allocator is NumpyFails and name == "prefetch")
 
 
-class Flaky(kernels.Group):
-    """A group one of whose kernels finds no memory for its workspace, if so told."""
+NO_MEMORY = 4
+# The functions that work in memory of their own, and how many arguments they have.
+ARGUMENTS = {"cache_admit": 5, "lookup": 3, "update": 7, "cache_flush": 2, "write_rows": 5}
 
-    fails = ""
 
-    def admit(self, *arguments: Any) -> None:
-        self.check("admit")
-        super().admit(*arguments)
+class FailingBackend:
+    """The CPU's functions, of which one finds no memory from its n-th call on, if so told."""
 
-    def scatter(self, *arguments: Any) -> None:
-        self.check("scatter")
-        super().scatter(*arguments)
+    def __init__(self) -> None:
+        self.fails, self.calls_before = "", 0
+        self.backend = CopiedBackend(kernels.BACKEND)
+        for name, arguments in ARGUMENTS.items():
+            self.backend.wrap(name, arguments, partial(self.call, name))
+        self.device = self.backend.device()
 
-    def update(self, *arguments: Any) -> None:
-        self.check("update")
-        super().update(*arguments)
-
-    def flush(self, *arguments: Any) -> None:
-        self.check("flush")
-        super().flush(*arguments)
-
-    def keys(self, *arguments: Any) -> Any:
-        self.check("keys")
-        return super().keys(*arguments)
-
-    def write_rows(self, *arguments: Any) -> None:
-        self.check("write_rows")
-        super().write_rows(*arguments)
-
-    def check(self, name: str) -> None:
+    def call(self, name: str, real: Callable[..., int], *arguments: Any) -> int:
+        """Call a function, or say that there is no memory."""
         if self.fails == name:
-            raise MemoryError(name)
+            self.calls_before -= 1
+            if self.calls_before < 0:
+                return NO_MEMORY
+        return real(*arguments)
 
-
-def flaky_lookup(groups: Any, *arguments: Any) -> None:
-    """The forward of all groups, for want of memory where one of them says so."""
-    for group in groups:
-        group.check("lookup")
-    LOOKUP(groups, *arguments)
-
-
-LOOKUP = kernels.lookup
+    def fail(self, name: str, calls_before: int = 0) -> None:
+        """Let a function find no memory after some calls that do."""
+        self.fails, self.calls_before = name, calls_before
 
 
 @pytest.fixture
-def flaky(monkeypatch: pytest.MonkeyPatch) -> mpe.EmbeddingBagCollection:
-    monkeypatch.setattr(kernels, "Group", Flaky)
-    monkeypatch.setattr(kernels, "lookup", flaky_lookup)
+def flaky(
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[mpe.EmbeddingBagCollection, FailingBackend]:
+    backend = FailingBackend()
+    monkeypatch.setitem(devices._known, "cpu", backend.device)
     emb = two_groups(True)
     emb.drop_prefetched()
-    return emb
+    return emb, backend
 
 
 GRAD = np.ones((2, 7), np.float32)
@@ -155,50 +144,54 @@ GRAD = np.ones((2, 7), np.float32)
 
 WRITES: dict[str, Callable[[mpe.EmbeddingBagCollection], Any]] = {
     "update": lambda e: e.backward(GRAD),
-    "flush": lambda e: e.flush(),
-    "keys": lambda e: e.set_rows("b", np.array([1, 4]), np.ones((2, 3), np.float32)),
+    "cache_flush": lambda e: e.flush(),
     "write_rows": lambda e: e.set_rows("b", np.array([1, 4]), np.ones((2, 3), np.float32)),
 }
+Flaky = tuple[mpe.EmbeddingBagCollection, FailingBackend]
 
 
 @pytest.mark.parametrize("kernel", WRITES)
-def test_nothing_has_changed_if_the_first_kernel_fails(
-    kernel: str, flaky: mpe.EmbeddingBagCollection
-) -> None:
-    before, first = digest(flaky), collection_state(flaky).engine.groups[0]
-    first.fails = kernel  # type: ignore[attr-defined]
+def test_nothing_has_changed_if_the_first_kernel_fails(kernel: str, flaky: Flaky) -> None:
+    emb, backend = flaky
+    before = digest(emb)
+    backend.fail(kernel)
     with pytest.raises(MemoryError):
-        WRITES[kernel](flaky)
-    assert digest(flaky) == before
-    first.fails = ""  # type: ignore[attr-defined]
-    flaky.backward(GRAD)
+        WRITES[kernel](emb)
+    assert digest(emb) == before
+    backend.fail("")
+    emb.backward(GRAD)
 
 
-def test_no_row_is_updated_twice_if_a_later_kernel_fails(
-    flaky: mpe.EmbeddingBagCollection,
-) -> None:
-    step, second = flaky.step, collection_state(flaky).engine.groups[1]
-    second.fails = "update"  # type: ignore[attr-defined]
+def test_no_row_is_updated_twice_if_a_later_kernel_fails(flaky: Flaky) -> None:
+    emb, backend = flaky
+    step = emb.step
+    backend.fail("update", 1)
     with pytest.raises(MemoryError):
-        flaky.backward(GRAD)
-    assert flaky.step == step + 1
+        emb.backward(GRAD)
+    assert emb.step == step + 1
+    assert collection_state(emb).engine.num_open == 0
     with pytest.raises(RuntimeError, match="used already"):
-        flaky.backward(GRAD)
+        emb.backward(GRAD)
 
 
-@pytest.mark.parametrize("kernel", ["admit", "scatter", "lookup"])
-@pytest.mark.parametrize("broken", [0, 1])
+@pytest.mark.parametrize(
+    ("kernel", "calls"), [("cache_admit", 0), ("cache_admit", 1), ("lookup", 0)]
+)
+@pytest.mark.parametrize("prefetched", [False, True])
 def test_a_forward_whose_kernel_fails_leaves_no_pins(
-    broken: int, kernel: str, flaky: mpe.EmbeddingBagCollection
+    kernel: str, calls: int, prefetched: bool, flaky: Flaky
 ) -> None:
-    group = collection_state(flaky).engine.groups[broken]
-    group.fails = kernel  # type: ignore[attr-defined]
+    emb, backend = flaky
+    if prefetched and kernel == "lookup":
+        emb.prefetch(INDICES, OFFSETS)
+    backend.fail(kernel, calls)
     with pytest.raises(MemoryError):
-        flaky.forward(INDICES, OFFSETS)
-    assert collection_state(flaky).engine.num_open == 0
+        emb.forward(INDICES, OFFSETS)
+    assert collection_state(emb).engine.num_open == 0
+    assert collection_state(emb).engine.num_prefetched == 0
     for dim in (3, 4):
-        tags = flaky.state_arrays()[f"cache.{dim}.tags"]
+        tags = emb.state_arrays()[f"cache.{dim}.adagrad.tags"]
         assert not (tags & np.uint64(0x7F << 56)).any()
-    group.fails = ""  # type: ignore[attr-defined]
-    flaky.forward(INDICES, OFFSETS)
-    flaky.backward(GRAD)
+    backend.fail("")
+    emb.forward(INDICES, OFFSETS)
+    emb.backward(GRAD)

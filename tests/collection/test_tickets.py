@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import on_device
 import pytest
 from helpers import batch, collection, digest, train
 
 import mpembed as mpe
-from mpembed.collection import collection_state
 from mpembed.tickets import batch_of
 
 GRAD = np.ones((3, 12), np.float32)
@@ -21,7 +21,7 @@ on_every_device = pytest.mark.usefixtures("each_device")
 
 def pinned(emb: mpe.EmbeddingBagCollection) -> int:
     """Return the number of pinned slots."""
-    return int(np.count_nonzero(emb.state_arrays()["cache.6.tags"] & PINS))
+    return int(np.count_nonzero(emb.state_arrays()["cache.6.rowwise_adagrad.tags"] & PINS))
 
 
 def other_rows(first: int) -> tuple[np.ndarray, np.ndarray]:
@@ -160,11 +160,11 @@ def test_what_a_ticket_says_cannot_be_changed(name: str) -> None:
 def test_python_reaches_no_array_that_kernels_trust() -> None:
     emb = collection()
     _, ticket = emb.forward(*batch(), ticket=True)
-    for share in batch_of(ticket).shares:
-        for name in ("slots", "keys", "bags", "positions", "starts", "weights"):
-            assert not hasattr(share, name)
-            with pytest.raises(AttributeError):
-                setattr(share, name, np.zeros(1))
+    opened = batch_of(ticket).opened
+    for name in ("slots", "keys", "bags", "positions", "starts", "weights", "handle"):
+        assert not hasattr(opened, name)
+        with pytest.raises(AttributeError):
+            setattr(opened, name, np.zeros(1))
 
 
 def test_state_arrays_are_read_only() -> None:
@@ -178,24 +178,26 @@ def test_state_arrays_are_read_only() -> None:
             array.setflags(write=True)
         assert array.dtype == emb.state_arrays()[name].dtype
     assert digest(emb) == before
-    tags = emb.state_arrays()["cache.6.tags"]
+    tags = emb.state_arrays()["cache.6.rowwise_adagrad.tags"]
     emb.forward(*other_rows(20))
-    assert tags.tobytes() == emb.state_arrays()["cache.6.tags"].tobytes()  # views, no copies
+    assert (
+        tags.tobytes() == emb.state_arrays()["cache.6.rowwise_adagrad.tags"].tobytes()
+    )  # views, no copies
 
 
 @on_every_device
 def test_prefetched_rows_are_not_evicted() -> None:
     emb = collection(cache=mpe.CacheConfig(num_sets=1, ways=8, policy="lru"))
     ticket = emb.prefetch(*other_rows(0))
-    tags = emb.state_arrays()["cache.6.tags"].copy()
+    tags = emb.state_arrays()["cache.6.rowwise_adagrad.tags"].copy()
     for first in (8, 16, 24):
         emb.forward(*other_rows(first))
         emb.backward(GRAD)
-    np.testing.assert_array_equal(emb.state_arrays()["cache.6.tags"], tags)
+    np.testing.assert_array_equal(emb.state_arrays()["cache.6.rowwise_adagrad.tags"], tags)
     assert emb.stats()["a"]["conflict_misses"] == 24
     ticket.drop()
     emb.forward(*other_rows(8))
-    assert (emb.state_arrays()["cache.6.tags"] != tags).all()
+    assert (emb.state_arrays()["cache.6.rowwise_adagrad.tags"] != tags).all()
 
 
 @on_every_device
@@ -228,7 +230,7 @@ def test_the_last_write_step_is_the_end() -> None:
     emb = collection()
     train(emb)
     emb.forward(*batch())
-    collection_state(emb).set_step(2**40 - 1)
+    on_device.set_step(emb, 2**40 - 1)
     before, zero = digest(emb), np.zeros((1, 6), np.float32)
     calls: list[Callable[[], Any]] = [
         lambda: emb.forward(*batch()),

@@ -22,10 +22,57 @@ CASE(api_backend) {
 CASE(api_answers) {
   CHECK(mpe_row_bytes(MPE_format_int4, 9) == 9 && mpe_code_bytes(MPE_format_int4, 9) == 5);
   CHECK(mpe_row_bytes(-1, 9) == -1 && mpe_row_bytes(MPE_NUM_FORMATS, 9) == -1);
-  CHECK(mpe_state_shape(MPE_optimizer_sgd) == 0);
-  CHECK(mpe_state_shape(MPE_optimizer_rowwise_adagrad) == 1);
-  CHECK(mpe_state_shape(MPE_optimizer_adagrad) == 2);
   CHECK(!mpe_policy_has_sketch(MPE_policy_lru) && mpe_policy_has_sketch(MPE_policy_lfu));
+}
+
+CASE(api_what_an_optimizer_keeps) {
+  const int32_t kind = MPE_optimizer_rowwise_adam;
+  CHECK(mpe_num_states(kind) == 2);
+  CHECK(std::strcmp(mpe_state_name(kind, 0), "exp_avg") == 0);
+  CHECK(std::strcmp(mpe_state_name(kind, 1), "exp_avg_sq") == 0);
+  CHECK(mpe_state_shape(kind, 0) == MPE_STATE_ELEMENT && mpe_state_shape(kind, 1) == MPE_STATE_ROW);
+  CHECK(mpe_slot_floats(kind, 5) == 10 && mpe_slot_values(kind) == 1);
+  CHECK(mpe_slot_floats(-1, 5) == 5 && mpe_slot_values(-1) == 0);
+  for (int32_t optimizer = 0; optimizer < MPE_NUM_OPTIMIZERS; ++optimizer) {
+    const int32_t states = mpe_num_states(optimizer);
+    CHECK(states >= 0 && states <= MPE_MAX_STATES);
+    int64_t elements = 0;
+    for (int32_t i = 0; i < states; ++i) {
+      elements += mpe_state_shape(optimizer, i) == MPE_STATE_ELEMENT ? 1 : 0;
+      CHECK(std::strlen(mpe_state_name(optimizer, i)) > 0);
+      CHECK(std::isfinite(mpe_state_initial(optimizer, i)));
+    }
+    CHECK(mpe_state_name(optimizer, states) == nullptr && mpe_state_shape(optimizer, states) == 0);
+    CHECK(mpe_slot_floats(optimizer, 3) == 3 * (1 + elements));
+    CHECK(mpe_slot_values(optimizer) == states - elements);
+  }
+  CHECK(mpe_num_states(-1) == 0 && mpe_num_states(MPE_NUM_OPTIMIZERS) == 0);
+}
+
+CASE(api_parameters_have_names) {
+  for (int32_t optimizer = 0; optimizer < MPE_NUM_OPTIMIZERS; ++optimizer) {
+    CHECK(std::strcmp(mpe_parameter_name(optimizer, 0), "lr") == 0);
+    CHECK(std::strcmp(mpe_parameter_name(optimizer, 1), "weight_decay") == 0);
+    int32_t n = 2;
+    while (mpe_parameter_name(optimizer, n) != nullptr) ++n;
+    CHECK(n <= MPE_MAX_PARAMETERS);
+  }
+  CHECK(std::strcmp(mpe_parameter_name(MPE_optimizer_adam, 3), "beta2") == 0);
+  CHECK(mpe_parameter_name(MPE_optimizer_sgd, 2) == nullptr);
+  CHECK(mpe_parameter_name(-1, 0) == nullptr && mpe_parameter_name(0, -1) == nullptr);
+}
+
+CASE(api_an_update_begins_with_the_coefficients_of_all_tables) {
+  mpe_parameters tables[3] = {{MPE_optimizer_sgd, MPE_decay_none, {0.5}},
+                              {-1, MPE_decay_none, {7.0}},
+                              {MPE_optimizer_adagrad, MPE_decay_l2, {0.5, 0.25, 0.0, 1.0}}};
+  uint64_t updates = 2;
+  std::vector<float> c(3 * MPE_MAX_COEFFICIENTS, -1.0f);
+  CHECK(mpe_cpu_backend()->begin_update(tables, 3, &updates, c.data(), nullptr) == MPE_OK);
+  CHECK(updates == 3 && c[1] == 0.5f);
+  for (int i = 0; i < MPE_MAX_COEFFICIENTS; ++i) CHECK(c[MPE_MAX_COEFFICIENTS + i] == -1.0f);
+  const float* adagrad = c.data() + 2 * MPE_MAX_COEFFICIENTS;
+  CHECK(adagrad[0] == 0.25f && adagrad[1] == 0.5f / 3.0f);  // the third update: 1 + 2 * lr_decay
 }
 
 CASE(api_threads) {
@@ -42,8 +89,8 @@ CASE(api_threads) {
 
 CASE(api_errors_are_found_before_anything_changes) {
   const mpe_backend* cpu = mpe_cpu_backend();
-  const int32_t indices[3] = {0, 9, 1}, offsets[3] = {0, 2, 3}, wrong[3] = {0, 2, 1};
-  mpe_batch batch{indices, wrong, nullptr, 3, 2, 1, 32, 32};
+  const int32_t indices[3] = {0, 9, 1}, offsets[3] = {0, 1, 3}, wrong[3] = {0, 2, 1};
+  mpe_batch batch{indices, wrong, nullptr, 3, 1, 2, 32, 32};
   mpe_error error;
   CHECK(cpu->check_offsets(&batch, nullptr, &error) == MPE_ERR_OFFSETS);
   CHECK(error.position == 2 && error.value == 1);
@@ -52,17 +99,40 @@ CASE(api_errors_are_found_before_anything_changes) {
   mpe_table table{};
   table.num_rows = 5;
   table.table_id = 6;
+  table.feature = 1;
   mpe_group group{};
   group.tables = &table;
   group.num_tables = group.dim = 1;
   uint64_t keys[3];
   int32_t bags[3];
   int64_t bag_offsets[3], origins[1], dropped[1];
-  mpe_lookups lookups{3, 2, keys, bags, bag_offsets, origins, dropped, nullptr};
+  mpe_lookups lookups{2, 1, keys, bags, bag_offsets, origins, dropped, nullptr};
   CHECK(cpu->prepare(&group, &batch, 0, &error, &lookups, nullptr, &error) == MPE_ERR_INDEX);
-  CHECK(error.table == 6 && error.position == 1 && error.value == 9 && error.count == 1);
+  CHECK(error.table == 1 && error.position == 1 && error.value == 9 && error.count == 1);
   CHECK(cpu->prepare(&group, &batch, 1, &error, &lookups, nullptr, &error) == MPE_OK);
-  CHECK(keys[1] == MPE_DROPPED && dropped[0] == 1 && keys[2] == 1 && bags[2] == 1);
+  CHECK(keys[0] == MPE_DROPPED && dropped[0] == 1 && keys[1] == 1 && bags[1] == 0);
+}
+
+CASE(api_a_table_without_rows_has_no_valid_index) {
+  const mpe_backend* cpu = mpe_cpu_backend();
+  const int64_t indices[1] = {0}, offsets[2] = {0, 1};
+  const mpe_batch batch{indices, offsets, nullptr, 1, 1, 1, 64, 64};
+  mpe_table table{};
+  mpe_group group{};
+  group.tables = &table;
+  group.num_tables = group.dim = 1;
+  uint64_t keys[1], rows[1];
+  int32_t bags[1], positions[1];
+  int64_t bag_offsets[2], origins[1], dropped[1], count = -1, starts[2];
+  mpe_lookups lookups{1, 1, keys, bags, bag_offsets, origins, dropped, nullptr};
+  mpe_unique unique{&count, rows, starts, positions};
+  mpe_error error = MPE_NO_ERROR;
+  CHECK(cpu->prepare(&group, &batch, 0, &error, &lookups, nullptr, &error) == MPE_ERR_INDEX);
+  CHECK(error.count == 1 && error.value == 0);
+  error = MPE_NO_ERROR;
+  CHECK(cpu->prepare(&group, &batch, 1, &error, &lookups, nullptr, &error) == MPE_OK);
+  CHECK(keys[0] == MPE_DROPPED && dropped[0] == 1);
+  CHECK(cpu->dedup(keys, 1, 0, &unique, nullptr) == MPE_OK && count == 0);
 }
 
 CASE(api_a_table_without_statistics_leaves_the_next_ones_right) {

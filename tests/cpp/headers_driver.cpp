@@ -1,4 +1,5 @@
 // What a C++ program does with the headers alone: rows encoded, decoded and updated one by one.
+#include "mpembed/optim/step.h"
 #include "mpembed/registry_types.h"
 
 using namespace mpembed;
@@ -15,9 +16,14 @@ void decode_row(int32_t format, const uint8_t* row, int64_t dim, float* x) {
   });
 }
 
-void update_row(int32_t optimizer, float lr, float eps, float* w, const float* g, float* h,
-                int64_t dim) {
-  const OptimizerSettings settings{lr, eps, 0.0f, kDecayNone};
-  with_optimizer(optimizer, [&](auto o) { decltype(o)::step(settings, w, g, h, dim); });
+// The update number `count` of a row. parameters: lr, weight_decay and the optimizer's own.
+void update_row(int32_t optimizer, int32_t decay_mode, const double* parameters, uint64_t count,
+                float* w, float* g, float* const* states, int64_t dim) {
+  with_optimizer(optimizer, [&](auto o) {
+    using Optimizer = decltype(o);
+    float c[MPE_MAX_COEFFICIENTS] = {};
+    Optimizer::coefficients(parameters, decay_mode, count, c);
+    optimizer_step<Optimizer>(decay_mode, c, w, g, states, dim);
+  });
 }
 }

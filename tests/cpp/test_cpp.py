@@ -10,6 +10,10 @@ import pytest
 from compilers import CXX, NVCC
 from folders import ROOT
 
+import mpembed as mpe
+from mpembed import registry
+from mpembed._bindings import kernels
+
 SOURCES = Path(__file__).parent
 
 
@@ -52,17 +56,29 @@ def test_headers_by_nvcc(package_alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compiler", CXX)
-def test_the_manuals_example_compiles(compiler: str, package_alone: Path, tmp_path: Path) -> None:
+def test_the_manuals_examples_run(compiler: str, package_alone: Path, tmp_path: Path) -> None:
     text = (ROOT / "docs" / "cpp.md").read_text()
     blocks = re.findall(r"^```cpp\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert blocks
+    assert len(blocks) == 4
+    lib = package_alone / "mpembed" / "lib"
+    flags = ["-std=c++17", *compilers.WARNINGS, f"-I{lib.with_name('include')}"]
+    flags += ["-ffp-contract=off"]
+    link = [f"-L{lib}", "-lmpembed", f"-Wl,-rpath,{lib}"]
+    emb = mpe.EmbeddingBagCollection([mpe.TableConfig("t", 9, 4)], optimizer=mpe.SGD())
+    emb.save(tmp_path / "model.mpembed")
     for block in blocks:
         includes, code = block.split("\n\n", 1)
-        source = f"{includes}\nvoid shown() {{\n{code}}}\n"
-        (tmp_path / "shown.cpp").write_text(source)
-        include = f"-I{package_alone / 'mpembed' / 'include'}"
-        flags = ["-std=c++17", *compilers.WARNINGS, include]
-        compilers.run([*CXX[compiler], *flags, "-fsyntax-only", tmp_path / "shown.cpp"])
+        (tmp_path / "shown.cpp").write_text(f"{includes}\nint main() {{\n{code}}}\n")
+        source, program = tmp_path / "shown.cpp", tmp_path / "shown"
+        compilers.run([*CXX[compiler], *flags, source, *link, "-o", program])
+        compilers.run([program], cwd=tmp_path)
+
+
+def test_the_manual_lists_every_parameter() -> None:
+    text = (ROOT / "docs" / "cpp.md").read_text()
+    for name, kind in registry.OPTIMIZERS.items():
+        own = [f"`{one}`" for one in kernels.parameter_names(kind)[2:]]
+        assert f"| `{name}` | {', '.join(own) or 'none'} |" in text
 
 
 def test_a_check_that_does_not_hold_fails(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import re
 import subprocess
@@ -17,10 +18,13 @@ from folders import ROOT
 from reference.rounding import DOMAIN_ROW, draws16
 
 import mpembed as mpe
-from mpembed.registry import FORMATS, OPTIMIZERS
+from mpembed._bindings import kernels
+from mpembed._bindings.contract import MAX_STATES
+from mpembed.registry import FORMATS, OPTIMIZERS, STATE_ELEMENT, WEIGHT_DECAYS
 
 INCLUDE = ROOT / "include"
 HEADERS = sorted(str(path.relative_to(INCLUDE)) for path in INCLUDE.rglob("*.h"))
+PLAIN_C = ("api", "api_types", "checkpoint", "contract", "registry", "step")
 WITH_ALL_OTHERS = {"mpembed/api.h", "mpembed/registry_types.h"}  # what these include
 CXX = {name: [*command, "-std=c++17"] for name, command in compilers.CXX.items()}
 CC = [*os.environ.get("CC", "gcc").split(), "-std=c11"]
@@ -65,9 +69,7 @@ def test_header_compiles_alone_by_nvcc(header: str, tmp_path: Path) -> None:
     compilers.run([str(NVCC), *NVCC_FLAGS, "-arch=sm_80", f"-I{INCLUDE}", *made])
 
 
-@pytest.mark.parametrize(
-    "header", [f"mpembed/{name}.h" for name in ("api", "api_types", "contract", "registry")]
-)
+@pytest.mark.parametrize("header", [f"mpembed/{name}.h" for name in PLAIN_C])
 def test_the_c_headers_are_plain_c(header: str, tmp_path: Path) -> None:
     text = f'#include "{header}"\n#include "{header}"\ntypedef int not_empty;\n'
     compile_text(CC, tmp_path / "plain.c", text, "-fsyntax-only")
@@ -119,27 +121,45 @@ def test_rows_by_the_headers_alone(alone: ctypes.CDLL, precision: str, dim: int)
             assert values.tobytes() == decoded.tobytes()
 
 
+def operator(optimizer: str, own: dict[str, float]) -> tuple[Any, dict[str, Any]]:
+    """Return an optimizer's function in `mpembed.ops`, and its parameters as that takes them."""
+    name = {"sgd_momentum": "sgd"}.get(optimizer, optimizer)
+    options: dict[str, Any] = dict(own)
+    if "beta1" in options:
+        options["betas"] = options.pop("beta1"), options.pop("beta2")
+    return getattr(mpe.ops, f"{name}_"), options
+
+
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 @pytest.mark.parametrize("dim", [1, 7, 16, 50])
-def test_steps_by_the_headers_alone(alone: ctypes.CDLL, optimizer: str, dim: int) -> None:
+@pytest.mark.parametrize("mode", list(WEIGHT_DECAYS))
+def test_steps_by_the_headers_alone(
+    alone: ctypes.CDLL, optimizer: str, dim: int, mode: str
+) -> None:
+    """One row at a time they give the bytes that kernels give in vectors."""
+    number, update = OPTIMIZERS[optimizer], 3
+    known = {"lr": 0.1, "weight_decay": 0.0 if mode == "none" else 0.05, "lr_power": -0.6}
+    values = {name: known.get(name, 0.03) for name in kernels.parameter_names(number)}
+    parameters = (ctypes.c_double * len(values))(*values.values())
     rng = np.random.default_rng(dim)
     w, g = (rng.standard_normal((4, dim)).astype(np.float32) for _ in range(2))
-    h = rng.random((4, dim) if optimizer == "adagrad" else 4).astype(np.float32)
-    expected_w, expected_h = w.copy(), h.copy()
-    settings = [ctypes.c_float(0.1), ctypes.c_float(1e-8)]
+    states = [
+        rng.random((4, dim) if shape == STATE_ELEMENT else 4).astype(np.float32)
+        for _, shape, _ in kernels.optimizer_states(number)
+    ]
+    expected_w, expected = w.copy(), [state.copy() for state in states]
     for i in range(4):
-        state = None if optimizer == "sgd" else expected_h[i : i + 1]
-        row = expected_w[i]
-        number = ctypes.c_int32(OPTIMIZERS[optimizer])
-        arrays = [address(row), address(g[i]), address(state)]
-        alone.update_row(number, *settings, *arrays, ctypes.c_int64(dim))
-    rows = np.arange(4)
-    if optimizer == "sgd":
-        mpe.ops.sgd_(w, rows, g, lr=0.1)
-    else:
-        getattr(mpe.ops, f"{optimizer}_")(w, rows, g, h, lr=0.1, eps=1e-8)
+        pointers = (ctypes.c_void_p * MAX_STATES)(*(s[i : i + 1].ctypes.data for s in expected))
+        numbers = ctypes.c_int32(number), ctypes.c_int32(WEIGHT_DECAYS[mode])
+        gradient = g[i].copy()  # is overwritten
+        row = address(expected_w[i]), address(gradient), pointers
+        alone.update_row(*numbers, parameters, ctypes.c_uint64(update), *row, ctypes.c_int64(dim))
+    function, options = operator(optimizer, values)
+    if "updates" in inspect.signature(function).parameters:
+        options["updates"] = update
+    function(w, np.arange(4), g, *states, weight_decay_mode=mode, **options)
     assert w.tobytes() == expected_w.tobytes()
-    assert h.tobytes() == expected_h.tobytes()
+    assert [s.tobytes() for s in states] == [s.tobytes() for s in expected]
 
 
 def test_headers_include_no_more_than_the_standard_library() -> None:

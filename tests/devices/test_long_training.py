@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 from typing import Any
 
+import kinds
 import pytest
+from helpers import set_lr
 from on_device import fetch
+from oracles import DECAYS
 from reference.pair import Batches, assert_same
 
 import mpembed as mpe
@@ -19,12 +21,6 @@ import mpembed as mpe
 pytestmark = pytest.mark.gpu
 STEPS = int(os.environ.get("MPEMBED_TEST_STEPS", "25"))
 BATCH: dict[str, Any] = {"batch": 3, "longest": 4, "bad": 0.01}
-OPTIMIZERS: dict[str, Callable[[], mpe.optim.Optimizer]] = {
-    "sgd": lambda: mpe.SGD(0.1, weight_decay=0.01, weight_decay_mode="l2"),
-    "adagrad": lambda: mpe.Adagrad(0.1, weight_decay=0.01, weight_decay_mode="decoupled"),
-    "adagrad_bf16": lambda: mpe.Adagrad(0.1, state_precision="bf16"),
-    "rowwise_adagrad": lambda: mpe.RowwiseAdagrad(0.1),
-}
 CACHES = {
     "lru-8": mpe.CacheConfig(num_sets=5, policy="lru", ways=8),
     "lru-32": mpe.CacheConfig(num_sets=1, policy="lru", ways=32),
@@ -107,7 +103,8 @@ class Twins:
 
     def set_lr(self, lr: float) -> None:
         """Change the learning rate."""
-        self.here.optimizer.lr = self.there.optimizer.lr = lr
+        for one in (self.here, self.there):
+            set_lr(one, lr)
 
 
 def train(twins: Twins, steps: int, seed: int) -> None:
@@ -138,9 +135,10 @@ def train(twins: Twins, steps: int, seed: int) -> None:
 
 @pytest.mark.pairwise
 @pytest.mark.parametrize("name", CACHES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_devices_bytes_are_the_cpus(optimizer: str, name: str, cuda: str) -> None:
-    twins = Twins(cuda, cache=CACHES[name], optimizer=OPTIMIZERS[optimizer]())
+@pytest.mark.parametrize("mode", DECAYS)
+@pytest.mark.parametrize("optimizer", kinds.NAMES)
+def test_the_devices_bytes_are_the_cpus(optimizer: str, mode: str, name: str, cuda: str) -> None:
+    twins = Twins(cuda, cache=CACHES[name], optimizer=kinds.named(optimizer, mode=mode))
     train(twins, STEPS, seed=list(CACHES).index(name))
     total = {key: sum(s[key] for s in twins.here.stats().values()) for key in mpe.STATS}
     seen = ("hits", "conflict_misses", "evictions", "write_backs", "dropped", "nonfinite")

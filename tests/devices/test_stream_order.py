@@ -19,6 +19,7 @@ from mpembed import devices
 from mpembed._bindings import tensor as tensors
 from mpembed._bindings.device import PINNED_HOST, CallOrder, Device
 from mpembed._bindings.dlpack import view
+from mpembed._bindings.kernels import UpdateRules
 
 
 def test_a_stream_waits_for_the_call_before_it(fake: Fake, device: Device) -> None:
@@ -202,6 +203,29 @@ def test_what_the_runtime_says_is_told(fake: Fake, device: Device) -> None:
 
 def test_another_version_of_the_door_is_refused() -> None:
     old = Fake()
-    old.table.api_version = 7
-    with pytest.raises(RuntimeError, match=r"speaks version 7 of mpembed/api\.h, this mpembed 3"):
+    own = old.table.api_version
+    old.table.api_version = own + 1
+    message = rf"speaks version {own + 1} of mpembed/api\.h, this mpembed {own}:"
+    with pytest.raises(RuntimeError, match=message):
         Device(old.capsule, 0)
+
+
+def test_a_rate_that_is_set_during_the_copy_is_sent_again(fake: Fake, device: Device) -> None:
+    """The copy lets other threads run."""
+    on = device.stream(None)
+    rules = UpdateRules(on, 1, 0, permanent=True)
+
+    changed = [rules]  # ctypes keeps functions, which may not keep what the fake device frees
+
+    def copy(*_: Any) -> int:
+        changed[0].set_table(0, 0, 0, (0.5, 0.0))
+        return 0
+
+    function = ctypes.CFUNCTYPE(I32, *FUNCTIONS["copy"])(copy)
+    old, fake.table.copy = fake.table.copy, ctypes.cast(function, VOID)
+    rules.send(on)
+    changed.clear()
+    assert rules.changed
+    fake.table.copy = old
+    rules.send(on)
+    assert not rules.changed

@@ -118,6 +118,20 @@ class Session:
     def rows(self) -> None:
         self.emb.rows(self.draw(st.sampled_from(["a", "b", 1])), self.draw(row_numbers(3, 40)))
 
+    def export(self) -> None:
+        """Packed rows are what a flush writes now, whatever else they are asked for as."""
+        table = self.draw(st.sampled_from(self.emb.tables))
+        name: Any = table.name if self.draw(st.integers(0, 4)) else self.draw(ODD)
+        layout: Any = self.draw(st.sampled_from(["packed", "torch", "fbgemm"]) | ODD)
+        before = digest(self.emb)
+        rows = self.emb.export(name, layout)
+        assert digest(self.emb) == before
+        width = registry.row_bytes(table.precision, table.embedding_dim)
+        assert (rows.shape, rows.dtype) == ((table.num_embeddings, width), np.uint8)
+        if layout == "packed":
+            self.emb.flush()
+            assert rows.tobytes() == self.emb.state_arrays()[f"table.{name}.rows"].tobytes()
+
     def flush(self) -> None:
         self.emb.flush()
 
@@ -125,7 +139,8 @@ class Session:
         self.emb.check()
 
     def rate(self) -> None:
-        self.emb.optimizer.lr = self.draw(ODD)
+        optimizer: Any = self.emb.optimizer
+        optimizer.lr = self.draw(ODD)
 
     def drop_prefetched(self) -> None:
         waiting = sum(ticket.open for ticket in self.prefetched)
@@ -170,7 +185,7 @@ class Session:
 
 OPERATIONS = ["forward", "forward", "forward", "backward", "backward", "backward", "prefetch"]
 OPERATIONS += ["drop", "evaluate", "set_rows", "rows", "flush", "rate", "drop_prefetched", "poke"]
-OPERATIONS += ["memory_report", "stats", "save", "state_arrays", "check"]
+OPERATIONS += ["memory_report", "stats", "save", "state_arrays", "check", "export"]
 
 
 def test_every_method_is_fuzzed() -> None:

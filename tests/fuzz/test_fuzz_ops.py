@@ -108,13 +108,39 @@ class Call:
             **self.key,
         }
 
+    def state(self, *shape: int) -> Array:
+        """Return a state that could be one of any optimizer: FP32, or BF16's bits."""
+        if self.draw(st.booleans()):
+            return self.bytes(*shape[:-1], shape[-1] * 2).view(np.uint16)
+        state: Array = np.abs(self.draw(floats(shape)))
+        return state
+
     def adagrad_call(self, _: str) -> dict[str, Any]:
-        state = self.draw(floats((self.n + 1, self.dim)))
-        half = self.bytes(self.n + 1, self.dim * 2).view(np.uint16)
-        return {**self.sgd_call(""), "state": half if self.draw(st.booleans()) else np.abs(state)}
+        return {**self.sgd_call(""), "state": self.state(self.n + 1, self.dim)}
 
     def rowwise_adagrad_call(self, _: str) -> dict[str, Any]:
-        return {**self.sgd_call(""), "state": np.abs(self.draw(floats((self.n + 1,))))}
+        return {**self.sgd_call(""), "state": self.state(self.n + 1)}
+
+    def adam_call(self, name: str) -> dict[str, Any]:
+        second = (self.n + 1,) if name == "rowwise_adam_" else (self.n + 1, self.dim)
+        return {
+            **self.sgd_call(""),
+            "exp_avg": self.state(self.n + 1, self.dim),
+            "exp_avg_sq": self.state(*second),
+            "betas": self.draw(st.sampled_from([(0.9, 0.999), [0, 0], (0.0, 1 - 2**-53)])),
+            "updates": self.draw(st.integers(1, 2**63 - 1)),
+        }
+
+    rowwise_adam_call = lamb_call = adam_call
+
+    def ftrl_call(self, _: str) -> dict[str, Any]:
+        settings = {"lr_power": (-1.0, 0.0), "l1": (0.0, 3e38), "l2": (0.0, 3e38)}
+        return {
+            **self.sgd_call(""),
+            "z": self.state(self.n + 1, self.dim),
+            "n": self.state(self.n + 1, self.dim),
+            **{key: self.draw(st.floats(*bounds)) for key, bounds in settings.items()},
+        }
 
 
 @st.composite
@@ -157,6 +183,7 @@ def test_ops(call: tuple[str, dict[str, Any]]) -> None:
         return
     if arguments.get("out") is not None:
         assert result is arguments["out"]
-    written = [arguments.get(key) for key in ("out", "weights", "state")]
+    states = "state", "exp_avg", "exp_avg_sq", "z", "n"
+    written = [arguments.get(key) for key in ("out", "weights", *states)]
     for key, old in contents(arguments).items():
         assert old == before[key] or any(arguments[key] is array for array in written)

@@ -31,6 +31,7 @@ class Arrays:
         self.found = device(np.zeros(3, np.int32))
         self.tags = device(np.zeros((2, 8), np.uint64))
         self.bag = device(np.zeros((1, 4), np.float32))
+        self.first, self.second = device(values), device(values)
         self.half, self.state = device(np.zeros((3, 4), np.float16)), device(np.zeros(3, "f4"))
 
 
@@ -51,6 +52,16 @@ WAITS: dict[str, Callable[[Arrays, dict[str, Any]], Any]] = {
     "rowwise_adagrad_": lambda a, on: ops.rowwise_adagrad_(
         a.x, a.ids, a.values, a.state, lr=0.1, precision="fp32", **on
     ),
+    "adam_": lambda a, on: ops.adam_(
+        a.x, a.ids, a.values, a.first, a.second, lr=0.1, updates=1, **on
+    ),
+    "rowwise_adam_": lambda a, on: ops.rowwise_adam_(
+        a.x, a.ids, a.values, a.first, a.state, lr=0.1, updates=1, **on
+    ),
+    "lamb_": lambda a, on: ops.lamb_(
+        a.x, a.ids, a.values, a.first, a.second, lr=0.1, updates=1, **on
+    ),
+    "ftrl_": lambda a, on: ops.ftrl_(a.x, a.ids, a.values, a.first, a.second, lr=0.1, **on),
 }
 NEED_OUT: dict[str, Callable[[Arrays, dict[str, Any]], Any]] = {
     "dequantize": lambda a, on: ops.dequantize(a.rows, "int8", 4, **on),

@@ -8,6 +8,7 @@ from typing import Any
 import graphs
 import numpy as np
 import pytest
+from helpers import set_lr
 from twins import Twins, mixed
 
 import mpembed as mpe
@@ -44,7 +45,8 @@ def test_a_refused_rate_reaches_no_collection(captured: int, runtime: Any) -> No
 def test_before_the_first_capture(runtime: Any) -> None:
     """The next call sends the rate; a capture cannot."""
     twins = Twins(runtime, mixed(), cache=mpe.CacheConfig(num_sets=1, policy="lru", ways=8))
-    twins.there.optimizer.lr = twins.here.optimizer.lr = 0.025
+    set_lr(twins.there, 0.025)
+    set_lr(twins.here, 0.025)
     runtime.begin(twins.stream)
     with pytest.raises(RuntimeError, match=UNSENT):
         twins.forward()
@@ -52,7 +54,7 @@ def test_before_the_first_capture(runtime: Any) -> None:
         twins.there.prefetch(twins.indices, twins.offsets, stream=twins.stream)
     twins.forward(training=False)  # needs none
     with pytest.raises(RuntimeError, match="the learning rate cannot be set in a CUDA graph"):
-        twins.there.optimizer.lr = 1
+        set_lr(twins.there, 1)
     runtime.end(twins.stream)
     twins.there.check()
     twins.captured().launch(twins.stream)
@@ -74,7 +76,8 @@ def test_a_capture_elsewhere(runtime: Any) -> None:
     twins = Twins(runtime, mixed())
     blocking = runtime.stream(flags=0)  # the default stream may not be used meanwhile
     runtime.begin(blocking)
-    twins.there.optimizer.lr = twins.here.optimizer.lr = 0.025
+    set_lr(twins.there, 0.025)
+    set_lr(twins.here, 0.025)
     assert runtime.end(blocking).nodes == 0
     twins.step()
     twins.step_here()
@@ -95,7 +98,8 @@ def test_a_stream_that_is_gone(runtime: Any) -> None:
     emb.check()
     del indices, offsets, out
     runtime("cudaStreamDestroy", ctypes.c_void_p(stream))
-    emb.optimizer.lr = 0.05
+    set_lr(emb, 0.05)
+    assert emb.optimizer is not None
     assert emb.optimizer.lr == 0.05
 
 

@@ -49,40 +49,61 @@ uint64_t checksum(const Vec<T>& v, uint64_t sum) {
   return checksum(v.data(), v.size() * sizeof(T), sum);
 }
 
-// The arrays of one group, and the views on them.
+// The arrays of one group, and the views on them. A row and its states lie side by side.
 struct Group {
-  Vec<uint8_t> rows[kTables];
-  Vec<float> state[kTables];
+  Vec<uint8_t> records[kTables];
   Vec<int64_t> stats = Vec<int64_t>(kTables * MPE_NUM_STATS);
   Vec<uint64_t> tags = Vec<uint64_t>(kSets * kWays, MPE_EMPTY_TAG);
   Vec<uint32_t> meta = Vec<uint32_t>(kSets * kWays);
-  Vec<float> cached = Vec<float>(kSets * kWays * kDim);
+  Vec<float> cached, values, coefficients = Vec<float>(kTables * MPE_MAX_COEFFICIENTS);
   Vec<uint8_t> sketch = Vec<uint8_t>(4 * 8192);
   uint64_t counters[2] = {0, 0};
-  uint64_t step = 0;
-  mpe_table tables[kTables];
-  mpe_cache cache;
+  uint64_t step = 0, updates = 0;
+  mpe_parameters parameters[kTables];
+  mpe_table tables[kTables] = {};
+  mpe_cache cache{};
+  mpe_optimizer optimizer;
   mpe_group group;
 
-  explicit Group(int32_t policy) {
+  Group(int32_t policy, int32_t kind) {
+    cached.resize(static_cast<size_t>(kSets * kWays * mpe_slot_floats(kind, kDim)));
+    values.resize(static_cast<size_t>(kSets * kWays * mpe_slot_values(kind)));
     for (int32_t t = 0; t < kTables; ++t) {
-      rows[t].resize(static_cast<size_t>(kRows * mpe_row_bytes(kPrecisions[t], kDim)));
-      state[t].resize(kRows);
-      tables[t] = mpe_table{rows[t].data(),
-                            state[t].data(),
-                            stats.data() + t * MPE_NUM_STATS,
-                            kRows,
-                            t * kRows,
-                            kPrecisions[t],
-                            t,
-                            t == 1 ? MPE_pooling_mean : MPE_pooling_sum,
-                            t,
-                            MPE_format_fp32,
-                            t * kDim};
+      make_table(t, kind);
+      parameters[t] = {kind, MPE_decay_none, {0.1}};
+      for (int i = 2; i < MPE_MAX_PARAMETERS; ++i) parameters[t].values[i] = 0.01;
     }
-    cache = mpe_cache{tags.data(), meta.data(), cached.data(), sketch.data(), counters,
-                      kSets,       8192,        kWays,         policy};
-    group = mpe_group{tables, nullptr, &cache, &step, 7, kTables, kDim, MPE_rounding_stochastic};
+    cache.tags = tags.data(), cache.meta = meta.data();
+    cache.rows = cached.data(), cache.values = values.data();
+    cache.sketch = sketch.data(), cache.counters = counters;
+    cache.num_sets = kSets, cache.ways = kWays;
+    cache.sketch_width = 8192, cache.policy = policy;
+    optimizer = {kind, MPE_decay_none, coefficients.data()};
+    group = {tables, nullptr, &cache, &optimizer, &step, 7, kTables, kDim, MPE_rounding_stochastic};
+  }
+
+ private:
+  void make_table(int32_t t, int32_t kind) {
+    mpe_table& table = tables[t];
+    int64_t bytes = mpe_row_bytes(kPrecisions[t], kDim);
+    int64_t offsets[MPE_MAX_STATES] = {};
+    for (int32_t i = 0; i < mpe_num_states(kind); ++i) {
+      offsets[i] = bytes;
+      bytes += 4 * (mpe_state_shape(kind, i) == MPE_STATE_ELEMENT ? kDim : 1);
+    }
+    records[t].resize(static_cast<size_t>(kRows * bytes));
+    table.rows = records[t].data();
+    table.row_stride = bytes;
+    for (int32_t i = 0; i < mpe_num_states(kind); ++i) {
+      table.states[i] = {table.rows + offsets[i], bytes, MPE_format_fp32};
+    }
+    table.stats = stats.data() + t * MPE_NUM_STATS;
+    table.num_rows = kRows;
+    table.base = t * kRows;
+    table.precision = kPrecisions[t];
+    table.table_id = table.feature = t;
+    table.pooling = t == 1 ? MPE_pooling_mean : MPE_pooling_sum;
+    table.column = t * kDim;
   }
 };
 
@@ -111,16 +132,14 @@ struct Batch {
   }
 };
 
-uint64_t train(const mpe_backend& backend, int32_t policy) {
-  Group arrays(policy);
+uint64_t train(const mpe_backend& backend, int32_t policy, int32_t optimizer) {
+  Group arrays(policy, optimizer);
   const mpe_group* group = &arrays.group;
   for (int32_t t = 0; t < kTables; ++t) {
     must(backend.init_rows(group, t, MPE_init_uniform, -1.0f, 1.0f, nullptr));
   }
   Vec<float> out(kBatch * kTables * kDim), weight_grad(kLookups);
   const mpe_outputs outputs{mpe_matrix{out.data(), kTables * kDim}, nullptr};
-  const mpe_optimizer optimizer{
-      MPE_optimizer_rowwise_adagrad, MPE_decay_none, 0.1f, 1e-8f, 0.0f, nullptr};
   uint64_t sum = 0xCBF29CE484222325u;
   for (int step = 0; step < 3; ++step) {
     Batch memory;
@@ -148,8 +167,10 @@ uint64_t train(const mpe_backend& backend, int32_t policy) {
     must(backend.weight_grad(group, &memory.lookups, memory.slots.data(), &outputs,
                              weight_grad.data(), nullptr));
     must(backend.advance(&arrays.step, nullptr));
-    must(backend.update(group, &optimizer, &memory.lookups, &memory.unique, memory.fresh.data(),
-                        &outputs, &error, nullptr));
+    must(backend.begin_update(arrays.parameters, kTables, &arrays.updates,
+                              arrays.coefficients.data(), nullptr));
+    const mpe_gradient gradient{&memory.lookups, &outputs};
+    must(backend.update(group, &gradient, 1, &memory.unique, memory.fresh.data(), &error, nullptr));
     must(backend.cache_release(&arrays.cache, &memory.unique, kLookups, memory.unique_slots.data(),
                                nullptr));
     sum = checksum(weight_grad, checksum(out, sum));
@@ -162,7 +183,7 @@ uint64_t train(const mpe_backend& backend, int32_t policy) {
   must(backend.write_rows(group, every.data(), kAll, values.data(), nullptr));
   must(backend.advance(&arrays.step, nullptr));
   must(backend.cache_flush(group, nullptr));
-  for (const auto& rows : arrays.rows) sum = checksum(rows, sum);
+  for (const auto& records : arrays.records) sum = checksum(records, sum);
   return checksum(arrays.tags, checksum(arrays.meta, checksum(arrays.stats, sum)));
 }
 
@@ -171,8 +192,10 @@ uint64_t train(const mpe_backend& backend, int32_t policy) {
 int main(int argc, char** argv) {
   mpe_set_num_threads(argc > 1 ? std::atoi(argv[1]) : 4);
   for (int32_t policy = 0; policy < MPE_NUM_POLICIES; ++policy) {
-    std::printf("%016llx\n",
-                static_cast<unsigned long long>(train(*mpe_cpu_backend_base(), policy)));
+    for (int32_t optimizer = 0; optimizer < MPE_NUM_OPTIMIZERS; ++optimizer) {
+      const uint64_t sum = train(*mpe_cpu_backend_base(), policy, optimizer);
+      std::printf("%016llx\n", static_cast<unsigned long long>(sum));
+    }
   }
   return 0;
 }

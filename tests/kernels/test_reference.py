@@ -159,12 +159,14 @@ def test_logarithm_and_normal_variates_are_close_to_the_truth() -> None:
 
 
 def test_initial_values_follow_their_law() -> None:
-    x = initial_values(None, 3, 0, 400, 50)
+    x = initial_values(None, 3, 0, np.arange(400), 50, 400)
     assert np.abs(x).max() <= np.float32(0.05)
     assert abs(float(x.mean())) < 5 * 0.05 / np.sqrt(3 * x.size)
-    y = initial_values(("normal", 0.01), 3, 1, 400, 50)
+    y = initial_values(("normal", 0.01), 3, 1, np.arange(400), 50, 400)
     assert abs(float(y.std()) / 0.01 - 1) < 5 / np.sqrt(2 * y.size)
-    assert not initial_values("zeros", 0, 0, 3, 2).any()
+    assert not initial_values("zeros", 0, 0, np.arange(3), 2, 3).any()
+    shard = initial_values(None, 3, 0, np.arange(100, 200), 50, 400)
+    assert shard.tolist() == x[100:200].tolist()
 
 
 def make_cache(sets: int, ways: int, policy: str, log: list[Any]) -> RefCache:
@@ -172,9 +174,10 @@ def make_cache(sets: int, ways: int, policy: str, log: list[Any]) -> RefCache:
         sets,
         ways,
         1,
+        1,
         policy,
-        lambda rows: np.array(rows, np.float32)[:, None],
-        lambda rows, values: log.extend(zip(rows, values[:, 0].tolist(), strict=True)),
+        lambda rows: (np.array(rows, np.float32)[:, None], -np.array(rows, np.float32)[:, None]),
+        lambda rows, x, y: log.extend(zip(rows, x[:, 0].tolist(), y[:, 0].tolist(), strict=True)),
         lambda row, name: log.append(name),
     )
 
@@ -200,10 +203,10 @@ def test_only_dirty_slots_are_written_back() -> None:
     cache = make_cache(1, 1, "lru", log)
     cache.unpin(cache.admit([1]))
     cache.unpin(cache.admit([2]))
-    cache.put(0, np.array([9], np.float32))
+    cache.put(0, np.array([9], np.float32), np.array([4], np.float32))
     cache.unpin(cache.admit([3]))
-    assert [entry for entry in log if isinstance(entry, tuple)] == [(2, 9.0)]
-    assert cache.rows[0, 0] == 3
+    assert [entry for entry in log if isinstance(entry, tuple)] == [(2, 9.0, 4.0)]
+    assert (cache.rows[0, 0], cache.values[0, 0]) == (3, -3)
 
 
 def test_lfu_admits_only_what_is_more_frequent_than_the_victim() -> None:
@@ -245,12 +248,20 @@ def table(name: str, rows: int, dim: int, precision: str = "fp32", pooling: str 
         precision=precision,
         pooling=pooling,
         init=None,
+        optimizer=None,
+        lr=None,
+        trainable=True,
+        table_id=None,
+        first_row=0,
+        total_rows=None,
+        placement="device",
     )
 
 
 def optimizer(kind: str, **values: Any) -> Any:
     start = {"weight_decay_mode": "none", "weight_decay": 0.0, "lr": 0.1, "eps": 1e-8}
-    start |= {"initial_accumulator_value": 0.0, "state_precision": "fp32"}
+    start |= {"lr_decay": 0.0}
+    start |= {"initial_accumulator_value": 0.0}
     return type(kind, (), start | values)()
 
 
@@ -313,7 +324,7 @@ def test_a_ticket_pins_until_it_is_used_or_dropped(precision: str) -> None:
     emb = RefCollection([table("a", 9, 5, precision)], cache, optimizer("SGD"))
 
     def pins() -> int:
-        return sum((tag >> 56) & 127 for tag in emb.caches[5].tags)
+        return sum((tag >> 56) & 127 for tag in emb.caches["5.sgd"].tags)
 
     first = emb.prefetch([1, 2, 2], [0, 1, 3])
     assert pins() == 2

@@ -121,7 +121,7 @@ def test_cache_lookup(send: Any) -> None:
         [mpe.TableConfig("a", 300, 4)], cache=cache, optimizer=mpe.SGD(0.1)
     )
     emb.forward(np.arange(0, 300, 9), np.array([0, 34]))
-    tags, rows = emb.state_arrays()["cache.4.tags"], np.arange(300, dtype=np.int32)
+    tags, rows = emb.state_arrays()["cache.4.sgd.tags"], np.arange(300, dtype=np.int32)
     same(ops.cache_lookup(send(tags), send(rows)), ops.cache_lookup(tags, rows))
 
 

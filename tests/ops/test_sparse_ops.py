@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
+from functools import partial
 from typing import Any
 
+import kinds
 import numpy as np
 import pytest
 from helpers import Array
@@ -14,11 +17,12 @@ from mpembed import ops
 
 ROWS = np.array([3, 0, 3, 9, 3])
 GRADS = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
-KINDS: dict[str, tuple[Any, Any]] = {
-    "sgd": (ops.sgd_, mpe.SGD),
-    "adagrad": (ops.adagrad_, mpe.Adagrad),
-    "rowwise_adagrad": (ops.rowwise_adagrad_, mpe.RowwiseAdagrad),
+#: How each optimizer of the registry is called.
+CALLS: dict[str, Any] = {
+    kind: ops.sgd_ if kind == "sgd_momentum" else getattr(ops, f"{kind}_")
+    for kind in mpe.registry.OPTIMIZERS
 }
+COUNTED = [name for name, call in CALLS.items() if "updates" in inspect.signature(call).parameters]
 
 
 def read_only(array: Array) -> Array:
@@ -26,46 +30,40 @@ def read_only(array: Array) -> Array:
     return array
 
 
-DECAYS = [
-    {},
-    {"weight_decay": 0.1, "weight_decay_mode": "l2"},
-    {"weight_decay": 0.1, "weight_decay_mode": "decoupled"},
-]
+def settings_of(kind: str, mode: str = "none") -> dict[str, Any]:
+    """Return an optimizer's settings that its operator takes."""
+    known = inspect.signature(CALLS[kind]).parameters
+    settings = kinds.make(kind, 0.3, mode).settings()
+    return {name: value for name, value in settings.items() if name in known}
 
 
-def test_every_optimizer_has_its_function() -> None:
-    assert set(KINDS) == set(mpe.registry.OPTIMIZERS)
+def starting_states(kind: str, fill: float = 1.0) -> list[Array]:
+    shapes = {mpe.registry.STATE_ROW: (10,), mpe.registry.STATE_ELEMENT: (10, 6)}
+    return [np.full(shapes[s.shape], fill, np.float32) for s in kinds.make(kind).states]
 
 
 @pytest.mark.pairwise
-@pytest.mark.parametrize("decay", DECAYS, ids=["none", "l2", "decoupled"])
+@pytest.mark.parametrize("mode", mpe.registry.WEIGHT_DECAYS)
 @pytest.mark.parametrize("precision", mpe.registry.FORMATS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_same_bytes_as_a_collection(kind: str, precision: str, decay: dict[str, Any]) -> None:
-    update, optimizer = KINDS[kind]
+@pytest.mark.parametrize("name", kinds.NAMES)
+def test_same_bytes_as_a_collection(name: str, precision: str, mode: str) -> None:
+    kind = name.removesuffix("_bf16").removesuffix("_mixed")
+    optimizer = kinds.named(name, 0.3, mode)
     table = mpe.TableConfig("t", 10, 6, precision=precision, pooling="none")
-    emb = mpe.EmbeddingBagCollection([table], optimizer=optimizer(lr=0.3, **decay), seed=8)
+    emb = mpe.EmbeddingBagCollection([table], optimizer=optimizer, seed=8)
     arrays = {name: array.copy() for name, array in emb.state_arrays().items()}
-    state = [arrays["table.t.state"]] if "table.t.state" in arrays else []
-    emb.forward(ROWS, np.array([0, 5]))
-    emb.backward({"t": GRADS})
     rows = arrays["table.t.rows"]
-    left = update(
-        rows,
-        ROWS,
-        GRADS,
-        *state,
-        lr=0.3,
-        precision=precision,
-        dim=6,
-        seed=8,
-        step=emb.step,
-        **decay,
-    )
-    assert left == 0
+    states = [arrays[f"table.t.{state.name}"] for state in optimizer.states]
+    own = settings_of(kind, mode)
+    for number in (1, 2, 3):
+        emb.forward(ROWS, np.array([0, 5]))
+        emb.backward({"t": GRADS})
+        count = {"updates": number} if kind in COUNTED else {}
+        common = {"precision": precision, "dim": 6, "seed": 8, "step": emb.step}
+        assert CALLS[kind](rows, ROWS, GRADS, *states, **own, **count, **common) == 0
     np.testing.assert_array_equal(rows, emb.state_arrays()["table.t.rows"])
-    if state:
-        np.testing.assert_array_equal(state[0], emb.state_arrays()["table.t.state"])
+    for state, values in zip(optimizer.states, states, strict=True):
+        np.testing.assert_array_equal(values, emb.state_arrays()[f"table.t.{state.name}"])
 
 
 def test_fp32_matrix_in_place_and_nonfinite_rows_kept() -> None:
@@ -79,23 +77,39 @@ def test_fp32_matrix_in_place_and_nonfinite_rows_kept() -> None:
     np.testing.assert_allclose(weights[3].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CALLS)
 def test_torch_and_jax_tensors(kind: str) -> None:
-    """Tables and state of PyTorch change in place; those of JAX are inputs only."""
+    """Tables and states of PyTorch change in place; those of JAX are inputs only."""
     torch, jnp = pytest.importorskip("torch"), pytest.importorskip("jax.numpy")
-    state: list[Array] = []
-    if kind != "sgd":
-        state = [np.ones((10, 6) if kind == "adagrad" else 10, np.float32)]
-    weights, update = np.ones((10, 6), np.float32), KINDS[kind][0]
-    theirs = [torch.from_numpy(a.copy()) for a in (weights, *state)]
-    assert update(weights, ROWS, GRADS, *state, lr=0.5) == 0
-    assert update(theirs[0], jnp.asarray(ROWS), jnp.asarray(GRADS), *theirs[1:], lr=0.5) == 0
-    for mine, other in zip((weights, *state), theirs, strict=True):
+    states, weights = starting_states(kind), np.ones((10, 6), np.float32)
+    own = settings_of(kind) | ({"updates": 3} if kind in COUNTED else {})
+    update = partial(CALLS[kind], **own)
+    theirs = [torch.from_numpy(a.copy()) for a in (weights, *states)]
+    assert update(weights, ROWS, GRADS, *states) == 0
+    assert update(theirs[0], jnp.asarray(ROWS), jnp.asarray(GRADS), *theirs[1:]) == 0
+    for mine, other in zip((weights, *states), theirs, strict=True):
         assert other.numpy().tobytes() == mine.tobytes()
     with pytest.raises(BufferError, match="^weights: is written to"):
-        update(jnp.ones((10, 6)), ROWS, GRADS, *state, lr=0.5)
+        update(jnp.ones((10, 6)), ROWS, GRADS, *states)
     with pytest.raises(BufferError, match=r"^weights: requires grad"):
-        update(torch.ones(10, 6, requires_grad=True), ROWS, GRADS, *state, lr=0.5)
+        update(torch.ones(10, 6, requires_grad=True), ROWS, GRADS, *states)
+
+
+def test_momentum_and_its_state_come_together() -> None:
+    weights, state = np.ones((10, 6), np.float32), np.zeros((10, 6), np.float32)
+    with pytest.raises(ValueError, match=r"state must be given with momentum=0\.9"):
+        ops.sgd_(weights, ROWS, GRADS, lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=r"state must be None with momentum=0\.0"):
+        ops.sgd_(weights, ROWS, GRADS, state, lr=0.1)
+    assert (weights == 1).all()
+
+
+@pytest.mark.parametrize("updates", [0, -1, 2**63])
+def test_updates_are_counted_from_one(updates: int) -> None:
+    weights, states = np.ones((10, 6), np.float32), starting_states("adam")
+    with pytest.raises(ValueError, match="updates must be in 1"):
+        ops.adam_(weights, ROWS, GRADS, *states, lr=0.1, updates=updates)
+    assert (weights == 1).all()
 
 
 def test_bfloat16_state_of_torch_is_uint16_state() -> None:
@@ -141,6 +155,11 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative row": ({"rows": np.array([3, 0, 3, -1, 3])}, IndexError, "index -1 at position 3"),
     "grads type": ({"grads": GRADS.astype("f8")}, TypeError, "grads"),
     "precision": ({"precision": "int4"}, TypeError, "weights: expected dtype uint8"),
+    "values": (
+        {"weights": np.ones((10, 6), np.float16), "precision": "fp16"},
+        TypeError,
+        r"got float16; pass the bytes .* uint8 view of shape \(E, row_bytes\), with dim=",
+    ),
     "dim": ({"dim": 5}, ValueError, "weights"),
     "dim type": ({"dim": 6.0}, TypeError, "dim must be an integer"),
     "stream": ({"stream": 0}, ValueError, "stream"),
@@ -168,15 +187,19 @@ def test_errors_change_nothing(name: str) -> None:
     np.testing.assert_array_equal(arguments["weights"], before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CALLS)
 def test_every_keyword_is_spelled_out(kind: str) -> None:
-    update = KINDS[kind][0]
+    update, states = CALLS[kind], starting_states(kind)
     names = set(inspect.signature(update).parameters)
     assert names >= {"precision", "dim", "rounding", "seed", "step", "stream", "lr"}
     assert names >= {"weight_decay", "weight_decay_mode"}
-    assert ("eps" in names) == (kind != "sgd")
-    with pytest.raises(TypeError, match=rf"{kind}_\(\) got an unexpected keyword argument 'sed'"):
-        update(np.ones((10, 6), np.float32), ROWS, GRADS, lr=0.1, sed=3)
+    own = settings_of(kind) | ({"updates": 1} if kind in COUNTED else {})
+    documented = inspect.getdoc(update) or ""
+    for name in names:
+        assert re.search(rf"(?m)^(.*, )?{name}(,.*)?( :.*)?$", documented), name
+    message = rf"{update.__name__}\(\) got an unexpected keyword argument 'sed'; .* seed, step"
+    with pytest.raises(TypeError, match=message):
+        update(np.ones((10, 6), np.float32), ROWS, GRADS, *states, **own, sed=3)
 
 
 def test_an_index_error_speaks_of_rows() -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from itertools import product
 
+import drive
+import kinds
 import pairwise
 import pytest
 from folders import ROOT
@@ -13,7 +15,7 @@ from folders import ROOT
 from mpembed import registry
 
 BYTES = "tests/collection/test_collection_bytes.py"
-NAMES = [*registry.FORMATS, *registry.OPTIMIZERS, *registry.POLICIES]
+TRAINING = "test_the_whole_registry"
 
 
 def collected(*arguments: str, path: str = BYTES) -> list[str]:
@@ -40,12 +42,20 @@ def default() -> list[str]:
     return collected()
 
 
+def trained(default: list[str], device: str) -> list[tuple[str, ...]]:
+    """Return the parameters of the default run's cases that train the whole registry."""
+    cases = [t.partition("[")[2].rstrip("]").split("-") for t in default if f"::{TRAINING}[" in t]
+    return [tuple(values) for name, *values in cases if name == device]
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_format_optimizer_and_policy_is_trained(default: list[str], device: str) -> None:
-    """Byte for byte, against the reference."""
-    cases = [test.partition("[")[2].rstrip("]").split("-") for test in default]
-    shown = {name for case in cases if device in case for name in case}
-    assert shown >= set(NAMES)
+    """Byte for byte, against the reference: each case trains tables of every format."""
+    cases = trained(default, device)
+    assert {optimizer for optimizer, *_ in cases} == set(kinds.EVERY)
+    assert {policy for _, policy, *_ in cases} == {*registry.POLICIES, "None"}
+    assert {table.precision for table in drive.every_format()} == set(registry.FORMATS)
+    assert {kinds.named(optimizer).kind for optimizer, *_ in cases} == set(registry.OPTIMIZERS)
 
 
 def test_all_tests_are_those_and_the_exhaustive_ones(default: list[str]) -> None:
@@ -56,7 +66,7 @@ def test_all_tests_are_those_and_the_exhaustive_ones(default: list[str]) -> None
 
 def test_one_case_by_its_name_is_run() -> None:
     for case in ("cpu-sgd-lru-none-nearest", "cuda-sgd-lru-none-nearest"):
-        name = f"test_the_whole_registry[{case}]"
+        name = f"{TRAINING}[{case}]"
         assert collected(path=f"{BYTES}::{name}") == [f"{BYTES}::{name}"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -89,13 +91,54 @@ def test_the_page_on_pytorch_runs(
 def test_the_guide_lists_every_array_of_the_state() -> None:
     text = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
     tables = [mpe.TableConfig("item", 9, 4)]
-    for policy in mpe.registry.POLICIES:
-        emb = mpe.EmbeddingBagCollection(
-            tables, cache=mpe.CacheConfig(num_sets=1, policy=policy), optimizer=mpe.Adagrad(0.1)
-        )
-        for key in emb.state_arrays():
-            name = key.replace(".item.", ".NAME.").replace("cache.4.", "cache.D.")
-            assert f"`{name}`" in text
+    classes: dict[str, Any] = mpe.optim.OPTIMIZERS
+    for optimizer in (mpe.SGD(momentum=0.5), *(kind() for kind in classes.values())):
+        states = {state.name for state in optimizer.states}
+        for policy in mpe.registry.POLICIES:
+            cache = mpe.CacheConfig(num_sets=1, policy=policy)
+            emb = mpe.EmbeddingBagCollection(tables, cache=cache, optimizer=optimizer)
+            for key in emb.state_arrays():
+                name = key.replace(".item.", ".NAME.").replace(f"4.{optimizer.kind}", "LABEL")
+                state = name.removeprefix("table.NAME.")
+                if state in states:
+                    assert f"`{state}`" in text
+                    name = "table.NAME.STATE"
+                assert f"`{name}`" in text
+
+
+def test_the_guide_says_what_states_cost() -> None:
+    text = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+    begin = text.index("| | FP32 states | ratio |")
+    rows = [
+        line.strip("| ").split(" | ") for line in text[begin:].split("\n\n")[0].splitlines()[2:]
+    ]
+    told = {name: cells for names, *cells in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(told) == {kind.__name__ for kind in mpe.optim.OPTIMIZERS.values()}
+    made: dict[str, Any] = {kind.__name__: kind for kind in mpe.optim.OPTIMIZERS.values()}
+    made["SGD"] = functools.partial(mpe.SGD, momentum=0.9)  # its second line
+    tables = [mpe.TableConfig("t", 100_000, 64, "int4", init="zeros")]
+    for name, make in made.items():
+        measured = []
+        for precision in ("fp32", "bf16"):
+            optimizer, cache = make(state_precision=precision), mpe.CacheConfig(load_factor=0.05)
+            report = mpe.EmbeddingBagCollection(
+                tables, cache=cache, optimizer=optimizer
+            ).memory_report()
+            state = report["tables"]["t"]["optimizer_state"] / 100_000
+            measured += [f"{state:g}", f"{report['ratio']:.1f}"]
+        assert told[name] == measured
+
+
+@pytest.mark.parametrize("kind", {kind.__name__: kind for kind in mpe.optim.OPTIMIZERS.values()})
+def test_the_guide_lists_every_optimizer_with_its_defaults(kind: str) -> None:
+    text = (ROOT / "docs/guide.md").read_text(encoding="utf-8")
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| `mpe.{kind}` |"))
+    for_all = text[text.index("All of them take:") : text.index("### Tables that are trained")]
+    arguments = [*inspect.signature(getattr(mpe, kind)).parameters.values()][1:]
+    assert {"weight_decay", "weight_decay_mode", "state_precision"} < {a.name for a in arguments}
+    for argument in arguments:
+        value = re.sub("e-0", "e-", repr(argument.default)).replace("'", '"')
+        assert f"`{argument.name}={value}`" in row + for_all
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])

@@ -11,6 +11,7 @@ from reference import FORMATS as REFERENCE_FORMATS
 
 import mpembed as mpe
 from mpembed import optim, registry
+from mpembed._bindings import kernels
 
 LISTS: dict[str, Any] = {
     "FORMATS": registry.FORMATS,
@@ -50,7 +51,9 @@ def test_ids_count_up_from_zero(name: str) -> None:
 
 def test_every_optimizer_has_a_class() -> None:
     assert set(optim.OPTIMIZERS) == set(registry.OPTIMIZERS)
-    assert {cls.name: cls for cls in optim.OPTIMIZERS.values()} == optim.OPTIMIZERS
+    classes: dict[str, Any] = optim.OPTIMIZERS
+    for name, cls in classes.items():
+        assert cls(**({"momentum": 0.5} if name == "sgd_momentum" else {})).kind == name
     assert all(getattr(mpe, cls.__name__) is cls for cls in optim.OPTIMIZERS.values())
 
 
@@ -87,7 +90,12 @@ def test_unknown_names_are_refused_with_the_known_ones(name: Any) -> None:
 
 def test_the_manual_names_every_format_and_optimizer() -> None:
     text = (ROOT / "docs" / "numerics.md").read_text()
-    table = re.findall(r"^\| `(\w+)` \|", text.split("## 2. Formats")[1], re.MULTILINE)
-    assert table == list(registry.FORMATS)
+    formats = text[text.index("## 2. Formats") : text.index("## 3. Initial rows")]
+    assert re.findall(r"^\| `(\w+)` \|", formats, re.MULTILINE) == list(registry.FORMATS)
+    states = text[text.index("### States") : text.index("### The update of a row")]
+    for kind, number in registry.OPTIMIZERS.items():
+        (row,) = (line for line in states.splitlines() if f"`{kind}`" in line.split(" | ")[0])
+        for name, _, _ in kernels.optimizer_states(number):
+            assert f"`{name}`" in row
     for name in (*registry.OPTIMIZERS, *registry.WEIGHT_DECAYS, *registry.POOLINGS):
         assert f"`{name}`" in text or name == "none"

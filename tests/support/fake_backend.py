@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import api_header
+
 I32, I64, VOID = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 # The beginning of mpe_backend: the memory functions; the kernels behind them stay NULL.
 FUNCTIONS: dict[str, list[Any]] = {
@@ -49,7 +51,7 @@ class Fake:
     def __init__(self) -> None:
         self.said: list[tuple[Any, ...]] = []
         self.device, self.events, self.blocks = 3, 100, 1 << 20
-        self.table = Table(3, b"fake", b"none")
+        self.table = Table(api_header.version(), b"fake", b"none")
         self.captured: dict[int, int] = {}  # a stream's capture
         self.kept: list[Any] = []
         self.message = ctypes.create_string_buffer(b"it failed")

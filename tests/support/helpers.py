@@ -47,6 +47,12 @@ def train(emb: mpe.EmbeddingBagCollection, steps: int = 3) -> None:
         emb.backward(np.ones_like(out))
 
 
+def set_lr(emb: mpe.EmbeddingBagCollection, lr: float) -> None:
+    """Set the rate of the optimizer that the tables share."""
+    assert emb.optimizer is not None
+    emb.optimizer.lr = lr
+
+
 def digest(emb: mpe.EmbeddingBagCollection) -> str:
     """Return a hash of every array of the state."""
     hashed = hashlib.sha256()

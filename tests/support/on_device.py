@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 import mpembed as mpe
-from mpembed._bindings import array_ops
 from mpembed.collection import collection_state
 
 _device = "cpu"
@@ -36,20 +35,24 @@ def make(tables: Any, **options: Any) -> Any:
 
 
 def send(value: Any) -> Any:
-    """Copy NumPy arrays to the device in use, in dicts and tuples as well."""
+    """Copy NumPy arrays to the device in use, in dicts, lists and tuples as well."""
     if isinstance(value, np.ndarray):
         return mpe.to_device(value, _device)
     if isinstance(value, Mapping):
         return {key: send(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [send(one) for one in value]
     return tuple(map(send, value)) if isinstance(value, tuple) else value
 
 
 def fetch(value: Any) -> Any:
-    """Copy tensors to NumPy arrays, in dicts and tuples as well."""
+    """Copy tensors to NumPy arrays, in dicts, lists and tuples as well."""
     if isinstance(value, mpe.Tensor):
         return value.numpy()
     if isinstance(value, dict):
         return {key: fetch(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [fetch(one) for one in value]
     return tuple(map(fetch, value)) if isinstance(value, tuple) else value
 
 
@@ -112,9 +115,13 @@ class OnDevice:
 
 def poke(emb: Any, name: str, values: Any) -> None:
     """Overwrite one of a collection's arrays."""
-    array = collection_state(emb).arrays()[name]
-    array_ops.assign(
-        array,
-        np.asarray(values, array.dtype).reshape(array.shape),
-        collection_state(emb).engine.calls.last,
-    )
+    state = collection_state(emb)
+    stored = state.arrays()[name]
+    stored.write(0, np.asarray(values, stored.dtype).reshape(stored.shape), state.engine.calls.last)
+
+
+def set_step(emb: Any, step: int) -> None:
+    """Let the write step go on from here."""
+    state = collection_state(emb)
+    with state.writing() as on:
+        state.set_counters(state.counters(on)._replace(step=step), on)

@@ -42,7 +42,8 @@ def test_functions_stand_in_the_order_of_the_table() -> None:
         "    const int MPE_API_VERSION",
         "    ctypedef enum mpe_status:\n        MPE_OK\n        MPE_ERR_INDEX",
         "    ctypedef struct mpe_matrix:\n        float* data\n        int64_t stride",
-        "        float lr, eps, weight_decay",
+        "        double values[MPE_MAX_PARAMETERS]",
+        "        mpe_state states[MPE_MAX_STATES]",
         "        char name[256]",
         "        const mpe_table* device_tables",
         "        int32_t api_version\n        const char* name\n        const char* level\n"
@@ -52,6 +53,8 @@ def test_functions_stand_in_the_order_of_the_table() -> None:
         "        mpe_status (*allocate)(int64_t, int32_t, void**) noexcept nogil",
         "    const mpe_backend* mpe_cpu_backend() noexcept",
         "    int64_t mpe_row_bytes(int32_t, int64_t) noexcept",
+        "    ctypedef struct mpe_open_batch:\n        pass",
+        "    mpe_status mpe_admit(mpe_open_batch*, void*) noexcept",
     ],
 )
 def test_what_is_declared(line: str) -> None:

@@ -157,6 +157,19 @@ def test_tables_are_described_as_torchrecs_models_ask() -> None:
     assert "(t1): 30, 6, int8, 'mean'" in repr(collection())
 
 
+def test_repr_shows_what_trains_each_table() -> None:
+    tables = [
+        mpe.TableConfig("a", 9, 4, optimizer=mpe.SGD(0.5)),
+        mpe.TableConfig("b", 9, 4, trainable=False),
+    ]
+    text = repr(mt.EmbeddingBagCollection(tables))
+    assert "(a): 9, 4, fp32, 'sum', SGD(lr=0.5)\n" in text
+    assert "(b): 9, 4, fp32, 'sum', frozen\n" in text
+    assert "device='cpu', no shared optimizer" in text
+    one = mpe.EmbeddingBagCollection(tables[:1])
+    assert "device='cpu', SGD(lr=0.5, " in repr(mt.EmbeddingBag.from_collection(one))
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -6,6 +6,7 @@ import copy
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -105,6 +106,34 @@ def test_each_optimizer_of_the_model_is_a_group() -> None:
     fused.param_groups[1]["lr"] = 0.9  # the groups are others since
     train(modules[1], steps=1)
     assert modules[1].optimizer.lr == 0.9
+
+
+def test_tables_with_a_rate_of_their_own_are_groups_of_a_module() -> None:
+    tables = [
+        mpe.TableConfig("a", 9, 4),
+        mpe.TableConfig("b", 9, 4, lr=0.25),
+        mpe.TableConfig("c", 9, 4, trainable=False),
+        mpe.TableConfig("d", 9, 4),
+    ]
+    module = mt.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.5))
+    optimizer = mt.FusedOptimizer(module)
+    assert [group["tables"] for group in optimizer.param_groups] == [["a", "d"], ["b"]]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.25]
+    optimizer.param_groups[1]["lr"] = 0.125
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    before = [module.tables.rows(name, np.arange(9)) for name in "abcd"]
+    module(torch.arange(4), torch.arange(5)).sum().backward()
+    after = [module.tables.rows(name, np.arange(9)) for name in "abcd"]
+    moved = [float((old - new).max()) for old, new in zip(before, after, strict=True)]
+    assert moved == pytest.approx([0.5, 0.125, 0, 0.5])
+    optimizer.step()
+    scheduler.step()
+    optimizer.step()  # the next backward would do the same
+    rates = module.tables.optimizers
+    assert [one and one.lr for one in rates.values()] == [0.25, 0.0625, None, 0.25]
+    frozen = mt.EmbeddingBagCollection([mpe.TableConfig("c", 9, 4, trainable=False)])
+    with pytest.raises(ValueError, match="all tables of the model are frozen"):
+        mt.FusedOptimizer(frozen)
 
 
 def test_a_shallow_copy_uses_the_rate_of_the_group_too() -> None:

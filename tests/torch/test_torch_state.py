@@ -24,6 +24,7 @@ OPTIMIZERS: dict[str, Any] = {
     "sgd": lambda: mpe.SGD(lr=0.1),
     "bf16": lambda: mpe.Adagrad(lr=0.1, state_precision="bf16"),
     "rowwise": lambda: mpe.RowwiseAdagrad(lr=0.1),
+    "adam": lambda: mpe.Adam(lr=0.01, state_precision={"exp_avg": "bf16"}),
 }
 
 
@@ -147,7 +148,9 @@ def test_a_collections_state_has_its_names() -> None:
 
     kept = make("a", "b").state_dict()
     make("a", "b").load_state_dict(kept)
-    with pytest.raises(ValueError, match="the state's tables are"):
+    with pytest.raises(
+        ValueError, match="the state has tables .*, the module .*: make the module as"
+    ):
         make("b", "a").load_state_dict(kept)
     bag(name="x").load_state_dict(bag(name="y").state_dict())  # one table: its name says nothing
 
@@ -155,11 +158,14 @@ def test_a_collections_state_has_its_names() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int8"}, "the state's tables are \\[\\[50, 6, 'int4', 'sum'\\]\\]"),
-        ({"mode": "mean"}, "the state's tables"),
-        ({"cache": None}, "the state's cache are \\['lfu', 8\\], the module's None"),
-        ({"cache": mpe.CacheConfig(num_sets=2, policy="lfu", ways=8)}, "cache.6.tags of the state"),
-        ({"optimizer": mpe.SGD(0.1)}, "the state's optimizer are"),
+        ({"precision": "int8"}, "the state has tables \\[\\[50, 6, 'int4', 'sum', 0, 0\\]\\]"),
+        ({"mode": "mean"}, "the state has tables"),
+        ({"cache": None}, "the state has cache \\['lfu', 8\\], the module None"),
+        (
+            {"cache": mpe.CacheConfig(num_sets=2, policy="lfu", ways=8)},
+            "cache.6.rowwise_adagrad.tags of the state",
+        ),
+        ({"optimizer": mpe.SGD(0.1)}, "the state has optimizers"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
@@ -181,6 +187,8 @@ def test_a_damaged_state_is_refused_before_anything_changes() -> None:
         "format",
         "seed",
         "step",
+        "updates",
+        "more updates than steps",
         "half step",
         "list",
         "rows",
@@ -193,23 +201,27 @@ def test_a_damaged_state_is_refused_before_anything_changes() -> None:
         extra = kept[key]
         arrays = extra["arrays"]
         if damage == "format":
-            extra["format"] = 2
+            extra["format"] = 1
         elif damage == "seed":
             extra["seed"] = -1
         elif damage == "step":
             arrays["step"][0] = -1
+        elif damage == "updates":
+            arrays["updates"][0] = -1
+        elif damage == "more updates than steps":
+            arrays["updates"][0] = arrays["step"][0] + 1
         elif damage == "half step":
             arrays["step"] = arrays["step"] + 0.5
         elif damage == "list":
             arrays["step"] = []
         elif damage == "rows":
-            arrays["table.0.rows"] = arrays["table.0.rows"][:-1]
+            arrays["table.0.records"] = arrays["table.0.records"][:-1]
         elif damage == "type":
-            arrays["table.0.state"] = arrays["table.0.state"].double()
+            arrays["table.0.records"] = arrays["table.0.records"].double()
         elif damage == "missing":
             del arrays["stats"]
         elif damage == "tags":
-            arrays["cache.6.tags"][0, 0] = 50  # of a row that is not there
+            arrays["cache.6.rowwise_adagrad.tags"][0, 0] = 50  # of a row that is not there
         else:
             kept[key] = None
         with pytest.raises((ValueError, TypeError)):
@@ -221,10 +233,18 @@ def test_a_damaged_state_is_refused_before_anything_changes() -> None:
 
 
 def test_a_state_dict_takes_no_memory_of_its_own() -> None:
-    module = bag()
+    module = bag(optimizer=mpe.Adam())
     arrays = module.get_extra_state()["arrays"]
     own = collection_state(module.tables).arrays()
-    assert arrays["table.0.rows"].data_ptr() == own["table.table.rows"].ctypes.data
-    rows = arrays["table.0.rows"]
-    del module  # the tensors keep their memory
-    assert np.isfinite(rows.numpy().sum())
+    records, states = arrays["table.0.records"], arrays["table.0.states"]
+    assert (records.shape, states.shape) == ((50, 3 + 4), (50, 2 * 24))
+    assert records.data_ptr() == own["table.table.rows"].memory.ctypes.data
+    assert states.data_ptr() == own["table.table.exp_avg"].memory.ctypes.data
+    del module, own  # the tensors keep their memory
+    assert np.isfinite(records.numpy().sum() + states.numpy().sum())
+
+
+def test_a_table_without_states_of_a_value_an_element_is_one_array() -> None:
+    arrays = bag(optimizer=mpe.RowwiseAdagrad(0.1)).get_extra_state()["arrays"]
+    assert [name for name in arrays if name.startswith("table.")] == ["table.0.records"]
+    assert arrays["table.0.records"].shape == (50, 3 + 4 + 4)

@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 import mpembed
 from mpembed import cli, registry
 from mpembed.train import PACKAGES
-from mpembed.train.settings import DEFAULT_SETTINGS, TrainOptions
+from mpembed.train.settings import DEFAULT_SETTINGS, Setting, TrainOptions
 
 pytestmark = pytest.mark.torch
+RATES = {"adam": 0.001, "rowwise_adam": 0.001, "lamb": 0.001}
 FEW = ["--rows", "1500", "--dim", "4", "--threads", "1"]
 
 
@@ -139,7 +140,7 @@ def test_bad_data_is_one_line(tmp_path: Path) -> None:
         (["--setting", "fp32", "--setting", "fp32"], "given twice"),
         (["--dim", "0"], "--dim is 0"),
         (["--lr", "-1"], "--lr is -1.0"),
-        (["--optimizer", "adam"], "--optimizer 'adam'"),
+        (["--optimizer", "adamax"], "--optimizer 'adamax'"),
         (["--policy", "fifo"], "--policy 'fifo'"),
         (["--rows", "2"], "2 rows are too few"),
         (["--threads", "5000"], "--threads is 5000"),
@@ -150,6 +151,27 @@ def test_bad_data_is_one_line(tmp_path: Path) -> None:
 )
 def test_bad_options_are_one_line(arguments: list[str], message: str) -> None:
     assert message in refused(*arguments)
+
+
+def test_the_learning_rate_is_the_optimizers_own() -> None:
+    def rate(name: str, lr: float | None = None) -> float:
+        return TrainOptions((Setting("fp32"),), optimizer=name, lr=lr).table_lr
+
+    assert {name: rate(name) for name in registry.OPTIMIZERS} == {
+        name: RATES.get(name, 0.1) for name in registry.OPTIMIZERS
+    }
+    assert rate("adam", 0.5) == 0.5
+    assert TrainOptions((Setting("fp32"),), optimizer="adam").lr == 0.001  # what --json tells
+
+
+@pytest.mark.parametrize("name", ["rowwise_adam", "rowwise-adam"])
+def test_an_optimizers_name_may_have_underscores(name: str, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    arguments = ["--optimizer", name, "--setting", "fp32", "--json", str(report)]
+    code, _, _ = call("train", "--rows", "200", "--dim", "4", "--threads", "1", *arguments)
+    assert code == 0
+    config = json.loads(report.read_text())["config"]
+    assert (config["optimizer"], config["lr"]) == ("rowwise-adam", 0.001)
 
 
 def test_a_word_for_a_number_is_refused_by_the_parser() -> None:
@@ -168,11 +190,11 @@ def test_training_that_diverges_is_one_line() -> None:
 def test_what_is_added_to_the_registry_can_be_chosen(tmp_path: Path) -> None:
     code = (
         "from mpembed import registry\n"
-        "registry.FORMATS['int3'] = registry.OPTIMIZERS['row_adam'] = len(registry.FORMATS)\n"
+        "registry.FORMATS['int3'] = registry.OPTIMIZERS['new_rule'] = len(registry.FORMATS)\n"
         "registry.POLICIES['fifo'] = registry.ROUNDINGS['up'] = len(registry.POLICIES)\n"
         "from mpembed.train.settings import Setting, TrainOptions\n"
         "setting = Setting.parse('int3:0:up')\n"
-        "assert TrainOptions((setting,), optimizer='row-adam', policy='fifo')\n"
+        "assert TrainOptions((setting,), optimizer='new-rule', policy='fifo')\n"
         "assert setting.name == 'int3 up'\n"
         "from mpembed.cli import app\n"
         "app(['train', '--help'])\n"
@@ -180,7 +202,7 @@ def test_what_is_added_to_the_registry_can_be_chosen(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    for name in ("int3", "row-adam", "fifo", "up"):
+    for name in ("int3", "new-rule", "fifo", "up"):
         assert re.search(rf"\bor {name}\b", " ".join(re.findall(r"[\w.-]+", done.stdout)))
 
 

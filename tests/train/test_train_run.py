@@ -16,7 +16,13 @@ import torch
 from mpembed.train import runner
 from mpembed.train.model import Perceptrons, make_tables
 from mpembed.train.runner import open_dataset, run
-from mpembed.train.settings import DEFAULT_SETTINGS, OptionError, Setting, TrainOptions
+from mpembed.train.settings import (
+    DEFAULT_SETTINGS,
+    OPTIMIZERS,
+    OptionError,
+    Setting,
+    TrainOptions,
+)
 
 pytestmark = pytest.mark.torch
 
@@ -95,7 +101,10 @@ def test_bad_settings_are_refused(text: str, message: str) -> None:
         ({"lr": 0.0}, "--lr"),
         ({"lr": float("nan")}, "--lr is nan"),
         ({"lr": float("inf")}, "--lr is inf"),
-        ({"optimizer": "adam"}, "--optimizer 'adam' is not one of sgd, adagrad, rowwise-adagrad"),
+        (
+            {"optimizer": "adamax"},
+            "--optimizer 'adamax' is not one of sgd, adagrad, rowwise-adagrad",
+        ),
         ({"policy": "fifo"}, "--policy 'fifo' is not one of lru, lfu"),
     ],
 )
@@ -189,10 +198,16 @@ def test_with_fp32_tables_the_cache_changes_nothing() -> None:
     assert plain == cached
 
 
-@pytest.mark.parametrize("optimizer", ["rowwise-adagrad", "adagrad", "sgd"])
+#: Learning rates at which so few steps learn something, other than the default ones.
+RATES = {"adam": 0.01, "rowwise-adam": 0.01, "lamb": 0.01, "sgd-momentum": 0.02}
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("policy", ["lru", "lfu"])
 def test_training_learns(optimizer: str, policy: str) -> None:
-    chosen = options("int8_fp16:0.05", optimizer=optimizer, policy=policy, rows=5000, batch_size=64)
+    more = {"policy": policy, "lr": RATES.get(optimizer), "rows": 5000, "batch_size": 64}
+    chosen = options("int8_fp16:0.05", optimizer=optimizer, **more)
     (one,) = train(chosen)["runs"]
     curve = [point["loss"] for point in one["curve"]]
     assert np.mean(curve[-20:]) < np.mean(curve[:5])

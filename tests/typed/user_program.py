@@ -4,6 +4,7 @@ What `assert_type` says is what the package's types tell a user. Each line of `r
 error: an ignore that nothing needs is one itself.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -12,7 +13,6 @@ import numpy.typing as npt
 
 import mpembed as mpe
 from mpembed import ops
-from mpembed.optim import Optimizer
 
 
 def collection() -> mpe.EmbeddingBagCollection:
@@ -20,7 +20,7 @@ def collection() -> mpe.EmbeddingBagCollection:
     tables = [
         mpe.TableConfig("item", num_embeddings=50, embedding_dim=8, precision="int4"),
         mpe.TableConfig("user", 20, 8, "int8", pooling="mean", init=("uniform", -0.1, 0.1)),
-        mpe.TableConfig("hour", 24, 8, init="zeros", placement="device"),
+        mpe.TableConfig("hour", 24, 8, init="zeros", placement="device", lr=0.1),
     ]
     return mpe.EmbeddingBagCollection(
         tables,
@@ -42,6 +42,8 @@ def train(emb: mpe.EmbeddingBagCollection) -> npt.NDArray[np.float32]:
     named = {name: (np.array([0], np.int32), np.array([0, 1])) for name in ("item", "user", "hour")}
     pooled, ticket = emb.forward(named, ticket=True)
     emb.backward(pooled, ticket)
+    pairs = [emb.forward(named, ticket=True) for _ in range(2)]
+    emb.backward(pairs)
     weights = np.ones(3, np.float32)
     emb.forward(indices, offsets, weights, out=out)
     emb.backward(out, out=weights)
@@ -50,6 +52,9 @@ def train(emb: mpe.EmbeddingBagCollection) -> npt.NDArray[np.float32]:
     prefetched.drop()
     assert_type(emb.drop_prefetched(), int)
     emb.optimizer.lr *= 0.5
+    for optimizer in emb.optimizers.values():
+        if optimizer is not None:
+            optimizer.lr = 0.01
     emb.check()
     emb.flush()
     return out
@@ -59,8 +64,10 @@ def look(emb: mpe.EmbeddingBagCollection) -> None:
     """Ask for all that a collection tells."""
     assert_type(emb.tables, tuple[mpe.TableConfig, ...])
     assert_type(emb.tables[0].num_embeddings, int)
-    assert_type(emb.optimizer, Optimizer)
-    assert_type(emb.optimizer.lr, float)
+    assert_type(emb.optimizer, Any)  # an Optimizer, or None
+    emb.optimizers["item"].lr = 0.1
+    assert_type(emb.optimizers, Mapping[str, Any])  # an Optimizer each, or None
+    assert_type(emb.export("item", "torch"), Any)
     assert_type(emb.device, str)
     assert_type(emb.step, int)
     assert_type(emb.stats()["item"]["hits"], int)
@@ -78,6 +85,8 @@ def kernels(x: npt.NDArray[np.float32]) -> None:
     assert_type(ops.unique_rows(unique), tuple[Any, Any, Any])
     state = np.zeros(len(x), np.float32)
     assert_type(ops.rowwise_adagrad_(x, unique[:0], x[:0], state, lr=0.1, eps=1e-8), int)
+    moments = np.zeros_like(x), np.zeros_like(x)
+    assert_type(ops.adam_(x, unique[:0], x[:0], *moments, lr=0.1, updates=1, seed=2), int)
     assert len(starts) == len(unique) + 1
     assert len(positions) == 2
 
@@ -132,14 +141,16 @@ def refused(emb: mpe.EmbeddingBagCollection, ticket: mpe.Ticket) -> None:
     mpe.CacheConfig(size=0.1)  # type: ignore[call-arg]
     mpe.SGD(lr=0.1, eps=1e-8)  # type: ignore[call-arg]
     mpe.Adagrad("fast")  # type: ignore[arg-type]
-    mpe.EmbeddingBagCollection(emb.tables)  # type: ignore[call-arg]
+    mpe.Adam(lr=0.1, betas=0.9)  # type: ignore[arg-type]
+    mpe.TableConfig("item", 50, 8, optimizer="adam")  # type: ignore[arg-type]
     mpe.EmbeddingBagCollection(emb.tables, optimizer="sgd")  # type: ignore[arg-type]
     emb.forward()  # type: ignore[call-arg]
     emb.forward(np.array([1]), training="no")  # type: ignore[arg-type]
     emb.backward(np.ones(1), "latest")  # type: ignore[arg-type]
     emb.backward(np.ones(1), ticket, None)  # type: ignore[call-arg]
-    emb.optimizer.eps = 1e-6  # type: ignore[misc]
-    emb.optimizer.learning_rate = 0.1  # type: ignore[attr-defined]
+    optimizer = mpe.Adagrad()
+    optimizer.eps = 1e-6  # type: ignore[misc]
+    optimizer.learning_rate = 0.1  # type: ignore[attr-defined]
     emb.tables = ()  # type: ignore[misc]
     emb.stats()["item"]["hits"].upper()  # type: ignore[attr-defined]
     emb.load(3)  # type: ignore[arg-type]

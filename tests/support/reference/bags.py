@@ -35,7 +35,7 @@ class RefTicket:
 
     key: tuple[list[int], list[int]]  # rows (-1: dropped) and offsets
     tables: list[TableBatch]
-    pinned: dict[int, list[int]] = field(default_factory=dict)
+    pinned: dict[str, list[int]] = field(default_factory=dict)
     weights: F32 | None = None
     owner: RefCollection | None = None
 
@@ -58,6 +58,13 @@ def parse(num_rows: list[int], indices: I64, offsets: I64) -> RefTicket:
         parts.append(TableBatch(rows, bags, lengths, slice(int(border[0]), int(border[-1]))))
     kept = [row for part in parts for row in part.rows.tolist()]
     return RefTicket((kept, offsets.tolist()), parts)
+
+
+def join(parts: list[TableBatch]) -> TableBatch:
+    """Several batches' parts of one table, one after the other; `at` is of none of them."""
+    lengths = np.concatenate([part.lengths for part in parts])
+    rows = np.concatenate([part.rows for part in parts])
+    return TableBatch(rows, np.repeat(np.arange(len(lengths)), lengths), lengths, slice(0, 0))
 
 
 def pool(part: TableBatch, pooling: str, x: F32, w: F32) -> F32:

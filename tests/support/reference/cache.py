@@ -29,18 +29,20 @@ def splitmix64(value: int) -> int:
 class RefCache:
     """Slots, tags, policy state and sketch of one group.
 
-    `write_back(ids, values)` and `read(ids)` go to the tables of linear row ids; `count(id, name)`
-    adds 1 to a statistic of that table.
+    A slot has `width` floats, a row and its states of a value an element, and apart from them
+    `singles` states of one value. `write_back(ids, rows, values)` and `read(ids)` go to the tables
+    of linear row ids; `count(id, name)` adds 1 to a statistic of that table.
     """
 
     def __init__(
         self,
         num_sets: int,
         ways: int,
-        dim: int,
+        width: int,
+        singles: int,
         policy: str,
-        read: Callable[[list[int]], F32],
-        write_back: Callable[[list[int], F32], None],
+        read: Callable[[list[int]], tuple[F32, F32]],
+        write_back: Callable[[list[int], F32, F32], None],
         count: Callable[[int, str], None],
     ) -> None:
         self.num_sets, self.ways, self.policy = num_sets, ways, policy
@@ -48,11 +50,12 @@ class RefCache:
         slots = num_sets * ways
         self.tags = [EMPTY] * slots
         self.meta = [0] * slots
-        self.rows = np.zeros((slots, dim), np.float32)
-        self.width = 1
-        while self.width < slots:
-            self.width *= 2
-        self.sketch = np.zeros((4, self.width), np.uint8)
+        self.rows = np.zeros((slots, width), np.float32)
+        self.values = np.zeros((slots, singles), np.float32)
+        self.cells = 1
+        while self.cells < slots:
+            self.cells *= 2
+        self.sketch = np.zeros((4, self.cells), np.uint8)
         self.clock = 0
         self.samples = 0
 
@@ -91,7 +94,8 @@ class RefCache:
         # No row is both evicted and read: rows of the batch are never its victims.
         self._write_back(evicted)
         if admitted:
-            self.rows[[slot for slot, _ in admitted]] = self.read([row for _, row in admitted])
+            slots = [slot for slot, _ in admitted]
+            self.rows[slots], self.values[slots] = self.read([row for _, row in admitted])
         pinned += [row for _, row in admitted]
         if self.policy == "lfu" and self.samples >= 16 * len(self.tags):
             self.meta = [count >> 1 for count in self.meta]
@@ -107,9 +111,9 @@ class RefCache:
             assert self.tags[slot] & PIN_MASK
             self.tags[slot] -= PIN
 
-    def put(self, slot: int, values: F32) -> None:
-        """New value of a cached row: the slot becomes dirty."""
-        self.rows[slot] = values
+    def put(self, slot: int, row: F32, values: F32) -> None:
+        """New value of a cached row, with or without its states: the slot becomes dirty."""
+        self.rows[slot, : len(row)], self.values[slot] = row, values
         self.tags[slot] |= DIRTY
 
     def flush(self) -> None:
@@ -128,6 +132,8 @@ class RefCache:
             "rows": self.rows.reshape(*shape, -1),
             "counters": np.array([self.clock, self.samples], np.uint64),
         }
+        if self.values.size:
+            out["values"] = self.values.reshape(*shape, -1)
         if self.policy == "lfu":
             out["sketch"] = self.sketch
         return out
@@ -145,7 +151,7 @@ class RefCache:
     def _cells(self, row: int) -> list[tuple[int, int]]:
         z = splitmix64(row)
         a, b = z & M32, (z >> 32) | 1
-        return [(j, ((a + j * b) & M32) % self.width) for j in range(4)]
+        return [(j, ((a + j * b) & M32) % self.cells) for j in range(4)]
 
     def _estimates(self, misses: list[int]) -> dict[int, int]:
         if self.policy != "lfu":
@@ -192,6 +198,7 @@ class RefCache:
     def _write_back(self, places: list[tuple[int, int]]) -> None:
         if places:
             rows = [row for _, row in places]
-            self.write_back(rows, self.rows[[slot for slot, _ in places]])
+            slots = [slot for slot, _ in places]
+            self.write_back(rows, self.rows[slots], self.values[slots])
             for row in rows:
                 self.count(row, "write_backs")

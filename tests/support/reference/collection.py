@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .bags import RefTicket, TableBatch, occurrences, parse, pool, row_gradients
+from .bags import RefTicket, TableBatch, join, occurrences, parse, pool, row_gradients
 from .cache import RefCache
-from .formats import decode, encode, storable
-from .optim import initial_state, update
-from .rounding import F32, I64, f32, initial_values
+from .formats import storable
+from .groups import RefGroup, group_label
+from .optim import rule_of, update
+from .rounding import F32, f32
+from .tables import RefTable
 
 STATS: tuple[str, ...] = ("accesses", "unique", "hits", "misses", "conflict_misses", "rejected")
 STATS += ("evictions", "write_backs", "dropped", "nonfinite")
 
 
 class RefCollection:
-    """Embedding tables with an optional cache; takes the configuration objects of the package."""
+    """Embedding tables with optional caches; takes the configuration objects of the package.
+
+    `optimizers` maps a table's name to the copy of its optimizer, None where it is frozen.
+    """
 
     def __init__(
         self,
@@ -37,24 +39,46 @@ class RefCollection:
         self.tables, self.optimizer = list(tables), copy.copy(optimizer)
         self.seed, self.rounding, self.bounds = seed, rounding, bounds
         self.on_nonfinite = on_nonfinite
-        self.step = 0
+        self.step = self.updates = 0
         self._implicit: RefTicket | None = None
         self._latest: RefTicket | None = None
         self._prefetched: list[RefTicket] = []
         self._stats = np.zeros((len(tables), len(STATS)), np.int64)
-        self.first: list[int] = []
-        sizes: dict[int, int] = defaultdict(int)
-        for table in self.tables:
-            self.first.append(sizes[table.embedding_dim])
-            sizes[table.embedding_dim] += table.num_embeddings
-        self.caches = {d: self._make_cache(d, n, cache) for d, n in sizes.items() if cache}
-        self.data: list[npt.NDArray[np.uint8]] = []
-        self.state: list[npt.NDArray[Any] | None] = []
+        self.optimizers = self._optimizers(optimizer)
+        self.data: list[RefTable] = []
+        self.groups: dict[tuple[str, bool], RefGroup] = {}
+        self._group_of: list[RefGroup] = []
         for t, table in enumerate(self.tables):
-            rows, dim = table.num_embeddings, table.embedding_dim
-            x = initial_values(table.init, seed, t, rows, dim)
-            self.data.append(self._encode(t, np.arange(rows), x))
-            self.state.append(initial_state(optimizer, rows, dim))
+            mine = self.optimizers[table.name]
+            rule = None if mine is None else rule_of(mine)
+            self.data.append(RefTable(table, t, rule, seed, rounding))
+            # A frozen table has a cache only where it is far from the kernels.
+            cached = cache is not None and (rule is not None or table.placement == "host")
+            key = group_label(table.embedding_dim, rule), cached
+            if key not in self.groups:
+                self.groups[key] = RefGroup(table.embedding_dim, rule, lambda: self.step)
+            self.groups[key].add(t, self.data[t])
+            self._group_of.append(self.groups[key])
+        for (_, cached), group in self.groups.items():
+            if cached:
+                group.make_cache(cache, lambda t, name: self._add(t, name, 1))
+
+    def _optimizers(self, shared: Any) -> dict[str, Any]:
+        copies = {id(shared): self.optimizer}
+        found = {}
+        for table in self.tables:
+            given = shared if table.optimizer is None else table.optimizer
+            mine = copies.setdefault(id(given), copy.copy(given))
+            if table.lr is not None:
+                mine = copy.copy(mine)
+                mine.lr = table.lr
+            found[table.name] = mine if table.trainable else None
+        return found
+
+    @property
+    def caches(self) -> dict[str, RefCache]:
+        """The caches by the labels of their groups."""
+        return {g.label: g.cache for g in self.groups.values() if g.cache is not None}
 
     # --- calls ---------------------------------------------------------------------------------
 
@@ -80,32 +104,39 @@ class RefCollection:
         """Admit a batch ahead of its forward."""
         batch = self._parse(indices, offsets)
         self.step += 1
-        if self.caches:
-            self._admit(batch)
+        self._admit(batch)
         self._prefetched.append(batch)
         return batch
 
-    def backward(self, grad: Any, ticket: RefTicket | None = None) -> F32 | None:
-        """Update the rows of a forward; the gradient of its per-sample weights if it had them."""
-        batch = self._latest if ticket is None else ticket
-        assert batch is not None
-        assert batch.owner is self
+    def backward(self, grad: Any, ticket: RefTicket | None = None) -> Any:
+        """Update the rows of a forward; the gradient of its per-sample weights if it had them.
+
+        `grad` may be a list of pairs (grad, ticket): one update, and a list of weight gradients.
+        """
+        several = isinstance(grad, list)
+        latest: Any = self._latest if ticket is None else ticket
+        pairs: list[tuple[Any, RefTicket]] = grad if several else [(grad, latest)]
+        assert all(batch.owner is self for _, batch in pairs)
         self.step += 1
-        weight_grad = None
-        parts = [
-            self._occurrences(t, part, batch.weights, grad) for t, part in enumerate(batch.tables)
+        self.updates += 1
+        shares = [
+            [self._occurrences(t, p, batch.weights, g) for t, p in enumerate(batch.tables)]
+            for g, batch in pairs
         ]
-        if batch.weights is not None:
-            weight_grad = np.concatenate([part[2] for part in parts]) if parts else f32([])
+        weight_grads = [
+            None if batch.weights is None else np.concatenate([f32([]), *(p[2] for p in share)])
+            for share, (_, batch) in zip(shares, pairs, strict=True)
+        ]
         bad = 0
-        for t, part in enumerate(batch.tables):
-            if not self.caches:
-                self._add(t, "unique", len(part.unique))
-            bad += self._update(t, part, *parts[t][:2])
-        self._close(batch)
+        for t in range(len(self.tables)):
+            part = join([batch.tables[t] for _, batch in pairs])
+            c, g = (np.concatenate([share[t][i] for share in shares]) for i in (0, 1))
+            bad += self._update(t, part, c, g)
+        for _, batch in pairs:
+            self._close(batch)
         if bad and self.on_nonfinite == "raise":
             raise FloatingPointError(f"{bad} rows")
-        return weight_grad
+        return weight_grads if several else weight_grads[0]
 
     def flush(self) -> None:
         """Write every dirty slot back."""
@@ -115,7 +146,8 @@ class RefCollection:
 
     def rows(self, name: str, ids: Any) -> F32:
         """Current values of rows."""
-        return self._values(self._table(name), np.asarray(ids, np.int64))
+        t = self._table(name)
+        return self._group_of[t].get(t, np.asarray(ids, np.int64))[0]
 
     def set_rows(self, name: str, ids: Any, values: Any) -> None:
         """Give rows new values; a cached row changes in its slot."""
@@ -123,7 +155,7 @@ class RefCollection:
         if not storable(values, self.tables[t].precision).all():
             raise ValueError("a row cannot be stored")
         self.step += 1
-        self._store(t, ids, values)
+        self._group_of[t].put(t, ids, values, None)
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Counts of each table."""
@@ -136,13 +168,14 @@ class RefCollection:
         """Every byte of the collection's state."""
         out: dict[str, npt.NDArray[Any]] = {}
         for t, table in enumerate(self.tables):
-            out[f"table.{table.name}.rows"] = self.data[t]
-            state = self.state[t]
-            if state is not None:
-                out[f"table.{table.name}.state"] = state
-        for dim, cache in self.caches.items():
-            out.update({f"cache.{dim}.{key}": a for key, a in cache.arrays().items()})
+            data = self.data[t]
+            out[f"table.{table.name}.rows"] = data.rows
+            for name, state in zip(data.state_names, data.states, strict=True):
+                out[f"table.{table.name}.{name}"] = state
+        for label, cache in self.caches.items():
+            out.update({f"cache.{label}.{key}": a for key, a in cache.arrays().items()})
         out["step"] = np.array([self.step], np.uint64)
+        out["updates"] = np.array([self.updates], np.uint64)
         out["stats"] = self._stats
         return out
 
@@ -163,36 +196,38 @@ class RefCollection:
         if known is not None:
             self._prefetched.remove(known)
             known.weights, batch = batch.weights, known
-        if self.caches and known is None:
+        if known is None:
             self._admit(batch)
-        elif not self.caches:
-            self._count_inputs(batch)
+        for t, part in enumerate(batch.tables):
+            if self._group_of[t].cache is None:
+                self._count_inputs(t, part)
         self._latest = batch
         self._implicit = batch if implicit else None
         return batch
 
     def _admit(self, batch: RefTicket) -> None:
-        self._count_inputs(batch)
-        rows: dict[int, list[int]] = {dim: [] for dim in self.caches}
+        rows: dict[str, list[int]] = {label: [] for label in self.caches}
         for t, part in enumerate(batch.tables):
-            self._add(t, "unique", len(part.unique))
-            rows[self.tables[t].embedding_dim] += (self.first[t] + part.unique).tolist()
-        batch.pinned = {dim: self.caches[dim].admit(ids) for dim, ids in rows.items()}
+            group = self._group_of[t]
+            if group.cache is not None:
+                self._count_inputs(t, part)
+                self._add(t, "unique", len(part.unique))
+                rows[group.label] += (group.first[t] + part.unique).tolist()
+        batch.pinned = {label: self.caches[label].admit(ids) for label, ids in rows.items()}
 
     def _close(self, batch: RefTicket) -> None:
-        for dim, rows in batch.pinned.items():
-            self.caches[dim].unpin(rows)
+        for label, rows in batch.pinned.items():
+            self.caches[label].unpin(rows)
         batch.owner = None
         if batch in self._prefetched:
             self._prefetched.remove(batch)
         if batch is self._implicit:
             self._implicit = None
 
-    def _count_inputs(self, batch: RefTicket) -> None:
-        for t, part in enumerate(batch.tables):
-            dropped = int((part.rows < 0).sum())
-            self._add(t, "accesses", len(part.rows) - dropped)
-            self._add(t, "dropped", dropped)
+    def _count_inputs(self, t: int, part: TableBatch) -> None:
+        dropped = int((part.rows < 0).sum())
+        self._add(t, "accesses", len(part.rows) - dropped)
+        self._add(t, "dropped", dropped)
 
     # --- arithmetic ----------------------------------------------------------------------------
 
@@ -211,94 +246,29 @@ class RefCollection:
         return occurrences(part, table.pooling, self._looked_up(t, part), _of(part, weights), g)
 
     def _looked_up(self, t: int, part: TableBatch) -> F32:
-        rows, places = np.unique(np.where(part.rows >= 0, part.rows, 0), return_inverse=True)
-        return self._values(t, rows)[places]
+        kept = part.rows >= 0
+        rows, places = np.unique(part.rows[kept], return_inverse=True)
+        values = np.zeros((len(part.rows), self.tables[t].embedding_dim), np.float32)
+        values[kept] = self._group_of[t].get(t, rows)[0][places]
+        return values
 
     def _update(self, t: int, part: TableBatch, c: F32, g: F32) -> int:
-        rows, state = part.unique, self.state[t]
-        old = None if state is None else state[rows]
-        new = update(
-            self.optimizer,
-            self.tables[t].precision,
-            self._values(t, rows),
-            row_gradients(part, c, g),
-            old,
-            rounding=self.rounding,
-            seed=self.seed,
-            step=self.step,
-            table=t,
-            rows=rows,
-        )
-        self._store(t, rows[new.ok], new.w[new.ok])
-        if state is not None and new.state is not None:
-            state[rows[new.ok]] = new.state[new.ok]
-        bad = int((~new.ok).sum())
+        optimizer = self.optimizers[self.tables[t].name]
+        if optimizer is None:
+            return 0
+        group, rows = self._group_of[t], part.unique
+        if group.cache is None:
+            self._add(t, "unique", len(rows))
+        w, states = group.get(t, rows)
+        summed, precision = row_gradients(part, c, g), self.tables[t].precision
+        new = update(rule_of(optimizer), self.updates, precision, w, summed, states)
+        ok = new.ok
+        group.put(t, rows[ok], new.w[ok], [state[ok] for state in new.states])
+        bad = int((~ok).sum())
         self._add(t, "nonfinite", bad)
         return bad
 
-    # --- storage -------------------------------------------------------------------------------
-
-    def _values(self, t: int, ids: I64) -> F32:
-        table = self.tables[t]
-        x = decode(self.data[t][ids], table.precision, table.embedding_dim)
-        cache = self.caches.get(table.embedding_dim)
-        if cache is not None:
-            for i, row in enumerate(ids.tolist()):
-                slot = cache.find(self.first[t] + row)
-                if slot is not None:
-                    x[i] = cache.rows[slot]
-        return x
-
-    def _store(self, t: int, ids: I64, values: F32) -> None:
-        cache = self.caches.get(self.tables[t].embedding_dim)
-        slots = [cache.find(self.first[t] + row) if cache else None for row in ids.tolist()]
-        plain = np.array([slot is None for slot in slots], bool)
-        self.data[t][ids[plain]] = self._encode(t, ids[plain], values[plain])
-        for slot, value in zip(slots, values, strict=True):
-            if cache is not None and slot is not None:
-                cache.put(slot, value)
-
-    def _encode(self, t: int, ids: I64, values: F32) -> npt.NDArray[np.uint8]:
-        table = self.tables[t]
-        return encode(
-            values.reshape(-1, table.embedding_dim),
-            table.precision,
-            self.rounding,
-            seed=self.seed,
-            step=self.step,
-            table=t,
-            rows=ids,
-        )
-
-    def _make_cache(self, dim: int, rows: int, config: Any) -> RefCache:
-        tables = [t for t, table in enumerate(self.tables) if table.embedding_dim == dim]
-
-        def owner(linear: int) -> int:
-            return next(t for t in reversed(tables) if self.first[t] <= linear)
-
-        def by_table(linear: list[int]) -> Iterator[tuple[int, I64, I64]]:
-            owners, ids = np.array([owner(row) for row in linear]), np.array(linear)
-            for t in tables:
-                at = np.flatnonzero(owners == t)
-                yield t, at, ids[at] - self.first[t]
-
-        def read(linear: list[int]) -> F32:
-            out = np.empty((len(linear), dim), np.float32)
-            for t, at, rows in by_table(linear):
-                out[at] = decode(self.data[t][rows], self.tables[t].precision, dim)
-            return out
-
-        def write_back(linear: list[int], values: F32) -> None:
-            for t, at, rows in by_table(linear):
-                self.data[t][rows] = self._encode(t, rows, values[at])
-
-        def count(linear: int, name: str) -> None:
-            self._add(owner(linear), name, 1)
-
-        sets = config.num_sets
-        if sets is None:
-            sets = max(1, math.ceil(config.load_factor * rows / config.ways))
-        return RefCache(sets, config.ways, dim, config.policy, read, write_back, count)
+    # --- what the calls share ------------------------------------------------------------------
 
     def _join(self, outputs: list[F32]) -> Any:
         if any(table.pooling == "none" for table in self.tables):

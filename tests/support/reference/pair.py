@@ -63,19 +63,41 @@ class Pair:
 
     def backward(self, grad: Any, tickets: Any = (None, None)) -> None:
         """Compare the gradients of the weights, or that both refuse a non-finite row."""
-        errors, results = [], []
-        for who, ticket in zip((self.emb, self.ref), tickets, strict=True):
+        calls = [
+            lambda who=who, ticket=ticket: [who.backward(grad, ticket)]
+            for who, ticket in zip((self.emb, self.ref), tickets, strict=True)
+        ]
+        self._updated(calls)
+
+    def backward_of(self, pairs: list[tuple[Any, Any]]) -> None:
+        """Compare one update of several batches; each pair is a gradient and two tickets."""
+        calls = [
+            lambda who=who, i=i: who.backward([(grad, tickets[i]) for grad, tickets in pairs])
+            for i, who in enumerate((self.emb, self.ref))
+        ]
+        self._updated(calls)
+
+    def _updated(self, calls: Any) -> None:
+        """Compare two backwards that return a list of gradients of weights."""
+        results: list[Any] = []
+        for call in calls:
             try:
-                results.append(who.backward(grad, ticket))
-                errors.append(False)
+                results.append(call())
             except FloatingPointError:
-                errors.append(True)
+                results.append(None)
         self.check("state after backward")
-        assert errors[0] == errors[1]
-        if not any(errors):
-            assert (results[0] is None) == (results[1] is None)
-            if results[1] is not None:
-                assert_same(results[0], results[1], "gradient of per_sample_weights")
+        assert (results[0] is None) == (results[1] is None), "one refuses a row, one does not"
+        for got, expected in zip(results[0] or [], results[1] or [], strict=True):
+            assert (got is None) == (expected is None)
+            if expected is not None:
+                assert_same(got, expected, "gradient of per_sample_weights")
+
+    def set_lr(self, name: str, lr: float) -> None:
+        """Set the rate of the optimizer of a table, which others may share, if it has one."""
+        for who in (self.emb, self.ref):
+            optimizer = who.optimizers[name]
+            if optimizer is not None:  # FTRL divides by its rate
+                optimizer.lr = lr or (0.125 if hasattr(optimizer, "lr_power") else 0.0)
 
     def prefetch(self, indices: Any, offsets: Any) -> Any:
         """Returns the two tickets."""
@@ -118,11 +140,13 @@ class Batches:
         lengths, indices = [], []
         for table in self.ref.tables:
             n = self.rng.integers(0, longest + 1, batch)
-            ids = self.rng.integers(0, table.num_embeddings, n.sum())
+            n *= table.num_embeddings > 0 or bad > 0
+            ids = self.rng.integers(0, max(1, table.num_embeddings), n.sum())
             hot = self.rng.random(len(ids)) < 0.3
             ids = np.where(hot, ids // 4, ids)
             wrong = self.rng.choice([-1, table.num_embeddings, 2**31 - 1], len(ids))
-            indices.append(np.where(self.rng.random(len(ids)) < bad, wrong, ids))
+            wrongly = (self.rng.random(len(ids)) < bad) | (table.num_embeddings == 0)
+            indices.append(np.where(wrongly, wrong, ids))
             lengths.append(n)
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
         return (

@@ -10,7 +10,7 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
 
-DOMAIN_ROW, DOMAIN_STATE, DOMAIN_INIT, DOMAIN_OPS = 0, 1, 2, 3
+DOMAIN_ROW, DOMAIN_STATE, DOMAIN_INIT, DOMAIN_OPS, DOMAIN_SECOND_STATE = 0, 1, 2, 3, 4
 BLOCK = 64
 LANES = 32
 
@@ -136,15 +136,22 @@ def normal_from_draw(k: I64, std: float) -> F32:
     return x
 
 
-def initial_values(init: object, seed: int, table: int, rows: int, dim: int) -> F32:
-    """Values of a table's initial rows before they go through its format."""
+def state_domain(i: int) -> int:
+    """Domain of the writes of an optimizer's state number `i`."""
+    return DOMAIN_STATE if i == 0 else DOMAIN_SECOND_STATE
+
+
+def initial_values(
+    init: object, seed: int, table: int, rows: I64, dim: int, total_rows: int
+) -> F32:
+    """Values of a table's initial rows of these numbers, before they go through its format."""
     if init == "zeros":
-        return np.zeros((rows, dim), np.float32)
+        return np.zeros((len(rows), dim), np.float32)
     if init is None:
-        hi = float(np.float32(1 / np.sqrt(np.float64(rows))))
+        hi = float(np.float32(1 / np.sqrt(np.float64(max(1, total_rows)))))
         init = ("uniform", -hi, hi)
     assert isinstance(init, (tuple, list))
-    k = draws24(seed, table, np.arange(rows), dim)
+    k = draws24(seed, table, rows, dim)
     if init[0] == "normal":
         return normal_from_draw(k, init[1])
     lo, hi32 = np.float32(init[1]), np.float32(init[2])

@@ -10,6 +10,7 @@ from .pair import Batches, Pair
 
 OPERATIONS = ["train", "train", "forward", "backward", "open", "open", "close", "close", "drop"]
 OPERATIONS += ["prefetch", "consume", "consume", "evaluate", "flush", "rows", "set_rows", "lr"]
+OPERATIONS += ["accumulate"]
 
 
 class Scenario:
@@ -55,6 +56,15 @@ class Scenario:
         if self.open:
             out, tickets = self.open.pop(int(self.rng.integers(len(self.open))))
             self.pair.backward(self.grad(out), tickets)
+
+    def do_accumulate(self) -> None:
+        """One update of some of the open batches, in any order."""
+        count = int(self.rng.integers(1, 4))
+        order = self.rng.permutation(len(self.open))[:count]
+        if len(order):
+            pairs = [(self.grad(self.open[i][0]), self.open[i][1]) for i in order]
+            self.open = [one for i, one in enumerate(self.open) if i not in order]
+            self.pair.backward_of(pairs)
 
     def do_drop(self) -> None:
         if self.prefetched and self.rng.random() < 0.3:
@@ -103,6 +113,8 @@ class Scenario:
 
     def do_rows(self) -> None:
         table = self.table()
+        if table.num_embeddings == 0:
+            return
         self.pair.rows(table.name, self.rng.integers(0, table.num_embeddings, 5))
 
     def do_set_rows(self) -> None:
@@ -112,5 +124,5 @@ class Scenario:
         self.pair.set_rows(table.name, ids, values.astype(np.float32))
 
     def do_lr(self) -> None:
-        lr = float(self.rng.choice([0.0, 0.001, 0.5, 2.0]))
-        self.pair.emb.optimizer.lr = self.pair.ref.optimizer.lr = lr
+        """Another rate for the tables that share one of the optimizers."""
+        self.pair.set_lr(self.table().name, float(self.rng.choice([0.0, 0.001, 0.5, 2.0])))
