@@ -35,38 +35,51 @@ int64_t random_row() {
   return static_cast<int64_t>((state >> 33) % kRows);
 }
 
-// A table with its cache, and a batch with all that its kernels need.
+// A table with rowwise Adagrad and its cache, and a batch with all that its kernels need.
 struct Setup {
-  Vec<uint8_t> rows;
-  Vec<float> state = Vec<float>(kRows), cached = Vec<float>(kSets * kWays * kDim);
+  Vec<uint8_t> records;  // each a row and its state
+  Vec<float> cached = Vec<float>(kSets * kWays * kDim), values = Vec<float>(kSets * kWays);
   Vec<uint64_t> tags = Vec<uint64_t>(kSets * kWays, MPE_EMPTY_TAG);
   Vec<uint32_t> meta = Vec<uint32_t>(kSets * kWays);
-  uint64_t counters[2] = {0, 0}, step = 0;
+  uint64_t counters[2] = {0, 0}, step = 0, updates = 0;
   int64_t stats[MPE_NUM_STATS] = {}, origin = 0, dropped = 0, count = 0;
-  mpe_table table;
-  mpe_cache cache;
+  float coefficients[MPE_MAX_COEFFICIENTS] = {};
+  mpe_table table{};
+  mpe_cache cache{};
+  mpe_optimizer optimizer{MPE_optimizer_rowwise_adagrad, MPE_decay_none, coefficients};
   mpe_group group;
 
   Vec<int64_t> indices = Vec<int64_t>(kLookups), offsets = Vec<int64_t>(kBags + 1);
   Vec<int64_t> bag_offsets = offsets, starts = Vec<int64_t>(kLookups + 1);
   Vec<uint64_t> keys = Vec<uint64_t>(kLookups), unique_rows = keys;
   Vec<int32_t> bags = Vec<int32_t>(kLookups), positions = bags, slots = bags;
-  Vec<float> values = Vec<float>(kBags * kDim, 0.5f);
+  Vec<float> gradient = Vec<float>(kBags * kDim, 0.5f);
   mpe_lookups lookups{kLookups,           kBags,   keys.data(), bags.data(),
                       bag_offsets.data(), &origin, &dropped,    nullptr};
   mpe_unique unique{&count, unique_rows.data(), starts.data(), positions.data()};
-  mpe_outputs outputs{mpe_matrix{values.data(), kDim}, nullptr};
+  mpe_outputs outputs{mpe_matrix{gradient.data(), kDim}, nullptr};
 
   Setup(const mpe_backend& backend, int32_t precision, bool with_cache)
-      : rows(static_cast<size_t>(kRows * mpe_row_bytes(precision, kDim))),
-        table{rows.data(), state.data(),    stats, kRows,           0, precision,
-              0,           MPE_pooling_sum, 0,     MPE_format_fp32, 0},
-        cache{tags.data(), meta.data(), cached.data(), nullptr,       counters,
-              kSets,       0,           kWays,         MPE_policy_lru},
-        group{&table, nullptr, with_cache ? &cache : nullptr, &step, 7,
+      : group{&table, nullptr, with_cache ? &cache : nullptr, &optimizer, &step, 7,
               1,      kDim,    MPE_rounding_stochastic} {
+    const int64_t row_bytes = mpe_row_bytes(precision, kDim);
+    table.row_stride = row_bytes + 4;
+    records.resize(static_cast<size_t>(kRows * table.row_stride));
+    table.rows = records.data();
+    table.states[0] = {table.rows + row_bytes, table.row_stride, MPE_format_fp32};
+    table.stats = stats;
+    table.num_rows = kRows;
+    table.precision = precision;
+    table.pooling = MPE_pooling_sum;
+    cache.tags = tags.data(), cache.meta = meta.data();
+    cache.rows = cached.data(), cache.values = values.data();
+    cache.counters = counters;
+    cache.num_sets = kSets, cache.ways = kWays;
+    cache.policy = MPE_policy_lru;
     must(backend.init_rows(&group, 0, MPE_init_uniform, -1.0f, 1.0f, nullptr));
     for (int64_t b = 0; b <= kBags; ++b) offsets[static_cast<size_t>(b)] = b * kPool;
+    const mpe_parameters parameters{optimizer.kind, optimizer.decay_mode, {0.1, 0.0, 1e-8}};
+    must(backend.begin_update(&parameters, 1, &updates, coefficients, nullptr));
   }
 
   // Draws a batch and finds its unique rows.
@@ -85,19 +98,14 @@ void look_up(const mpe_backend& backend, Setup& setup) {
   must(backend.lookup(&part, 1, nullptr));
 }
 
-mpe_optimizer optimizer(int32_t kind) {
-  mpe_optimizer made{};
-  made.kind = kind, made.decay_mode = MPE_decay_none;
-  made.lr = 0.1f, made.eps = 1e-8f;
-  return made;
+// slots: of the unique rows, or NULL without a cache.
+void update_rows(const mpe_backend& backend, Setup& setup, const int32_t* slots) {
+  const mpe_gradient gradient{&setup.lookups, &setup.outputs};
+  mpe_error error = MPE_NO_ERROR;
+  must(backend.update(&setup.group, &gradient, 1, &setup.unique, slots, &error, nullptr));
 }
 
-void update(const mpe_backend& backend, Setup& setup) {
-  const mpe_optimizer rowwise = optimizer(MPE_optimizer_rowwise_adagrad);
-  mpe_error error = MPE_NO_ERROR;
-  must(backend.update(&setup.group, &rowwise, &setup.lookups, &setup.unique, nullptr,
-                      &setup.outputs, &error, nullptr));
-}
+void update(const mpe_backend& backend, Setup& setup) { update_rows(backend, setup, nullptr); }
 
 void admit(const mpe_backend& backend, Setup& setup) {
   must(backend.cache_admit(&setup.group, &setup.unique, kLookups, setup.slots.data(), nullptr));
@@ -107,11 +115,8 @@ void admit(const mpe_backend& backend, Setup& setup) {
 void fill_cache(const mpe_backend& backend, Setup& setup) {
   must(backend.advance(&setup.step, nullptr));
   admit(backend, setup);
-  const mpe_optimizer sgd = optimizer(MPE_optimizer_sgd);
-  mpe_error error = MPE_NO_ERROR;
   must(backend.advance(&setup.step, nullptr));
-  must(backend.update(&setup.group, &sgd, &setup.lookups, &setup.unique, setup.slots.data(),
-                      &setup.outputs, &error, nullptr));
+  update_rows(backend, setup, setup.slots.data());
   must(backend.cache_release(&setup.cache, &setup.unique, kLookups, setup.slots.data(), nullptr));
   setup.draw(backend);
 }

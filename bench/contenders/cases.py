@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from arena import Arena
-from targets import THREADS
-from workloads import DISTRIBUTIONS, OPTIMIZERS, PRECISIONS, SHAPES, Shape
+from targets import OPTIMIZERS, THREADS
+from workloads import DISTRIBUTIONS, PRECISIONS, SHAPES, Shape
 
 QUICK_DIVISOR = 20
 
@@ -32,6 +32,7 @@ LOOKUP = product(SHAPES, PRECISIONS, DISTRIBUTIONS, THREADS)
 # The first shape has every optimizer; FBGEMM's and PyTorch's tables serve all precisions.
 UPDATE = [
     *product(["4Mx64"], OPTIMIZERS, PRECISIONS, DISTRIBUTIONS, THREADS),
+    *product(["4Mx64"], ["adam"], ["fp32", "int8", "int4"], ["uniform"], THREADS),
     *product(
         *(["2Mx128", "8x1.25Mx16"], ["rowwise_adagrad"], ["fp32", "int8", "int4"]),
         *(DISTRIBUTIONS, THREADS),

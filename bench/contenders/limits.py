@@ -9,15 +9,16 @@ import limit
 import numpy as np
 from arena import AbsentError, Entry
 from rounds import LIMIT
-from workloads import LR, OPTIMIZERS, Shape, Stream
+from workloads import Shape, Stream
 
-from mpembed.registry import STATE_ELEMENT, STATE_NONE, STATE_ROW, row_bytes
+from mpembed._bindings import kernels
+from mpembed.registry import OPTIMIZERS, STATE_ELEMENT, row_bytes
 
 
 def state_bytes(optimizer: str, dim: int) -> int:
     """Return the bytes that an optimizer keeps of a row, in FP32."""
-    values = {STATE_NONE: 0, STATE_ROW: 1, STATE_ELEMENT: dim}
-    return 4 * values[OPTIMIZERS[optimizer](lr=LR).state_shape]
+    states = kernels.optimizer_states(OPTIMIZERS[optimizer])
+    return sum(4 * (dim if shape == STATE_ELEMENT else 1) for _, shape, _ in states)
 
 
 def _where_compiled(make: Callable[[], Any]) -> Callable[[], Any]:

@@ -99,12 +99,12 @@ def torch_backward(optimizer: str, batches: Stream, whole: bool = False) -> Entr
     shape = batches.shape
 
     def build() -> Any:
-        if optimizer == "rowwise_adagrad":
-            raise AbsentError("PyTorch has no rowwise Adagrad")
         t = torch()
+        kinds = {"sgd": t.optim.SGD, "adagrad": t.optim.Adagrad, "adam": t.optim.SparseAdam}
+        if optimizer not in kinds:
+            raise AbsentError(f"PyTorch has no {optimizer}")
         bags = _torch_bags(shape, "fp32", sparse=True)
-        kind = {"sgd": t.optim.SGD, "adagrad": t.optim.Adagrad}[optimizer]
-        return bags, kind([bag.weight for bag in bags], lr=LR)
+        return bags, kinds[optimizer]([bag.weight for bag in bags], lr=LR)
 
     def join(built: Any) -> Contender:
         (bags, chosen), t, (tensors, offsets) = built, torch(), _split(batches)
