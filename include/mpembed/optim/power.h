@@ -21,8 +21,9 @@ MPE_HD auto log2_of(X x) {
   constexpr int32_t kRootHalf = 0x3F3504F3;  // sqrt(1/2)
   const auto tiny = x < 1.17549435e-38f;
   const auto bits = int_bits(select(tiny, x * 16777216.0f, x));
-  const auto e = (bits - kRootHalf) >> 23;
-  const X m = bits_value(bits - (e << 23));
+  const auto above = bits - kRootHalf;
+  const auto e = above >> 23;
+  const X m = bits_value(bits - (above & ~0x7FFFFF));
   const X t = (m - 1.0f) / (m + 1.0f), square = t * t;
   X series = fused(square, X(1.0f / 11.0f), X(1.0f / 9.0f));
   series = fused(series, square, X(1.0f / 7.0f));
@@ -48,8 +49,8 @@ MPE_HD X power(X x, float p) {
   y = fused(y, f, X(2.40226507e-1f));
   y = fused(y, f, X(6.93147181e-1f));
   y = fused(y, f, X(1.0f));
-  // Below, y's exponent has no room for k.
-  y = select(k > -126, bits_value(int_bits(y) + (k << 23)), X(0.0f));
+  // Times 2^k, which is exact; below, the exponent has no room for it.
+  y = select(k > -126, y * bits_value((k + 127) << 23), X(0.0f));
   return select(x > 0.0f, y, X(0.0f));
 }
 
