@@ -55,7 +55,7 @@ if [[ $selection == short ]]; then
   training=tests/devices/test_long_training.py::test_the_devices_bytes_are_the_cpus
   run_tests lockstep 1 300 tests/devices/test_devices.py tests/devices/test_device_calls.py \
     tests/devices/test_cuda_core.py tests/project/test_examples_cpp.py \
-    "${training}[adagrad_bf16-lru-8]" "${training}[rowwise_adagrad-lfu-32]"
+    "${training}[adam_bf16-none-lru-8]" "${training}[rowwise_adagrad-none-lfu-32]"
   exit
 fi
 
