@@ -1,33 +1,10 @@
-// What a group's optimizer keeps for a row: its states by shape, the formats in the tables, and the
-// dispatch on those.
+// What a group's optimizer keeps for a row: its states by shape, and their formats in the tables.
 #pragma once
 
 #include "mpembed/api_types.h"
 #include "mpembed/registry_types.h"
 
 MPE_BEGIN
-
-// Calls function with an object of the format's empty type, as with_format does. The id must be one
-// of MPE_STATE_FORMATS: see check_state_formats.
-#define MPE_CASE(number, name, type) \
-  if (id == number) return function(type{});
-
-#if defined(__CUDACC__)
-#pragma nv_exec_check_disable  // the function may be for the host alone
-#endif
-template <class Function>
-MPE_HD auto with_state_format(int32_t id, Function function) {
-  MPE_STATE_FORMATS(MPE_CASE)
-  __builtin_unreachable();
-}
-
-#undef MPE_CASE
-
-inline bool is_state_format(int32_t id) {
-#define MPE_OR_EQUALS(number, name, type) || id == number
-  return false MPE_STATE_FORMATS(MPE_OR_EQUALS);
-#undef MPE_OR_EQUALS
-}
 
 // The numbers of an optimizer's states of a value an element, and of those of a value a row.
 struct StateShapes {

@@ -76,9 +76,9 @@ MPE_EXPORT int64_t mpe_slot_floats(int32_t optimizer, int64_t dim);
 MPE_EXPORT int64_t mpe_slot_values(int32_t optimizer);
 /* Whether a policy keeps a sketch. */
 MPE_EXPORT int32_t mpe_policy_has_sketch(int32_t policy);
-/* CPU threads of the whole process: the count (>= 1; MPEMBED_NUM_THREADS, else the processors of
- * the affinity mask), and a setter that clamps to 1 .. MPE_MAX_THREADS. Results do not depend on
- * it. A child that was forked after the pool had started stays on one. */
+/* CPU threads of the whole process: the count (>= 1; MPEMBED_NUM_THREADS, else OMP_NUM_THREADS,
+ * else the processors of the affinity mask), and a setter that clamps to 1 .. MPE_MAX_THREADS.
+ * Results do not depend on it. A child that was forked after the pool had started stays on one. */
 MPE_EXPORT int32_t mpe_get_num_threads(void);
 MPE_EXPORT void mpe_set_num_threads(int32_t n);
 /* The name of a variable of the environment that holds no known value and is therefore ignored:

@@ -29,6 +29,7 @@ extern "C" {
 #define MPE_ENUM_ROUNDING(id, name) MPE_ENUM3(rounding, id, name)
 #define MPE_ENUM_INIT(id, name) MPE_ENUM3(init, id, name)
 #define MPE_ENUM_STAT(id, name) MPE_ENUM3(stat, id, name)
+#define MPE_ENUM_NOISE(id, name) MPE_ENUM3(noise, id, name)
 enum { MPE_FORMATS(MPE_ENUM_FORMAT) MPE_NUM_FORMATS };
 enum { MPE_OPTIMIZERS(MPE_ENUM_OPTIMIZER) MPE_NUM_OPTIMIZERS };
 enum { MPE_POLICIES(MPE_ENUM_POLICY) MPE_NUM_POLICIES };
@@ -37,6 +38,7 @@ enum { MPE_WEIGHT_DECAYS(MPE_ENUM_DECAY) MPE_NUM_WEIGHT_DECAYS };
 enum { MPE_ROUNDINGS(MPE_ENUM_ROUNDING) MPE_NUM_ROUNDINGS };
 enum { MPE_INITS(MPE_ENUM_INIT) MPE_NUM_INITS };
 enum { MPE_STATS(MPE_ENUM_STAT) MPE_NUM_STATS };
+enum { MPE_NOISE_SUMS(MPE_ENUM_NOISE) MPE_NUM_NOISE_SUMS };
 
 typedef enum mpe_status {
   MPE_OK = 0,
@@ -66,12 +68,40 @@ typedef struct mpe_state {
   int32_t format; /* one of MPE_STATE_FORMATS */
 } mpe_state;
 
+/* Memory of rows, one after the other. */
+typedef struct mpe_span {
+  const uint8_t* data; /* row 0 */
+  int64_t bytes;       /* of a row */
+} mpe_span;
+
+/* Where the kernels of the CPU copy rows before they write them (preimages.h). */
+typedef struct mpe_preimage_log {
+  uint8_t* data;    /* zero at the start */
+  int64_t capacity; /* bytes */
+  int64_t used;     /* beyond the capacity: a row was not kept */
+} mpe_preimage_log;
+
+/* Rows whose values of this moment are kept while they are written. */
+typedef struct mpe_preimages {
+  mpe_span spans[1 + MPE_MAX_STATES]; /* what is kept of a row */
+  int32_t num_spans;
+  int32_t owner;       /* a number of the caller's, for the log's entries */
+  int64_t entry_bytes; /* of a row in the log */
+  uint32_t* kept;      /* a bit a row, zero at the start: it is in the log, or was read */
+  mpe_preimage_log* log;
+} mpe_preimages;
+
 /* One table, or a shard of one. Rows are packed as docs/numerics.md says. */
 typedef struct mpe_table {
   uint8_t* rows;                    /* row 0 */
   int64_t row_stride;               /* bytes from a row to the next, at least mpe_row_bytes */
   mpe_state states[MPE_MAX_STATES]; /* in the optimizer's order; others are not read */
   int64_t* stats;                   /* MPE_NUM_STATS counters, or NULL: nothing is counted */
+  int64_t* noise;                   /* MPE_NUM_NOISE_SUMS sums, or NULL: nothing is measured */
+  uint32_t* changed;                /* a bit a row, or NULL: each write of the row's memory or of
+                                       its states' sets it (changed.h); kernels clear none */
+  mpe_preimages* preimages;         /* or NULL; the CPU's kernels keep a row there before they
+                                       write it, a device's do not */
   int64_t num_rows;                 /* E, 0 .. MPE_MAX_ROWS */
   int64_t base;      /* linear row id of row 0: the rows of the group's tables before it */
   int64_t first_row; /* number of row 0 in the whole table: random bits follow that */
@@ -84,18 +114,20 @@ typedef struct mpe_table {
 
 /* A cache of num_sets x ways slots. It starts with every tag MPE_EMPTY_TAG and all else zero. */
 typedef struct mpe_cache {
-  uint64_t* tags;       /* num_sets x ways: linear row id, pins and the dirty bit (cache.h) */
-  uint32_t* meta;       /* num_sets x ways, policy state */
-  float* rows;          /* num_sets x ways x mpe_slot_floats: the row, then each of the
-                           optimizer's states of a value an element, D values each */
-  float* values;        /* num_sets x ways x mpe_slot_values: the row's states of one value; NULL
-                           where the optimizer has none */
-  uint8_t* sketch;      /* MPE_SKETCH_ROWS x sketch_width, or NULL (mpe_policy_has_sketch) */
-  uint64_t* counters;   /* 2: clock, samples */
-  int64_t num_sets;     /* 1 .. MPE_MAX_SETS, and at most MPE_MAX_SLOTS slots */
-  int64_t sketch_width; /* the power of two that is at least the number of slots */
-  int32_t ways;         /* 8, 16 or 32; 32 on a CUDA device */
-  int32_t policy;       /* MPE_policy_... */
+  uint64_t* tags;     /* num_sets x ways: linear row id, pins and the dirty bit (cache.h) */
+  uint32_t* meta;     /* num_sets x ways, policy state */
+  float* rows;        /* num_sets x ways x mpe_slot_floats: the row, then each of the
+                         optimizer's states of a value an element, D values each */
+  float* values;      /* num_sets x ways x mpe_slot_values: the row's states of one value; NULL
+                         where the optimizer has none */
+  uint8_t* sketch;    /* MPE_SKETCH_ROWS x sketch_width, or NULL (mpe_policy_has_sketch) */
+  uint64_t* counters; /* 2: clock, samples */
+  uint32_t* changed;  /* a bit a slot, or NULL: each write of rows or values sets it */
+  mpe_preimages* preimages; /* the same for slots */
+  int64_t num_sets;         /* 1 .. MPE_MAX_SETS, and at most MPE_MAX_SLOTS slots */
+  int64_t sketch_width;     /* the power of two that is at least the number of slots */
+  int32_t ways;             /* 8, 16 or 32; 32 on a CUDA device */
+  int32_t policy;           /* MPE_policy_... */
 } mpe_cache;
 
 /* What may change from one update of a table to the next. Where the kernels run. */

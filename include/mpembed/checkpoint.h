@@ -1,8 +1,8 @@
 /* Reads what Python's `emb.save` wrote, to serve it. docs/cpp.md describes the file. Plain C.
  *
- * A file, however damaged, gives an error and nothing else. Only its header is read when it is
- * opened; mpe_checkpoint_read reads an array and compares its checksum. The file may be replaced
- * meanwhile: the one that was opened stays. */
+ * A file, however damaged, gives an error and nothing else, or what can be served. Only its header
+ * is read when it is opened; mpe_checkpoint_read reads an array, compares its checksum and checks
+ * what it holds. The file may be replaced meanwhile: the one that was opened stays. */
 #ifndef MPEMBED_CHECKPOINT_H
 #define MPEMBED_CHECKPOINT_H
 
@@ -62,7 +62,12 @@ MPE_EXPORT void mpe_checkpoint_get_group(const mpe_checkpoint*, int32_t group,
 /* Bytes of an array, -1 if there is none of this name. */
 MPE_EXPORT int64_t mpe_checkpoint_bytes(const mpe_checkpoint*, const char* name);
 /* Reads an array into the host's memory, which holds so many bytes. MPE_ERR_VALUE: it does not
- * exist, has another size, cannot be read, is damaged, or holds tags of rows that do not exist. */
+ * exist, has another size, cannot be read, is damaged, or holds what kernels may not trust: tags of
+ * rows that do not exist, come twice or lie in a wrong set; rows that are not finite or exceed the
+ * range of their table's format; counts out of range. Values of states (cache.LABEL.values, and
+ * table.NAME. with another name than rows) and of noise are not checked. Rows of a cache are
+ * checked by its tags, which stay in memory from their first reading on. MPE_ERR_MEMORY: there is
+ * no memory for the checks. */
 MPE_EXPORT mpe_status mpe_checkpoint_read(mpe_checkpoint*, const char* name, void* to,
                                           int64_t bytes);
 

@@ -194,6 +194,12 @@ class Collection {
     const auto first = all.begin() + static_cast<int64_t>(find(table)) * MPE_NUM_STATS;
     return std::vector<int64_t>(first, first + MPE_NUM_STATS);
   }
+  // A table's sums over a sample of the writes of its rows, by MPE_noise_...
+  std::vector<int64_t> noise(const std::string& table) {
+    const std::vector<int64_t> all = storage_->noise().read();
+    const auto first = all.begin() + static_cast<int64_t>(find(table)) * MPE_NUM_NOISE_SUMS;
+    return std::vector<int64_t>(first, first + MPE_NUM_NOISE_SUMS);
+  }
   // Changes a parameter of a table's optimizer, such as "lr", from its next update on.
   void set_parameter(const std::string& table, const std::string& parameter, double value) {
     const size_t t = find(table);

@@ -49,6 +49,17 @@
 #define MPE_GRADIENT_BLOCK 64  /* occurrences of a row in one partial sum of its gradient */
 #define MPE_TREE_LANES 32      /* lane sums of a dot product */
 #define MPE_ROUND_COLUMNS 1024 /* elements that stochastic_round takes for one row */
+#define MPE_PAIR_STEPS 1024    /* a row's pair of writes falls into one such piece of the steps */
+
+/* ---- what collections and updates do unless they are told otherwise ---- */
+
+#define MPE_DEFAULT_ROUNDING 2 /* its number in registry.h: paired */
+
+/* ---- the report on rounding (section 7) ---- */
+
+#define MPE_NOISE_SAMPLE_BITS 10   /* one of 2^10 writes of rows is measured */
+#define MPE_NOISE_FRACTION_BITS 30 /* sums count squares in units of 2^-30 */
+#define MPE_NOISE_MAX 1024         /* the most that a square counts */
 
 /* ---- optimizers (section 5) ---- */
 

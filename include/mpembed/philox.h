@@ -2,6 +2,7 @@
 #ifndef MPEMBED_PHILOX_H
 #define MPEMBED_PHILOX_H
 
+#include "mpembed/contract.h"
 #include "mpembed/macros.h"
 
 MPE_BEGIN
@@ -12,6 +13,7 @@ enum RngDomain : uint32_t {
   kDomainInit = 2,
   kDomainRound = 3,
   kDomainSecondState = 4,
+  kDomainPair = 5,  // a row's pair of writes
 };
 
 // The domain of an optimizer's state number i.
@@ -54,6 +56,16 @@ struct RowStream {
         c1(static_cast<uint32_t>(row)),
         c2((static_cast<uint32_t>(row >> 32) & 0xFFFFu) | (table << 16)),
         c3(static_cast<uint32_t>(step)) {}
+
+  // That of the row's pair of writes, known by the header that the first of them stores (affine.h),
+  // in place of the step. Headers may recur; the piece of the steps bounds how long draws repeat.
+  MPE_HD RowStream pair(uint32_t nonce) const {
+    const uint64_t step = (static_cast<uint64_t>(c0 >> 24) << 32) | c3;
+    RowStream pair = *this;
+    pair.c0 = (kDomainPair << 20) | (static_cast<uint32_t>(step / MPE_PAIR_STEPS) << 24);
+    pair.c3 = nonce;
+    return pair;
+  }
 
   MPE_HD Philox4 block(uint32_t column_block) const {
     return philox(seed, c0 | column_block, c1, c2, c3);

@@ -1,5 +1,6 @@
-// The one list of formats, optimizers, policies, poolings and statistics. The numbers are part of
-// the C ABI: append, never reorder. Python's names, the tests and the documentation come from here.
+// The one list of formats, optimizers, policies, poolings, statistics and sums. The numbers are
+// part of the C ABI: append, never reorder. Python's names, the tests and the documentation come
+// from here.
 #ifndef MPEMBED_REGISTRY_H
 #define MPEMBED_REGISTRY_H
 
@@ -11,7 +12,9 @@
   X(3, int8, Int8)          \
   X(4, int8_fp16, Int8Fp16) \
   X(5, int4, Int4)          \
-  X(6, int2, Int2)
+  X(6, int2, Int2)          \
+  X(7, int6, Int6)          \
+  X(8, int5, Int5)
 
 #define MPE_OPTIMIZERS(X)               \
   X(0, sgd, Sgd)                        \
@@ -46,7 +49,8 @@
 
 #define MPE_ROUNDINGS(X) \
   X(0, nearest)          \
-  X(1, stochastic)
+  X(1, stochastic)       \
+  X(2, paired)
 
 #define MPE_INITS(X) \
   X(0, zeros)        \
@@ -65,5 +69,11 @@
   X(7, write_backs)     \
   X(8, dropped)         \
   X(9, nonfinite)
+
+// Per-table sums over a sample of the writes of rows: what a report on rounding is made of.
+#define MPE_NOISE_SUMS(X) \
+  X(0, rows)              \
+  X(1, rounding)          \
+  X(2, update)
 
 #endif

@@ -7,6 +7,8 @@
 #include "mpembed/format/fp32.h"
 #include "mpembed/format/int2.h"
 #include "mpembed/format/int4.h"
+#include "mpembed/format/int5.h"
+#include "mpembed/format/int6.h"
 #include "mpembed/format/int8.h"
 #include "mpembed/format/int8_fp16.h"
 #include "mpembed/optim/adagrad.h"
@@ -46,6 +48,23 @@ MPE_HD auto with_format(int32_t id, F f) {
   }
 }
 
+// The same for the format of an optimizer's state, see is_state_format.
+#define MPE_STATE_CASE(number, name, type) \
+  if (id == number) return f(type{});
+
+MPE_ANY_SIDE
+template <class F>
+MPE_HD auto with_state_format(int32_t id, F f) {
+  MPE_STATE_FORMATS(MPE_STATE_CASE)
+  __builtin_unreachable();
+}
+
+inline bool is_state_format(int32_t id) {
+#define MPE_OR_EQUALS(number, name, type) || id == number
+  return false MPE_STATE_FORMATS(MPE_OR_EQUALS);
+#undef MPE_OR_EQUALS
+}
+
 MPE_ANY_SIDE
 template <class F>
 MPE_HD auto with_optimizer(int32_t id, F f) {
@@ -67,6 +86,7 @@ MPE_HD auto with_policy(int32_t id, F f) {
 }
 
 #undef MPE_CASE
+#undef MPE_STATE_CASE
 #undef MPE_ANY_SIDE
 
 MPE_END

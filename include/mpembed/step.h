@@ -12,14 +12,15 @@
  *
  * Ownership. The collection's arrays and structs are the caller's and outlive its open batches. An
  * open batch owns its workspace, which it borrows from the backend. A batch's own arrays are read
- * by mpe_open alone: on a device in the order of its stream.
+ * by mpe_open alone: on a device in the order of its stream. It copies the offsets and reads each
+ * index once, so what another thread writes there meanwhile may give a wrong answer, and no more.
  *
  * What fails changes nothing. Each function checks and allocates for all groups before it takes the
  * write step or changes anything. Two failures are later: a kernel that finds no memory for its own
  * workspace (MPE_ERR_MEMORY), before it changes anything itself, and a device that refuses a launch
  * (MPE_ERR_DEVICE). Then
- * - mpe_admit, mpe_forward: the step is taken. Rows that earlier groups have admitted stay cached,
- *   unpinned; the batch is closed.
+ * - mpe_admit, mpe_forward: the batch is closed. If no group has admitted rows, the CPU's step is
+ *   taken back; otherwise the rows that earlier groups have admitted stay cached, unpinned.
  * - mpe_backward: if no group was updated, the batches stay open, and on the CPU the write step and
  *   the count of updates are taken back. Otherwise the groups before are updated, and the batches
  *   are closed, so that no second try updates those twice.
@@ -35,8 +36,8 @@
  * Threads. Calls of one collection, those on its open batches included, must not overlap.
  *
  * Streams. Every call queues its work on its stream and gives workspace back in that order; only
- * mpe_batch_error and mpe_take_errors wait for a device. Calls on several streams are ordered by
- * the caller.
+ * mpe_batch_error, mpe_count_lookups and mpe_take_errors wait for a device. Calls on several
+ * streams are ordered by the caller.
  *
  * Graphs. All other calls can be captured in a CUDA graph, with outputs in one matrix or one table
  * a group. What a capture opens it must close, or else drop by mpe_forget: each launch of that
@@ -118,6 +119,10 @@ MPE_EXPORT void mpe_forget(mpe_open_batch*);
 MPE_EXPORT void mpe_free(mpe_open_batch*);
 MPE_EXPORT void mpe_describe_batch(const mpe_open_batch*, mpe_batch_info* out);
 
+/* Writes how many lookups each feature of an open batch has, dropped ones included, into
+ * num_features values of the host's; waits for a device, where a batch with wrong offsets has none.
+ * Not in a capture. */
+MPE_EXPORT mpe_status mpe_count_lookups(const mpe_open_batch*, void* stream, int64_t* out);
 /* Whether two open batches ask for the same rows in the same bags, so that one that was admitted
  * may take the place of the other. A device compares where the batches lay, not what they hold. */
 MPE_EXPORT int32_t mpe_same_rows(const mpe_open_batch*, const mpe_open_batch*);

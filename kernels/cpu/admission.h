@@ -1,6 +1,7 @@
 // Admission of the misses of some sets: the victims, their write-back, and the admitted rows.
 #pragma once
 
+#include "cpu/noise.h"
 #include "cpu/records.h"
 #include "cpu/sketch.h"
 #include "cpu/stats.h"
@@ -28,9 +29,11 @@ struct WriteBack {
     const mpe_table& table = group.tables[t];
     const float* elements[MPE_MAX_STATES];
     for (int i = 0; i < shapes.num_elements; ++i) elements[i] = cached.element(slot, i);
-    encoder.add(table, static_cast<int64_t>(id) - table.base, cached.row(slot), elements,
-                cached.values(slot));
+    const int64_t row = static_cast<int64_t>(id) - table.base;
+    encoder.add(table, row, cached.row(slot), elements, cached.values(slot));
     stats.add(t, MPE_stat_write_backs);
+    const NoiseSample sample(group, table);
+    if (sample.has(row)) sample.add_write_back(cached.row(slot));
   }
 };
 
@@ -141,6 +144,7 @@ class AdmissionTask {
     const StateShapes& shapes = write_back_.shapes;
     const Slots& cached = write_back_.cached;
     const int64_t dim = admission_.group.dim, row = admitted.row, slot = admitted.slot;
+    before_write(admission_.cache, slot);
     decode(table.precision, table.rows + row * table.row_stride, dim, cached.row(slot));
     for (int i = 0; i < shapes.num_elements; ++i) {
       decode_state(table.states[shapes.element[i]], row, dim, cached.element(slot, i));

@@ -32,12 +32,43 @@ inline void range_of(const float* x, int64_t dim, float* low, float* high) {
 
 typedef uint8_t CodeBytes __attribute__((vector_size(16)));
 
-// Packs 16 codes of 8 / kPerByte bits, each in a byte of `codes`, into 16 / kPerByte bytes.
-template <int kPerByte>
-inline void store_codes(CodeBytes codes, uint8_t* out) {
-  if constexpr (kPerByte == 1) {
-    memcpy(out, &codes, 16);
+// Joins the halves of every element, in each of which the low kBits are used.
+template <int kBits, class Vector>
+inline Vector join_halves(Vector x) {
+  using Element = std::remove_reference_t<decltype(x[0])>;
+  constexpr int kHalf = static_cast<int>(sizeof(Element)) * 4;
+  constexpr Element kLow = static_cast<Element>((uint64_t{1} << kBits) - 1);
+  const Vector low = Vector{} + kLow;
+  return (x & low) | ((x >> (kHalf - kBits)) & ~low);
+}
+
+// store_codes for codes that go from one byte into the next.
+template <int kBits>
+inline void store_straddling(CodeBytes codes, uint8_t* out) {
+  typedef uint16_t Pairs __attribute__((vector_size(16)));
+  typedef uint32_t Fours __attribute__((vector_size(16)));
+  typedef uint64_t Eights __attribute__((vector_size(16)));
+  const Pairs pairs = join_halves<kBits>(reinterpret_cast<Pairs>(codes));
+  const Fours fours = join_halves<2 * kBits>(reinterpret_cast<Fours>(pairs));
+  const Eights eights = join_halves<4 * kBits>(reinterpret_cast<Eights>(fours));
+  const uint64_t low = eights[0] | (eights[1] << (8 * kBits)), high = eights[1] >> (64 - 8 * kBits);
+  if constexpr (kBits > 4) {
+    memcpy(out, &low, 8);
+    memcpy(out + 8, &high, 2 * kBits - 8);
   } else {
+    memcpy(out, &low, 2 * kBits);
+  }
+}
+
+// Packs 16 codes of kBits bits, each in a byte of `codes`, into 2 * kBits bytes.
+template <int kBits>
+inline void store_codes(CodeBytes codes, uint8_t* out) {
+  if constexpr (kBits == 8) {
+    memcpy(out, &codes, 16);
+  } else if constexpr (8 % kBits != 0) {
+    store_straddling<kBits>(codes, out);
+  } else {
+    constexpr int kPerByte = 8 / kBits;
     typedef uint16_t Pairs __attribute__((vector_size(16)));
     typedef uint8_t HalfBytes __attribute__((vector_size(8)));
     Pairs pairs = reinterpret_cast<Pairs>(codes);
@@ -103,7 +134,7 @@ class QuickCodes {
   Ints near_ = 0;
 };
 
-// Encodes 16 columns from c on into 16 / kPerByte bytes of `out`.
+// Encodes 16 columns from c on into whole bytes of `out`.
 template <class Format, class Codes>
 inline void encode_block(const float* x, int64_t c, Codes& codes, uint8_t* out) {
   uint8_t bytes[kCodeBlock];
@@ -114,7 +145,13 @@ inline void encode_block(const float* x, int64_t c, Codes& codes, uint8_t* out) 
   }
   CodeBytes all;
   memcpy(&all, bytes, sizeof all);
-  store_codes<Format::kPerByte>(all, out);
+  store_codes<Format::kBitsPerCode>(all, out);
+}
+
+// Where the codes from column c on begin, a multiple of eight.
+template <class Format>
+inline uint8_t* codes_at(uint8_t* row, int64_t c) {
+  return row + c / 8 * Format::kBitsPerCode;
 }
 
 // Encodes a row. pad: a value of code 0, for what lies beyond the row.
@@ -122,15 +159,14 @@ template <class Format, class Codes>
 inline void encode_codes(const float* x, int64_t dim, float pad, Codes& codes, uint8_t* row) {
   int64_t c = 0;
   for (; c + kCodeBlock <= dim; c += kCodeBlock) {
-    encode_block<Format>(x + c, c, codes, row + c / Format::kPerByte);
+    encode_block<Format>(x + c, c, codes, codes_at<Format>(row, c));
   }
   if (c == dim) return;
   float padded[kCodeBlock];
   uint8_t bytes[kCodeBlock];
   for (int64_t i = 0; i < kCodeBlock; ++i) padded[i] = c + i < dim ? x[c + i] : pad;
   encode_block<Format>(padded, c, codes, bytes);
-  memcpy(row + c / Format::kPerByte, bytes,
-         static_cast<size_t>(Format::code_bytes(dim) - c / Format::kPerByte));
+  memcpy(codes_at<Format>(row, c), bytes, static_cast<size_t>(Format::code_bytes(dim - c)));
 }
 
 template <class Format, bool kStochastic>
@@ -151,7 +187,7 @@ inline void encode_affine(const float* x, const uint16_t* draws, int64_t dim, Af
   for (int64_t c = 0; c < dim; c += kQuickColumns) {
     const int64_t n = min64(dim - c, kQuickColumns);
     const uint16_t* const piece_draws = kStochastic ? draws + c : nullptr;
-    uint8_t* const out = row + c / Format::kPerByte;
+    uint8_t* const out = codes_at<Format>(row, c);
     QuickCodes<kStochastic> codes(header, piece_draws);
     encode_codes<Format>(x + c, n, header.bias, codes, out);
     if (!codes.exact()) encode_exactly<Format, kStochastic>(x + c, piece_draws, n, header, out);

@@ -1,5 +1,6 @@
 // Conversions of whole matrices (quantize, dequantize, bit packing, stochastic rounding), row
 // writes and initial values.
+#include "cpu/before_write.h"
 #include "cpu/encode.h"
 #include "cpu/kernels.h"
 #include "cpu/slots.h"
@@ -9,6 +10,11 @@ MPE_BEGIN
 namespace {
 
 constexpr int64_t kTaskBytes = 65536;  // of FP32 values
+
+// For rows that overwrite none: paired rounding has nothing to pair with.
+int32_t rounding_of_new_rows(int32_t rounding) {
+  return rounding == MPE_rounding_paired ? MPE_rounding_stochastic : rounding;
+}
 
 inline int64_t row_tasks(int64_t n, int64_t dim) {
   return task_count(n, kTaskBytes / (dim * 4) + 1);
@@ -117,7 +123,7 @@ mpe_status check_values(const float* x, int64_t n, int64_t dim, int32_t precisio
 mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, int32_t rounding,
                     uint64_t seed, uint64_t step, uint8_t* rows, void*) {
   SingleTableGroup single(rows, n, dim, precision);
-  single.group.rounding = rounding;
+  single.group.rounding = rounding_of_new_rows(rounding);
   single.group.seed = seed;
   single.group.step = &step;
   return encode_each(single.group, n, false, [&](int64_t i, RowEncoder& encoder) {
@@ -179,7 +185,7 @@ mpe_status stochastic_round(const float* x, int64_t n, int32_t precision, uint64
     uint16_t draws[kRow];
     DrawBatch batch;
     batch.add(stream, 0, kRow / 8);
-    batch.run(seed, stream.c3, draws);
+    batch.run(seed, draws);
     for (int64_t i = 0; i < count; ++i) {
       out[begin + i] = precision == MPE_format_fp16 ? half_stochastic(x[begin + i], draws[i])
                                                     : bfloat_stochastic(x[begin + i], draws[i]);
@@ -201,19 +207,25 @@ mpe_status write_rows(const mpe_group* group, const uint64_t* keys, int64_t n, c
     const float* x = values + i * group->dim;
     const int64_t slot = cache != nullptr ? slots[i] : -1;
     if (slot >= 0) {
+      before_write(*cache, slot);
       memcpy(cached.row(slot), x, static_cast<size_t>(group->dim) * sizeof(float));
       cache->tags[slot] |= kTagDirty;
     } else {
-      encoder.add(table, static_cast<int64_t>(keys[i]) - table.base, x);
+      const int64_t row = static_cast<int64_t>(keys[i]) - table.base;
+      before_write(table, row);
+      encoder.add(table, row, x);
     }
   });
 }
 
 mpe_status init_rows(const mpe_group* group, int32_t t, int32_t kind, float a, float b, void*) {
   const mpe_table& table = group->tables[t];
-  return encode_each(*group, table.num_rows, true, [&](int64_t row, RowEncoder& encoder) {
+  mpe_group first = *group;
+  first.rounding = rounding_of_new_rows(group->rounding);
+  return encode_each(first, table.num_rows, true, [&](int64_t row, RowEncoder& encoder) {
     float* x = encoder.next(table.precision);
-    init_values(*group, table, row, kind, a, b, x);
+    init_values(first, table, row, kind, a, b, x);
+    before_write(table, row);
     encoder.add(table, row, x);
   });
 }

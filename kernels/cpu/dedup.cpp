@@ -35,12 +35,16 @@ mpe_status write_unique(const Element* sorted, int64_t n, uint64_t limit, Key ke
   });
   const int64_t count = exclusive_sum(firsts.get(), tasks);
   parallel_range(valid, tasks, [&](int64_t task, int64_t begin, int64_t end) {
-    int64_t row = firsts[task];
+    // Without a branch, which repeated keys would make unpredictable: an element that begins no row
+    // is overwritten by the next one that does. After the last of those, nothing may be written.
+    int64_t row = firsts[task], last = end;
+    while (last > begin && !is_first(last - 1)) --last;
+    for (int64_t i = begin; i < last; ++i) {
+      out->rows[row] = key(sorted[i]);
+      out->starts[row] = i;
+      row += is_first(i) ? 1 : 0;
+    }
     for (int64_t i = begin; i < end; ++i) {
-      if (is_first(i)) {
-        out->rows[row] = key(sorted[i]);
-        out->starts[row++] = i;
-      }
       out->positions[i] = static_cast<int32_t>(position(sorted[i]));
     }
   });

@@ -69,7 +69,7 @@ inline void store_draws(const DrawCounters& words, uint16_t* draws) {
 #endif
 }
 
-// Collects rows of one step, table and domain, and draws for all of them together.
+// Collects blocks of rows of one seed, and draws for all of them together.
 class DrawBatch {
  public:
   static constexpr int kVectors = 2;
@@ -81,20 +81,20 @@ class DrawBatch {
     for (int64_t b = 0; b < blocks; ++b) {
       c0_[n_] = stream.c0 | static_cast<uint32_t>(first + b);
       c1_[n_] = stream.c1;
-      c2_[n_++] = stream.c2;
+      c2_[n_] = stream.c2;
+      c3_[n_++] = stream.c3;
     }
   }
 
   // Draws for all blocks and empties the batch. draws: room for 8 of each block, rounded up to
   // kBlocksAtOnce blocks.
-  void run(uint64_t seed, uint32_t c3, uint16_t* draws) {
-    const DrawLanes step = DrawLanes{} + c3;
-    for (int64_t b = n_; b % kBlocksAtOnce != 0; ++b) c0_[b] = c1_[b] = c2_[b] = 0;
+  void run(uint64_t seed, uint16_t* draws) {
+    for (int64_t b = n_; b % kBlocksAtOnce != 0; ++b) c0_[b] = c1_[b] = c2_[b] = c3_[b] = 0;
     for (int64_t b = 0; b < n_; b += kBlocksAtOnce) {
       DrawCounters counters[kVectors];
       for (int v = 0; v < kVectors; ++v) {
         const int64_t at = b + v * kDrawLanes;
-        counters[v] = DrawCounters{load(c0_ + at), load(c1_ + at), load(c2_ + at), step};
+        counters[v] = DrawCounters{load(c0_ + at), load(c1_ + at), load(c2_ + at), load(c3_ + at)};
       }
       philox_rounds<kVectors>(seed, counters);
       for (int v = 0; v < kVectors; ++v) {
@@ -112,7 +112,7 @@ class DrawBatch {
   }
 
   int64_t n_ = 0;
-  alignas(64) uint64_t c0_[kCapacity], c1_[kCapacity], c2_[kCapacity];
+  alignas(64) uint64_t c0_[kCapacity], c1_[kCapacity], c2_[kCapacity], c3_[kCapacity];
 };
 
 MPE_END

@@ -4,63 +4,19 @@
 
 #include "cpu/codes.h"
 #include "cpu/draws.h"
+#include "cpu/fitted_rows.h"
 
 MPE_BEGIN
 
-constexpr int64_t kMaxRows = 16;  // that are encoded at a time
-
-struct EncodedRow {
-  const float* x;
-  uint8_t* out;
-};
-
-// The draws of row i, of `stride` a row; null for nearest rounding.
-inline const uint16_t* row_draws(const uint16_t* draws, int64_t stride, int64_t i) {
-  return draws == nullptr ? nullptr : draws + i * stride;
-}
-
 // draws: `stride` of them a row, a multiple of 16; null for nearest rounding.
 template <class Format>
-void encode_rows(PlainFamily, const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t* draws,
+void encode_rows(const EncodedRow* rows, int64_t n, int64_t dim, const uint16_t* draws,
                  int64_t stride) {
   for (int64_t i = 0; i < n; ++i) {
     if constexpr (Format::kExact) {
       copy_floats(rows[i].x, rows[i].out, dim);
     } else {
       Format::encode(rows[i].x, dim, rows[i].out, row_draws(draws, stride, i));
-    }
-  }
-}
-
-template <class Format>
-void encode_rows(AffineFamily, const EncodedRow* rows, int64_t n, int64_t dim,
-                 const uint16_t* draws, int64_t stride) {
-  constexpr bool kPackedHeader = Format::kHeaderBytes == sizeof(int32_t);
-  float low[kMaxRows] = {}, high[kMaxRows] = {}, scale[kMaxRows], bias[kMaxRows];
-  int32_t packed[kMaxRows];
-  for (int64_t i = 0; i < n; ++i) range_of(rows[i].x, dim, low + i, high + i);
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const ScaleAndBias<Floats> header = Format::fit(Floats::load(low + i), Floats::load(high + i));
-    header.scale.store(scale + i);
-    header.bias.store(bias + i);
-    if constexpr (kPackedHeader) Format::HeaderType::packed(header).store(packed + i);
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    const AffineHeader header{scale[i], bias[i]};
-    const bool quick =
-        affine_is_quick(low[i], high[i], header.scale, bits_float(Format::kRangeBits));
-    if constexpr (kPackedHeader) {
-      store_unaligned(rows[i].out + Format::code_bytes(dim), packed[i]);
-    } else {
-      Format::store_header(rows[i].out, dim, header);
-    }
-    const uint16_t* const own = row_draws(draws, stride, i);
-    if (header.scale == 0.0f) {
-      memset(rows[i].out, 0, static_cast<size_t>(Format::code_bytes(dim)));
-    } else if (own != nullptr) {
-      encode_affine<Format, true>(rows[i].x, own, dim, header, quick, rows[i].out);
-    } else {
-      encode_affine<Format, false>(rows[i].x, nullptr, dim, header, quick, rows[i].out);
     }
   }
 }
@@ -142,10 +98,7 @@ class RowEncoder {
     if (n_ == 0) return;
     with_format(format_, [&](auto format) {
       using Format = decltype(format);
-      const bool stochastic = !Format::kExact && group_.rounding == MPE_rounding_stochastic;
-      if (stochastic) draw();
-      encode_rows<Format>(typename Format::Family{}, rows_, n_, group_.dim,
-                          stochastic ? draws_ : nullptr, stride_);
+      encode<Format>(typename Format::Family{});
     });
     n_ = 0;
   }
@@ -162,22 +115,45 @@ class RowEncoder {
     format_ = format;
   }
 
-  void draw() {
+  template <class Format>
+  void encode(PlainFamily) {
+    const bool random = !Format::kExact && group_.rounding != MPE_rounding_nearest;
+    if (random) draw([&](int64_t i) { return stream(i); });
+    encode_rows<Format>(rows_, n_, group_.dim, random ? draws_ : nullptr, stride_);
+  }
+
+  template <class Format>
+  void encode(AffineFamily) {
+    const bool random = group_.rounding != MPE_rounding_nearest;
+    const bool paired = group_.rounding == MPE_rounding_paired && domain_ == kDomainRow;
+    const FittedRows<Format> fitted(rows_, n_, group_.dim, paired);
+    if (paired) {
+      draw([&](int64_t i) { return fitted.stream(i, stream(i)); });
+    } else if (random) {
+      draw([&](int64_t i) { return stream(i); });
+    }
+    fitted.encode(random ? draws_ : nullptr, stride_);
+  }
+
+  RowStream stream(int64_t i) const {
+    return row_stream(group_, domain_, *keys_[i].table, keys_[i].row);
+  }
+
+  template <class Stream>
+  void draw(Stream stream) {
     const int64_t blocks = draw_blocks(group_.dim);
     uint16_t* draws = draws_;
-    uint32_t c3 = 0;
     for (int64_t i = 0; i < n_; ++i) {
-      const RowStream stream = row_stream(group_, domain_, *keys_[i].table, keys_[i].row);
-      c3 = stream.c3;
+      const RowStream own = stream(i);
       for (int64_t b = 0; b < blocks; b += DrawBatch::kCapacity) {
         const int64_t added = min64(blocks - b, DrawBatch::kCapacity);
-        batch_.add(stream, b, added);
+        batch_.add(own, b, added);
         if (added == blocks) break;
-        batch_.run(group_.seed, c3, draws);  // a row of several batches is the only one
+        batch_.run(group_.seed, draws);  // a row of several batches is the only one
         draws += added * 8;
       }
     }
-    batch_.run(group_.seed, c3, draws);
+    batch_.run(group_.seed, draws);
   }
 
   const mpe_group& group_;

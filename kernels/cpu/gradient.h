@@ -32,6 +32,8 @@ class GradRows {
         first_(offsets_[first_bag_]),
         pooling_(group.tables[t].pooling) {}
 
+  // What row() reads to find a lookup's gradient.
+  void prefetch_bag(int64_t p) const { __builtin_prefetch(bags_ + p, 0, 3); }
   const float* row(int64_t p) const {
     const bool unpooled = pooling_ == MPE_pooling_none;
     return grad_.data + (unpooled ? p - first_ : bags_[p] - first_bag_) * grad_.stride;
@@ -58,6 +60,10 @@ class ManyGradRows {
  public:
   ManyGradRows(const Update& update, int32_t t) : update_(update), table_(t) {}
 
+  void prefetch_bag(int64_t p) const {
+    const Place place = find(p);
+    GradRows(update_.group, update_.parts[place.part], table_).prefetch_bag(place.position);
+  }
   const float* row(int64_t p) const {
     const Place place = find(p);
     return GradRows(update_.group, update_.parts[place.part], table_).row(place.position);

@@ -28,6 +28,12 @@ struct Ints {
 
   Ints(int32_t value) : v(Vector{} + value) {}
   explicit Ints(Vector lanes) : v(lanes) {}
+
+  static Ints load(const int32_t* p) {
+    Vector lanes;
+    memcpy(&lanes, p, sizeof lanes);
+    return Ints(lanes);
+  }
   void store(int32_t* p) const { memcpy(p, &v, sizeof v); }
 
   MPE_LANE_OP(Ints, +)

@@ -15,6 +15,13 @@ auto with_integers(int32_t bits, const void* p, Visit visit) {
   return visit(static_cast<const int64_t*>(p));
 }
 
+// The caller may be changing its memory: what is checked must be what is used, so that the compiler
+// may not read it again. (An atomic load would also make it read everything else again.)
+template <class Integer>
+int64_t read_once(const Integer* p) {
+  return static_cast<int64_t>(*static_cast<const volatile Integer*>(p));
+}
+
 // The indices out of range that one task found. Tasks are merged in order, so that the first
 // position of all is reported.
 struct BadIndices {
@@ -110,7 +117,7 @@ class GroupBatch {
     for (int64_t p = begin; p < end; ++bag) {
       const int64_t bag_end = min64(end, out_->bag_offsets[bag + 1]);
       for (; p < bag_end; ++p) {
-        const int64_t index = static_cast<int64_t>(indices_[p + shift]);
+        const int64_t index = read_once(indices_ + p + shift);
         const bool valid = index >= 0 && index < num_rows;
         if (!valid && dropped++ == 0 && bad->count == 0) {
           *bad = BadIndices{0, p + shift, index, group_.tables[t].feature};

@@ -1,6 +1,7 @@
 // Rows with their states: read from a table into FP32, and encoded back.
 #pragma once
 
+#include "cpu/before_write.h"
 #include "cpu/encode.h"
 #include "cpu/slots.h"
 
@@ -39,13 +40,13 @@ class ValueEncoder {
   void flush() {
     if (n_ == 0) return;
     uint16_t draws[kMaxRows * 8 + DrawBatch::kBlocksAtOnce * 8];
-    const bool stochastic = group_.rounding == MPE_rounding_stochastic;
+    const bool random = group_.rounding != MPE_rounding_nearest;
     bool drawn = false;
     for (int64_t i = 0; i < n_; ++i) {
       const mpe_state& state = values_[i].table->states[state_];
       with_state_format(state.format, [&](auto format) {
         using Format = decltype(format);
-        const bool draws_bits = stochastic && !Format::kExact;
+        const bool draws_bits = random && !Format::kExact;
         if (draws_bits && !drawn) draw(draws);
         drawn = drawn || draws_bits;
         Format::encode(&values_[i].x, 1, state.data + values_[i].row * state.stride,
@@ -65,14 +66,10 @@ class ValueEncoder {
   // For each the draw of column 0, in the first of a block's eight.
   __attribute__((noinline)) void draw(uint16_t* draws) const {
     DrawBatch batch;
-    uint32_t c3 = 0;
     for (int64_t i = 0; i < n_; ++i) {
-      const RowStream stream =
-          row_stream(group_, state_domain(state_), *values_[i].table, values_[i].row);
-      c3 = stream.c3;
-      batch.add(stream, 0, 1);
+      batch.add(row_stream(group_, state_domain(state_), *values_[i].table, values_[i].row), 0, 1);
     }
-    batch.run(group_.seed, c3, draws);
+    batch.run(group_.seed, draws);
   }
 
   const mpe_group& group_;
@@ -97,6 +94,7 @@ class RecordEncoder {
   // where they are until flush(), but not the states of one value.
   void add(const mpe_table& table, int64_t row, const float* x, const float* const* elements,
            const float* values) {
+    before_write(table, row);
     row_.add(table, row, x);
     for (int i = 0; i < shapes_.num_elements; ++i) {
       const mpe_state& state = table.states[shapes_.element[i]];

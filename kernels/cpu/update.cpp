@@ -1,6 +1,7 @@
 // The fused backward: a row's gradient summed in the contract's order, then one optimizer step.
 #include "cpu/gradient.h"
 #include "cpu/kernels.h"
+#include "cpu/noise.h"
 #include "cpu/records.h"
 #include "cpu/row_update.h"
 
@@ -8,9 +9,11 @@ MPE_BEGIN
 namespace {
 
 constexpr int64_t kTaskLookups = 2048;
-// Unique rows between a row's prefetch and its use, and between its gradient's and its use.
+// Unique rows between a prefetch and its use: of a row, of its gradient, and of the bag of a
+// lookup, which says where the gradient lies. The input order scatters gradients and bags.
 constexpr int64_t kPrefetchDistance = 20;
-constexpr int64_t kGradPrefetchDistance = 12;
+constexpr int64_t kGradPrefetchDistance = 16;
+constexpr int64_t kBagPrefetchDistance = 32;
 
 // Where the non-finite rows of an update are reported.
 struct NonfiniteReport {
@@ -71,17 +74,24 @@ class TableUpdate {
         cached_(update.group, shapes),
         work_(task.work),
         encoder_(task.encoder),
+        sample_(update.group, table_),
         report_(report) {}
 
   void run(int64_t begin, int64_t end) {
     const int64_t capacity = encoder_capacity(work_.dim);
-    for (int64_t i = begin; i < min64(begin + kPrefetchDistance, end); ++i) prefetch(i);
+    prefetch_rows(begin, begin + kPrefetchDistance, end);
     for (int64_t first = begin; first < end; first += capacity) {
       work_.n = min64(capacity, end - first);
-      with_grad_rows(update_, t_, [&](const auto& grads) { sum_gradients(grads, first, end); });
+      const int64_t last = first + work_.n;
+      find_places(first);
+      with_grad_rows(update_, t_, [&](const auto& grads) {
+        prefetch_gradients(grads, first, last, end);
+        sum_gradients(grads, first);
+      });
       load_rows();
       load_states();
       step_rows(update_.group.optimizer->kind, settings_, work_);
+      prefetch_rows(first + kPrefetchDistance, last + kPrefetchDistance, end);
       store(first);
     }
   }
@@ -91,32 +101,49 @@ class TableUpdate {
     return static_cast<int64_t>(update_.unique.rows[unique]) - table_.base;
   }
 
-  void prefetch(int64_t unique) const {
-    const int64_t slot = update_.slot(unique);
-    if (slot < 0) return spans_.prefetch(row_of(unique), true);
-    cached_.prefetch(slot, true);
-    __builtin_prefetch(update_.group.cache->tags + slot, 1, 3);
+  int64_t first_position(int64_t unique) const {
+    return update_.unique.positions[update_.unique.starts[unique]];
   }
 
-  // The places and the gradients of rows from `first` on; `end`: the last row that will be worked
-  // on.
-  template <class Rows>
-  void sum_gradients(const Rows& grads, int64_t first, int64_t end) {
-    const mpe_unique& unique = update_.unique;
-    for (int64_t j = 0; j < work_.n; ++j) {
-      const int64_t i = first + j;
-      if (i + kPrefetchDistance < end) prefetch(i + kPrefetchDistance);
-      if (i + kGradPrefetchDistance < end) {
-        // The gradient of a row's first occurrence: the input order scatters them.
-        const int64_t next = unique.positions[unique.starts[i + kGradPrefetchDistance]];
-        prefetch_bytes(grads.row(next), work_.dim * 4, false);
-      }
-      work_.rows[j] = row_of(i);
-      work_.slots[j] = update_.slot(i);
-      if (update_.occurrences(i) > kBlock) {
-        hot_.total(update_, i, work_.grad(j));
+  // Unique rows [first, last), but none from `end` on.
+  void prefetch_rows(int64_t first, int64_t last, int64_t end) const {
+    for (int64_t i = first; i < min64(last, end); ++i) {
+      const int64_t slot = update_.slot(i);
+      if (slot < 0) {
+        spans_.prefetch(row_of(i), true);
       } else {
-        sum_block(update_, grads, unique.starts[i], unique.starts[i + 1], work_.grad(j));
+        cached_.prefetch(slot, true);
+        __builtin_prefetch(update_.group.cache->tags + slot, 1, 3);
+      }
+    }
+  }
+
+  void find_places(int64_t first) {
+    for (int64_t j = 0; j < work_.n; ++j) work_.rows[j] = row_of(first + j);
+    for (int64_t j = 0; j < work_.n; ++j) work_.slots[j] = update_.slot(first + j);
+  }
+
+  // Those of the first occurrences of the rows that come after unique rows [first, last). Loops of
+  // their own, here and above, keep more misses under way than one loop of prefetches and sums.
+  template <class Rows>
+  void prefetch_gradients(const Rows& grads, int64_t first, int64_t last, int64_t end) const {
+    for (int64_t i = first; i < min64(last, end - kGradPrefetchDistance); ++i) {
+      const int64_t position = first_position(i + kGradPrefetchDistance);
+      prefetch_bytes(grads.row(position), work_.dim * 4, false);
+    }
+    for (int64_t i = first; i < min64(last, end - kBagPrefetchDistance); ++i) {
+      grads.prefetch_bag(first_position(i + kBagPrefetchDistance));
+    }
+  }
+
+  template <class Rows>
+  void sum_gradients(const Rows& grads, int64_t first) const {
+    const int64_t* const starts = update_.unique.starts + first;
+    for (int64_t j = 0; j < work_.n; ++j) {
+      if (starts[j + 1] - starts[j] > kBlock) {
+        hot_.total(update_, first + j, work_.grad(j));
+      } else {
+        sum_block(update_, grads, starts[j], starts[j + 1], work_.grad(j));
       }
     }
   }
@@ -171,7 +198,10 @@ class TableUpdate {
       const int64_t slot = work_.slots[j];
       if (!work_.storable[j]) {
         report_.add(table_, update_.unique.rows[first + j]);
-      } else if (slot >= 0) {
+        continue;
+      }
+      if (sample_.has(work_.rows[j])) measure(j, slot);
+      if (slot >= 0) {
         store_in_slot(j, slot);
       } else {
         const float* elements[MPE_MAX_STATES];
@@ -183,7 +213,18 @@ class TableUpdate {
     }
     encoder_.flush();
   }
+  // The row's gradient is spent: the old row takes its place.
+  void measure(int64_t j, int64_t slot) const {
+    float* old = work_.grad(j);
+    if (slot >= 0) {
+      copy(cached_.row(slot), old);
+    } else {
+      decode(table_.precision, table_.rows + work_.rows[j] * table_.row_stride, work_.dim, old);
+    }
+    sample_.add_update(work_.weight(j), old, slot < 0);
+  }
   void store_in_slot(int64_t j, int64_t slot) const {
+    before_write(*update_.group.cache, slot);
     copy(work_.weight(j), cached_.row(slot));
     for (int i = 0; i < shapes_.num_elements; ++i) {
       copy(work_.element(i, j), cached_.element(slot, i));
@@ -204,6 +245,7 @@ class TableUpdate {
   const Slots cached_;
   RowsInWork& work_;
   RecordEncoder& encoder_;
+  const NoiseSample sample_;
   const NonfiniteReport& report_;
 };
 

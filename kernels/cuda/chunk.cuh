@@ -65,6 +65,26 @@ struct Pieces {
   }
 };
 
+// The bits of column j of a chunk, and bits above them; a code may go on in the next word.
+template <int kBits>
+__device__ __forceinline__ uint32_t get_bits(const uint32_t* words, int j) {
+  const int word = j * kBits / 32, shift = j * kBits % 32;
+  uint32_t bits = words[word] >> shift;
+  if constexpr (32 % kBits != 0) {
+    if (shift + kBits > 32) bits |= words[word + 1] << (32 - shift);
+  }
+  return bits;
+}
+// Puts the bits of column j in place, where all bits are zero.
+template <int kBits>
+__device__ __forceinline__ void put_bits(uint32_t* words, int j, uint32_t bits) {
+  const int word = j * kBits / 32, shift = j * kBits % 32;
+  words[word] |= bits << shift;
+  if constexpr (32 % kBits != 0) {
+    if (shift + kBits > 32) words[word + 1] |= bits >> (32 - shift);
+  }
+}
+
 // A format's rows in chunks. kAlignment, in columns, divides D: rows begin at multiples of
 // piece_alignment(kAlignment). 1 means that nothing is known.
 template <class Format, int kAlignment>
@@ -135,6 +155,11 @@ struct Chunk {
       load_piece<kHeaderPiece>(from + i * kHeaderPiece, raw + i * HeaderCodes::kEach);
     }
   }
+  static __device__ __forceinline__ void load_header_words(const uint8_t* from, uint32_t* words) {
+    uint32_t raw[kRawHeader + 1];
+    load_header(from, raw);
+    HeaderCodes::join(raw, words);
+  }
   // A header's words to and from its values; the format's own functions define the layout.
   static __device__ __forceinline__ Header header(const uint32_t* raw) {
     alignas(8) uint32_t words[kHeaderWords + 1] = {};
@@ -153,7 +178,7 @@ struct Chunk {
   }
 
   static __device__ __forceinline__ float value(const uint32_t* words, Header header, int j) {
-    return decode(words[j * kBits / 32] >> (j * kBits % 32), header);
+    return decode(get_bits<kBits>(words, j), header);
   }
 
  private:

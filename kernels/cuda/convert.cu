@@ -72,14 +72,14 @@ Matrix make_matrix(int64_t n, int64_t dim, const uint8_t* rows) {
 
 template <class Format, bool kLong>
 __global__ void quantize_kernel(Matrix matrix, const float* x, uint64_t seed, uint64_t step,
-                                int32_t stochastic, uint8_t* rows) {
+                                int32_t random, uint8_t* rows) {
   const Tile tile(matrix.shift);
   const int64_t i = tile.index();
   if (i >= matrix.n) return;
   const RowStream stream(seed, kDomainRow, 0, static_cast<uint64_t>(i), step);
   const Target target{stream, rows + i * Format::row_bytes(matrix.dim), matrix.dim,
                       matrix.alignment};
-  write_row<Format, kLong>(tile, target, stochastic != 0,
+  write_row<Format, kLong>(tile, target, random != 0,
                            MatrixRow<kLong>(tile, x + i * matrix.dim, matrix.dim));
 }
 
@@ -182,11 +182,15 @@ __global__ void write_rows_kernel(Tables tables, Rounding rounding, mpe_cache ca
       row(c, x);
       store_floats(cache.rows + slot * tables.slot_floats() + c, dim - c, x);
     });
-    if (tile.lane == 0) mark_dirty(cache, slot);
+    if (tile.lane == 0) {
+      mark_dirty(cache, slot);
+      mark_written(cache.changed, slot);
+    }
     return;
   }
-  write_table_row<kLong>(tile, tables, rounding, table, static_cast<int64_t>(key) - table.base,
-                         row);
+  const int64_t number = static_cast<int64_t>(key) - table.base;
+  if (tile.lane == 0) mark_written(table.changed, number);
+  write_table_row<kLong>(tile, tables, rounding, table, number, row);
 }
 
 // The initial values of the chunk at column c: two blocks of four 24-bit draws.
@@ -204,12 +208,13 @@ __device__ void initial_values(const RowStream& stream, int32_t kind, float a, f
 }
 
 template <bool kLong>
-__global__ void init_rows_kernel(Tables tables, Rounding rounding, int32_t shift, int32_t t,
+__global__ void init_rows_kernel(Tables tables, NewRounding rounding, int32_t shift, int32_t t,
                                  int32_t kind, float a, float b) {
   const Tile tile(shift);
   const int64_t row = tile.index();
   const mpe_table& table = tables.table[t];
   if (row >= table.num_rows) return;
+  if (tile.lane == 0) mark_written(table.changed, row);
   const RowStream stream = rounding.stream(kDomainInit, table, row);
   RowFragment<false> fragment(nullptr);
   if (!kLong) {
@@ -241,11 +246,11 @@ mpe_status quantize(const float* x, int64_t n, int64_t dim, int32_t precision, i
   return with_format(precision, [&](auto format) {
     using Format = decltype(format);
     const Matrix matrix = make_matrix<Format>(n, dim, rows);
-    const int32_t stochastic = rounding == MPE_rounding_stochastic ? 1 : 0;
+    const int32_t random = rounding != MPE_rounding_nearest ? 1 : 0;
     return with_rounds(matrix.dim, [&](auto rounds) {
       return launch("quantize", stream, matrix.lanes(),
-                    quantize_kernel<Format, decltype(rounds)::value>, matrix, x, seed, step,
-                    stochastic, rows);
+                    quantize_kernel<Format, decltype(rounds)::value>, matrix, x, seed, step, random,
+                    rows);
     });
   });
 }
@@ -306,7 +311,7 @@ mpe_status init_rows(const mpe_group* group, int32_t t, int32_t kind, float a, f
   const int32_t shift = tile_shift(group->dim);
   return with_rounds(group->dim, [&](auto rounds) {
     return launch("init_rows", stream, group->tables[t].num_rows << shift,
-                  init_rows_kernel<decltype(rounds)::value>, Tables(*group), Rounding(*group),
+                  init_rows_kernel<decltype(rounds)::value>, Tables(*group), NewRounding(*group),
                   shift, t, kind, a, b);
   });
 }

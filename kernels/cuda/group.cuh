@@ -3,6 +3,7 @@
 
 #include "cuda/layout.cuh"
 #include "mpembed/cache.h"
+#include "mpembed/changed.h"
 
 namespace mpembed {
 namespace cuda {
@@ -42,11 +43,20 @@ struct Rounding {
   explicit Rounding(const mpe_group& group)
       : step(group.step), seed(group.seed), mode(group.rounding) {}
 
-  __device__ bool stochastic() const { return mode == MPE_rounding_stochastic; }
+  __device__ bool random() const { return mode != MPE_rounding_nearest; }
+  // Whether what a write of a row draws depends on the row that it overwrites.
+  __device__ bool paired() const { return mode == MPE_rounding_paired; }
   __device__ RowStream stream(RngDomain domain, const mpe_table& table, int64_t row) const {
     return RowStream(seed, domain, static_cast<uint32_t>(table.table_id),
                      static_cast<uint64_t>(table.first_row + row), *step);
   }
+};
+
+// For rows that overwrite none: paired rounding has nothing to pair with. Kernels leave its code
+// out.
+struct NewRounding : Rounding {
+  using Rounding::Rounding;
+  __device__ static constexpr bool paired() { return false; }
 };
 
 struct Outputs {
@@ -57,6 +67,11 @@ struct Outputs {
     return mpe_matrix{outputs.shared.data + table.column, outputs.shared.stride};
   }
 };
+
+// Sets the bit of a row or slot that is written; one lane of its tile calls it.
+__device__ __forceinline__ void mark_written(uint32_t* changed, int64_t index) {
+  if (!kModel) mark_changed(changed, index);
+}
 
 __device__ inline void count_stat(const mpe_table& table, int stat, int64_t n) {
   if (table.stats != nullptr && n != 0) atomic_add64(table.stats + stat, n);

@@ -19,11 +19,11 @@ constexpr MPE_HD int min_of(int a, int b) { return a < b ? a : b; }
 constexpr MPE_HD int max_of(int a, int b) { return a > b ? a : b; }
 
 // The multiples of bytes at which rows must begin so that a lane may load so many columns of them
-// at once.
+// at once. Columns that do not fill whole bytes are loaded byte by byte, from anywhere.
 template <class Format>
 constexpr MPE_HD int piece_alignment(int columns) {
-  return min_of(byte_alignment(columns * Format::kBitsPerCode / 8),
-                byte_alignment(Format::kHeaderBytes));
+  const int bits = columns * Format::kBitsPerCode;
+  return bits % 8 != 0 ? 1 : min_of(byte_alignment(bits / 8), byte_alignment(Format::kHeaderBytes));
 }
 
 // Finds how many columns of every row a lane may load at once: 8, 4, or 1 if nothing is known.

@@ -12,10 +12,16 @@ namespace mpembed {
 namespace cuda {
 namespace {
 
-// Blocks that a multiprocessor should hold: as many as its registers allow.
+// Blocks that a multiprocessor should hold: as many as its registers allow. Rows that are loaded
+// byte by byte take more of them.
 template <class Format, int kAlignment>
 constexpr int blocks_of() {
-  return (kAlignment == 1 ? 3 : 4) - (std::is_same<Format, AnyFormat>::value ? 1 : 0);
+  if constexpr (std::is_same<Format, AnyFormat>::value) {
+    return kAlignment == 1 ? 2 : 3;
+  } else {
+    constexpr bool kBytes = 8 % Format::kBitsPerCode != 0 && Chunk<Format, kAlignment>::kPiece == 1;
+    return kAlignment == 1 || kBytes ? 3 : 4;
+  }
 }
 
 // The groups that one launch serves, and the first block of each. Kernels read it from their

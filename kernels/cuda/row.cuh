@@ -107,6 +107,7 @@ struct Target {
   uint8_t* row;
   int32_t dim;
   int32_t alignment;
+  bool paired = false;  // the row there is to be overwritten by paired rounding
 
   __device__ __forceinline__ Philox4 draws(int32_t c, bool stochastic) const {
     return stochastic ? stream.block(static_cast<uint32_t>(c / kChunk)) : Philox4{};
@@ -122,7 +123,6 @@ struct PlainWriter {
   template <bool kLong, bool kStochastic, class Values>
   static __device__ __forceinline__ void write(const Tile& tile, const Target& target,
                                                Values values) {
-    constexpr int kBits = Format::kBitsPerCode;
     each_chunk<kLong>(tile, target.dim, [&](int32_t c) {
       float x[kChunk];
       values(c, x);
@@ -130,7 +130,7 @@ struct PlainWriter {
       uint32_t words[Chunk<Format, kChunk>::kWords] = {};
       MPE_UNROLL
       for (int j = 0; j < kChunk; ++j) {
-        words[j * kBits / 32] |= encode<kStochastic>(x[j], draws, j) << (j * kBits % 32);
+        put_bits<Format::kBitsPerCode>(words, j, encode<kStochastic>(x[j], draws, j));
       }
       store_words<Format>(target.row, target.dim, c, target.alignment, words);
     });
@@ -150,8 +150,7 @@ struct PlainWriter {
 template <class Format>
 struct AffineWriter {
   template <bool kLong, bool kStochastic, class Values>
-  static __device__ __forceinline__ void write(const Tile& tile, const Target& target,
-                                               Values values) {
+  static __device__ __forceinline__ void write(const Tile& tile, Target target, Values values) {
     float low = INFINITY, high = -INFINITY;
     each_chunk<kLong>(tile, target.dim, [&](int32_t c) {
       float x[kChunk];
@@ -164,7 +163,11 @@ struct AffineWriter {
       }
     });
     tile.range(low, high);
-    const AffineHeader header = Format::fit(low, high);
+    Pair pair;
+    if (kStochastic && target.paired) pair = pair_of(tile, target, low, high);
+    const AffineHeader header = fit(low, high, pair.kind == kFirstOfPair);
+    if (pair.kind == kFirstOfPair) pair.nonce = Format::HeaderType::nonce(header);
+    if (pair.kind != kSingleWrite) target.stream = target.stream.pair(pair.nonce);
     if (tile.lane == 0) {
       with_alignment(target.alignment, [&](auto columns) {
         uint8_t* to = target.row + Format::code_bytes(target.dim);
@@ -185,16 +188,42 @@ struct AffineWriter {
   }
 
  private:
+  struct Pair {
+    float kind = kSingleWrite;
+    uint32_t nonce = 0;
+  };
+
+  // From the row to be overwritten. The tile's first lane, which will store the new header, reads
+  // the old one for all.
+  static __device__ __forceinline__ Pair pair_of(const Tile& tile, const Target& target, float low,
+                                                 float high) {
+    alignas(8) uint32_t words[Format::kHeaderBytes / 4] = {};
+    if (tile.lane == 0) {
+      with_alignment(target.alignment, [&](auto columns) {
+        Chunk<Format, decltype(columns)::value>::load_header_words(
+            target.row + Format::code_bytes(target.dim), words);
+      });
+    }
+    const AffineHeader old = Format::header(reinterpret_cast<const uint8_t*>(words), 0);
+    const uint32_t nonce = Format::kHeaderBytes == 4 ? words[0] : Format::HeaderType::nonce(old);
+    return {tile.shuffle(Format::paired_write(old, low, high), 0), tile.shuffle(nonce, 0)};
+  }
+
+  static __device__ __forceinline__ AffineHeader fit(float low, float high, bool mirror) {
+    const AffineHeader header = Format::fit(mirror ? -high : low, mirror ? -low : high);
+    const AffineHeader other = mirrored(header);
+    return {mirror ? other.scale : header.scale, mirror ? other.bias : header.bias};
+  }
+
   template <bool kStochastic>
   static __device__ __forceinline__ void encode(const float* x, AffineHeader header, float inv,
                                                 const Philox4& draws, uint32_t* words) {
-    constexpr int kBits = Format::kBitsPerCode;
     MPE_UNROLL
     for (int j = 0; j < kChunk; ++j) {
       const uint32_t code =
           kStochastic ? affine_stochastic(x[j], header, inv, Format::kLevels, draw16(draws, j))
                       : affine_nearest(x[j], header, inv, Format::kLevels);
-      words[j * kBits / 32] |= code << (j * kBits % 32);
+      put_bits<Format::kBitsPerCode>(words, j, code);
     }
   }
 };
@@ -209,9 +238,9 @@ struct RowWriter<Format, AffineFamily> : AffineWriter<Format> {};
 
 // Encodes a row; all lanes of the tile call it.
 template <class Format, bool kLong, class Values>
-__device__ __forceinline__ void write_row(const Tile& tile, const Target& target, bool stochastic,
+__device__ __forceinline__ void write_row(const Tile& tile, const Target& target, bool random,
                                           Values values) {
-  if (!Format::kExact && stochastic) {
+  if (!Format::kExact && random) {
     RowWriter<Format>::template write<kLong, true>(tile, target, values);
   } else {
     RowWriter<Format>::template write<kLong, false>(tile, target, values);
@@ -219,14 +248,15 @@ __device__ __forceinline__ void write_row(const Tile& tile, const Target& target
 }
 
 // The same for a table's row, in the table's format.
-template <bool kLong, class Values>
+template <bool kLong, class RowRounding, class Values>
 __device__ __forceinline__ void write_table_row(const Tile& tile, const Tables& tables,
-                                                const Rounding& rounding, const mpe_table& table,
+                                                const RowRounding& rounding, const mpe_table& table,
                                                 int64_t row, Values values) {
   with_format(table.precision, [&](auto format) {
     const Target target{rounding.stream(kDomainRow, table, row),
-                        table.rows + row * table.row_stride, tables.dim, tables.alignment};
-    write_row<decltype(format), kLong>(tile, target, rounding.stochastic(), values);
+                        table.rows + row * table.row_stride, tables.dim, tables.alignment,
+                        rounding.paired()};
+    write_row<decltype(format), kLong>(tile, target, rounding.random(), values);
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/gradient.cuh"
+#include "cuda/noise.cuh"
 #include "cuda/probe.cuh"
 #include "cuda/slot.cuh"
 #include "cuda/tree.cuh"
@@ -60,11 +61,21 @@ class RowUpdate {
     if (single) multiply(factor);
     step(coefficients);
     if (beyond(table)) return false;
+    if (is_measured(update_.rounding, table, row)) {
+      measure(tile_, update_.tables, table,
+              MeasuredRow<kLong>{weights_, slot >= 0 ? cached.row() : nullptr,
+                                 table.rows + row * table.row_stride},
+              update_.rounding.random());
+    }
     if (slot >= 0) {
       store(cached);
-      if (tile_.lane == 0) mark_dirty(update_.cache, slot);
+      if (tile_.lane == 0) {
+        mark_dirty(update_.cache, slot);
+        mark_written(update_.cache.changed, slot);
+      }
     } else {
       store(table, row);
+      if (tile_.lane == 0) mark_written(table.changed, row);
     }
     return true;
   }

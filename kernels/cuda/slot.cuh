@@ -2,6 +2,7 @@
 // from them its states of one value.
 #pragma once
 
+#include "cuda/noise.cuh"
 #include "cuda/state.cuh"
 
 namespace mpembed {
@@ -45,6 +46,7 @@ __device__ __forceinline__ void write_back(const Tile& tile, const Tables& table
                                            const Slot& slot) {
   const mpe_table& table = tables.table[t];
   const int64_t row = static_cast<int64_t>(id) - table.base;
+  if (tile.lane == 0) mark_written(table.changed, row);
   RowFragment<kLong> fragment(slot.row());  // a long row is only read
   if (!kLong) {
     each_chunk<kLong>(tile, tables.dim, [&](int32_t c) {
@@ -52,6 +54,10 @@ __device__ __forceinline__ void write_back(const Tile& tile, const Tables& table
       load_floats(slot.row() + c, tables.dim - c, x);
       fragment.save(c, x);
     });
+  }
+  if (is_measured(rounding, table, row)) {
+    measure(tile, tables, table, MeasuredRow<kLong>{fragment, slot.row(), nullptr},
+            rounding.random());
   }
   write_table_row<kLong>(tile, tables, rounding, table, row, [&](int32_t c, float* x) {
     if (kLong) return load_floats(slot.row() + c, tables.dim - c, x);
@@ -72,6 +78,7 @@ __device__ __forceinline__ void write_back(const Tile& tile, const Tables& table
 template <bool kLong>
 __device__ __forceinline__ void read_in(const Tile& tile, const Tables& tables,
                                         const mpe_table& table, int64_t row, const Slot& slot) {
+  if (tile.lane == 0) mark_written(slot.cache.changed, slot.number);
   each_chunk<kLong>(tile, tables.dim, [&](int32_t c) {
     float x[kChunk];
     read_table_chunk(tables, table, row, c, x);

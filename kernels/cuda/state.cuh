@@ -38,7 +38,7 @@ __device__ __forceinline__ void write_state(const Tile& tile, const Tables& tabl
   with_stored_format(state, [&](auto format) {
     const Target target{rounding.stream(state_domain(i), table, row), state_row(state, row),
                         tables.dim, tables.alignment};
-    write_row<decltype(format), kLong>(tile, target, rounding.stochastic(), values);
+    write_row<decltype(format), kLong>(tile, target, rounding.random(), values);
   });
 }
 
@@ -60,7 +60,7 @@ __device__ __forceinline__ void write_value(const Rounding& rounding, const mpe_
     using Format = decltype(format);
     using Writer = PlainWriter<Format>;
     uint32_t words[Chunk<Format, 1>::kWords] = {};
-    if (!Format::kExact && rounding.stochastic()) {
+    if (!Format::kExact && rounding.random()) {
       const Philox4 draws = rounding.stream(state_domain(i), table, row).block(0);
       words[0] = Writer::template encode<true>(value, draws, 0);
     } else {

@@ -23,16 +23,17 @@ __device__ void report_nonfinite(mpe_error* error, const mpe_table& table, uint6
   count_stat(table, MPE_stat_nonfinite, 1);
 }
 
-// A unique row as a lane finds it: its table (-1 if there is no row), its slot or -1, and its
-// gradient's address if it occurs once.
+// A unique row as a lane finds it: its place u among them, its table (-1 if there is no row), its
+// slot or -1, and its gradient's address if it occurs once.
 struct UniqueRow {
   uint64_t key;
   const float* grad;
   float factor;
   int32_t table, slot;
+  uint32_t u;
 
-  __device__ static UniqueRow find(const Update& update, int64_t u, bool wanted) {
-    UniqueRow row{0, nullptr, 0.0f, -1, -1};
+  __device__ static UniqueRow find(const Update& update, uint32_t u, bool wanted) {
+    UniqueRow row{0, nullptr, 0.0f, -1, -1, u};
     if (!wanted || u >= *update.unique.count) return row;
     row.key = update.unique.rows[u];
     const int64_t begin = update.unique.starts[u], end = update.unique.starts[u + 1];
@@ -44,18 +45,12 @@ struct UniqueRow {
     row.factor = only.factor;
     return row;
   }
-  __device__ UniqueRow from(const Tile& tile, int lane) const {
-    const uint64_t row = tile.shuffle(reinterpret_cast<uint64_t>(grad), lane);
-    return UniqueRow{tile.shuffle(key, lane), reinterpret_cast<const float*>(row),
-                     tile.shuffle(factor, lane), tile.shuffle(table, lane),
-                     tile.shuffle(slot, lane)};
-  }
 };
 
 template <class Optimizer, bool kLong>
 __device__ __forceinline__ void update_row(const Update& update, const HotRows& hot,
-                                           const Tile& tile, float* scratch, uint32_t u,
-                                           const UniqueRow& found, mpe_error* nonfinite) {
+                                           const Tile& tile, float* scratch, const UniqueRow& found,
+                                           mpe_error* nonfinite) {
   const mpe_table& table = update.tables.table[found.table];
   RowUpdate<Optimizer, kLong> step(update, tile, scratch, hot.stride);
   RowFragment<kLong>& gradient = step.gradient();
@@ -67,9 +62,9 @@ __device__ __forceinline__ void update_row(const Update& update, const HotRows& 
       gradient.save(c, x);
     });
   } else {
-    const int64_t begin = update.unique.starts[u], end = update.unique.starts[u + 1];
+    const int64_t begin = update.unique.starts[found.u], end = update.unique.starts[found.u + 1];
     if (end - begin > kBlock) {
-      add_partials(update, tile, hot, u, end - begin, gradient);
+      add_partials(update, tile, hot, found.u, end - begin, gradient);
     } else {
       sum_block<1>(update, tile, found.table, begin, end, gradient);
     }
@@ -93,15 +88,18 @@ __global__ void __launch_bounds__(kThreads, (blocks_of<Optimizer, kLong>()))
     update_kernel(const __grid_constant__ Update update, HotRows hot, int32_t shift, int32_t rows,
                   uint32_t first, mpe_error* nonfinite) {
   const Tile tile(shift);
-  const uint32_t base = first + static_cast<uint32_t>(tile.index() * rows);
-  const UniqueRow mine = UniqueRow::find(update, base + tile.lane, tile.lane < rows);
+  const uint32_t u = first + static_cast<uint32_t>(tile.index() * rows + tile.lane);
+  MPE_SHARED(UniqueRow, mine, kThreads);  // not in registers, which the steps of the rows need
+  mine[threadIdx.x] = UniqueRow::find(update, u, tile.lane < rows);
+  __syncwarp(tile.mask);
   float* scratch =
       kLong ? hot.scratch + tile.index() * kScratchRows<Optimizer> * hot.stride : nullptr;
-  for (int i = 0; i < rows; ++i) {
-    const UniqueRow found = mine.from(tile, i);
+  uint32_t lane = threadIdx.x - tile.lane;  // of the tile's lanes one by one
+  do {
+    const UniqueRow found = mine[lane];
     if (found.table < 0) return;  // the tile's later rows do not exist either
-    update_row<Optimizer, kLong>(update, hot, tile, scratch, base + i, found, nonfinite);
-  }
+    update_row<Optimizer, kLong>(update, hot, tile, scratch, found, nonfinite);
+  } while (++lane % tile.lanes() != 0);
 }
 
 // The partial sums of one block of a hot row.

@@ -31,7 +31,7 @@ mpe_status write_weight_grad(const mpe_open_batch& open, const Results& grad, co
 mpe_status weight_grad(mpe_open_batch* batch, const mpe_results& gradient, float* out,
                        void* stream) {
   if (!batch->open) return MPE_ERR_VALUE;
-  MPE_TRY(settle(batch, stream));
+  MPE_TRY(discard_refused(batch, stream));
   const mpe_open_batch& open = *batch;
   CallMemory memory(open.backend(), stream);
   Results results(*open.collection, gradient);
@@ -141,7 +141,7 @@ class Backward {
       MPE_TRY(join_keys(update));
       keys = update.keys;
     }
-    MPE_TRY(dedup(backend_, keys, update.n, group(g), &update.unique, stream_));
+    MPE_TRY(backend_.dedup(keys, update.n, total_rows(group(g)), &update.unique, stream_));
     if (group(g).cache == nullptr) return MPE_OK;
     update.slots = update.room;
     MPE_TRY(backend_.fill(update.room, 0xFF, update.n * static_cast<int64_t>(sizeof(int32_t)),

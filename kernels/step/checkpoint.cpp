@@ -17,18 +17,6 @@ struct mpe_checkpoint {
 
 namespace {
 
-// Kernels trust tags: each is empty, or a row of the group's tables without pins.
-void check_tags(const mpembed::checkpoint::Group& group, const std::string& name, const void* tags,
-                int64_t bytes) {
-  const uint64_t* tag = static_cast<const uint64_t*>(tags);
-  for (int64_t i = 0; i < bytes / static_cast<int64_t>(sizeof *tag); ++i) {
-    const uint64_t id = tag[i] & MPE_ID_MASK;
-    const bool valid = tag[i] == MPE_EMPTY_TAG || (id < static_cast<uint64_t>(group.total_rows) &&
-                                                   (tag[i] & MPE_PIN_MASK) == 0);
-    if (!valid) throw Error(name + ": its cache tags are damaged");
-  }
-}
-
 // Runs `call` and keeps what it throws as the checkpoint's error.
 template <class Call>
 mpe_status guarded(mpe_checkpoint* checkpoint, Call call) {
@@ -96,9 +84,8 @@ MPE_EXPORT mpe_status mpe_checkpoint_read(mpe_checkpoint* checkpoint, const char
   try {
     return guarded(checkpoint, [&] {
       checkpoint->file.read(name, to, bytes);
-      for (const mpembed::checkpoint::Group& group : checkpoint->manifest.groups) {
-        if (group.tags_name() == name) check_tags(group, name, to, bytes);
-      }
+      const mpembed::checkpoint::Array* array = checkpoint->file.find(name);
+      mpembed::checkpoint::check_values(checkpoint->file, &checkpoint->manifest, name, *array, to);
     });
   } catch (const std::bad_alloc&) {
     return MPE_ERR_MEMORY;

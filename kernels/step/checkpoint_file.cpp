@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "step/crc32.h"
 
@@ -19,10 +21,9 @@ constexpr int64_t kPiece = int64_t{1} << 20;  // read at once
 
 // Bytes of an element, 0 for an unknown type.
 int64_t element_bytes(const std::string& type) {
-  for (const char* bits : {"8", "16", "32", "64"}) {
-    for (const char* kind : {"U", "I", "F", "BF"}) {
-      if (type == std::string(kind) + bits) return std::atoi(bits) / 8;
-    }
+  for (const char* known :
+       {"U8", "U16", "U32", "U64", "I8", "I16", "I32", "I64", "F16", "F32", "F64"}) {
+    if (type == known) return std::atoi(known + 1) / 8;
   }
   return 0;
 }
@@ -47,8 +48,10 @@ bool read_integers(const json::Value* value, std::vector<int64_t>* out) {
 
 // An array of the header; `start` is where the arrays begin in a file of this size.
 bool read_array(const json::Value& value, int64_t start, int64_t size, Array* out) {
+  constexpr size_t kFields = 3;  // these and no other
   const json::Value* type = value.find("dtype");
   std::vector<int64_t> offsets;
+  if (value.items.size() != kFields) return false;
   if (type == nullptr || type->type != json::Type::kString) return false;
   if (!read_integers(value.find("shape"), &out->shape)) return false;
   if (!read_integers(value.find("data_offsets"), &offsets) || offsets.size() != 2) return false;
@@ -95,7 +98,7 @@ void File::read_header(int64_t size) {
   std::string text(static_cast<size_t>(length), '\0');
   read_at(8, text.data(), static_cast<int64_t>(length), "its header");
   json::Value header;
-  if (!json::parse(text, &header) || header.type != json::Type::kObject) {
+  if (text.empty() || text[0] != '{' || !json::parse(text, &header)) {
     throw Error("is damaged or not a checkpoint (its header is not valid JSON)");
   }
   for (json::Value& item : header.items) {
@@ -105,12 +108,31 @@ void File::read_header(int64_t size) {
       throw Error(item.key + ": its description is damaged");
     }
   }
+  check_places(8 + static_cast<int64_t>(length), size);
   if (manifest_.empty()) throw Error("is not an mpembed checkpoint (it has no manifest)");
 }
 
+// Refuses holes, arrays that overlap, and what no array says it holds.
+void File::check_places(int64_t begin, int64_t size) const {
+  std::vector<std::pair<int64_t, int64_t>> places;
+  places.reserve(arrays_.size());
+  for (const auto& [name, array] : arrays_) places.emplace_back(array.begin, array.bytes);
+  std::sort(places.begin(), places.end());
+  for (const auto& [at, bytes] : places) {
+    if (at != begin) throw Error("is damaged: its arrays overlap, or do not follow each other");
+    begin += bytes;
+  }
+  if (begin != size) throw Error("is damaged: its arrays do not fill it");
+}
+
 void File::read_metadata(const json::Value& metadata) {
+  const auto is_text = [](const json::Value& item) { return item.type == json::Type::kString; };
+  if (metadata.type != json::Type::kObject ||
+      !std::all_of(metadata.items.begin(), metadata.items.end(), is_text)) {
+    throw Error("is damaged: its metadata is not texts by name");
+  }
   const json::Value* found = metadata.find("mpembed");
-  if (found == nullptr || found->type != json::Type::kString) return;
+  if (found == nullptr) return;
   const std::string& text = found->text;
   uint32_t crc = 0;
   const size_t digits = 8;  // then a space

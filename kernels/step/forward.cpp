@@ -5,8 +5,17 @@
 namespace mpembed::step {
 namespace {
 
+// Closes the batch of a call that has failed, and takes the call's step back if it has changed
+// nothing.
+mpe_status fail(mpe_open_batch* open, bool changed, mpe_status status, void* stream) {
+  close(open, stream);
+  if (!changed) undo_step(open->collection);
+  return status;
+}
+
 // Admits a reserved batch; on failure it is closed.
 mpe_status admit(mpe_open_batch* open, void* stream) {
+  bool changed = false;
   const mpe_backend& backend = open->backend();
   open->admission = ++open->collection->admissions;
   for (size_t g = 0; g < open->shares.size(); ++g) {
@@ -16,13 +25,10 @@ mpe_status admit(mpe_open_batch* open, void* stream) {
     mpe_status status =
         backend.cache_admit(&group, &share.unique, share.lookups.n, share.slots, stream);
     if (status == MPE_OK) {
-      share.pinned = true;
+      share.pinned = changed = true;
       status = backend.count(&group, &share.lookups, nullptr, 0, 1, stream);
     }
-    if (status != MPE_OK) {
-      close(open, stream);
-      return status;
-    }
+    if (status != MPE_OK) return fail(open, changed, status, stream);
   }
   open->admitted = true;
   return MPE_OK;
@@ -76,8 +82,9 @@ class Lookup {
   std::vector<mpe_lookup_args> arguments_;
 };
 
-mpe_status look_up_and_count(mpe_open_batch* open, Lookup* lookup, void* stream) {
+mpe_status look_up_and_count(mpe_open_batch* open, Lookup* lookup, bool* counted, void* stream) {
   MPE_TRY(lookup->run());
+  *counted = true;
   for (size_t g = 0; g < open->shares.size(); ++g) {
     const mpe_group& group = open->group(g);
     if (group.cache != nullptr) continue;  // an admission counts
@@ -94,15 +101,16 @@ mpe_status forward(mpe_open_batch* open, mpe_open_batch* replaced, const mpe_res
   MPE_TRY(lookup.allocate());
   MPE_TRY(advance(open->collection, stream));
   if (replaced != nullptr) MPE_TRY(close(replaced, stream));
+  const bool admits = !open->admitted && has_cache(*open->collection);
   if (!open->admitted) MPE_TRY(admit(open, stream));
-  const mpe_status status = look_up_and_count(open, &lookup, stream);
-  if (status != MPE_OK) close(open, stream);
-  return status;
+  bool counted = false;
+  const mpe_status status = look_up_and_count(open, &lookup, &counted, stream);
+  return status == MPE_OK ? status : fail(open, admits || counted, status, stream);
 }
 
 mpe_status evaluate(mpe_open_batch* open, const mpe_results& results, void* stream) {
   if (!open->open) return MPE_ERR_VALUE;
-  MPE_TRY(settle(open, stream));
+  MPE_TRY(discard_refused(open, stream));
   Lookup lookup(*open, results, stream);
   MPE_TRY(lookup.allocate());
   return lookup.run();

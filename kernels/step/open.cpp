@@ -7,6 +7,10 @@
 namespace mpembed::step {
 namespace {
 
+int64_t offset_bytes(const mpe_batch& batch) {
+  return (batch.num_features * batch.batch_size + 1) * (batch.offset_bits / 8);
+}
+
 int64_t offset(const mpe_batch& batch, int64_t i) {
   if (batch.offset_bits == 32) return static_cast<const int32_t*>(batch.offsets)[i];
   return static_cast<const int64_t*>(batch.offsets)[i];
@@ -20,8 +24,12 @@ mpe_status refuse(int64_t value, mpe_error* error) {
 // What offsets and kernels cannot check.
 mpe_status check_fields(const mpe_collection& collection, const mpe_batch& batch,
                         mpe_error* error) {
-  int32_t tables = 0;
-  for (int32_t g = 0; g < collection.num_groups; ++g) tables += collection.groups[g].num_tables;
+  int32_t tables = 0, most = 1;
+  for (int32_t g = 0; g < collection.num_groups; ++g) {
+    const int32_t own = collection.groups[g].num_tables;
+    tables += own;
+    most = own > most ? own : most;
+  }
   if (batch.num_features != tables) return refuse(batch.num_features, error);
   for (const int32_t bits : {batch.index_bits, batch.offset_bits}) {
     if (bits != 32 && bits != 64) return refuse(bits, error);
@@ -29,7 +37,7 @@ mpe_status check_fields(const mpe_collection& collection, const mpe_batch& batch
   for (const int64_t size : {batch.num_indices, batch.batch_size}) {
     if (size < 0) return refuse(size, error);
   }
-  return MPE_OK;
+  return batch.batch_size > MPE_MAX_LOOKUPS / most ? refuse(batch.batch_size, error) : MPE_OK;
 }
 
 // How many lookups of a batch are the group's: on the CPU exactly, on a device at most.
@@ -43,9 +51,11 @@ int64_t num_lookups(const mpe_group& group, const mpe_batch& batch, bool synchro
   return n;
 }
 
-// Borrows the arrays of the lookups of all groups, and their weights.
-mpe_status borrow_lookups(mpe_open_batch* open, void* stream) {
+// Borrows the arrays of the lookups of all groups, and their weights. offsets: if not NULL, where
+// room for a copy of the batch's is to be kept.
+mpe_status borrow_lookups(mpe_open_batch* open, char** offsets, void* stream) {
   MPE_TRY(borrow_arrays(open->backend(), stream, &open->lookups, [&](Arrays& arrays) {
+    if (offsets != nullptr) *offsets = arrays.take<char>(offset_bytes(open->batch));
     open->errors = arrays.take<mpe_error>(1 + open->collection->num_groups);
     for (size_t g = 0; g < open->shares.size(); ++g) {
       mpe_lookups& lookups = open->shares[g].lookups;
@@ -63,12 +73,12 @@ mpe_status borrow_lookups(mpe_open_batch* open, void* stream) {
   });
 }
 
-// Reads each group's lookups out of the batch.
-mpe_status prepare(mpe_open_batch* open, void* stream, mpe_error* error) {
+// Reads each group's lookups out of the batch, whose offsets are checked.
+mpe_status prepare(mpe_open_batch* open, const mpe_batch& batch, void* stream, mpe_error* error) {
   bool refused = false;
   for (size_t g = 0; g < open->shares.size(); ++g) {
     const mpe_status status =
-        open->backend().prepare(&open->group(g), &open->batch, open->collection->drop, open->errors,
+        open->backend().prepare(&open->group(g), &batch, open->collection->drop, open->errors,
                                 &open->shares[g].lookups, stream, open->errors + 1 + g);
     if (status != MPE_OK && status != MPE_ERR_INDEX) return status;
     refused = refused || status == MPE_ERR_INDEX;
@@ -80,32 +90,50 @@ mpe_status prepare(mpe_open_batch* open, void* stream, mpe_error* error) {
 }
 
 // How many lookups each group has; on the CPU only for valid offsets.
-mpe_status set_sizes(mpe_open_batch* open, mpe_error* error) {
+mpe_status set_sizes(mpe_open_batch* open, const mpe_batch& batch, mpe_error* error) {
   const bool synchronous = is_synchronous(open->backend());
   for (size_t g = 0; g < open->shares.size(); ++g) {
     mpe_lookups& lookups = open->shares[g].lookups;
-    const int64_t tables = open->group(g).num_tables;
-    lookups.n = num_lookups(open->group(g), open->batch, synchronous);
-    lookups.batch_size = open->batch.batch_size;
+    lookups.n = num_lookups(open->group(g), batch, synchronous);
+    lookups.batch_size = batch.batch_size;
     if (lookups.n > MPE_MAX_LOOKUPS) return refuse(lookups.n, error);
-    if (lookups.batch_size > MPE_MAX_LOOKUPS / tables) return refuse(lookups.batch_size, error);
   }
   return MPE_OK;
 }
 
+// The caller may change its memory during a call. So the offsets are copied, and the copy is what
+// is checked and used; an index is read once, where it is checked.
+mpe_status copy_offsets(const mpe_backend& backend, char* to, mpe_batch* batch, void* stream) {
+  MPE_TRY(backend.copy(to, batch->offsets, offset_bytes(*batch), stream));
+  batch->offsets = to;
+  return MPE_OK;
+}
+
+// The CPU checks before it reads the sizes out of the offsets.
+mpe_status fill_on_cpu(mpe_open_batch* open, mpe_error* error) {
+  const mpe_backend& backend = open->backend();
+  mpe_batch batch = open->batch;
+  CallMemory memory(backend, nullptr);
+  char* offsets = nullptr;
+  MPE_TRY(memory.borrow([&](Arrays& arrays) { offsets = arrays.take<char>(offset_bytes(batch)); }));
+  MPE_TRY(copy_offsets(backend, offsets, &batch, nullptr));
+  MPE_TRY(backend.check_offsets(&batch, nullptr, error));
+  MPE_TRY(set_sizes(open, batch, error));
+  MPE_TRY(borrow_lookups(open, nullptr, nullptr));
+  open->errors[0] = *error;
+  return prepare(open, batch, nullptr, error);
+}
+
 mpe_status fill_batch(mpe_open_batch* open, void* stream, mpe_error* error) {
   const mpe_backend& backend = open->backend();
-  if (is_synchronous(backend)) {  // before the sizes are read out of the offsets
-    MPE_TRY(backend.check_offsets(&open->batch, stream, error));
-    MPE_TRY(set_sizes(open, error));
-    MPE_TRY(borrow_lookups(open, stream));
-    open->errors[0] = *error;
-    return prepare(open, stream, error);
-  }
-  MPE_TRY(set_sizes(open, error));
-  MPE_TRY(borrow_lookups(open, stream));
-  MPE_TRY(backend.check_offsets(&open->batch, stream, open->errors));
-  return prepare(open, stream, error);
+  if (is_synchronous(backend)) return fill_on_cpu(open, error);
+  mpe_batch batch = open->batch;
+  char* offsets = nullptr;
+  MPE_TRY(set_sizes(open, batch, error));
+  MPE_TRY(borrow_lookups(open, &offsets, stream));
+  MPE_TRY(copy_offsets(backend, offsets, &batch, stream));
+  MPE_TRY(backend.check_offsets(&batch, stream, open->errors));
+  return prepare(open, batch, stream, error);
 }
 
 mpe_status open_batch(mpe_collection* collection, const mpe_batch& batch, void* stream,
@@ -126,6 +154,29 @@ mpe_status open_batch(mpe_collection* collection, const mpe_batch& batch, void* 
   return status;
 }
 
+mpe_status count_lookups(const mpe_open_batch& open, void* stream, int64_t* out) {
+  const mpe_backend& backend = open.backend();
+  const bool synchronous = is_synchronous(backend);
+  if (!open.open) return MPE_ERR_VALUE;
+  std::vector<int64_t> copy;
+  for (size_t g = 0; g < open.shares.size(); ++g) {
+    const mpe_lookups& lookups = open.shares[g].lookups;
+    const mpe_group& group = open.group(g);
+    const int64_t* starts = lookups.bag_offsets;
+    if (!synchronous) {
+      copy.resize(static_cast<size_t>(group.num_tables * lookups.batch_size + 1));
+      const int64_t bytes = static_cast<int64_t>(copy.size() * sizeof(int64_t));
+      MPE_TRY(backend.copy(copy.data(), starts, bytes, stream));
+      MPE_TRY(backend.synchronize(stream));
+      starts = copy.data();
+    }
+    for (int32_t t = 0; t < group.num_tables; ++t, starts += lookups.batch_size) {
+      out[group.tables[t].feature] = starts[lookups.batch_size] - starts[0];
+    }
+  }
+  return MPE_OK;
+}
+
 bool same_lookups(const mpe_lookups& a, const mpe_lookups& b, int64_t tables) {
   const size_t bags = static_cast<size_t>(tables * a.batch_size + 1);
   return a.n == b.n && a.batch_size == b.batch_size &&
@@ -138,22 +189,6 @@ bool same_memory(const mpe_batch& a, const mpe_batch& b) {
          a.batch_size == b.batch_size && a.index_bits == b.index_bits &&
          a.offset_bits == b.offset_bits;
 }
-
-}  // namespace
-
-void take_unique(Arrays& arrays, int64_t n, mpe_unique* unique) {
-  unique->count = arrays.take<int64_t>(1);
-  unique->rows = arrays.take<uint64_t>(n);
-  unique->starts = arrays.take<int64_t>(n + 1);
-  unique->positions = arrays.take<int32_t>(n);
-}
-
-mpe_status dedup(const mpe_backend& backend, const uint64_t* keys, int64_t n,
-                 const mpe_group& group, mpe_unique* unique, void* stream) {
-  return backend.dedup(keys, n, total_rows(group), unique, stream);
-}
-
-namespace {
 
 mpe_status reserve_arrays(mpe_open_batch* open, void* stream) {
   const mpe_backend& backend = open->backend();
@@ -171,7 +206,8 @@ mpe_status reserve_arrays(mpe_open_batch* open, void* stream) {
   const bool synchronous = is_synchronous(backend);
   each([&](Share& share, const mpe_group& group) {
     if (status != MPE_OK) return;
-    status = dedup(backend, share.lookups.keys, share.lookups.n, group, &share.unique, stream);
+    status = backend.dedup(share.lookups.keys, share.lookups.n, total_rows(group), &share.unique,
+                           stream);
     // A device is not waited for: its count is known to be at most this.
     share.unique_capacity = status == MPE_OK && synchronous ? *share.unique.count : share.lookups.n;
   });
@@ -185,19 +221,26 @@ mpe_status reserve_arrays(mpe_open_batch* open, void* stream) {
 
 }  // namespace
 
-mpe_status settle(mpe_open_batch* open, void* stream) {
+void take_unique(Arrays& arrays, int64_t n, mpe_unique* unique) {
+  unique->count = arrays.take<int64_t>(1);
+  unique->rows = arrays.take<uint64_t>(n);
+  unique->starts = arrays.take<int64_t>(n + 1);
+  unique->positions = arrays.take<int32_t>(n);
+}
+
+mpe_status discard_refused(mpe_open_batch* open, void* stream) {
   const mpe_collection& collection = *open->collection;
-  if (open->settled || is_synchronous(open->backend())) return MPE_OK;
+  if (open->discarded || is_synchronous(open->backend())) return MPE_OK;
   for (size_t g = 0; g < open->shares.size(); ++g) {
     MPE_TRY(open->backend().discard(&open->group(g), &open->shares[g].lookups, open->errors,
                                     1 + collection.num_groups, collection.errors, stream));
   }
-  open->settled = true;
+  open->discarded = true;
   return MPE_OK;
 }
 
 mpe_status reserve(mpe_open_batch* open, void* stream) {
-  MPE_TRY(settle(open, stream));
+  MPE_TRY(discard_refused(open, stream));
   if (open->slots.data() != nullptr || !has_cache(*open->collection)) return MPE_OK;
   const mpe_status status = reserve_arrays(open, stream);
   if (status != MPE_OK) open->unique.give_back(open->backend(), stream);
@@ -259,6 +302,10 @@ MPE_EXPORT void mpe_describe_batch(const mpe_open_batch* open, mpe_batch_info* o
   out->open = open->open;
   out->admitted = open->admitted && open->open;
   out->weighted = open->weighted;
+}
+
+MPE_EXPORT mpe_status mpe_count_lookups(const mpe_open_batch* open, void* stream, int64_t* out) {
+  return mpembed::step::guarded([&] { return mpembed::step::count_lookups(*open, stream, out); });
 }
 
 MPE_EXPORT int32_t mpe_same_rows(const mpe_open_batch* a, const mpe_open_batch* b) {

@@ -29,7 +29,7 @@ struct mpe_open_batch {
   mpe_error* errors = nullptr;  // of the offsets, then one a group; where the kernels run
   uint64_t capture = 0;
   uint64_t admission = 0;  // which of the collection's
-  bool settled = false;    // a device has emptied the batch if something is wrong in it
+  bool discarded = false;  // a device has emptied the batch if something is wrong in it
   bool weighted = false, admitted = false, open = true;
 
   const mpe_backend& backend() const { return *collection->backend; }
@@ -60,14 +60,11 @@ inline bool has_cache(const mpe_collection& collection) {
 mpe_status close(mpe_open_batch* open, void* stream);
 
 // Lets a device empty a batch in which something is wrong, before its first use.
-mpe_status settle(mpe_open_batch* open, void* stream);
+mpe_status discard_refused(mpe_open_batch* open, void* stream);
 
 // Finds the unique rows of the groups that have a cache, and room for their slots. No state
 // changes; may be called again.
 mpe_status reserve(mpe_open_batch* open, void* stream);
-
-mpe_status dedup(const mpe_backend& backend, const uint64_t* keys, int64_t n,
-                 const mpe_group& group, mpe_unique* unique, void* stream);
 
 // The arrays of the unique rows of n lookups.
 void take_unique(Arrays& arrays, int64_t n, mpe_unique* unique);

@@ -72,7 +72,9 @@ inline void check_tables(const std::vector<TableConfig>& tables) {
 inline int64_t sets_for(const CacheConfig& cache, int64_t rows) {
   require((cache.load_factor > 0.0) != (cache.num_sets > 0),
           "a cache takes exactly one of load_factor and num_sets");
-  require(cache.ways == 8 || cache.ways == 16 || cache.ways == 32, "ways must be 8, 16 or 32");
+  require(cache.ways >= MPE_MIN_WAYS && cache.ways <= MPE_MAX_WAYS &&
+              (cache.ways & (cache.ways - 1)) == 0,
+          "ways must be 8, 16 or 32");
   require_number("policy", cache.policy, 0, MPE_NUM_POLICIES - 1);
   const double wanted = std::ceil(cache.load_factor * static_cast<double>(rows) / cache.ways);
   require(wanted <= static_cast<double>(MPE_MAX_SETS), "load_factor is too large");

@@ -55,7 +55,7 @@ struct CollectionOptions {
   std::optional<OptimizerConfig> optimizer = {};  // of tables that are trained and have no own
   std::optional<CacheConfig> cache = {};
   uint64_t seed = 0;
-  int32_t rounding = MPE_rounding_stochastic;
+  int32_t rounding = MPE_DEFAULT_ROUNDING;
   bool drop = false;  // drop indices out of range, instead of refusing their batch
 };
 

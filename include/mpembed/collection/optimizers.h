@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "mpembed/collection/checks.h"
+#include "mpembed/registry_types.h"
 
 namespace mpembed::detail {
 
@@ -92,8 +93,7 @@ inline void check_states(const OptimizerConfig& optimizer) {
   }
   for (const auto& [name, format] : optimizer.state_formats) {
     require(known.count(name) == 1, "the optimizer has no state '" + name + "'");
-    require(format == MPE_format_fp32 || format == MPE_format_bf16,
-            "state '" + name + "' must be FP32 or BF16");
+    require(is_state_format(format), "state '" + name + "' must be FP32 or BF16");
   }
   for (const auto& [name, value] : optimizer.initial_values) {
     require(known.count(name) == 1, "the optimizer has no state '" + name + "'");

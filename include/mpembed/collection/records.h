@@ -7,6 +7,7 @@
 
 #include "mpembed/collection/config.h"
 #include "mpembed/collection/memory.h"
+#include "mpembed/registry_types.h"
 
 namespace mpembed::detail {
 
@@ -18,8 +19,7 @@ struct StateConfig {
   int32_t shape = MPE_STATE_ELEMENT;
   int64_t values = 0;  // of a row
 
-  int64_t value_bytes() const { return format == MPE_format_fp32 ? 4 : 2; }
-  int64_t bytes() const { return values * value_bytes(); }
+  int64_t bytes() const { return mpe_row_bytes(format, values); }
 };
 
 inline std::vector<StateConfig> states_of(const OptimizerConfig& optimizer, int32_t dim) {
@@ -100,23 +100,17 @@ class Records {
     for (const std::vector<size_t>& fields : records_) {
       std::vector<uint8_t> record(static_cast<size_t>(stride_[fields[0]]));
       for (const size_t i : fields) {
-        for (int64_t v = 0; i > 0 && v < states[i - 1].values; ++v) {
-          write_value(states[i - 1], record.data() + offset_[i] + v * states[i - 1].value_bytes());
-        }
+        if (i > 0) write_initial(states[i - 1], record.data() + offset_[i]);
       }
       repeat(record, first_[fields[0]]);
     }
   }
 
-  static void write_value(const StateConfig& state, uint8_t* to) {
-    uint32_t bits = 0;
-    std::memcpy(&bits, &state.initial, sizeof bits);
-    if (state.format == MPE_format_fp32) {
-      std::memcpy(to, &bits, sizeof bits);
-      return;
-    }
-    const uint16_t rounded = static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-    std::memcpy(to, &rounded, sizeof rounded);
+  static void write_initial(const StateConfig& state, uint8_t* to) {
+    const std::vector<float> values(static_cast<size_t>(state.values), state.initial);
+    with_state_format(state.format, [&](auto format) {
+      decltype(format)::encode(values.data(), state.values, to, nullptr);
+    });
   }
 
   // Writes the same bytes for every row, some thousand rows at a time.

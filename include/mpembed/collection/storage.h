@@ -68,8 +68,9 @@ struct CacheStorage {
     if (mpe_policy_has_sketch(config.policy) != 0) {
       sketch = Array<uint8_t>(device, MPE_SKETCH_ROWS * width);
     }
-    fields = mpe_cache{tags.data(),     meta.data(),   rows.data(), values.data(), sketch.data(),
-                       counters.data(), plan.num_sets, width,       config.ways,   config.policy};
+    fields = mpe_cache{tags.data(),   meta.data(),     rows.data(), values.data(),
+                       sketch.data(), counters.data(), nullptr,     nullptr,
+                       plan.num_sets, width,           config.ways, config.policy};
   }
 };
 
@@ -88,6 +89,7 @@ class Storage {
       : device_(device),
         configs_(tables),
         stats_(device, static_cast<int64_t>(tables.size()) * MPE_NUM_STATS),
+        noise_(device, static_cast<int64_t>(tables.size()) * MPE_NUM_NOISE_SUMS),
         counts_(device, 2),
         coefficients_(device, static_cast<int64_t>(tables.size()) * MPE_MAX_COEFFICIENTS),
         errors_(device, std::vector<mpe_error>(1 + plans.size(), mpe_error MPE_NO_ERROR)),
@@ -121,6 +123,7 @@ class Storage {
   const mpe_group& fields(size_t g) const { return groups_[g]; }
   Records& records(size_t table) { return records_[table]; }
   const Array<int64_t>& stats() const { return stats_; }
+  const Array<int64_t>& noise() const { return noise_; }
   Array<uint64_t>& counts() { return counts_; }
   int64_t width() const { return width_; }
 
@@ -180,6 +183,7 @@ class Storage {
       }
     }
     table.stats = stats_.data() + static_cast<int64_t>(t) * MPE_NUM_STATS;
+    table.noise = noise_.data() + static_cast<int64_t>(t) * MPE_NUM_NOISE_SUMS;
     table.num_rows = config.num_rows;
     if (!tables->empty()) table.base = tables->back().base + tables->back().num_rows;
     table.first_row = config.first_row;
@@ -197,7 +201,7 @@ class Storage {
   const Device& device_;
   const std::vector<TableConfig> configs_;
   std::vector<Records> records_;
-  Array<int64_t> stats_;
+  Array<int64_t> stats_, noise_;
   Array<uint64_t> counts_;  // the write step, and the updates
   Array<float> coefficients_;
   Array<mpe_error> errors_;

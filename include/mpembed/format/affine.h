@@ -1,5 +1,5 @@
-// Rowwise affine codes: value = code * scale + bias. Shared by int8, int8_fp16, int4 and int2,
-// which differ in bits a code and in the header's type (docs/numerics.md, section 2).
+// Rowwise affine codes: value = code * scale + bias. Shared by the integer formats, which differ in
+// bits a code, 8 at most, and in the header's type (docs/numerics.md, section 2).
 #ifndef MPEMBED_FORMAT_AFFINE_H
 #define MPEMBED_FORMAT_AFFINE_H
 
@@ -32,6 +32,7 @@ MPE_HD X limit_to(X x, float bound) {
 // storable.
 struct HeaderFp32 {
   static constexpr int64_t kBytes = 8;
+  static constexpr float kEpsilon = 0x1p-23f;
   static constexpr uint32_t kRangeBits = 0x7E800000u;   // 2^126: no range overflows
   static constexpr uint32_t kMaxAbsBits = 0x7E820000u;  // 2^126 * (1 + 2^-6)
 
@@ -51,6 +52,10 @@ struct HeaderFp32 {
     store_unaligned(p, h.scale);
     store_unaligned(p + 4, h.bias);
   }
+  // A number that tells headers apart.
+  static MPE_HD uint32_t nonce(AffineHeader h) {
+    return float_bits(h.scale) ^ (float_bits(h.bias) * 0x9E3779B9u);
+  }
   static MPE_HD AffineHeader load(const uint8_t* p) {
     const uint64_t both = load_unaligned<uint64_t>(p);
     return AffineHeader{bits_float(static_cast<uint32_t>(both)),
@@ -60,6 +65,7 @@ struct HeaderFp32 {
 
 struct HeaderFp16 {
   static constexpr int64_t kBytes = 4;
+  static constexpr float kEpsilon = 0x1p-10f;
   static constexpr uint32_t kRangeBits = 0x477FE000u;   // 65504
   static constexpr uint32_t kMaxAbsBits = 0x4781EFC0u;  // 65504 * (1 + 2^-6)
 
@@ -82,12 +88,29 @@ struct HeaderFp16 {
     return half_code(h.scale) | (half_code(h.bias) << 16);
   }
   static MPE_HD void store(uint8_t* p, AffineHeader h) { store_unaligned(p, packed(h)); }
+  static MPE_HD uint32_t nonce(AffineHeader h) { return static_cast<uint32_t>(packed(h)); }
   static MPE_HD AffineHeader load(const uint8_t* p) {
     const uint32_t both = load_unaligned<uint32_t>(p);
     return AffineHeader{half_to_float(static_cast<uint16_t>(both)),
                         half_to_float(static_cast<uint16_t>(both >> 16))};
   }
 };
+
+// The header of a row for one of its negative, and the other way round. Code k then means the value
+// that k means there, negated: so codes count from the row's largest value down, and a draw that
+// rounds up there rounds down here. A zero stays positive.
+template <class X>
+MPE_HD ScaleAndBias<X> mirrored(ScaleAndBias<X> h) {
+  return {X(0.0f) - h.scale, X(0.0f) - h.bias};
+}
+
+// What a write is to paired rounding: the first of a pair, a single write or the second of a pair.
+// The first stores a mirrored header, which has a negative scale; the second follows it. Both use
+// the draws that this header stands for. A write that hardly moves the range is no part of a pair:
+// it would gain nothing, could meet the same header, and so the same draws, again and again, and
+// could lose more, because a header that is rounded at the other end of the range moves all codes.
+constexpr float kFirstOfPair = -1.0f, kSingleWrite = 0.0f, kSecondOfPair = 1.0f;
+constexpr float kPairedMove = 0x1p-6f;  // steps by which an end of the range moves at least
 
 // The two codes around x as they decode, and how far x lies between them. X and K are one value or
 // a vector of them: float and int32_t, or the types of kernels/cpu/lanes.h.
@@ -103,8 +126,8 @@ MPE_HD auto affine_split(X x, AffineHeader h, float inv, int32_t levels) {
   const X y0 = fused(to_float(k), h.scale, h.bias);
   const X y1 = fused(to_float(k + 1), h.scale, h.bias);
   const X gap = y1 - y0;
-  const X p = (x - y0) / select(gap > 0.0f, gap, 1.0f);
-  return AffineSplit<X, decltype(to_int(x))>{k, select(gap > 0.0f, p, 0.0f)};
+  const X p = (x - y0) / select(gap == 0.0f, 1.0f, gap);
+  return AffineSplit<X, decltype(to_int(x))>{k, select(gap == 0.0f, 0.0f, p)};
 }
 
 template <class X, class Draw>
@@ -143,7 +166,7 @@ MPE_HD auto affine_is_near(K sum) {
   return ((sum + kQuickError) & (0xFFFF & ~(2 * kQuickError - 1))) == 0;
 }
 
-// range: what the header's type limits a row to; beyond it codes are clamped.
+// scale: its magnitude. range: what the header's type limits a row to; beyond it codes are clamped.
 MPE_HD bool affine_is_quick(float mn, float mx, float scale, float range) {
   const float most = larger(-mn, mx);
   return most <= 512.0f * scale && most <= range && scale >= 0x1p-100f;
@@ -155,20 +178,20 @@ MPE_HD auto affine_value(K code, AffineHeader h) {
   return fused(to_float(code), h.scale, h.bias);
 }
 
+// Code c takes bits [kBits * c, kBits * c + kBits) of the row, the lowest of a byte first.
 template <int kBits, class Header>
 struct Affine {
   using Family = AffineFamily;
   using RowHeader = AffineHeader;
   using HeaderType = Header;
   static constexpr int32_t kLevels = (1 << kBits) - 1;
-  static constexpr int kPerByte = 8 / kBits;
   static constexpr bool kExact = false;
   static constexpr int kBitsPerCode = kBits;
   static constexpr int64_t kHeaderBytes = Header::kBytes;
   static constexpr uint32_t kMaxAbsBits = Header::kMaxAbsBits;
   static constexpr uint32_t kRangeBits = Header::kRangeBits;
 
-  static MPE_HD int64_t code_bytes(int64_t dim) { return (dim + kPerByte - 1) / kPerByte; }
+  static MPE_HD int64_t code_bytes(int64_t dim) { return (dim * kBits + 7) / 8; }
   static MPE_HD int64_t row_bytes(int64_t dim) { return code_bytes(dim) + kHeaderBytes; }
 
   static MPE_HD AffineHeader header(const uint8_t* row, int64_t dim) {
@@ -177,6 +200,17 @@ struct Affine {
   static MPE_HD void store_header(uint8_t* row, int64_t dim, AffineHeader h) {
     Header::store(row + code_bytes(dim), h);
   }
+  // What a paired write of rows with these ranges is, over rows with these headers.
+  template <class X>
+  static MPE_HD X paired_write(ScaleAndBias<X> old, X low, X high) {
+    const X top = fused(X(static_cast<float>(kLevels)), old.scale, old.bias);
+    const X below = low - old.bias, above = high - top;
+    const X moved = larger(larger(below, -below), larger(above, -above));
+    const X rounded = (larger(-old.bias, top) + (top - old.bias)) * X(Header::kEpsilon);
+    const X first = select(old.scale * X(kPairedMove) > moved, X(kSingleWrite), X(kFirstOfPair));
+    const X begins = select(rounded > moved, X(kSingleWrite), first);
+    return select(0 > int_bits(old.scale), X(kSecondOfPair), begins);
+  }
   // The header for a row's smallest and largest value, or for several rows. A negative zero becomes
   // positive: the order of equal zeros must not matter.
   template <class X>
@@ -184,23 +218,31 @@ struct Affine {
     return Header::fit(mn + 0.0f, mx + 0.0f, static_cast<float>(kLevels));
   }
   static MPE_HD float value(const uint8_t* row, AffineHeader h, int64_t c) {
-    const uint32_t byte = row[c / kPerByte];
-    return affine_value((byte >> (kBits * (c % kPerByte))) & kLevels, h);
+    const int64_t bit = c * kBits;
+    const uint8_t* const from = row + bit / 8;
+    uint32_t bits = from[0];
+    // A code may go on in the next byte: after the last one that is the header's.
+    if constexpr (8 % kBits != 0) bits |= static_cast<uint32_t>(from[1]) << 8;
+    return affine_value((bits >> (bit % 8)) & kLevels, h);
   }
 
-  // visit(c, value) for every column, in order within a byte; whole bytes first, so that the inner
-  // loop has a constant trip count.
+  // visit(c, value) for every column, in order; whole groups first, so that the inner loop has a
+  // constant trip count.
   template <class Visit>
   static MPE_HD void for_each(const uint8_t* row, int64_t dim, Visit visit) {
     const AffineHeader h = header(row, dim);
-    const int64_t whole = dim / kPerByte;
-    for (int64_t b = 0; b < whole; ++b) {
-      const uint32_t byte = row[b];
-      for (int j = 0; j < kPerByte; ++j) {
-        visit(b * kPerByte + j, affine_value((byte >> (kBits * j)) & kLevels, h));
+    const int64_t whole = dim / kGroup;
+    for (int64_t g = 0; g < whole; ++g) {
+      uint64_t bits = 0;
+      for (int i = 0; i < kGroupBytes; ++i) {
+        bits |= static_cast<uint64_t>(row[g * kGroupBytes + i]) << (8 * i);
+      }
+      for (int j = 0; j < kGroup; ++j) {
+        const uint32_t code = static_cast<uint32_t>(bits >> (kBits * j)) & kLevels;
+        visit(g * kGroup + j, affine_value(code, h));
       }
     }
-    for (int64_t c = whole * kPerByte; c < dim; ++c) visit(c, value(row, h, c));
+    for (int64_t c = whole * kGroup; c < dim; ++c) visit(c, value(row, h, c));
   }
 
   // r: 16-bit draws of the row, or null for nearest. x storable (kMaxAbsBits).
@@ -222,23 +264,30 @@ struct Affine {
   }
 
  private:
+  // The fewest codes that fill whole bytes, and how many bytes.
+  static constexpr int kGroup = kBits % 8 == 0 ? 1 : kBits % 4 == 0 ? 2 : kBits % 2 == 0 ? 4 : 8;
+  static constexpr int kGroupBytes = kGroup * kBits / 8;
+
   template <bool kStochastic>
   static MPE_HD void encode_codes(const float* x, int64_t dim, uint8_t* row, AffineHeader h,
                                   const uint16_t* r) {
     const float inv = 1.0f / h.scale;
-    for (int64_t b = 0; b < code_bytes(dim); ++b) {
-      int32_t byte = 0;
-      for (int j = 0; j < kPerByte && b * kPerByte + j < dim; ++j) {
-        const int64_t c = b * kPerByte + j;
+    for (int64_t g = 0; g * kGroup < dim; ++g) {
+      uint64_t bits = 0;
+      for (int j = 0; j < kGroup && g * kGroup + j < dim; ++j) {
+        const int64_t c = g * kGroup + j;
         int32_t code;
         if constexpr (kStochastic) {
           code = affine_stochastic(x[c], h, inv, kLevels, r[c]);
         } else {
           code = affine_nearest(x[c], h, inv, kLevels);
         }
-        byte |= code << (kBits * j);
+        bits |= static_cast<uint64_t>(code) << (kBits * j);
       }
-      row[b] = static_cast<uint8_t>(byte);
+      const int64_t left = code_bytes(dim) - g * kGroupBytes;
+      for (int i = 0; i < kGroupBytes && i < left; ++i) {
+        row[g * kGroupBytes + i] = static_cast<uint8_t>(bits >> (8 * i));
+      }
     }
   }
 };

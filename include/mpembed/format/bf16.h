@@ -9,6 +9,7 @@ MPE_BEGIN
 struct ConvertBf16 {
   static constexpr bool kExact = false;
   static constexpr uint32_t kMaxAbsBits = 0x7F7F0000u;
+  static constexpr uint32_t kMantissaBits = 7, kLeastExponent = 8;  // below, steps count as these
   template <class K>
   static MPE_HD auto widen(K code) {
     return bfloat_value(code);

@@ -8,7 +8,8 @@ MPE_BEGIN
 
 struct ConvertFp16 {
   static constexpr bool kExact = false;
-  static constexpr uint32_t kMaxAbsBits = 0x477FE000u;  // 65504
+  static constexpr uint32_t kMaxAbsBits = 0x477FE000u;                 // 65504
+  static constexpr uint32_t kMantissaBits = 10, kLeastExponent = 113;  // of a step, as a float's
   template <class K>
   static MPE_HD auto widen(K code) {
     return half_value(code);

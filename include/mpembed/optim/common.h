@@ -4,17 +4,15 @@
 // An optimizer is a struct with
 // - kStates: what it keeps for a row, in order;
 // - kParameters: the names of its own parameters, which follow lr and weight_decay;
-// - coefficients(): out of the parameters and the number of updates so far, once a table and
-// update,
-//   in double precision: what the steps below read;
+// - coefficients(): what the steps below read, in double precision out of the parameters and the
+//   number of updates so far, once a table and update;
 // - shrink(): decoupled weight decay;
 // - apply(): the step of an element, or of a vector of them.
 // Two marks say that it needs sums over a row, for which kernels use the lane tree:
 // - kSquares: before apply(), scale() gets the sum of the squared gradients and the row's state of
 //   one value;
-// - kTrust: apply() turns the gradient into a direction and leaves the weight; trust() gets the
-// sums
-//   of squares of both, and the weight moves along the direction by what it returns.
+// - kTrust: apply() turns the gradient into a direction and leaves the weight; trust() gets the sum
+//   of squares of each, and the weight moves along the direction by what it returns.
 #ifndef MPEMBED_OPTIM_COMMON_H
 #define MPEMBED_OPTIM_COMMON_H
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <cerrno>
 #include <cstdlib>
 #include <new>
@@ -28,9 +29,25 @@ int env_threads() noexcept {
                                                                           : -1;
 }
 
+// What OMP_NUM_THREADS says, at most kMaxThreads; 0 if it is unset or, as OpenMP does, ignored. Of
+// a list, one number a level of nesting, it is the first.
+int openmp_threads() noexcept {
+  const char* text = std::getenv("OMP_NUM_THREADS");
+  if (text == nullptr) return 0;
+  char* end = nullptr;
+  errno = 0;
+  const long value = std::strtol(text, &end, 10);
+  if (end == text || errno != 0 || value < 1) return 0;
+  while (std::isspace(static_cast<unsigned char>(*end)) != 0) ++end;
+  if (*end != '\0' && *end != ',') return 0;
+  return static_cast<int>(std::min<long>(value, kMaxThreads));
+}
+
 int default_threads() noexcept {
-  const int env = env_threads();
-  return env > 0 ? env : std::min(available_cpus(), kMaxThreads);
+  const int own = env_threads();
+  if (own > 0) return own;
+  const int openmp = openmp_threads();
+  return openmp > 0 ? openmp : std::min(available_cpus(), kMaxThreads);
 }
 
 std::atomic<int> g_threads{0};  // 0: not yet determined

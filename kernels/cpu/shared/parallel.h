@@ -14,8 +14,9 @@ namespace mpembed::cpu {
 
 constexpr int kMaxThreads = MPE_MAX_THREADS;
 
-// Threads a call may use, the caller included: set_threads, else MPEMBED_NUM_THREADS, else the CPUs
-// of the affinity mask. 1 in a process that was forked after the pool had started.
+// Threads a call may use, the caller included: set_threads, else MPEMBED_NUM_THREADS, else
+// OMP_NUM_THREADS, else the CPUs of the affinity mask. 1 in a process that was forked after the
+// pool had started.
 int max_threads() noexcept;
 
 // Returns false, and changes nothing, unless 1 <= threads <= kMaxThreads. There may be more threads
