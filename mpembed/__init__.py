@@ -13,6 +13,7 @@ from mpembed import ops, registry
 from mpembed._bindings import contract as _contract
 from mpembed._bindings import kernels as _kernels
 from mpembed._bindings.tensor import Tensor
+from mpembed._checkpoint.background import BackgroundSave
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.devices import to_device
@@ -38,6 +39,7 @@ __all__ = [
     "STATS",
     "Adagrad",
     "Adam",
+    "BackgroundSave",
     "CacheConfig",
     "EmbeddingBagCollection",
     "Ftrl",

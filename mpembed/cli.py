@@ -63,7 +63,13 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
     from mpembed.train.data.dataset import TRAIN
     from mpembed.train.plot import write_plot
     from mpembed.train.progress import progress_display
-    from mpembed.train.report import check_outputs, print_table, results_table, write_json
+    from mpembed.train.report import (
+        check_outputs,
+        print_table,
+        results_table,
+        rounding_notes,
+        write_json,
+    )
     from mpembed.train.runner import open_dataset, run
     from mpembed.train.trial import DivergedError
 
@@ -83,6 +89,8 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
     # The JSON file holds everything, so it comes first. A failure does not stop the other outputs.
     failures = _write_output("--json", json, result, write_json)
     print_table(results_table(result))
+    for note in rounding_notes(result):
+        typer.echo(note)
     failures += _write_output("--plot", plot, result, write_plot)
     if failures:
         _fail("; ".join(failures), status=1)

@@ -15,8 +15,16 @@ POLICIES: dict[str, int] = kernels.POLICIES
 POOLINGS: dict[str, int] = kernels.POOLINGS
 WEIGHT_DECAYS: dict[str, int] = kernels.WEIGHT_DECAYS
 ROUNDINGS: dict[str, int] = kernels.ROUNDINGS
+#: How collections and updates round unless they are told otherwise.
+DEFAULT_ROUNDING = next(
+    name for name, number in ROUNDINGS.items() if number == contract.DEFAULT_ROUNDING
+)
+#: The ways to round rows that overwrite none: a pair needs a row that was there before.
+ROUNDINGS_OF_NEW_ROWS = {name: n for name, n in ROUNDINGS.items() if name != "paired"}
 INITS: dict[str, int] = kernels.INITS
 STATS: tuple[str, ...] = tuple(kernels.STATS)
+#: The sums that `EmbeddingBagCollection.rounding_report` reads.
+NOISE_SUMS: tuple[str, ...] = tuple(kernels.NOISE_SUMS)
 #: The formats that an optimizer's states may have.
 STATE_FORMATS: dict[str, int] = kernels.STATE_FORMATS
 

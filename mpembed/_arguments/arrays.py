@@ -10,12 +10,13 @@ from mpembed._arguments.scalars import integer
 from mpembed._bindings import array_ops, kernels
 from mpembed._bindings.contract import MAX_SEED, MAX_STEP
 from mpembed._bindings.device import Stream
-from mpembed._bindings.dlpack import device_pair, view
+from mpembed._bindings.dlpack import device_pair, refuse_moved, view
 from mpembed._bindings.view import DTYPES, View, require
 from mpembed.config import TableConfig
 
 FLOAT = DTYPES["float32"]
 INDEX = DTYPES["int32"] | DTYPES["int64"]
+UNSIGNED_INDEX = DTYPES["uint32"] | DTYPES["uint64"]
 BYTE = DTYPES["uint8"]
 
 
@@ -26,7 +27,7 @@ def begin(values: Any, name: str, stream: Any, refuse: captures.Refuse) -> tuple
     """
     try:
         device = devices.of_dlpack(*device_pair(values, name))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise BufferError(f"{name}: is on a CUDA device, but {error}") from None
     on = device.stream(stream)
     if on.capture != 0:
@@ -72,18 +73,56 @@ def packed_rows(source: View, precision: str, dim: int) -> View:
     return source
 
 
-def row_ids(config: TableConfig, ids: Any, on: Stream) -> Any:
+def require_index(given: View, *, unsigned: bool = False) -> None:
+    """Check that an array has one dimension and the type of indices, with a way out in its error.
+
+    `unsigned`: whether the host may have unsigned ones.
+    """
+    accepted = INDEX | UNSIGNED_INDEX if unsigned and given.on_host else INDEX
+    try:
+        require(given, accepted, 1)
+    except TypeError as error:
+        raise TypeError(
+            f"{error}; convert it, a PyTorch tensor with .long(), a NumPy array with "
+            ".astype('int64')"
+        ) from None
+
+
+def signed_view(given: View, on: Stream) -> tuple[View, bool]:
+    """Return the view of indices as int32 or int64, and whether uint64 are read as int64.
+
+    In the host's memory indices may be unsigned: uint32 are copied. uint64 are not: 2^63 and more
+    become negative, and so out of range.
+    """
+    try:
+        require(given, INDEX, 1)
+        return given, False
+    except TypeError:
+        require_index(given, unsigned=True)
+    array, copied = np.asarray(given), given.dtype == "uint32"
+    array = array.astype(np.int64) if copied else array.view(np.int64)
+    return view(array, given.name, on), not copied
+
+
+def row_ids(config: TableConfig, ids: View, on: Stream) -> Any:
     """Return checked row ids as an int64 array of the host; a device is waited for."""
-    checked = view(ids, "ids", on)
-    require(checked, INDEX, 1)
-    array = kernels.host_copy(checked, on).astype(np.int64)
+    require_index(ids, unsigned=True)
+    array = kernels.host_copy(ids, on, always=True)  # the caller's may change
     bad = np.flatnonzero((array < 0) | (array >= config.num_embeddings))
     if bad.size:
         raise IndexError(
             f"table {config.name!r} (num_embeddings={config.num_embeddings}): id "
             f"{array[bad[0]]} at position {bad[0]} is out of range; {bad.size} such ids"
         )
-    return array
+    return array.astype(np.int64, copy=False)
+
+
+def unique_row_ids(config: TableConfig, ids: View, on: Stream) -> Any:
+    """Return row ids as `row_ids` does; ValueError if one comes twice."""
+    checked = row_ids(config, ids, on)
+    if len(np.unique(checked)) != len(checked):
+        raise ValueError("ids has duplicates")
+    return checked
 
 
 def result_view(
@@ -94,11 +133,17 @@ def result_view(
     on: Stream,
     *read: View | None,
     name: str = "out",
+    exported: View | None = None,
 ) -> tuple[Any, View]:
-    """Return `out` or a new array, and its view, which may not overlap what is read."""
+    """Return `out` or a new array, and its view, which may not overlap what is read.
+
+    `exported` is the view of `out` if it was taken before. It is the last argument to be exported:
+    what is read must still be where it was.
+    """
     result = array_ops.result(shape, dtype, on) if out is None else out
-    checked = view(result, name, on)
+    checked = view(result, name, on) if exported is None else exported
     require(checked, kinds, len(shape), shape, writable=True)
     if out is not None:
+        refuse_moved([checked, *read])
         kernels.refuse_overlap([checked], list(read))
     return result, checked

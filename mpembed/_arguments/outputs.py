@@ -32,31 +32,41 @@ def unpooled_shapes(
     }
 
 
-def matrix_views(
-    values: Any,
-    name: str,
+def export(
+    values: Any, name: str, tables: Sequence[str] | None, on: Stream
+) -> View | dict[str, View]:
+    """Return the view of an output or gradient, of which nothing is checked yet.
+
+    A dict of views where some table is unpooled: `tables` are then the names of all.
+    """
+    if tables is None:
+        return view(values, name, on)
+    if not isinstance(values, Mapping) or set(values) != set(tables):
+        raise ValueError(
+            f"{name} must be a dict with the tables {list(tables)}, since one is unpooled"
+        )
+    return {key: view(values[key], f"{name} of table {key!r}", on) for key in tables}
+
+
+def each_view(views: View | dict[str, View] | None) -> list[View]:
+    """Return the views that `export` has returned as a list."""
+    if views is None:
+        return []
+    return list(views.values()) if isinstance(views, dict) else [views]
+
+
+def require_matrices(
+    views: View | dict[str, View],
     shapes: tuple[int, int] | dict[str, tuple[int, int]],
-    on: Stream,
     *,
     writable: bool,
-) -> View | dict[str, View]:
+) -> None:
     """Check an output or gradient against its shape (a dict where some table is unpooled)."""
-    if isinstance(shapes, dict):
-        if not isinstance(values, Mapping) or set(values) != set(shapes):
-            raise ValueError(
-                f"{name} must be a dict with the tables {list(shapes)}, since one is unpooled"
-            )
-        return {
-            key: _matrix(values[key], f"{name} of table {key!r}", shape, on, writable)
-            for key, shape in shapes.items()
-        }
-    return _matrix(values, name, shapes, on, writable)
-
-
-def _matrix(value: Any, name: str, shape: tuple[int, int], on: Stream, writable: bool) -> View:
-    checked = view(value, name, on)
-    require(checked, FLOAT, 2, shape, writable=writable)
-    return checked
+    if isinstance(views, dict) and isinstance(shapes, dict):
+        for name, shape in shapes.items():
+            require(views[name], FLOAT, 2, shape, writable=writable)
+    elif isinstance(views, View) and isinstance(shapes, tuple):
+        require(views, FLOAT, 2, shapes, writable=writable)
 
 
 def allocate_output(shapes: tuple[int, int] | dict[str, tuple[int, int]], on: Stream) -> Output:
@@ -68,15 +78,18 @@ def allocate_output(shapes: tuple[int, int] | dict[str, tuple[int, int]], on: St
 
 def output_views(
     out: Any,
+    exported: View | dict[str, View] | None,
     shapes: tuple[int, int] | dict[str, tuple[int, int]],
     batch: kernels.Batch,
     on: Stream,
 ) -> tuple[Output, View | dict[str, View]]:
-    """Return a forward's `out` or new arrays, and their views, which may not overlap the batch."""
-    if out is None:
-        out = allocate_output(shapes, on)
-        return out, matrix_views(out, "out", shapes, on, writable=True)
-    views = matrix_views(out, "out", shapes, on, writable=True)
-    written = list(views.values()) if isinstance(views, dict) else [views]
-    kernels.refuse_overlap(written, batch.arguments())
-    return out, views
+    """Return a forward's `out` or new arrays, and their views, which may not overlap the batch.
+
+    `exported` are the views of `out`, None where there is none.
+    """
+    if exported is None:
+        made = allocate_output(shapes, on)
+        return made, export(made, "out", list(shapes) if isinstance(shapes, dict) else None, on)
+    require_matrices(exported, shapes, writable=True)
+    kernels.refuse_overlap(each_view(exported), batch.arguments())
+    return out, exported

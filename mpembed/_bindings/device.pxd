@@ -65,30 +65,48 @@ cdef class Memory:
 
 
 @cython.final
+cdef class CallLock:
+    """The lock of a collection's calls."""
+
+    cdef object __weakref__
+    cdef object acquire_lock, release_lock  # of a lock that its thread may take again
+    cdef bint torn  # held at a fork by a thread that this process does not have
+
+    cdef bint acquire(self, bint waits) except -1
+    cdef int release(self) except -1
+    cdef int renew(self) except -1
+
+
+@cython.final
 cdef class CallOrder:
     """The calls of one collection, in order."""
 
     cdef readonly Device device
     cdef readonly Stream last  # the stream of the last call outside of captures
     cdef Stream now  # of the running call
-    cdef object lock
+    cdef CallLock lock
     cdef void* event  # behind the last call outside of captures
     cdef void* launched  # behind the last launch of a graph; NULL before the first capture
     cdef Stream graph  # of the last call that was captured; None once that is known to be over
     cdef uint64_t capture  # its number
     cdef public object later  # is called with the stream of the next call outside of captures
-    cdef int depth
-    cdef int32_t previous
+    cdef int depth  # calls that run, each inside the one before
+    # Of these, those that change rows or open batches, that read in several pieces, and that have
+    # arrays half changed.
+    cdef int changing, holding, alone
+    # What calls raise because one that changes all arrays was interrupted; or None.
+    cdef public str half_done
 
-    cpdef Call on_stream(self, object stream, object refuse=?)
-    cpdef Call on_last_stream(self, object refuse=?)
-    cdef int begin(self, Stream on, object refuse) except -1
+    cpdef Call on_stream(self, object stream, object refuse=?, bint changes=?, bint holds=?)
+    cpdef Call on_last_stream(self, object refuse=?, bint changes=?, object first=?, bint holds=?,
+                              bint alone=?, bint repairs=?)
+    cpdef Call inside(self, object refuse=?, bint alone=?)
+    cpdef Call on_last_stream_if_free(self, object refuse=?)
     cdef int start(self, Stream on, object refuse) except -1
     cdef int do_later(self, Stream on) except -1
     cdef int order(self, Stream on) except -1
     cdef int order_in_graph(self, Stream on) except -1
     cdef bint is_captured(self) except -1
-    cdef int end(self) except -1
     cdef int record(self) except -1
 
 
@@ -99,6 +117,20 @@ cdef class Call:
     cdef CallOrder calls
     cdef Stream stream  # None: that of the last call
     cdef object refuse  # called with the stream if the call would be captured, to raise; or None
+    cdef object first  # called with the stream once the call has its turn; or None
+    cdef bint changes  # refused inside another such call
+    cdef bint holds  # refuses those inside
+    cdef bint alone  # refuses all inside
+    cdef bint repairs  # even if something is half done
+    cdef bint is_part  # of the call that runs
+    cdef bint waits  # for the calls of other threads
+    cdef bint locked, begun, has_device  # what is to be undone
+    cdef int32_t previous  # the thread's device before
+
+    cdef int begin(self) except -1
+    cdef int count(self, int by) noexcept
+    cdef int end(self) except -1
+    cdef int leave(self) except -1
 
 
 cdef Stream stream_at(Device device, void* handle, object owner=?)

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 DEVICE: int
@@ -35,6 +36,11 @@ class Memory:
     def pinned_host(self) -> bool: ...
 
 @final
+class CallLock:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+    def after_fork(self) -> None: ...
+
+@final
 class Call:
     def __enter__(self) -> Stream: ...
     def __exit__(self, kind: object, error: object, trace: object) -> None: ...
@@ -44,11 +50,32 @@ class CallOrder:
     device: Device
     last: Stream
     later: Callable[[Stream], None] | None
+    half_done: str | None
     @property
     def was_captured(self) -> bool: ...
-    def __init__(self, device: Device, lock: Any) -> None: ...
-    def on_stream(self, stream: Any, refuse: Callable[[Stream], None] | None = None) -> Call: ...
-    def on_last_stream(self, refuse: Callable[[Stream], None] | None = None) -> Call: ...
+    def __init__(self, device: Device) -> None: ...
+    def on_stream(
+        self,
+        stream: Any,
+        refuse: Callable[[Stream], None] | None = None,
+        changes: bool = False,
+        holds: bool = False,
+    ) -> Call: ...
+    def on_last_stream(
+        self,
+        refuse: Callable[[Stream], None] | None = None,
+        changes: bool = False,
+        first: Callable[[Stream], None] | None = None,
+        holds: bool = False,
+        alone: bool = False,
+        repairs: bool = False,
+    ) -> Call: ...
+    def inside(
+        self, refuse: Callable[[Stream], None] | None = None, alone: bool = False
+    ) -> Call: ...
+    def on_last_stream_if_free(
+        self, refuse: Callable[[Stream], None] | None = None
+    ) -> AbstractContextManager[Stream | None]: ...
 
 def count_devices(capsule: object) -> int: ...
 def describe(capsule: object, index: int) -> tuple[str, int, tuple[int, int]]: ...

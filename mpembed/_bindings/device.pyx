@@ -11,6 +11,10 @@ from mpembed._bindings.api cimport (
 from mpembed._bindings.launch cimport Outcome, call, copy_and_wait, enter, launch, leave
 from mpembed._bindings.tracing cimport TRACE_DOMAIN, trace, untrace
 
+import os
+import threading
+import weakref
+
 cdef extern from *:
     """
     namespace mpembed_bindings {
@@ -187,6 +191,8 @@ cdef object _handle_of(object given):
     return int(handle)
 
 
+# What dies in the same garbage still goes back on it.
+@cython.no_gc_clear
 cdef class Stream:
 
     def __init__(self):
@@ -272,4 +278,5 @@ cdef Stream stream_at(Device device, void* handle, object owner=None):
 
 
 include "device/memory.pxi"
+include "device/lock.pxi"
 include "device/calls.pxi"

@@ -30,6 +30,9 @@ cdef dict DEVICES = {
 }
 
 
+cdef int64_t MOST = (<int64_t>1 << 31) - 1  # DLPack's numbers of devices are int32
+
+
 cdef str device_name(int64_t device_type, int64_t device_id):
     if device_type == kDLCPU:
         return "the CPU"
@@ -120,9 +123,14 @@ cdef tuple device_of(object obj, str name):
     try:
         device = getattr(obj, "__dlpack_device__", None)
         device_type, device_id = device() if device is not None else (kDLCPU, 0)
-        return int(device_type), int(device_id)
+        device_type, device_id = int(device_type), int(device_id)
     except Exception as error:
         raise explained(error, obj, name) from error
+    if not -MOST <= device_type <= MOST or not -MOST <= device_id <= MOST:
+        raise BufferError(
+            f"{name}: {type(obj).__name__}.__dlpack_device__ gives ({device_type}, {device_id}), "
+            "which is no device")
+    return device_type, device_id
 
 
 cdef object export_capsule(object obj, str name, Stream on):
@@ -254,3 +262,18 @@ cpdef View view(object obj, str name, Stream on=None):
     if exporter.api == NULL or (exporter.has_dlpack and not for_cpu(on)):
         return from_capsule(export_capsule(obj, name, on), name, on)
     return from_table(obj, name, exporter, on)
+
+
+def refuse_moved(list views):
+    """Raise BufferError where an array's memory is not what it was when its view was made.
+
+    Call this between the last `view` of a call and the first use of the memory: making a view runs
+    code of the exporter's, which can resize or replace arrays that were taken before. `views` may
+    hold None.
+    """
+    cdef View v
+    for v in views:
+        if v is not None and has_moved(v):
+            raise BufferError(
+                f"{v.name}: its memory was moved or freed while the arguments of this call were "
+                "taken; do not resize arrays in an exporter's __dlpack__")

@@ -10,6 +10,7 @@ cimport numpy as cnp
 from libc.stdint cimport (
     INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t)
 from cpython.pycapsule cimport PyCapsule_New
+from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdlib cimport calloc, free
 from libcpp.vector cimport vector
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from mpembed._bindings.api cimport *
 from mpembed._bindings.device cimport (
-    Device, Memory, Stream, borrow, download, give_back_deferred, memory_for, upload)
+    CallLock, CallOrder, Device, Memory, Stream, borrow, download, give_back_deferred, memory_for,
+    upload)
 from mpembed._bindings.launch cimport Outcome, call, launch
 from mpembed._bindings.tensor cimport Tensor
 from mpembed._bindings.view cimport BF16, F32, View
@@ -37,6 +39,7 @@ cdef extern from *:
     static const char* const mpe_names_roundings[] = {MPE_ROUNDINGS(MPE_NAME2) nullptr};
     static const char* const mpe_names_inits[] = {MPE_INITS(MPE_NAME2) nullptr};
     static const char* const mpe_names_stats[] = {MPE_STATS(MPE_NAME2) nullptr};
+    static const char* const mpe_names_noise[] = {MPE_NOISE_SUMS(MPE_NAME2) nullptr};
     static const char* const mpe_names_states[] = {MPE_STATE_FORMATS(MPE_NAME3) nullptr};
     """
     const char* const mpe_names_formats[]
@@ -47,10 +50,14 @@ cdef extern from *:
     const char* const mpe_names_roundings[]
     const char* const mpe_names_inits[]
     const char* const mpe_names_stats[]
+    const char* const mpe_names_noise[]
     const char* const mpe_names_states[]
 
 cdef extern from "mpembed/round.h" namespace "mpembed" nogil:
     uint16_t bfloat_nearest(float)
+
+cdef extern from "mpembed/cache.h" namespace "mpembed" nogil:
+    int64_t set_of(uint64_t, int64_t)
 
 BACKEND = PyCapsule_New(<void*>mpe_cpu_backend(), "mpembed.backend", NULL)
 
@@ -72,6 +79,7 @@ WEIGHT_DECAYS = _names(mpe_names_decays)
 ROUNDINGS = _names(mpe_names_roundings)
 INITS = _names(mpe_names_inits)
 STATS = list(_names(mpe_names_stats))
+NOISE_SUMS = list(_names(mpe_names_noise))
 STATE_FORMATS = {name: n for name, n in FORMATS.items() if name in _names(mpe_names_states)}
 LEVEL = mpe_cpu_backend().level.decode()
 
@@ -168,5 +176,6 @@ include "kernels/state.pxi"
 include "kernels/rules.pxi"
 include "kernels/group.pxi"
 include "kernels/step.pxi"
+include "kernels/opened_batch.pxi"
 include "kernels/keys.pxi"
 include "kernels/ops.pxi"

@@ -1,5 +1,6 @@
 """Arrays in device memory: owned here, lent through DLPack and ``__cuda_array_interface__``."""
 
+cimport cython
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, int64_t, uintptr_t
@@ -29,6 +30,8 @@ cdef dict LETTERS = {kDLFloat: "f", kDLInt: "i", kDLUInt: "u", kDLBool: "b"}
 cdef int64_t CHUNK = 1 << 24  # bytes of the host's memory that `full` fills at a time
 
 
+# What dies in the same garbage may still use the memory.
+@cython.no_gc_clear
 cdef class Tensor:
     """A C-contiguous array in a device's memory.
 

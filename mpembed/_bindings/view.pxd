@@ -30,11 +30,15 @@ cdef enum:
 
 @cython.final
 cdef class View:
-    """One array's memory; the exporter keeps it alive while this object lives."""
+    """One array's memory; the exporter keeps it alive while this object lives.
+
+    `refuse_moved` says whether the exporter has kept it where it was.
+    """
 
     cdef DLManagedTensorVersioned* versioned
     cdef DLManagedTensor* legacy
     cdef object owner
+    cdef object storage  # of a tensor of torch's, which it may give up for another one
     cdef readonly str name
     cdef void* data  # the first element; may be NULL if there is none
     cdef readonly int ndim

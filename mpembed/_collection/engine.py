@@ -5,6 +5,7 @@ every call that may write, rows of open tickets are pinned, a slot is unpinned e
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from mpembed._arguments import batches, captures, outputs
@@ -12,7 +13,7 @@ from mpembed._bindings.contract import MAX_STEP
 from mpembed._bindings.device import CallOrder, Stream
 from mpembed._bindings.kernels import Batch, OpenedBatch, Step
 from mpembed._bindings.view import View
-from mpembed._collection.lock import ForkAwareLock
+from mpembed._collection.batch_rows import BatchRows, batch_rows, together
 from mpembed._collection.open_batch import OpenBatch
 from mpembed._collection.open_batches import OpenBatches
 from mpembed._collection.rates import Rates
@@ -42,16 +43,22 @@ class Engine(OpenBatches):
         self.device = storage.device
         self._refuses_later = not self.device.raises_at_once  # a batch, once its call has returned
         groups = [group.kernels for group in storage.groups]
-        super().__init__(CallOrder(storage.device, ForkAwareLock()), groups)
         names = [config.name for config in storage.configs]
-        self.step = Step(groups, names, storage.steps, storage.rules, storage.device_errors, drop)
+        calls = CallOrder(storage.device)
+        step = Step(groups, names, storage.steps, storage.rules, storage.device_errors, drop, calls)
+        super().__init__(calls, step)
         self.width = outputs.pooled_width(storage.configs)
-        self._pending: list[tuple[int, int, int]] = []  # skipped updates, not yet reported
+        self.unpooled = names if self.width is None else None  # of a call's dicts: all tables
         self._rates = Rates(storage, self.calls)
 
     def _check_step_limit(self) -> None:
         if self.steps.taken >= MAX_STEP:
             raise OverflowError(f"the write step may not exceed {MAX_STEP}")
+
+    def next_step(self, on: Stream) -> int:
+        """Return the write step of a call that writes, which the caller then sets."""
+        self._check_step_limit()
+        return int(self.steps.read(on)) + 1
 
     # ---- forward ---------------------------------------------------------------------------
 
@@ -67,11 +74,13 @@ class Engine(OpenBatches):
         self._check_step_limit()
         self._close_pending(on)
         self._check_open_limit(0, on)
-        ticket = self._ticket(batch, self.open(batch, on))
-        batch_of(ticket).arguments = batch.index_arguments()
-        batch_of(ticket).opened.admit(on)
-        self._remember(ticket)
-        self._prefetched.append(ticket)
+        made = self.open(batch, on)
+        self._make_room(batch, on)
+        ticket = self._ticket(batch, made)
+        opened = batch_of(ticket).opened
+        opened.arguments = batch.index_arguments()  # their memory is not reused meanwhile
+        self._prefetches = self._waiting()
+        opened.admit(on, self._prefetches, ticket)
         return ticket
 
     def evaluate(self, opened: OpenedBatch, views: Any, on: Stream) -> None:
@@ -81,41 +90,64 @@ class Engine(OpenBatches):
         opened.close(on)
 
     def train_forward(
-        self, batch: Batch, opened: OpenedBatch, views: Any, on: Stream, *, explicit: bool
+        self,
+        batch: Batch,
+        opened: OpenedBatch,
+        views: Any,
+        shapes: Any,
+        on: Stream,
+        *,
+        explicit: bool,
     ) -> Ticket:
         """Forward of a training batch; an implicit ticket lasts until the next such call."""
         self._check_step_limit()
         self._close_pending(on)
-        known = next((t for t in self._prefetched if self._same_batch(t, batch, opened)), None)
-        implicit = self._implicit if self._implicit is not None and self._implicit.open else None
+        known = self._prefetch_of(batch, opened)
+        implicit = self._latest.implicit
         if known is None:
-            self._check_open_limit(0 if implicit is None else 1, on)
+            self._check_open_limit(int(implicit is not None and implicit.is_open), on)
+        rows = self._make_room(batch, on)
         self._clear_unpooled(views, on)
         ticket = self._ticket(batch, opened) if known is None else known
+        kept = batch_of(ticket)
+        kept.shapes, kept.rows = shapes, rows
+        kept.named_counts = batches.weight_counts(self.storage.configs, batch)
         if known is not None:
-            batch_of(known).opened.take_weights(opened)
+            kept.opened.take_weights(opened)
             opened.close(on)
-        replaced = None if implicit is None else batch_of(implicit).opened
-        try:
-            batch_of(ticket).opened.forward(replaced, views, on)
-        finally:  # without memory, the batches may be closed all the same
-            self._forget_closed([one for one in (implicit, known) if one is not None])
-        if known is None:
-            self._remember(ticket)
-        else:
-            self._prefetched.remove(known)
-        self._latest = ticket
-        self._implicit = None if explicit else ticket
+        kept.opened.forward(views, on, self._latest, ticket, explicit)
+        if self._prefetches:
+            self._prefetches = self._waiting()
+        if self._abandoned:  # the latest ticket before, which nobody else held
+            self._close_pending(on)
         return ticket
+
+    def _make_room(self, batch: Batch, on: Stream) -> BatchRows | None:
+        """Wait where admitting a batch could fill what a save in the background keeps.
+
+        Returns
+        -------
+        BatchRows or None
+            The batch's rows, where its backward will have to know them.
+        """
+        snapshot = self.storage.snapshot
+        if snapshot is None:
+            return None
+        # What the backward writes comes on top of what the admission does.
+        fits = snapshot.has_room(2 * batch.num_indices)
+        rows = None if fits else batch_rows(self.storage.configs, batch, on)
+        if self._pins:  # without a cache a forward writes no row
+            self.storage.make_room(batch.num_indices, lambda: rows)
+        return rows
+
+    def _prefetch_of(self, batch: Batch, opened: OpenedBatch) -> Ticket | None:
+        """Return the ticket of a batch's prefetch, or None."""
+        if not self._prefetches:
+            return None
+        return next((t for t in self._waiting() if self._same_batch(t, batch, opened)), None)
 
     def _ticket(self, batch: Batch, opened: OpenedBatch) -> Ticket:
         return Ticket(self, OpenBatch(opened, batch.batch_size, batch.num_indices))
-
-    def _remember(self, ticket: Ticket) -> None:
-        """Add an admitted batch to those that are open."""
-        self._open.add(ticket)
-        if batch_of(ticket).capture != 0:
-            self._captured.add(ticket)
 
     def _clear_unpooled(self, views: Any, on: Stream) -> None:
         """Set outputs to zero that kernels do not write where the batch is refused later."""
@@ -143,7 +175,7 @@ class Engine(OpenBatches):
         joined = batch is not None and batch.sources is not None
         argument = "its indices" if joined else "indices"
         first = batch.first_index(found[0]) if joined and batch is not None else 0
-        return batches.index_error(table.name, table.num_embeddings, found, argument, first)
+        return batches.index_error(table.name, table.num_embeddings, found, argument, first, batch)
 
     # ---- backward --------------------------------------------------------------------------
 
@@ -152,12 +184,13 @@ class Engine(OpenBatches):
     ) -> None:
         """Update the rows of tickets once; write the gradient of the weights of those with any."""
         self._check_step_limit()
+        own = [batch_of(ticket) for ticket in used]
+        if self.storage.snapshot is not None:
+            self.storage.make_room(sum(one.num_indices for one in own), partial(_rows_of, own))
         self.rules.send(on)
-        opened = [batch_of(ticket).opened for ticket in used]
-        try:
-            self.step.backward(opened, views, weight_grads, on)
-        finally:  # without memory, the batches may be closed all the same
-            self._forget_closed(used)
+        self.step.backward([one.opened for one in own], views, weight_grads, on)
+        for one in own:
+            one.rows = None
 
     # ---- what kernels found wrong ------------------------------------------------------------
 
@@ -166,40 +199,42 @@ class Engine(OpenBatches):
 
         `weight_grad` goes with the error of a backward that has computed it.
         """
-        found = self._skipped_updates(on)
-        if found is not None and self.raise_nonfinite:
-            rows, name, row = found
-            raise NonFiniteUpdateError(
-                f"the update of {rows} row(s) would not be finite, first row {row} of table "
-                f"{name!r}; they keep their values, all others are updated",
-                rows,
-                weight_grad,
-            )
-
-    def _skipped_updates(self, on: Stream) -> tuple[int, str, int] | None:
-        """Return and forget the updates left out: how many, the first one's table and row."""
         self._close_pending(on)
-        batch, updates = self.device_errors.pop(on)
-        updates, self._pending = self._pending + updates, []
-        if batch is not None:
-            self._pending = updates  # reported at the next check
-            raise batch if isinstance(batch, Exception) else self._index_error(batch)
-        if not updates:
-            return None
-        number = min(group for group, _, _ in updates)
+        batch = self.device_errors.collect(on)
+        if batch is not None:  # updates wait for the next check
+            raised = batch if isinstance(batch, Exception) else self._index_error(batch)
+            self.device_errors.raise_batch(raised)
+        updates = self.device_errors.updates
+        if updates and self.raise_nonfinite:
+            self.device_errors.raise_updates(self._update_error(updates, weight_grad))
+        if updates:
+            self.device_errors.forget_updates()
+
+    def _update_error(
+        self, updates: list[tuple[int, int, int]], weight_grad: Any
+    ) -> NonFiniteUpdateError:
+        """Return the error of updates that were left out."""
+        rows, number = sum(count for _, count, _ in updates), min(group for group, _, _ in updates)
         name, row = self.groups[number].row_of(min(k for g, _, k in updates if g == number))
-        return sum(count for _, count, _ in updates), name, row
+        return NonFiniteUpdateError(
+            f"the update of {rows} row(s) would not be finite, first row {row} of table "
+            f"{name!r}; they keep their values, all others are updated",
+            rows,
+            weight_grad,
+        )
 
     # ---- single writes ---------------------------------------------------------------------
 
     def flush(self, on: Stream) -> None:
         """Write every dirty slot of every group back."""
         self._check_step_limit()
+        self.storage.make_room(self.storage.num_slots)
         self.step.flush(on)
 
     def write_rows(self, group: Any, keys: Any, values: Any, on: Stream) -> None:
         """Set rows of one group."""
         self._check_step_limit()
+        self.storage.make_room(values.shape[0])
         self.step.write_rows(group, keys, values, on)
 
     # ---- shapes ----------------------------------------------------------------------------
@@ -229,3 +264,9 @@ class Engine(OpenBatches):
         captures.refuse_result("forward", out)
         if training:
             self.refuse_admission(indices, on)
+
+
+def _rows_of(batches: list[OpenBatch]) -> BatchRows | None:
+    """Return what batches ask for together, None where it is not known of one."""
+    known = [one.rows for one in batches if one.rows is not None]
+    return together(known) if len(known) == len(batches) else None

@@ -25,12 +25,14 @@ _INSTEAD = {
     ("torch", "int8_fp16"): "its INT8 rows have an FP32 scale and bias: use precision 'int8'",
 }
 #: PyTorch takes a row's dimension from its bytes, so these codes must fill the last one.
-_TORCH_CODES_A_BYTE = {"int8": 1, "int4": 2, "int2": 4}
+TORCH_CODES_A_BYTE = {"int8": 1, "int4": 2, "int2": 4}
 
 
-def export_rows(state: CollectionState, table: int, layout: str, on: Stream) -> Any:
-    """Return a table's rows (E, bytes) in a layout; see ``EmbeddingBagCollection.export``."""
-    config = state.settings.tables[table]
+def export_rows(
+    state: CollectionState, group: GroupStorage, position: int, layout: str, on: Stream
+) -> Any:
+    """Return the rows (E, bytes) of a group's table; see ``EmbeddingBagCollection.export``."""
+    config = state.settings.tables[group.plan.tables[position]]
     registry.choose("layout", layout, dict.fromkeys(_KNOWN, 0))
     precision = config.precision
     if precision not in _KNOWN[layout]:
@@ -39,19 +41,18 @@ def export_rows(state: CollectionState, table: int, layout: str, on: Stream) -> 
             f"layout {layout!r} does not know the {precision} rows of table {config.name!r}: "
             f"{instead}"
         )
-    if layout == "torch" and config.embedding_dim % _TORCH_CODES_A_BYTE[precision]:
+    if layout == "torch" and config.embedding_dim % TORCH_CODES_A_BYTE[precision]:
         raise ValueError(
             f"layout 'torch': PyTorch reads {precision} rows of dimensions that are multiples of "
-            f"{_TORCH_CODES_A_BYTE[precision]} only, and table {config.name!r} has "
+            f"{TORCH_CODES_A_BYTE[precision]} only, and table {config.name!r} has "
             f"{config.embedding_dim}: use such a dimension or precision 'int8', or "
             "layout='packed' with mpembed.ops.embedding_bag"
         )
     stored = state.arrays()[f"table.{config.name}.rows"]
     values = stored.whole(on)
     rows = array_ops.upload(np.array(values) if stored.dense else values, on)
-    group = next(group for group in state.storage.groups if table in group.plan.tables)
     if group.cache is not None:
-        _write_back(state, group, table, rows, on)
+        _write_back(state, group, position, rows, on)
     codes = registry.code_bytes(precision, config.embedding_dim)
     if layout != "fbgemm" or codes == rows.shape[1]:
         return rows
@@ -61,10 +62,10 @@ def export_rows(state: CollectionState, table: int, layout: str, on: Stream) -> 
 
 
 def _write_back(
-    state: CollectionState, group: GroupStorage, table: int, rows: Any, on: Stream
+    state: CollectionState, group: GroupStorage, position: int, rows: Any, on: Stream
 ) -> None:
     """Encode the cached rows that differ from the table's into `rows`, as a flush would."""
-    settings, position = state.settings, group.plan.tables.index(table)
+    settings, table = state.settings, group.plan.tables[position]
     config = settings.tables[table]
     base = sum(settings.tables[i].num_embeddings for i in group.plan.tables[:position])
     ids = _dirty_rows(state, group, on)
@@ -79,14 +80,10 @@ def _write_back(
         config.num_embeddings,
         array_ops.address(rows),
         rows.shape[1],
-        [],
-        None,
         precision=registry.FORMATS[config.precision],
         pooling=registry.POOLINGS[config.pooling],
         table_id=settings.table_id(table),
         first_row=config.first_row,
-        feature=0,
-        column=0,
     )
     target.keep_alive(rows)
     target.upload_descriptors(on)
@@ -95,8 +92,8 @@ def _write_back(
         piece = ids[begin : begin + each]
         values = array_ops.result((len(piece), config.embedding_dim), np.float32, on)
         matrix = view(values, "values", on)
-        group.kernels.read_rows(kernels.Keys(piece + np.uint64(base), on), matrix, on)
-        target.write_rows(kernels.Keys(piece, on), matrix, on)
+        group.kernels.read_rows(group.kernels.keys(position, piece, on), matrix, on)
+        target.write_rows(target.keys(0, piece, on), matrix, on)
 
 
 def _dirty_rows(state: CollectionState, group: GroupStorage, on: Stream) -> npt.NDArray[np.uint64]:

@@ -40,7 +40,7 @@ class GroupPlan:
     @property
     def kind(self) -> int:
         """The optimizer's number; -1 for frozen tables."""
-        return -1 if self.optimizer is None else registry.OPTIMIZERS[self.optimizer.kind]
+        return -1 if self.optimizer is None else self.optimizer.kernel_kind()[0]
 
     @property
     def slot_floats(self) -> int:
@@ -65,11 +65,18 @@ def plan(settings: Settings) -> list[GroupPlan]:
             cached = settings.cache is not None and table.placement == "host"
             key = table.embedding_dim, len(registry.OPTIMIZERS), 0, int(cached)
         else:
-            kind = registry.OPTIMIZERS[optimizer.kind]
-            mode = registry.WEIGHT_DECAYS[optimizer.weight_decay_mode]
-            key = table.embedding_dim, kind, mode, int(settings.cache is not None)
+            cached = settings.cache is not None
+            key = table.embedding_dim, *optimizer.kernel_kind(), int(cached)
         found.setdefault(key, []).append(number)
     return [
         GroupPlan(key[0], settings.optimizers[tables[0]], bool(key[3]), tuple(tables))
         for key, tables in sorted(found.items())
     ]
+
+
+def first_keys(group: GroupPlan, settings: Settings) -> dict[int, int]:
+    """Return the linear row id of row 0 of each table of a group, by the table's place."""
+    found, end = {}, 0
+    for table in group.tables:
+        found[table], end = end, end + settings.tables[table].num_embeddings
+    return found

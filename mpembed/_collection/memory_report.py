@@ -11,6 +11,7 @@ from mpembed.config import TableConfig
 
 def memory_report(storage: Storage, workspace: int) -> dict[str, Any]:
     """Return the bytes of a collection's arrays; see ``EmbeddingBagCollection.memory_report``."""
+    storage.drop_read_snapshot()
     pairs = list(zip(storage.configs, storage.tables, strict=True))
     tables = {config.name: _table(config, records) for config, records in pairs}
     caches = {
@@ -27,13 +28,18 @@ def memory_report(storage: Storage, workspace: int) -> dict[str, Any]:
     descriptors = sum(group.kernels.nbytes for group in storage.groups)
     descriptors += storage.steps.nbytes + storage.rules.nbytes + storage.device_errors.nbytes
     total = sum(sum(part.values()) for part in parts)
-    total += workspace + storage.stats.nbytes + descriptors
+    statistics = storage.stats.nbytes + storage.noise.nbytes
+    tracking = storage.changes.nbytes + storage.saves.nbytes
+    snapshot = 0 if storage.snapshot is None else storage.snapshot.nbytes
+    total += workspace + statistics + descriptors + tracking + snapshot
     states = sum(part["optimizer_state"] for part in parts)
     return {
         "tables": tables,
         "caches": caches,
-        "statistics": storage.stats.nbytes,
+        "statistics": statistics,
         "descriptors": descriptors,
+        "change_tracking": tracking,
+        "background_save": snapshot,
         "workspace": workspace,
         "total": total,
         "pinned_host": sum(

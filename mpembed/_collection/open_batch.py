@@ -4,6 +4,7 @@ from typing import Any
 
 from mpembed._bindings.kernels import OpenedBatch
 from mpembed._bindings.view import View
+from mpembed._collection.batch_rows import BatchRows
 
 
 class OpenBatch:
@@ -17,36 +18,29 @@ class OpenBatch:
         Bags a table; indices of all tables.
     capture : int
         The capture of a CUDA graph in which the batch was opened; 0 outside of all.
-    open : bool
-        Whether the batch still waits for its backward.
-    arguments : list of View
-        A prefetch's indices and offsets, kept so that their memory is not reused meanwhile.
     shapes : tuple, or dict of table name -> tuple
         Of the outputs.
     named_counts : dict of table name -> int, or None
         Indices of each table where the weights came as a dict, and so will their gradient.
+    rows : BatchRows or None
+        What it asks for, where a backward could fill what a save in the background keeps.
     """
 
-    __slots__ = (
-        "arguments",
-        "batch_size",
-        "capture",
-        "named_counts",
-        "num_indices",
-        "open",
-        "opened",
-        "shapes",
-    )
+    __slots__ = ("batch_size", "capture", "named_counts", "num_indices", "opened", "rows", "shapes")
 
     def __init__(self, opened: OpenedBatch, batch_size: int, num_indices: int) -> None:
         self.opened = opened
         self.batch_size = batch_size
         self.num_indices = num_indices
         self.capture = opened.capture
-        self.open = True
-        self.arguments: list[View] = []
         self.shapes: Any = None
         self.named_counts: dict[str, int] | None = None
+        self.rows: BatchRows | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether the batch still waits for its backward: as the step has left it."""
+        return self.opened.is_open
 
     @property
     def weighted(self) -> bool:
@@ -60,7 +54,8 @@ class OpenBatch:
 
     def same_arrays(self, arguments: list[View]) -> bool:
         """Whether a batch lies in the memory of this prefetch."""
-        return [_location(a) for a in self.arguments] == [_location(a) for a in arguments]
+        kept = self.opened.arguments or []
+        return [_location(a) for a in kept] == [_location(a) for a in arguments]
 
 
 def _location(array: View) -> tuple[int, int, str]:

@@ -1,6 +1,6 @@
 """The parameters of a collection's updates: those of its optimizers, kept up to date."""
 
-from mpembed import optim, registry
+from mpembed import optim
 from mpembed._arguments import captures
 from mpembed._bindings.device import CallOrder, Stream
 from mpembed._collection.storage import Storage
@@ -30,16 +30,14 @@ class Rates:
         self._rules.send(storage.device.stream(None))
 
     def _set(self, optimizer: Optimizer) -> None:
-        kind = registry.OPTIMIZERS[optimizer.kind]
-        mode = registry.WEIGHT_DECAYS[optimizer.weight_decay_mode]
-        parameters = optimizer.parameters()
+        rule = *optimizer.kernel_kind(), optimizer.parameters()
         for place in self._places[id(optimizer)]:
-            self._rules.set_table(place, kind, mode, parameters)
+            self._rules.set_table(place, *rule)
 
     def refuse_lr(self) -> None:
         """Raise RuntimeError where graphs of this collection cannot be given another rate now."""
         if self._calls.was_captured:
-            with self._calls.on_last_stream(_refuse_lr):
+            with self._calls.inside(_refuse_lr):
                 pass
 
     def set_lr(self, optimizer: Optimizer) -> None:
@@ -53,7 +51,7 @@ class Rates:
             return
         self._calls.later = self._rules.send
         if self._calls.was_captured:
-            with self._calls.on_last_stream(_refuse_lr):
+            with self._calls.inside(_refuse_lr):
                 pass
 
 

@@ -135,6 +135,53 @@ class StoredArray:
         for begin, end in self.pieces():
             self.write(begin, np.full((end - begin, *self.shape[1:]), value, self.dtype), on)
 
+    def flattened(self, leading: int) -> "StoredArray":
+        """Return the same with its first dimensions as one; rows and columns in memory stay."""
+        count = math.prod(self.shape[:leading])
+        stride = self.memory.nbytes // max(1, count)
+        memory = array_ops.reshaped(self.memory, (count, stride), np.uint8)
+        return StoredArray(memory, (count, *self.shape[leading:]), self.dtype, self.offset)
+
+    def gather(self, ids: npt.NDArray[np.int64], on: Stream) -> npt.NDArray[Any]:
+        """Return a copy of some elements in the host's memory, contiguous."""
+        shape = (len(ids), *self.shape[1:])
+        if not isinstance(self.memory, Tensor):
+            values = self._opaque(np.asarray(self.memory))[ids]
+            return values.view(self.dtype).reshape(shape)
+        result = np.empty(shape, self.dtype)
+        for begin, end, here in self._spans_of(ids):
+            result[here] = self.read(begin, end, on)[ids[here] - begin]
+        return result
+
+    def scatter(self, ids: npt.NDArray[np.int64], values: npt.NDArray[Any], on: Stream) -> None:
+        """Set some elements, none of them twice; a device is waited for."""
+        if not isinstance(self.memory, Tensor):
+            data = np.ascontiguousarray(values, self.dtype).reshape(-1).view(f"V{self._row_bytes}")
+            self._opaque(np.asarray(self.memory))[ids] = data
+            return
+        for begin, end, here in self._spans_of(ids):
+            held = self.read(begin, end, on).copy()
+            held[ids[here] - begin] = values[here]
+            self.write(begin, held, on)
+
+    def _opaque(self, memory: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the elements in memory, each as one opaque value, which is fast to move."""
+        kind, count = np.dtype(f"V{self._row_bytes}"), self.shape[0]
+        if count == 0:
+            return np.empty(0, kind)
+        stride = memory.nbytes // count
+        data = memory.reshape(-1).view(np.uint8).data
+        return np.ndarray((count,), kind, data, self.offset, (stride,))
+
+    def _spans_of(
+        self, ids: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
+        """Yield spans of at most a piece that these elements lie in, and which of them each has."""
+        for begin, end in self.pieces():
+            here = np.flatnonzero((ids >= begin) & (ids < end))
+            if here.size:
+                yield int(ids[here].min()), int(ids[here].max()) + 1, here
+
     def whole(self, on: Stream) -> npt.NDArray[Any]:
         """Return all elements in the host's memory, contiguous and perhaps not copied."""
         if self.dense:

@@ -1,13 +1,13 @@
 """What outlives a call: the settings, arrays and write step of a collection."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mpembed._arguments.scalars import integer
 from mpembed._bindings import array_ops, contract
 from mpembed._bindings.array_ops import Array
 from mpembed._bindings.device import Call, Stream
@@ -16,6 +16,10 @@ from mpembed._collection import storage
 from mpembed._collection.engine import Engine
 from mpembed._collection.records import StoredArray
 from mpembed._collection.settings import Settings
+from mpembed._collection.snapshot import Snapshot
+from mpembed._collection.state_checks import StateChecks
+from mpembed.load_report import LoadReport
+from mpembed.rounding import RoundingReport, judge
 
 
 class Counters(NamedTuple):
@@ -59,16 +63,29 @@ class CollectionState:
         The arrays.
     engine : Engine
         What happens to batches.
+    restores : int
+        Calls of `restore` so far: what is kept of the rows is of use no longer than it is the same.
+    load_report : LoadReport or None
+        What became of the checkpoint that it was loaded from.
+    foreign_writes : callable or None
+        Counts how often others than the collection's calls have written the arrays, of this state.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.restores = 0
+        self.load_report: LoadReport | None = None
+        self.foreign_writes: Callable[[CollectionState], int] | None = None
+        self._known_writes = 0
         self.storage = storage.allocate(settings)
         self.engine = Engine(
             self.storage,
             drop=settings.bounds == "drop",
             raise_nonfinite=settings.on_nonfinite == "raise",
         )
+        # The rounding sums at the last report. Those in the storage are state, which a report must
+        # not change: it subtracts these instead of setting those to 0.
+        self._reported: npt.NDArray[np.int64] = np.zeros((1, 1), np.int64)
 
     def draw_initial_rows(self) -> None:
         """Fill every table with its initial rows."""
@@ -77,16 +94,16 @@ class CollectionState:
 
     # ---- turns ----------------------------------------------------------------------------------
 
-    @contextmanager
-    def reading(self) -> Iterator[Stream]:
+    def reading(self) -> Call:
         """Take a turn among the collection's calls, once what kernels found wrong is raised."""
-        with self.writing() as on:
-            self.engine.raise_found(on)
-            yield on
+        return self.engine.calls.on_last_stream(first=self.engine.raise_found, holds=True)
 
     def writing(self) -> Call:
-        """Take a turn among the collection's calls; what comes on any stream waits for it."""
-        return self.engine.calls.on_last_stream()
+        """Take a turn among the collection's calls; what comes on any stream waits for it.
+
+        Also where a call was interrupted that left arrays half changed.
+        """
+        return self.engine.calls.on_last_stream(repairs=True)
 
     # ---- reading --------------------------------------------------------------------------------
 
@@ -111,6 +128,97 @@ class CollectionState:
         owners = {"step": self.engine.steps, "updates": self.storage.rules}
         return {name: np.asarray(_CounterMemory(owner)) for name, owner in owners.items()}
 
+    def rounding_report(self, on: Stream, *, keep: bool = False) -> RoundingReport:
+        """Return the report since the last one; a device is waited for.
+
+        Parameters
+        ----------
+        on : Stream
+            The turn's.
+        keep : bool
+            The next report covers what this one does, too.
+        """
+        sums: npt.NDArray[np.int64]
+        sums = array_ops.host(array_ops.read_only(self.storage.noise, on)).copy()
+        found = judge(self.settings.tables, self._load_factors(), sums - self._reported)
+        if not keep:
+            self._reported = sums
+        return found
+
+    def _load_factors(self) -> list[float]:
+        """Return the cache rows as a share of the rows of each table's group."""
+        shares = [0.0] * len(self.settings.tables)
+        for group in self.storage.groups:
+            if group.cache is not None:
+                for table in group.plan.tables:
+                    shares[table] = group.cache.tags.size / max(1, group.kernels.total_rows)
+        return shares
+
+    def track_changes(self, on: Stream) -> None:
+        """Mark the rows and slots that are written from now on, for ``storage.changes.read``.
+
+        Raises
+        ------
+        RuntimeError
+            If a CUDA graph was captured before the first call: its launches would mark too little.
+        """
+        if self.engine.calls.was_captured and not self.storage.changes.bitmaps:
+            raise RuntimeError(
+                "changes cannot be tracked once a CUDA graph has captured the collection's calls: "
+                "start before the capture"
+            )
+        self.storage.changes.start(on)
+
+    def notice_foreign_writes(self, on: Stream) -> bool:
+        """Forget all saves if others have written the arrays, of which nothing is marked.
+
+        Return whether they have, since the last time.
+        """
+        count = 0 if self.foreign_writes is None else self.foreign_writes(self)
+        if count == self._known_writes:
+            return False
+        self.storage.saves.forget()
+        self.storage.changes.mark_all(on)
+        self._known_writes = count
+        return True
+
+    def refuse_second_snapshot(self) -> None:
+        """Raise RuntimeError while one is read."""
+        if self.storage.snapshot is not None and not self.storage.snapshot.over:
+            raise RuntimeError(
+                "a save in the background is going on: wait for its result() before the next one"
+            )
+
+    def snapshot(self, on: Stream) -> Snapshot:
+        """Return the state as it is now, to be given to `start_snapshot` in the same turn."""
+        arrays = self.arrays()
+        copies = {
+            name: self.without_pins(name, stored.whole(on)).copy()
+            for name, stored in arrays.items()
+            if storage.leading_dimensions(name) == 0
+        }
+        return Snapshot(self.storage.changes.groups, arrays, copies)
+
+    def start_snapshot(self, snapshot: Snapshot) -> None:
+        """Let a snapshot be read while the CPU's kernels go on.
+
+        Nothing else may write the arrays before it is over (`Storage.finish_snapshot`). Where this
+        is interrupted, `Storage.end_snapshot` takes it back.
+
+        Raises
+        ------
+        RuntimeError
+            While another one is read, which goes on.
+        """
+        while self.storage.snapshot is not snapshot:
+            self.refuse_second_snapshot()
+            before = self.storage.snapshot
+            # A signal's handler may have started another one; none comes between the last check
+            # and the line below.
+            if (before is None or before.give_way()) and self.storage.snapshot is before:
+                self.storage.snapshot = snapshot
+        snapshot.attach()
+
     # ---- restoring ------------------------------------------------------------------------------
 
     def without_pins(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -119,42 +227,86 @@ class CollectionState:
             return values
         return values & np.uint64(~contract.PIN_MASK & (2**64 - 1))
 
-    def check(self, name: str, values: npt.NDArray[Any]) -> None:
-        """Refuse values that kernels would trust wrongly: tags that point outside the tables.
+    def checks(self) -> StateChecks:
+        """Return the checks of arrays that come from elsewhere, to be taken piece by piece."""
+        return StateChecks(self.settings)
 
-        Raises
-        ------
-        ValueError
-            If tags are damaged; they may hold no pins.
-        """
-        if not _holds_tags(name):
-            return
-        group = next(g for g in self.storage.groups if name == f"cache.{g.plan.label}.tags")
-        ids = values & np.uint64(contract.EMPTY_TAG)
-        used = ids != contract.EMPTY_TAG
-        pins = values & np.uint64(contract.PIN_MASK)
-        dirty_empty = values[~used] != contract.EMPTY_TAG
-        if (ids[used] >= group.kernels.total_rows).any() or pins.any() or dirty_empty.any():
-            raise ValueError("its cache tags are damaged")
+    def check(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Raise ValueError if values of all arrays are not what training leaves."""
+        checks = self.checks()
+        for name, own in self.arrays().items():
+            for begin, end in own.pieces():
+                checks.piece(name, begin, arrays[name][begin:end])
+
+    def check_own(self, on: Stream) -> None:
+        """Raise ValueError if the arrays in memory are not what training leaves."""
+        checks = self.checks()
+        for name, own in self.arrays().items():
+            for begin, end in own.pieces():
+                checks.piece(name, begin, self.without_pins(name, own.read(begin, end, on)))
 
     def set_counters(self, counters: Counters, on: Stream) -> None:
         """Continue from a write step and a count of updates."""
         self.engine.steps.set(counters.step, on)
         self.storage.rules.set_updates(counters.updates, on)
 
+    def set_updates(self, updates: int, on: Stream) -> None:
+        """Continue from a count of updates; takes a write step, or as many as there were updates.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no count.
+        OverflowError
+            If no write step is left.
+        """
+        count = integer("updates", updates, 0, contract.MAX_STEP)
+        step, before = max(self.engine.next_step(on), count), self.counters(on)
+        try:
+            self.engine.calls.half_done = half_done("set_updates")
+            self.set_counters(Counters(step, count), on)
+            self.engine.calls.half_done = None
+        except BaseException:  # a signal, between the two
+            self.set_counters(before, on)
+            self.engine.calls.half_done = None
+            raise
+
     def restore(
         self, arrays: Mapping[str, npt.NDArray[Any]], counters: Counters, seed: int
     ) -> None:
-        """Continue from checked values of all arrays; open batches are dropped."""
-        with self.writing() as on:
-            self.engine.drop_all()
+        """Continue from values of all arrays, of the right shapes; open batches are dropped.
+
+        Raises
+        ------
+        ValueError
+            If the values are not what training leaves; then nothing has changed.
+        """
+        calls = self.engine.calls
+        with calls.on_last_stream(changes=True, alone=True, repairs=True) as on:
+            self.storage.finish_snapshot()  # which may wait: nothing is checked before
+            self.check(arrays)
+            self.engine.drop_all(on)
+            calls.half_done = half_done("load_state_dict")
+            self.restores += 1
+            self.storage.saves.forget()
+            self._reported = np.zeros_like(self._reported)
             for name, own in self.arrays().items():
                 for begin, end in own.pieces():
                     own.write(begin, arrays[name][begin:end], on)
+            self.storage.changes.mark_all(on)
             self.set_counters(counters, on)
             if seed != self.settings.seed:
                 self.settings = dataclasses.replace(self.settings, seed=seed)
                 self.engine.reseed(seed)
+            calls.half_done = None
+
+
+def half_done(what: str) -> str:
+    """Return what calls raise after one that left arrays half changed."""
+    return (
+        f"{what} was interrupted and has set a part of the arrays: load a state again, with "
+        "load_state_dict or EmbeddingBagCollection.load"
+    )
 
 
 class _CounterMemory:

@@ -1,6 +1,7 @@
 """The arrays of a collection; Python owns them, kernels get views."""
 
 import bisect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +13,13 @@ from mpembed._bindings.array_ops import Array
 from mpembed._bindings.device import Device, Stream
 from mpembed._bindings.view import View
 from mpembed._collection import grouping
+from mpembed._collection.batch_rows import BatchRows
+from mpembed._collection.changes import ChangeTracking, WrittenGroup
 from mpembed._collection.grouping import GroupPlan
 from mpembed._collection.records import Field, Records, StoredArray
+from mpembed._collection.save_history import SaveHistory
 from mpembed._collection.settings import Settings
+from mpembed._collection.snapshot import Snapshot
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.optim import Optimizer
 
@@ -70,8 +75,16 @@ class Storage:
     settings: Settings
     tables: list[Records]
     stats: Array
+    noise: Array  # sums over a sample of the writes
     groups: list[GroupStorage] = field(default_factory=list)
+    changes: ChangeTracking = field(init=False)
+    saves: SaveHistory = field(init=False)
+    snapshot: Snapshot | None = None
     _spans: list[tuple[int, int, str]] | None = None
+
+    def __post_init__(self) -> None:
+        self.changes = ChangeTracking(self.device)
+        self.saves = SaveHistory(self.changes)
 
     @property
     def configs(self) -> tuple[TableConfig, ...]:
@@ -89,7 +102,55 @@ class Storage:
                 for key, array in group.cache.arrays().items():
                     named[f"cache.{group.plan.label}.{key}"] = StoredArray.of(array)
         named["stats"] = StoredArray.of(self.stats)
+        named["noise"] = StoredArray.of(self.noise)
         return named
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of all caches."""
+        return sum(group.slots or 0 for group in self.changes.groups)
+
+    def make_room(self, rows: int, find: Callable[[], BatchRows | None] | None = None) -> None:
+        """Before a call that writes at most so many rows: see `Snapshot.make_room`."""
+        if self.snapshot is not None:
+            self.snapshot.make_room(rows, find)
+            self.drop_read_snapshot()
+
+    def keep_rows(self, rows: BatchRows) -> None:
+        """Before others than the kernels write some rows and slots, by the names of their owners.
+
+        Waits as `make_room` does.
+        """
+        self.make_room(sum(map(len, rows.values())))
+        if self.snapshot is not None:
+            for name, numbers in rows.items():
+                self.snapshot.keep(name, numbers)
+
+    def drop_read_snapshot(self) -> None:
+        """Give back the memory of a snapshot that is over; the thread that reads it cannot."""
+        if self.snapshot is not None and self.snapshot.over:
+            self.end_snapshot(self.snapshot)
+
+    def finish_snapshot(self) -> None:
+        """Wait until a snapshot is over, before others than the kernels write the arrays."""
+        if self.snapshot is not None:
+            self.snapshot.wait()
+            self.end_snapshot(self.snapshot)
+
+    def end_snapshot(self, snapshot: Snapshot) -> None:
+        """Let the kernels keep nothing more for a snapshot."""
+        if self.snapshot is snapshot:
+            snapshot.detach()
+            if self.snapshot is snapshot:
+                self.snapshot = None
+
+    def places(self, table: int) -> tuple[tuple[int, int], list[tuple[int, int, int]]]:
+        """Return the address and stride of a table's rows, and of its states with their formats."""
+        rows, *places = self.tables[table].places()
+        optimizer = self.settings.optimizers[table]
+        states = () if optimizer is None else optimizer.states
+        formats = [registry.FORMATS[state.precision] for state in states]
+        return rows, [(*place, kind) for place, kind in zip(places, formats, strict=True)]
 
     def _memory(self) -> dict[str, Array]:
         """Return what is allocated, by the name of an array in it."""
@@ -162,8 +223,21 @@ def logical_arrays(settings: Settings) -> dict[str, tuple[np.dtype[Any], tuple[i
             rows = sum(settings.tables[i].num_embeddings for i in group.tables)
             shapes = cache_shapes(settings.cache, rows, group)
             found |= {f"cache.{group.label}.{name}": one for name, one in shapes.items()}
-    found["stats"] = np.dtype(np.int64), (len(settings.tables), len(registry.STATS))
+    for name, entries in (("stats", registry.STATS), ("noise", registry.NOISE_SUMS)):
+        found[name] = np.dtype(np.int64), (len(settings.tables), len(entries))
     return found
+
+
+def leading_dimensions(name: str) -> int:
+    """Return how many dimensions of an array count rows of a table, or slots of a cache.
+
+    0 where it has neither, or its kernels write more than the rows that a batch asks for: tags and
+    policy state change at every forward.
+    """
+    owner, _, own = name.rpartition(".")
+    if owner.startswith("table."):
+        return 1
+    return 2 if owner.startswith("cache.") and own in ("rows", "values") else 0  # by set and way
 
 
 def allocate(settings: Settings) -> Storage:
@@ -178,16 +252,21 @@ def allocate(settings: Settings) -> Storage:
         )
         for config, optimizer in zip(configs, settings.optimizers, strict=True)
     ]
-    stats = array_ops.full(device, (len(configs), len(registry.STATS)), np.int64, 0)
+    stats, noise = (
+        array_ops.full(device, (len(configs), len(entries)), np.int64, 0)
+        for entries in (registry.STATS, registry.NOISE_SUMS)
+    )
     plans = grouping.plan(settings)
     on = device.stream(None)
     steps = kernels.StepCounter(on, 0, permanent=True)
     rules = kernels.UpdateRules(on, len(configs), 0, permanent=True)
     errors = kernels.DeviceErrors(on, len(plans), permanent=True)
-    storage = Storage(device, steps, rules, errors, settings, tables, stats)
+    storage = Storage(device, steps, rules, errors, settings, tables, stats, noise)
     first = 0
     for number, plan in enumerate(plans):
-        storage.groups.append(_allocate_group(storage, number, plan, first, on))
+        group = _allocate_group(storage, number, plan, first, on)
+        storage.groups.append(group)
+        storage.changes.groups.append(_written(group, configs))
         first += len(plan.tables)
     return storage
 
@@ -203,19 +282,16 @@ def _allocate_group(
     )
     columns = np.cumsum([0] + [config.embedding_dim for config in settings.tables])
     for i in plan.tables:
-        config, optimizer = settings.tables[i], settings.optimizers[i]
-        (rows, stride), *places = storage.tables[i].places()
-        states = () if optimizer is None else optimizer.states
+        config = settings.tables[i]
+        (rows, stride), states = storage.places(i)
         group.add_table(
             config.name,
             config.num_embeddings,
             rows,
             stride,
-            [
-                (*place, registry.FORMATS[state.precision])
-                for place, state in zip(places, states, strict=True)
-            ],
-            array_ops.row(storage.stats, i),
+            states=states,
+            stats=array_ops.row(storage.stats, i),
+            noise=array_ops.row(storage.noise, i),
             precision=registry.FORMATS[config.precision],
             pooling=registry.POOLINGS[config.pooling],
             table_id=settings.table_id(i),
@@ -225,8 +301,7 @@ def _allocate_group(
         )
         group.keep_alive(*storage.tables[i].memory())
     if plan.optimizer is not None:
-        mode = registry.WEIGHT_DECAYS[plan.optimizer.weight_decay_mode]
-        group.set_optimizer(storage.rules, first, plan.kind, mode)
+        group.set_optimizer(storage.rules, first, *plan.optimizer.kernel_kind())
     cached = None
     if plan.cached and settings.cache is not None:
         cached = CacheArrays.allocate(settings.cache, group.total_rows, plan, storage.device)
@@ -241,6 +316,13 @@ def _allocate_group(
         )
     group.upload_descriptors(on, permanent=True)
     return GroupStorage(plan, group, cached)
+
+
+def _written(group: GroupStorage, configs: tuple[TableConfig, ...]) -> WrittenGroup:
+    """Return what the kernels write of a group, by name, and how much of each."""
+    tables = {f"table.{configs[i].name}": configs[i].num_embeddings for i in group.plan.tables}
+    slots = None if group.cache is None else group.cache.tags.size
+    return WrittenGroup(group.kernels, tables, f"cache.{group.plan.label}", slots)
 
 
 def draw_initial_rows(storage: Storage) -> None:

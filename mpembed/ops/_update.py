@@ -7,11 +7,11 @@ from typing import Any, TypedDict, TypeVar
 from mpembed import registry
 from mpembed._arguments import captures
 from mpembed._arguments.arrays import BYTE, FLOAT, INDEX, begin, draw_key, refuse_values
-from mpembed._arguments.batches import make_batch_of_one, one_bag, table_lookups
+from mpembed._arguments.batches import single_bag, table_lookups
 from mpembed._arguments.scalars import integer
 from mpembed._bindings import kernels
 from mpembed._bindings.device import Stream
-from mpembed._bindings.dlpack import view
+from mpembed._bindings.dlpack import refuse_moved, view
 from mpembed._bindings.view import DTYPES, View, require
 from mpembed.optim import Optimizer
 from mpembed.registry import MAX_DIM
@@ -35,7 +35,7 @@ class Options(TypedDict, total=False):
 
 _DEFAULTS = {
     **{"weight_decay": 0.0, "weight_decay_mode": "none", "precision": "fp32", "dim": None},
-    **{"rounding": "stochastic", "seed": 0, "step": 0, "stream": None},
+    **{"rounding": registry.DEFAULT_ROUNDING, "seed": 0, "step": 0, "stream": None},
 }
 _HEAD = """{summary}
 
@@ -63,8 +63,10 @@ precision : str
     Format of `weights`.
 dim : int, optional
     D; needed where `weights` are packed bytes.
-rounding, seed, step
-    As in `quantize`, for formats that round.
+rounding : str
+    As in `EmbeddingBagCollection`, for formats that round.
+seed, step
+    As in `quantize`.
 stream
     As in `quantize`.
 
@@ -169,9 +171,13 @@ def apply(
     options: Options,
     updates: int = 1,
 ) -> int:
+    """Check the arguments of a sparse optimizer and run its update; return the rows left out.
+
+    `own` are the arguments of the optimizer's class, `states` the arrays by their arguments' names.
+    """
     given = _settings(call, options)
-    decay = given["weight_decay"], given["weight_decay_mode"]
-    settings = optimizer(**own, weight_decay=decay[0], weight_decay_mode=decay[1])
+    decay = {name: given[name] for name in ("weight_decay", "weight_decay_mode")}
+    settings = optimizer(**own, **decay)
     precision = given["precision"]
     fmt = registry.choose("precision", precision, registry.FORMATS)
     mode = registry.choose("rounding", given["rounding"], registry.ROUNDINGS)
@@ -192,31 +198,37 @@ def apply(
         for (name, array), state in zip(states.items(), settings.states, strict=True)
     ]
     kernels.refuse_overlap([table, *stored], [ids, gradient])
-    batch = make_batch_of_one(rows, one_bag(ids, on), None, on)
+    refuse_moved([table, *stored, ids, gradient])
+    batch = single_bag(ids, on)
+    rules = kernels.UpdateRules(on, 1, number - 1)
+    rules.set_table(0, *settings.kernel_kind(), settings.parameters())
+    rules.send(on)
     group = kernels.Group(kernels.StepCounter(on, step), 0, 1, columns, mode, seed)
     group.add_table(
         "weights",
         table.shape[0],
         table.address,
         table.shape[1] * (4 if table.dtype == "float32" else 1),
-        [_place(state) for state in stored],
-        None,
         precision=fmt,
         pooling=registry.POOLINGS["none"],
-        table_id=0,
-        first_row=0,
-        feature=0,
-        column=0,
+        states=[_place(state) for state in stored],
     )
     group.keep_alive(table, *stored)
-    rules = kernels.UpdateRules(on, 1, number - 1)
-    kind = registry.OPTIMIZERS[settings.kind]
-    decay_mode = registry.WEIGHT_DECAYS[settings.weight_decay_mode]
-    rules.set_table(0, kind, decay_mode, settings.parameters())
-    rules.send(on)
-    group.set_optimizer(rules, 0, kind, decay_mode)
+    group.set_optimizer(rules, 0, *settings.kernel_kind())
     group.upload_descriptors(on)
-    lookups = table_lookups(group, table.shape[0], batch, on, "rows")
+    return _update(
+        group, rules, table_lookups(group, table.shape[0], batch, on, "rows"), gradient, on
+    )
+
+
+def _update(
+    group: kernels.Group,
+    rules: kernels.UpdateRules,
+    lookups: kernels.GroupBatch,
+    gradient: View,
+    on: Stream,
+) -> int:
+    """Run the update of a checked batch; return the rows left out."""
     lookups.dedup(group, on)
     errors = kernels.DeviceErrors(on, 1)
     rules.begin(on)

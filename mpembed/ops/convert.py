@@ -66,7 +66,12 @@ def quantize(
         If a row is not finite or exceeds the range; nothing is written.
     """
     fmt = registry.choose("precision", precision, registry.FORMATS)
-    mode = registry.choose("rounding", rounding, registry.ROUNDINGS)
+    if rounding == "paired":
+        raise ValueError(
+            "rounding='paired' is not supported: quantize writes new rows, and a pair needs a row "
+            "that was there before; use rounding='stochastic'"
+        )
+    mode = registry.choose("rounding", rounding, registry.ROUNDINGS_OF_NEW_ROWS)
     seed, step = draw_key(seed, step)
     on, source, rows, dim = _matrix(x, "x", FLOAT, stream, "quantize")
     shape = rows, registry.row_bytes(precision, dim)
@@ -135,10 +140,10 @@ def unpack_int2(packed: Any, dim: int, *, out: Any = None, stream: Any = None) -
 
 def _pack(codes: Any, bits: int, out: Any, stream: Any) -> Any:
     on, source, rows, dim = _matrix(codes, "codes", BYTE, stream, f"pack_int{bits}")
+    result, target = result_view(out, (rows, -(-dim * bits // 8)), np.uint8, BYTE, on, source)
     found = kernels.oversized_code(source, bits, on)
     if found is not None:
         raise ValueError(f"codes must be below {1 << bits}, got {found[1]} at {found[0]}")
-    result, target = result_view(out, (rows, -(-dim * bits // 8)), np.uint8, BYTE, on, source)
     kernels.pack_codes(source, rows, dim, bits, target, on)
     return result
 

@@ -7,11 +7,12 @@ import numpy as np
 from mpembed import registry
 from mpembed._arguments import captures
 from mpembed._arguments.arrays import FLOAT, INDEX, begin, packed_rows, result_view
-from mpembed._arguments.batches import make_batch_of_one, one_bag, table_lookups
+from mpembed._arguments.batches import make_batch_of_one, single_bag, table_lookups
 from mpembed._arguments.scalars import integer
 from mpembed._bindings import array_ops, contract, kernels
 from mpembed._bindings.device import Stream
-from mpembed._bindings.dlpack import view
+from mpembed._bindings.dlpack import refuse_moved, view
+from mpembed._bindings.tensor import Tensor
 from mpembed._bindings.view import DTYPES, View, require
 from mpembed.registry import MAX_DIM
 
@@ -39,7 +40,6 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
     on, source = begin(indices, "indices", stream, captures.waits("unique_rows"))
     require(source, INDEX, 1)
     n = integer("the number of indices", source.size, 0, contract.MAX_LOOKUPS)
-    keys = _keys(indices, source, "indices", 2**63 - 1, on)
     kinds = ("int64", "int64", "int32")
     least = (n, n + 1, n)
     if out is None:
@@ -49,11 +49,14 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
         raise TypeError(f"out must be a tuple of three arrays, got {type(out).__name__}")
     else:
         arrays = out
+        _refuse_without_slices(out)
     names = ("rows of out", "starts of out", "positions of out")
     views = [_vector(*each, on) for each in zip(arrays, names, kinds, least, strict=True)]
     if out is not None:
+        refuse_moved([source, *views])
         kernels.refuse_overlap(views, [source])
-    count = kernels.unique_keys(keys, _limit(source, on), views[0], views[1], views[2], on)
+    keys = _keys(source, "indices", 2**63 - 1, on)
+    count = kernels.unique_keys(keys, _limit(keys, source, on), views[0], views[1], views[2], on)
     rows = array_ops.piece(arrays[0], 0, count)
     starts = array_ops.piece(arrays[1], 0, count + 1)
     positions = array_ops.piece(arrays[2], 0, n)
@@ -63,10 +66,20 @@ def unique_rows(indices: Any, *, out: Any = None, stream: Any = None) -> tuple[A
     return rows, starts, positions
 
 
-def _limit(source: View, on: Stream) -> int:
-    """Return a number that all indices are below: the fewer bits, the faster the sort."""
-    if on.device.synchronous:  # the indices can be read at once
-        return int(np.asarray(source).max(initial=0)) + 1
+def _refuse_without_slices(out: tuple[Any, Any, Any]) -> None:
+    """Raise TypeError where what is to be returned cannot be a beginning of an array."""
+    for one in out:
+        if not hasattr(type(one), "__getitem__") and not isinstance(one, Tensor):
+            raise TypeError(
+                f"out: a {type(one).__name__} cannot be sliced, and the beginnings of out are "
+                "returned; pass NumPy arrays, PyTorch tensors or mpembed's own"
+            )
+
+
+def _limit(keys: kernels.Keys, source: View, on: Stream) -> int:
+    """Return a number that all keys are below: the fewer bits, the faster the sort."""
+    if on.device.synchronous:  # the keys can be read at once
+        return keys.limit()
     return 2**31 if source.dtype == "int32" else 2**63 - 1
 
 
@@ -78,7 +91,7 @@ def _vector(array: Any, name: str, dtype: str, least: int, on: Stream) -> View:
     return checked
 
 
-def _keys(indices: Any, source: View, name: str, below: int, on: Stream) -> kernels.Keys:
+def _keys(source: View, name: str, below: int, on: Stream) -> kernels.Keys:
     """Return row numbers as keys; IndexError where one is out of range, for which a device waits.
 
     The same kernel makes them that reads the batches of a collection.
@@ -86,8 +99,7 @@ def _keys(indices: Any, source: View, name: str, below: int, on: Stream) -> kern
     group = kernels.Group(kernels.StepCounter(on, 0), 0, 1, 1, 0, 0)
     group.add_rowless_table(name, below)
     group.upload_descriptors(on)
-    batch = make_batch_of_one(indices, one_bag(source, on), None, on)
-    lookups = kernels.GroupBatch(group, batch, on)
+    lookups = kernels.GroupBatch(group, single_bag(source, on), on)
     if lookups.found is not None:
         _, position, value, _ = lookups.found
         bound = "not be negative" if value < 0 else f"be below {below}"
@@ -119,9 +131,10 @@ def cache_lookup(tags: Any, rows: Any, *, out: Any = None, stream: Any = None) -
     integer("slots of tags", sets * ways, 1, contract.MAX_SLOTS)
     source = view(rows, "rows", on)
     require(source, INDEX, 1)
-    keys = _keys(rows, source, "rows", contract.EMPTY_TAG, on)
     shape = (source.size,)
     result, target = result_view(out, shape, np.int32, DTYPES["int32"], on, table, source)
+    refuse_moved([table, source])
+    keys = _keys(source, "rows", contract.EMPTY_TAG, on)
     kernels.cache_lookup(table, keys, target, on)
     return result
 
@@ -166,24 +179,15 @@ def embedding_bag(
     dim = integer("dim", dim, 1, MAX_DIM)
     on, table = begin(rows, "rows", stream, captures.waits("embedding_bag"))
     packed_rows(table, precision, dim)
-    batch = make_batch_of_one(indices, offsets, per_sample_weights, on)
+    given = None if out is None else view(out, "out", on)
+    others = [table] if given is None else [table, given]
+    batch = make_batch_of_one(indices, offsets, per_sample_weights, on, others)
     count = batch.num_indices if pooling == "none" else batch.batch_size
     read = [table, *batch.arguments()]
-    result, target = result_view(out, (count, dim), np.float32, FLOAT, on, *read)
+    result, target = result_view(out, (count, dim), np.float32, FLOAT, on, *read, exported=given)
     group = kernels.Group(kernels.StepCounter(on, 0), 0, 1, dim, 0, 0)
     group.add_table(
-        "rows",
-        table.shape[0],
-        table.address,
-        table.shape[1],
-        [],
-        None,
-        precision=fmt,
-        pooling=mode,
-        table_id=0,
-        first_row=0,
-        feature=0,
-        column=0,
+        "rows", table.shape[0], table.address, table.shape[1], precision=fmt, pooling=mode
     )
     group.keep_alive(table)
     group.upload_descriptors(on)

@@ -1,18 +1,14 @@
 """Adagrad, with a sum of squares an element or a row."""
 
 from mpembed._arguments.scalars import FLOAT_MAX, finite
-from mpembed.optim._base import (
-    Optimizer,
-    StatePrecision,
-    accumulator_start,
-    positive,
-)
+from mpembed.optim._base import Optimizer, StatePrecision, accumulator_start, positive
 
 
 class _Accumulating(Optimizer):
     """An optimizer that adds up squared gradients."""
 
     __slots__ = ()
+    squares = ("sum",)
 
     @property
     def eps(self) -> float:

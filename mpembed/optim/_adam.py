@@ -1,5 +1,6 @@
 """Adam, Adam with one second moment a row, and LAMB."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ class _Moments(Optimizer):
     """An optimizer with a first and a second moment, ``"exp_avg"`` and ``"exp_avg_sq"``."""
 
     __slots__ = ()
+    squares = ("exp_avg_sq",)
 
     def __init__(
         self,
@@ -50,6 +52,12 @@ class _Moments(Optimizer):
     def eps(self) -> float:
         """Added to the denominator."""
         return float(self._settings["eps"])
+
+    def late_step(self, updates: int) -> float:
+        """Return how long the first step of a row is after so many updates of other rows."""
+        first, second = self.betas
+        corrected = math.sqrt(1 - second ** (updates + 1)) / (1 - first ** (updates + 1))
+        return (1 - first) / math.sqrt(1 - second) * corrected
 
     def _parameters(self) -> dict[str, Any]:
         first, second = self.betas

@@ -69,6 +69,8 @@ class Optimizer:
     # No __dict__: setting `learning_rate` is an error, not a second, unused attribute.
     __slots__ = ("__weakref__", "_lr", "_settings", "_states")
     _kind: ClassVar[str]
+    #: The states that are sums or means of squares, and so never negative.
+    squares: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -155,15 +157,27 @@ class Optimizer:
         """What is kept for each row: (name, shape, precision, initial value) of each state."""
         return self._states
 
+    def kernel_kind(self) -> tuple[int, int]:
+        """Return the kernels' numbers of the optimizer and of its mode of weight decay."""
+        return registry.OPTIMIZERS[self.kind], registry.WEIGHT_DECAYS[self.weight_decay_mode]
+
     def parameters(self) -> tuple[float, ...]:
         """Return what an update reads, in the kernels' order."""
         values = self._parameters()
-        kind = registry.OPTIMIZERS[self.kind]
+        kind, _ = self.kernel_kind()
         return tuple(values[name] for name in kernels.parameter_names(kind))
 
     def _parameters(self) -> dict[str, Any]:
         """Return the parameters by the kernels' names, and perhaps other settings."""
         return self.settings()
+
+    def late_step(self, updates: int) -> float:
+        """Return how long the first step of a row is after so many updates of other rows.
+
+        1 is its length at the first update. A bias correction follows the count of updates, which
+        all rows share.
+        """
+        return 1.0
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments, for a checkpoint."""

@@ -36,6 +36,7 @@ class Ftrl(Optimizer):
 
     __slots__ = ()
     _kind = "ftrl"
+    squares = ("n",)
 
     def __init__(
         self,

@@ -3,74 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.config import Init, TableConfig
 from mpembed.optim import Optimizer
-from mpembed.torch._module import TableModule
+from mpembed.torch._bag_arguments import bag_arguments
+from mpembed.torch._bag_errors import explained
+from mpembed.torch._indices import row_numbers
+from mpembed.torch._one_table import OneTable
 from mpembed.torch._options import (
-    MODES,
     ModuleOptions,
     Options,
     check_mode,
     make_collection,
     refuse_unsupported,
 )
+from mpembed.torch._poolings import refuse_other_collections
 
 
-def _check_input(input: Any) -> None:
-    if not isinstance(input, Tensor):
-        raise TypeError(f"input must be a tensor, got {type(input).__name__}")
-
-
-class _OneTable(TableModule):
-    """A module with a single table."""
-
-    def __init__(
-        self, collection: EmbeddingBagCollection, **options: Unpack[ModuleOptions]
-    ) -> None:
-        super().__init__(collection, **options)
-        (self._table,) = collection.tables
-        self.num_embeddings = self._table.num_embeddings
-        self.embedding_dim = self._table.embedding_dim
-        # The last offsets of equal bags, after the shape and device that they are for.
-        self._equal_bags: tuple[Any, Tensor | None] = (None, None)
-
-    def _offsets_of_equal_bags(self, like: Tensor, bags: int, size: int) -> Tensor:
-        """Return the offsets of bags of one size, on the device of `like`."""
-        if torch.compiler.is_compiling():
-            return equal_bag_offsets(like, bags, size)
-        key = bags, size, like.device
-        known, found = self._equal_bags  # read once: other threads may call at the same time
-        if found is None or known != key:
-            found = equal_bag_offsets(like, bags, size)
-            if type(found) is Tensor:  # not a fake tensor, which has no memory
-                self._equal_bags = key, found
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_equal_bags": (None, None)}
-
-    def _optimizer_repr(self) -> str:
-        trains = self.tables.optimizers[self._table.name]
-        return "table frozen" if trains is None else repr(trains)
-
-    def extra_repr(self) -> str:
-        """Return what ``repr`` says of the table."""
-        t = self._table
-        return f"{t.num_embeddings}, {t.embedding_dim}, {t.precision}, {super().extra_repr()}"
-
-
-def equal_bag_offsets(like: Tensor, bags: int, size: int) -> Tensor:
-    """Return the offsets of `bags` bags of `size` indices each, on the device of `like`."""
-    return torch.arange(bags + 1, dtype=torch.int64, device=like.device) * size
-
-
-class EmbeddingBag(_OneTable):
+class EmbeddingBag(OneTable, nn.EmbeddingBag):
     """``torch.nn.EmbeddingBag`` with a table of mpembed's, which the backward updates.
 
     Parameters
@@ -81,6 +35,9 @@ class EmbeddingBag(_OneTable):
         ``"mean"`` or ``"sum"``.
     include_last_offset : bool
         Whether `offsets` ends with the number of indices.
+    padding_idx : int, optional
+        A row that starts as zeros and that lookups never update; an EmbeddingBag leaves it out of
+        sums and means.
     optimizer : mpembed.optim.Optimizer
         Applied by the backward.
     precision : str
@@ -98,7 +55,7 @@ class EmbeddingBag(_OneTable):
     Raises
     ------
     TypeError, ValueError
-        For wrong values, and for `padding_idx`, `max_norm`, `scale_grad_by_freq` and `sparse`.
+        For wrong values, and for `max_norm`, `scale_grad_by_freq` and `sparse`.
     """
 
     def __init__(
@@ -109,6 +66,7 @@ class EmbeddingBag(_OneTable):
         optimizer: Optimizer,
         mode: str = "mean",
         include_last_offset: bool = False,
+        padding_idx: int | None = None,
         precision: str = "fp32",
         init: Init | None = None,
         name: str = "table",
@@ -118,11 +76,12 @@ class EmbeddingBag(_OneTable):
         check_mode("mode", mode)
         table = TableConfig(name, num_embeddings, embedding_dim, precision, mode, init)
         collection, own = make_collection([table], optimizer, options)
-        super().__init__(collection, **own)
+        OneTable.__init__(self, collection, padding_idx, **own)
+        self._clear_padding()
         self.include_last_offset = include_last_offset
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> str:  # type: ignore[override]
         """``"sum"`` or ``"mean"``; fixed when the module is made."""
         return self._table.pooling
 
@@ -136,7 +95,7 @@ class EmbeddingBag(_OneTable):
 
         Parameters
         ----------
-        input : int32 or int64 Tensor (B, n) or (N,)
+        input : int32, int64, uint32 or uint64 Tensor (B, n) or (N,)
             Row numbers, n a bag, or those of all bags.
         offsets : int32 or int64 Tensor (B,) or (B + 1,), optional
             Where each bag of a one-dimensional `input` begins; B + 1 with `include_last_offset`.
@@ -149,32 +108,22 @@ class EmbeddingBag(_OneTable):
         Tensor (B, embedding_dim)
             Of `output_dtype`.
         """
-        _check_input(input)
-        if per_sample_weights is not None and per_sample_weights.shape != input.shape:
-            raise ValueError(
-                f"per_sample_weights must have the shape of input, {tuple(input.shape)}, got "
-                f"{tuple(per_sample_weights.shape)}"
-            )
-        if input.dim() == 2:
-            if offsets is not None:
-                raise ValueError(
-                    "offsets must be None where input has two dimensions: a row is a bag"
-                )
-            if input.is_nested:
-                raise ValueError("a nested input is not supported: pass its values and offsets")
-            offsets = self._offsets_of_equal_bags(input, *input.shape)
-            input = input.reshape(-1)
-            if per_sample_weights is not None:
-                per_sample_weights = per_sample_weights.reshape(-1)
-        else:
-            if input.dim() != 1:
-                raise ValueError(f"input must have one or two dimensions, got {input.dim()}")
-            if offsets is None or offsets.dim() != 1:
-                raise ValueError("offsets must be a tensor of one dimension where input has one")
-            if not self.include_last_offset:
-                end = torch.full((1,), input.shape[0], dtype=offsets.dtype, device=offsets.device)
-                offsets = torch.cat((offsets, end))
-        return self._lookup(input, offsets, per_sample_weights)
+        input = row_numbers(input, "input", self.tables)
+        last = self.include_last_offset
+        batch = bag_arguments(
+            input,
+            offsets,
+            per_sample_weights,
+            self._offsets_of_equal_bags,
+            include_last_offset=last,
+        )
+        try:
+            out: Tensor = self._lookup(batch.input, batch.offsets, batch.weights)
+        except (IndexError, ValueError) as error:
+            raise explained(
+                error, self._table, input, batch.given_offsets, include_last_offset=last
+            ) from None
+        return out
 
     def _output_shape(
         self, indices: Tensor, offsets: Tensor, order: Sequence[int]
@@ -191,6 +140,7 @@ class EmbeddingBag(_OneTable):
         collection: EmbeddingBagCollection,
         *,
         include_last_offset: bool = False,
+        padding_idx: int | None = None,
         **options: Unpack[ModuleOptions],
     ) -> Self:
         """Return a module of a collection with one pooled table, such as a loaded one.
@@ -199,29 +149,29 @@ class EmbeddingBag(_OneTable):
         ----------
         collection : mpembed.EmbeddingBagCollection
             Used, not copied.
-        include_last_offset : bool
+        include_last_offset, padding_idx
             As in the class.
         **options
             `output_dtype`, `clip_grad_value`, `clip_grad_norm`.
+
+        Notes
+        -----
+        A collection, and so a checkpoint, has none of these options: give those of the module that
+        was saved. Settings of the collection are changed when it is loaded.
         """
-        poolings = [table.pooling for table in collection.tables]
-        if len(poolings) != 1 or poolings[0] not in MODES:
-            raise ValueError(
-                "collection must have one table, with pooling "
-                f"{' or '.join(map(repr, MODES))}, got tables with {poolings}"
-            )
+        refuse_other_collections(collection, "EmbeddingBag")
         module = cls.__new__(cls)
-        _OneTable.__init__(module, collection, **options)
+        OneTable.__init__(module, collection, padding_idx, **options)
         module.include_last_offset = include_last_offset
         return module
 
 
-class Embedding(_OneTable):
+class Embedding(OneTable, nn.Embedding):
     """``torch.nn.Embedding`` with a table of mpembed's, which the backward updates.
 
     Parameters
     ----------
-    num_embeddings, embedding_dim, optimizer, precision, init, name, **options
+    num_embeddings, embedding_dim, optimizer, padding_idx, precision, init, name, **options
         As in `EmbeddingBag`.
     """
 
@@ -231,6 +181,7 @@ class Embedding(_OneTable):
         embedding_dim: int,
         *,
         optimizer: Optimizer,
+        padding_idx: int | None = None,
         precision: str = "fp32",
         init: Init | None = None,
         name: str = "table",
@@ -239,14 +190,44 @@ class Embedding(_OneTable):
         refuse_unsupported("Embedding", options)  # type: ignore[arg-type]
         table = TableConfig(name, num_embeddings, embedding_dim, precision, "none", init)
         collection, own = make_collection([table], optimizer, options)
-        super().__init__(collection, **own)
+        OneTable.__init__(self, collection, padding_idx, **own)
+        self._clear_padding()
+
+    @classmethod
+    def from_collection(
+        cls,
+        collection: EmbeddingBagCollection,
+        *,
+        padding_idx: int | None = None,
+        **options: Unpack[ModuleOptions],
+    ) -> Self:
+        """Return a module of a collection with one unpooled table, such as a loaded one.
+
+        Parameters
+        ----------
+        collection : mpembed.EmbeddingBagCollection
+            Used, not copied.
+        padding_idx
+            As in the class.
+        **options
+            `output_dtype`, `clip_grad_value`, `clip_grad_norm`.
+
+        Notes
+        -----
+        A collection, and so a checkpoint, has none of these options: give those of the module that
+        was saved. Settings of the collection are changed when it is loaded.
+        """
+        refuse_other_collections(collection, "Embedding")
+        module = cls.__new__(cls)
+        OneTable.__init__(module, collection, padding_idx, **options)
+        return module
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up rows.
 
         Parameters
         ----------
-        input : int32 or int64 Tensor (...)
+        input : int32, int64, uint32 or uint64 Tensor (...)
             Row numbers, of any shape.
 
         Returns
@@ -254,9 +235,12 @@ class Embedding(_OneTable):
         Tensor (..., embedding_dim)
             Of `output_dtype`.
         """
-        _check_input(input)
+        input = row_numbers(input, "input", self.tables)
         flat = input.reshape(-1)
-        out = self._lookup(flat, self._offsets_of_equal_bags(flat, 1, flat.shape[0]))
+        try:
+            out: Tensor = self._lookup(flat, self._offsets_of_equal_bags(flat, 1, flat.shape[0]))
+        except IndexError as error:
+            raise explained(error, self._table, input) from None
         return out.view(*input.shape, self.embedding_dim)
 
     def _output_shape(

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, Unpack
 
+import torch
 from torch import Tensor
 
 from mpembed import collection as core
 from mpembed._collection.description import describe_training
 from mpembed.config import TableConfig
 from mpembed.optim import Optimizer
+from mpembed.torch._dense import dense
+from mpembed.torch._feature_errors import describe_index_error
 from mpembed.torch._feature_order import FeatureLayout
+from mpembed.torch._indices import row_numbers
 from mpembed.torch._keyed import BagConfig, is_jagged, keyed_tensor
 from mpembed.torch._module import TableModule
 from mpembed.torch._options import ModuleOptions, Options, make_collection
+from mpembed.torch._poolings import refuse_unpooled
 
 Names = Mapping[str, Sequence[str]]
 
@@ -70,6 +75,11 @@ class EmbeddingBagCollection(TableModule):
             As in the class.
         **options
             `output_dtype`, `clip_grad_value`, `clip_grad_norm`.
+
+        Notes
+        -----
+        A collection, and so a checkpoint, has none of these options: give those of the module that
+        was saved. Settings of the collection are changed when it is loaded.
         """
         module = cls.__new__(cls)
         module._start(collection, feature_names, is_weighted, options)
@@ -83,11 +93,7 @@ class EmbeddingBagCollection(TableModule):
         options: ModuleOptions,
     ) -> None:
         super().__init__(collection, **options)
-        for table in collection.tables:
-            if table.pooling == "none":
-                raise ValueError(
-                    f"table {table.name!r} has pooling 'none': use mpembed.torch.Embedding for it"
-                )
+        refuse_unpooled(collection.tables)
         self._layout = FeatureLayout(collection.tables, feature_names)
         self._num_tables, self._is_weighted = len(collection.tables), is_weighted
 
@@ -101,10 +107,10 @@ class EmbeddingBagCollection(TableModule):
 
         Parameters
         ----------
-        features : KeyedJaggedTensor or int32 or int64 Tensor (N,)
+        features : KeyedJaggedTensor or Tensor (N,)
             Features by name, in any order and among others (anything with the methods of
             TorchRec's class will do); or indices, table-major as in
-            ``mpembed.EmbeddingBagCollection.forward``.
+            ``mpembed.EmbeddingBagCollection.forward``. int32, int64, uint32 or uint64.
         offsets : int32 or int64 Tensor (T * B + 1,), optional
             For indices.
         per_sample_weights : Tensor (N,), optional
@@ -130,7 +136,8 @@ class EmbeddingBagCollection(TableModule):
             )
         if offsets is None:
             raise TypeError("offsets must be given where features is a tensor of indices")
-        return self._lookup(features, offsets, per_sample_weights)
+        indices = row_numbers(features, "features", self.tables)
+        return self._lookup(indices, dense("offsets", offsets), per_sample_weights)
 
     def _output_shape(
         self, indices: Tensor, offsets: Tensor, order: Sequence[int]
@@ -162,7 +169,16 @@ class EmbeddingBagCollection(TableModule):
                 f"got {offsets.shape[0]}"
             )
         layout = self._layout
-        looked_up = self._lookup(features.values(), offsets, weights, order)
+        values = row_numbers(features.values(), "features.values()", self.tables)
+        if torch.compiler.is_compiling():
+            looked_up = self._lookup(values, offsets, weights, order)
+        else:
+            try:
+                looked_up = self._lookup(values, offsets, weights, order)
+            except IndexError as error:
+                raise describe_index_error(
+                    error, self.tables.tables, features, layout.features
+                ) from None
         outputs = layout.outputs(looked_up, batch_size)
         return keyed_tensor(features, list(layout.names), list(layout.lengths), outputs)
 

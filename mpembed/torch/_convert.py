@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, Unpack
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mpembed._bindings.contract import MAX_SEED
 from mpembed.config import CacheConfig
 from mpembed.optim import Optimizer, RowwiseAdagrad
 from mpembed.torch._bag import Embedding, EmbeddingBag
-from mpembed.torch._options import (
-    OUTPUT_DTYPES,
-    UNSUPPORTED,
-    ConvertOptions,
-    check_mode,
-    refuse_unsupported,
+from mpembed.torch._convert_checks import own_attributes, refuse, refuse_unconvertible
+from mpembed.torch._convert_holders import HeldModule, find_holders
+from mpembed.torch._convert_report import ConvertWarning, measure, report
+from mpembed.torch._convert_select import (
+    DEFAULT_PRECISION,
+    Excluded,
+    Original,
+    Selection,
+    make_cache,
+    select,
 )
+from mpembed.torch._module_tree import put_modules
+from mpembed.torch._options import ConvertOptions
+from mpembed.torch._whole_tables import write_table
 
-_CHUNK = 1 << 22  # values of a weight that are copied at a time
-_NAMES_SHOWN = 8
-# Where PyTorch keeps hooks: it has no public way to ask for them.
-_HOOKS = (
-    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
-    *("_state_dict_hooks", "_state_dict_pre_hooks"),
-    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
-)
-_WEIGHT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-Original: TypeAlias = nn.EmbeddingBag | nn.Embedding
 Replacement: TypeAlias = EmbeddingBag | Embedding
 
 
@@ -39,10 +37,12 @@ def default_optimizer() -> Optimizer:
 
 def convert(
     model: nn.Module,
-    precision: str = "int4",
-    cache: CacheConfig | None = None,
+    precision: str | Mapping[str, str] = DEFAULT_PRECISION,
+    cache: CacheConfig | float | None = None,
     optimizer: Optimizer | None = None,
     *,
+    exclude: Excluded | Iterable[Excluded] = (),
+    min_rows: int = 0,
     verbose: bool = True,
     **options: Unpack[ConvertOptions],
 ) -> nn.Module:
@@ -52,21 +52,35 @@ def convert(
     ----------
     model : torch.nn.Module
         The model. Weights are kept, rounded to `precision`. A module that is used in several
-        places stays one module; one whose weight does not require grad is frozen.
-    precision : str
+        places stays one module; one whose weight does not require grad is frozen. Modules of
+        `mpembed.torch` are left alone.
+    precision : str or mapping of pattern -> str
         Storage format of the rows. Measured with a cache of 5 % of the rows, ``"int8"`` keeps
         FP32's accuracy on click, retrieval and sequence models. ``"int4"`` keeps it on click
         models; it loses about a quarter of NDCG or hit rate on sequence and retrieval models with
-        dense use of every row.
-    cache : mpembed.CacheConfig, optional
-        One for each table.
+        dense use of every row. Of a mapping, the first pattern that matches a name decides;
+        ``"int8"`` where none does.
+    cache : float or mpembed.CacheConfig, optional
+        One for each table. A number is the share of the rows that it holds, with LFU: ``0.05`` is
+        ``CacheConfig(load_factor=0.05, policy="lfu")``. Tables that a mapping stores in ``"fp32"``
+        get none, which would only take memory.
     optimizer : mpembed.optim.Optimizer, optional
         Shared by all tables; by default ``RowwiseAdagrad(lr=0.02)``.
+    exclude : str or module, or an iterable of them
+        Embeddings that stay as they are. A pattern is a name as in ``model.named_modules()``, the
+        name of a module around embeddings, or a glob pattern (``"*.bias"``). A module excludes all
+        embeddings in it.
+    min_rows : int
+        Tables with fewer rows stay as they are. By default all are converted; the report names
+        those that gain no memory.
     verbose : bool
-        Print the memory before and after.
+        Print the memory of weights and optimizer state before and after. Warn
+        (`mpembed.rounding.RoundingWarning`) when a table's module first goes from training to
+        evaluation and its rounding noise is too large.
     **options
         As in `EmbeddingBag`. By default `output_dtype` is the weight's type and `device` the
-        weight's device.
+        weight's device. `seed`, 0 by default, is that of the first table; the next tables have the
+        next numbers.
 
     Returns
     -------
@@ -76,147 +90,106 @@ def convert(
     Raises
     ------
     ValueError
-        Before anything changes, naming the module: for options that a fused update cannot keep
-        (`padding_idx`, `max_norm`, `scale_grad_by_freq`, `sparse`, mode ``"max"``), a weight that
-        another module uses too, a subclass, hooks, and values that `precision` cannot store. Also
-        if the model has no embedding.
+        Before anything changes. One error names every module that cannot be converted, with the
+        reasons and the way out: `max_norm`, `scale_grad_by_freq` and mode ``"max"``; a weight that
+        another module uses too; hooks; a subclass with a forward or other methods of its own;
+        parameters, buffers or modules beside the weight; values that `precision` cannot store.
+        Also if the model has no embedding, all are converted already or left out, a pattern
+        matches nothing, or the model holds a DistributedDataParallel.
+    TypeError
+        For arguments of a wrong type, and for options that there are not.
+
+    Warns
+    -----
+    ConvertWarning
+        If an attribute of a module, such as a list of weights for a penalty, or an optimizer of
+        PyTorch's still holds weights that were replaced. Nothing has changed if the warning is
+        raised as an error.
 
     Notes
     -----
-    Make the optimizer of the other parameters afterwards: tables are not parameters. Peak memory
-    holds the old and the new tables.
+    Make the optimizer of the other parameters afterwards. Peak memory holds the old and the new
+    tables.
+
+    `padding_idx` is kept. `sparse` has no meaning: an update touches only the rows of a batch.
+
+    A subclass is replaced if it defines only how it is made and printed (``__init__``,
+    ``reset_parameters``, ``extra_repr`` ...), methods with a leading underscore, and plain
+    attributes. The replacement gets the attributes, of the class and of the object; it is not an
+    instance of the subclass.
+
+    Lists and dicts of the model that hold a replaced module get its replacement.
     """
-    wrong = set(options) - set(ConvertOptions.__annotations__) - set(UNSUPPORTED)
+    wrong = set(options) - set(ConvertOptions.__annotations__)
     if wrong:
         raise TypeError(
             f"convert has no option {min(wrong)!r}; there are "
             f"{', '.join(ConvertOptions.__annotations__)}"
         )
-    found = _find_embeddings(model)
-    if not found:
-        raise ValueError("the model has no nn.EmbeddingBag and no nn.Embedding")
-    for name, module in found.items():
-        _check_replaceable(name, module, model)
-    shared = default_optimizer() if optimizer is None else optimizer
-    made = {
-        name: _replacement(name, module, precision, cache, shared, options)
-        for name, module in found.items()
-    }
+    shared: Any = default_optimizer() if optimizer is None else optimizer
+    if not isinstance(shared, Optimizer):
+        kind = type(shared)
+        raise TypeError(
+            "optimizer must be one of mpembed's, such as mpembed.Adam(lr=0.001), got "
+            f"{kind.__module__}.{kind.__qualname__}"
+        )
+    selection = select(model, precision, exclude, min_rows)
+    chosen, shared_cache = selection.chosen, make_cache(cache)
+    attributes = {name: own_attributes(module) for name, module in chosen.items()}
+    refuse_unconvertible(model, chosen, attributes)
+    made = _replacements(selection, shared_cache, shared, options)
+    holders = find_holders(model, chosen)
+    for text in holders.warnings:
+        warnings.warn(text, ConvertWarning, stacklevel=2)
     if verbose:
-        print(_report(found, made, precision))
-    by_id: dict[int, nn.Module] = {id(found[name]): made[name] for name in found}
-    if id(model) in by_id:
-        return by_id[id(model)]
-    # Each module once: a module may be shared by many paths, or hold itself.
-    for parent in model.modules():
-        for name, child in list(parent._modules.items()):
-            if id(child) in by_id:
-                parent._modules[name] = by_id[id(child)]
-    return model
+        print(report(measure(selection, made, shared), shared, selection.left_out))
+    for name, replacement in made.items():
+        replacement.__dict__.update(attributes[name])
+        if verbose:
+            replacement.warn_of_rounding()
+    return _put(model, {id(chosen[name]): made[name] for name in chosen}, holders.modules)
 
 
-def _find_embeddings(model: nn.Module) -> dict[str, Original]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    named: Iterator[tuple[str, nn.Module]] = model.named_modules()
-    return {
-        name or "embedding": module
-        for name, module in named
-        if isinstance(module, nn.EmbeddingBag | nn.Embedding)
-    }
+def _put(
+    model: nn.Module, by_id: Mapping[int, nn.Module], places: Iterable[HeldModule]
+) -> nn.Module:
+    """Put the replacements where the modules with these ids are; return the model."""
+    for place in places:
+        place.container[place.key] = by_id[id(place.module)]
+    return put_modules(model, by_id)
 
 
-def _check_replaceable(name: str, module: Original, model: nn.Module) -> None:
-    """Raise ValueError for a module that a table cannot replace."""
-    kind = type(module)
-    if kind not in (nn.EmbeddingBag, nn.Embedding):
-        raise ValueError(
-            f"{name}: {kind.__name__} is a subclass, which may do something else: replace "
-            "it by hand"
-        )
-    refuse_unsupported(name, {option: getattr(module, option) for option in UNSUPPORTED})
-    if isinstance(module, nn.EmbeddingBag):
-        check_mode(f"{name}: mode", module.mode)
-    if module.weight.dtype not in OUTPUT_DTYPES:
-        allowed = ", ".join(map(str, OUTPUT_DTYPES))
-        raise ValueError(f"{name}: its weight must be of {allowed}, got {module.weight.dtype}")
-    hooks = [getattr(module, kind) for kind in _HOOKS]
-    if any(hooks) or any(getattr(module.weight, kind, None) for kind in _WEIGHT_HOOKS):
-        raise ValueError(
-            f"{name}: its hooks would be lost: remove them, and register them afterwards"
-        )
-    for other_name, other in model.named_modules():
-        tied = any(_same_memory(p, module.weight) for p in other._parameters.values())
-        if tied and other is not module:
-            raise ValueError(
-                f"{name}: its weight is also used by {other_name}: give one of them a copy"
-            )
+def _replacements(
+    selection: Selection, cache: CacheConfig | None, optimizer: Optimizer, options: Any
+) -> dict[str, Replacement]:
+    """Return a filled module for each that is replaced; raise for all that cannot be stored."""
+    made: dict[str, Replacement] = {}
+    reasons: dict[str, list[str]] = {}
+    first = options.get("seed", 0)
+    for number, (name, module) in enumerate(selection.chosen.items()):
+        given = {"precision": selection.precisions[name], "optimizer": optimizer}
+        given["cache"] = selection.cache_of(name, cache)
+        seed = (first + number) % (MAX_SEED + 1) if isinstance(first, int) else first
+        made[name] = _empty(name, module, {**given, **options, "seed": seed})
+        try:
+            tables = made[name].tables
+            write_table(tables, tables.tables[0], module.weight)
+        except ValueError as error:
+            reasons[name] = [f"its weight cannot be stored: {error}"]
+    refuse(reasons, selection.chosen)
+    return made
 
 
-def _same_memory(one: Tensor | None, weight: Tensor) -> bool:
-    """Whether a parameter is this weight, or another one on its memory."""
-    if one is None:
-        return False
-    if one is weight:
-        return True
-    return one.device.type != "meta" and one.numel() > 0 and one.data_ptr() == weight.data_ptr()
-
-
-def _replacement(
-    name: str,
-    module: Original,
-    precision: str,
-    cache: CacheConfig | None,
-    optimizer: Optimizer,
-    options: Any,
-) -> Replacement:
-    weight = module.weight.detach()
-    common: dict[str, Any] = {"optimizer": optimizer, "precision": precision, "cache": cache}
-    common |= {"device": str(weight.device), "output_dtype": weight.dtype, **options}
-    common |= {"init": "zeros", "name": name}
+def _empty(name: str, module: Original, options: dict[str, Any]) -> Replacement:
+    """Return a module with a table of zeros for another one."""
+    weight = module.weight
+    rest: dict[str, Any] = {"device": str(weight.device), "output_dtype": weight.dtype, **options}
+    rest |= {"init": "zeros", "name": name, "padding_idx": module.padding_idx}
     made: Replacement
     if isinstance(module, nn.EmbeddingBag):
         last = bool(module.include_last_offset)
-        made = EmbeddingBag(*weight.shape, mode=module.mode, include_last_offset=last, **common)
+        made = EmbeddingBag(*weight.shape, mode=module.mode, include_last_offset=last, **rest)
     else:
-        made = Embedding(*weight.shape, **common)
-    try:
-        _fill(made, name, weight)
-    except ValueError as error:
-        raise ValueError(f"{name}: its weight cannot be stored: {error}") from None
-    made.requires_grad_(module.weight.requires_grad)
+        made = Embedding(*weight.shape, **rest)
+    made.requires_grad_(weight.requires_grad)
     return made.train(module.training)
-
-
-def _fill(made: Replacement, name: str, weight: Tensor) -> None:
-    rows = max(1, _CHUNK // weight.shape[1])
-    stream = None
-    if weight.is_cuda:
-        stream = torch.cuda.current_stream(weight.device).cuda_stream
-    for start in range(0, weight.shape[0], rows):
-        values = weight[start : start + rows].to(torch.float32).contiguous()
-        ids = torch.arange(start, start + len(values), device=weight.device)
-        made.tables.set_rows(name, ids, values, stream=stream)
-
-
-def _report(found: dict[str, Original], made: dict[str, Replacement], precision: str) -> str:
-    lines: list[str] = []
-    before = after = 0
-    for name, module in found.items():
-        old = module.weight.numel() * module.weight.element_size()
-        new = int(made[name].tables.memory_report()["total"])
-        before, after = before + old, after + new
-        if len(lines) < _NAMES_SHOWN:
-            size = "{:,} x {}".format(*module.weight.shape)
-            lines.append(f"  {name}: {size}, {_size(old)} -> {_size(new)}")
-    if len(found) > _NAMES_SHOWN:
-        lines.append(f"  ... {len(found) - _NAMES_SHOWN} more")
-    head = f"{len(found)} table(s) to {precision}: {_size(before)} of weights -> {_size(after)} "
-    return "\n".join([f"{head}with cache and optimizer state, {before / after:.2f}x", *lines])
-
-
-def _size(nbytes: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.1f} {unit}"
-    return f"{nbytes} B"

@@ -8,6 +8,7 @@ An empty one keeps the batch as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,17 +41,14 @@ class FeatureLayout:
     def __init__(
         self, tables: Sequence[TableConfig], features: Mapping[str, Sequence[str]] | None
     ) -> None:
-        self.features = _features_by_table(tables, features)
-        every = [name for names in self.features for name in names]
+        self.features = features_by_table(tables, features)
+        self.names = output_names(tables, self.features)
         self.levels = max(len(names) for names in self.features)
-        self.names: list[str] = []
         self.lengths: list[int] = []
         self._columns: list[tuple[int, int]] = []  # level and first column of each output
         start = 0
         for table, names in zip(tables, self.features, strict=True):
-            for level, name in enumerate(names):
-                # TorchRec's rule where several tables have a feature.
-                self.names.append(name if every.count(name) == 1 else f"{name}@{table.name}")
+            for level in range(len(names)):
                 self.lengths.append(table.embedding_dim)
                 self._columns.append((level, start))
             start += table.embedding_dim
@@ -69,15 +67,12 @@ class FeatureLayout:
         """
         known = tuple(keys)
         if known not in self._orders:
-            self._orders[known] = self._find_order(known)
+            self._orders[known] = self.find_order(known)
         return self._orders[known]
 
-    def _find_order(self, keys: tuple[str, ...]) -> list[int]:
-        if len(set(keys)) != len(keys):
-            raise ValueError(f"features has keys that come twice: {list(keys)}")
-        missing = [n for names in self.features for n in names if n not in keys]
-        if missing:
-            raise KeyError(f"no feature {missing[0]!r}; there are {list(keys)}")
+    def find_order(self, keys: tuple[str, ...]) -> list[int]:
+        """Return what `order` does, and keep no note of it."""
+        check_keys(keys, self.features)
         places = []
         for names in self.features:
             of_table = [keys.index(name) for name in names]
@@ -93,9 +88,47 @@ class FeatureLayout:
         return torch.cat([blocks[level, :, a : a + n] for (level, a), n in parts], dim=1)
 
 
-def _features_by_table(
+def check_keys(keys: Sequence[str], features: Sequence[Sequence[str]]) -> None:
+    """Raise KeyError if a batch lacks a feature of some table, ValueError if one comes twice."""
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"features has keys that come twice: {list(keys)}")
+    missing = [n for names in features for n in names if n not in keys]
+    if missing:
+        raise KeyError(f"no feature {missing[0]!r}; there are {list(keys)}")
+
+
+def first_bags(features: Any, num_keys: int, offsets: Tensor) -> list[int]:
+    """Return the first bag of each feature, and the number of all bags."""
+    bags = offsets.shape[0] - 1
+    if getattr(features, "variable_stride_per_key", bool)():
+        firsts = [0]
+        for stride in features.stride_per_key():
+            firsts.append(firsts[-1] + stride)
+    else:
+        batch_size = bags // num_keys
+        firsts = [k * batch_size for k in range(num_keys + 1)]
+    if firsts[-1] != bags:
+        raise ValueError(
+            f"offsets of {num_keys} features must have {num_keys} x batch size + 1 entries, got "
+            f"{bags + 1}"
+        )
+    return firsts
+
+
+def output_names(tables: Sequence[TableConfig], features: Sequence[Sequence[str]]) -> list[str]:
+    """Return the name of each table's outputs, by TorchRec's rule where tables share a feature."""
+    every = [name for names in features for name in names]
+    return [
+        name if every.count(name) == 1 else f"{name}@{table.name}"
+        for table, names in zip(tables, features, strict=True)
+        for name in names
+    ]
+
+
+def features_by_table(
     tables: Sequence[TableConfig], features: Mapping[str, Sequence[str]] | None
 ) -> list[list[str]]:
+    """Return the names of each table's features, by default its own; ValueError if wrong."""
     names = [table.name for table in tables]
     given = {name: [name] for name in names} if features is None else dict(features)
     if set(given) != set(names):

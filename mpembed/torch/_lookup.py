@@ -14,7 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpembed.torch._module_calls import ModuleCalls, OpenForward, calls_of
+from mpembed.torch._backward_pass import adds_gradient
+from mpembed.torch._batch import prepare
+from mpembed.torch._forward_calls import OpenForward, Outputs
+from mpembed.torch._module_calls import ModuleCalls, calls_of
+from mpembed.torch._parameter import MARK, mark
 
 _NO_SECOND_DERIVATIVE = (
     "the backward of mpembed's tables updates rows and cannot be differentiated: call it without "
@@ -22,8 +26,14 @@ _NO_SECOND_DERIVATIVE = (
 )
 
 
-def _anchor_grad(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32, device="cpu")
+def _first(outputs: Outputs) -> Tensor:
+    """Return the only output; operators have no others."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    raise RuntimeError(
+        "torch.compile does not take a collection of several tables of which one is unpooled: call "
+        "it outside of compiled code (torch.compiler.disable)"
+    )
 
 
 class Lookup(torch.autograd.Function):
@@ -38,13 +48,14 @@ class Lookup(torch.autograd.Function):
         indices: Tensor,
         offsets: Tensor,
         order: Sequence[int],
-    ) -> Tensor:
+    ) -> Outputs:
         """Look up; `anchor` requires grad, so that the backward is reached."""
         ctx.set_materialize_grads(False)
         if weights is not None:
             weights = weights.detach()
         out, ctx.open_forward = calls.train_forward(indices, offsets, weights, order)
-        ctx.calls = calls
+        ctx.calls, ctx.device = calls, anchor.device
+        ctx.shapes = None if isinstance(out, Tensor) else [one.shape for one in out]
         return out
 
     @staticmethod
@@ -52,12 +63,48 @@ class Lookup(torch.autograd.Function):
         """Update; give the anchor an infinite gradient where a scaled one was not finite."""
         if torch.is_grad_enabled():
             raise RuntimeError(_NO_SECOND_DERIVATIVE)
-        if grads[0] is None:  # no gradient reaches the rows, not even decay
-            ctx.open_forward.ticket.drop()
+        reached = [grad for grad in grads if grad is not None]
+        if not reached:  # no gradient reaches the rows, not even decay
+            ctx.open_forward.drop()
             return None, None, None, None, None, None
-        weight_grad, updated = ctx.calls.backward(ctx.open_forward, grads[0])
-        anchor_grad = None if updated else _anchor_grad(torch.inf)
+        if ctx.shapes is not None:
+            grads = tuple(
+                reached[0].new_zeros(shape) if grad is None else grad
+                for grad, shape in zip(grads, ctx.shapes, strict=True)
+            )
+        if ctx.calls.defers and ctx.open_forward.ticket is None and not adds_gradient(ctx):
+            batch = ctx.open_forward.batch
+            found = None if batch.weights is None else ctx.calls.weight_grad_of(batch, grads)
+            return None, found, None, None, None, None
+        weight_grad, updated = ctx.calls.backward(ctx.open_forward, grads)
+        anchor_grad = mark(ctx.device) if updated else mark(ctx.device, torch.inf)
         return anchor_grad, weight_grad, None, None, None, None
+
+
+class WeightedLookup(torch.autograd.Function):
+    """A lookup that trains no rows, whose backward gives the gradient of the weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weights: Tensor,
+        calls: ModuleCalls,
+        indices: Tensor,
+        offsets: Tensor,
+        order: Sequence[int],
+    ) -> Outputs:
+        """Look up; the batch is copied for the backward."""
+        padding = calls.padding_idx
+        batch = prepare(indices, offsets, weights.detach(), order, padding)
+        ctx.batch, ctx.calls = batch.kept_for_later(), calls
+        return calls.evaluate(indices, offsets, weights.detach(), order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """Return the gradient of the weights, from the rows as they are now."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(_NO_SECOND_DERIVATIVE)
+        return ctx.calls.weight_grad_of(ctx.batch, grads), None, None, None, None
 
 
 # ---- operators -----------------------------------------------------------------------------------
@@ -114,10 +161,10 @@ def lookup(
     if weights is not None:
         weights = weights.detach()
     if not training:
-        out = calls.evaluate(indices, offsets, weights, order)
+        out = _first(calls.evaluate(indices, offsets, weights, order))
         return out, torch.zeros(1, dtype=torch.int64, device="cpu")
-    out, forward = calls.train_forward(indices, offsets, weights, order)
-    return out, _ticket_tensor(forward)
+    outputs, forward = calls.train_forward(indices, offsets, weights, order)
+    return _first(outputs), _ticket_tensor(forward)
 
 
 @lookup.register_fake
@@ -143,15 +190,16 @@ def _(
 )
 def update(grad: Tensor, ticket: Tensor, handle: int, weights: int) -> tuple[Tensor, Tensor]:
     """Update the rows of a ticket; return the gradients of the anchor and of the weights."""
-    weight_grad, updated = calls_of(handle).backward(forward_of(ticket), grad.detach())
+    weight_grad, updated = calls_of(handle).backward(forward_of(ticket), [grad.detach()])
     if weight_grad is None:
         weight_grad = grad.new_empty(0, dtype=torch.float32)
-    return _anchor_grad(0.0 if updated else torch.inf), weight_grad
+    # A compiler may write to an operator's results: they are nobody else's.
+    return mark(grad.device, MARK if updated else torch.inf).clone(), weight_grad
 
 
 @update.register_fake
 def _(grad: Tensor, ticket: Tensor, handle: int, weights: int) -> tuple[Tensor, Tensor]:
-    anchor = torch.empty((), dtype=torch.float32, device="cpu")
+    anchor = torch.empty(2, dtype=torch.float32, device=grad.device)
     return anchor, grad.new_empty((weights,), dtype=torch.float32)
 
 

@@ -9,20 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
+from mpembed._collection.fixed import SETTINGS, refusal
 from mpembed.collection import EmbeddingBagCollection
-from mpembed.torch import _state
 from mpembed.torch._copies import PortableCollection
-from mpembed.torch._lookup import COMPILES, Lookup
-from mpembed.torch._module_calls import AttachedOptimizer, ModuleCalls
-from mpembed.torch._options import ModuleOptions, check_module_options
+from mpembed.torch._dense import dense
+from mpembed.torch._forward_calls import AttachedOptimizer
+from mpembed.torch._lookup import COMPILES, Lookup, WeightedLookup
+from mpembed.torch._module_calls import ModuleCalls
+from mpembed.torch._module_warnings import warn_of_late_scaling, warn_of_rounding
+from mpembed.torch._options import ModuleOptions, check_module_options, refuse_other_options
+from mpembed.torch._parameter import TableParameter, table_parameter
+from mpembed.torch._state_dict import TableState
 
-_apply: Callable[..., Tensor] = Lookup.apply
+_apply: Callable[..., Any] = Lookup.apply
+_apply_weighted: Callable[..., Any] = WeightedLookup.apply
 _profiling = torch._C._autograd._profiler_enabled
 _tracing = torch._C._is_tracing
+_NEVER_SET = SETTINGS | {"lr", "precision"}
 
 
-class TableModule(nn.Module):
-    """A module around a collection; it has neither parameters nor buffers.
+class TableModule(TableState):
+    """A module around a collection.
+
+    Its only parameter, ``anchor``, stands for the tables: freezing it freezes them.
 
     Parameters
     ----------
@@ -36,19 +45,31 @@ class TableModule(nn.Module):
         Limit of the L2 norm of the output's whole gradient, which is scaled down to it.
     """
 
+    anchor: TableParameter
+    _calls: ModuleCalls
+    _warns_of_rounding = False  # when training ends for the first time with too much noise
+
     def __init__(
         self, collection: EmbeddingBagCollection, **options: Unpack[ModuleOptions]
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # of PyTorch's embeddings nothing else is wanted
         if not isinstance(collection, EmbeddingBagCollection):
             raise TypeError(
                 f"collection must be an mpembed.EmbeddingBagCollection, got "
                 f"{type(collection).__name__}"
             )
+        refuse_other_options(type(self).__name__, options)
         check_module_options(options)
         self.output_dtype = options.get("output_dtype", torch.float32)
         clip = options.get("clip_grad_value"), options.get("clip_grad_norm")
         self._attach(collection, clip, trained=True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _NEVER_SET:
+            raise refusal(self, name, "tables.")
+        if name == "output_dtype":
+            check_module_options({name: value})
+        super().__setattr__(name, value)
 
     def _attach(
         self,
@@ -57,16 +78,14 @@ class TableModule(nn.Module):
         *,
         trained: bool,
     ) -> None:
-        self._calls = ModuleCalls(collection, *clip)
+        self._calls = ModuleCalls(collection, *clip, self._padding())
         self._handle = self._calls.handle
-        # Autograd calls the backward because this requires grad. It is not a parameter: nothing
-        # else may train, clip or synchronise it.
-        self._anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=trained)
+        self.anchor = table_parameter(self.device, trained=trained)
+        self.anchor.deferred = self._calls.pending
 
-    @property
-    def tables(self) -> EmbeddingBagCollection:
-        """The collection: its rows, statistics, memory, checkpoints."""
-        return self._calls.collection
+    def _padding(self) -> int | None:
+        """Return the row that is neither pooled nor updated."""
+        return None
 
     @property
     def optimizer(self) -> Any:
@@ -100,11 +119,6 @@ class TableModule(nn.Module):
 
     # ---- for FusedOptimizer ------------------------------------------------------------------
 
-    @property
-    def autograd_anchor(self) -> Tensor:
-        """The scalar that requires grad in the place of the tables; it is not a parameter."""
-        return self._anchor
-
     def attach_optimizer(self, optimizer: AttachedOptimizer, groups: Sequence[int]) -> None:
         """Let backwards take the learning rates and gradient scale of an optimizer's groups.
 
@@ -117,6 +131,16 @@ class TableModule(nn.Module):
         """
         self._calls.attach_optimizer(optimizer, groups)
 
+    @property
+    def attached_optimizer(self) -> AttachedOptimizer | None:
+        """The optimizer that `attach_optimizer` has attached, if it still exists."""
+        return self._calls.optimizer
+
+    @property
+    def calls(self) -> ModuleCalls:
+        """The calls of the collection, for optimizers."""
+        return self._calls
+
     # ---- calls -----------------------------------------------------------------------------
 
     def _lookup(
@@ -125,28 +149,26 @@ class TableModule(nn.Module):
         offsets: Tensor,
         weights: Tensor | None = None,
         order: Sequence[int] = (),
-    ) -> Tensor:
-        """Look up, for training where the module trains; `order` as in `_feature_order`."""
-        training = self.training and torch.is_grad_enabled() and self._anchor.requires_grad
+    ) -> Any:
+        """Look up, for training where the module trains; `order` as in `_feature_order`.
+
+        Returns a tuple of the tables' outputs where one of several is unpooled.
+        """
+        training = self.training and torch.is_grad_enabled() and self.anchor.requires_grad
         if weights is not None:
-            weights = self._checked_weights(weights, training=training)
+            weights = dense("per_sample_weights", weights).to(torch.float32)
         if torch.compiler.is_compiling():
-            out = self._compiled(indices, offsets, weights, order, training=training)
+            out: Any = self._compiled(indices, offsets, weights, order, training=training)
         elif _profiling():
             with record_function("mpembed::forward"):
                 out = self._eager(indices, offsets, weights, order, training=training)
         else:
             out = self._eager(indices, offsets, weights, order, training=training)
-        return out if self.output_dtype is torch.float32 else out.to(self.output_dtype)
-
-    @staticmethod
-    def _checked_weights(weights: Tensor, *, training: bool) -> Tensor:
-        if not training and weights.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                "per_sample_weights require grad, which only a training forward gives: call "
-                "train() and requires_grad_() of the module, or detach the weights"
-            )
-        return weights.to(torch.float32)
+        if self.output_dtype is torch.float32:
+            return out
+        if isinstance(out, tuple):
+            return tuple(one.to(self.output_dtype) for one in out)
+        return out.to(self.output_dtype)
 
     def _eager(
         self,
@@ -156,15 +178,25 @@ class TableModule(nn.Module):
         order: Sequence[int],
         *,
         training: bool,
-    ) -> Tensor:
+    ) -> Any:
         if _tracing():
             raise RuntimeError(
-                "torch.jit.trace would store the rows of this batch as constants: use torch.export"
+                "torch.jit.trace would store the rows of this batch as constants: use torch.export "
+                "of mpembed.torch.freeze(model)"
             )
         if training:
-            return _apply(self._anchor, weights, self._calls, indices, offsets, order)
-        if weights is not None:
-            weights = weights.detach()
+            anchor = self.anchor  # nn.Module finds parameters slowly
+            if not isinstance(anchor, TableParameter):
+                raise RuntimeError(
+                    "module.anchor was replaced, and tables train by their own alone: leave it out "
+                    "of the parameters of torch.func.functional_call"
+                )
+            anchor.reset()
+            if anchor.take_scaled():
+                warn_of_late_scaling(anchor, self._calls)
+            return _apply(anchor, weights, self._calls, indices, offsets, order)
+        if weights is not None and weights.requires_grad and torch.is_grad_enabled():
+            return _apply_weighted(weights, self._calls, indices, offsets, order)
         return self._calls.evaluate(indices, offsets, weights, order)
 
     def _compiled(
@@ -176,9 +208,19 @@ class TableModule(nn.Module):
         *,
         training: bool,
     ) -> Tensor:
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                "torch.export would store a number that stands for these tables in this process "
+                "alone: export mpembed.torch.freeze(model), which holds their rows"
+            )
         if not COMPILES:
             raise RuntimeError("torch.compile of mpembed's modules needs PyTorch 2.13 or newer")
-        anchor = self._anchor if training else self._anchor.detach()
+        if weights is not None and not training and weights.requires_grad:
+            raise RuntimeError(
+                "per_sample_weights require grad, and compiled code gives it to a training forward "
+                "alone: call train() and requires_grad_() of the module, or detach the weights"
+            )
+        anchor: Tensor = self.anchor if training else self.anchor.detach()
         shape = self._output_shape(indices, offsets, order)
         out: Tensor
         out, _ = torch.ops.mpembed.lookup(
@@ -194,13 +236,21 @@ class TableModule(nn.Module):
 
     # ---- what torch.nn.Module has ------------------------------------------------------------
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Train the tables or freeze them: a frozen module looks up as in evaluation."""
-        self._anchor.requires_grad_(requires_grad)
-        return super().requires_grad_(requires_grad)
+    def train(self, mode: bool = True) -> Self:
+        """Train, or evaluate. A module of `convert` warns once if rounding noise is too large."""
+        ends = self.training and not mode
+        super().train(mode)
+        if ends and self._warns_of_rounding:
+            self._warns_of_rounding = False  # also where the warning is an error
+            self._warns_of_rounding = not warn_of_rounding(self.tables)
+        return self
+
+    def warn_of_rounding(self) -> None:
+        """Warn of noise that is too large when training ends, once."""
+        self._warns_of_rounding = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Refuse to move or share the tables; they keep their own element types."""
+        """Refuse to move or share the tables; outputs follow a new element type."""
         probe = fn(torch.zeros((), device="cpu"))
         here = self.device
         if probe.device.type != here.type or (here.index or 0) != (probe.device.index or 0):
@@ -219,36 +269,15 @@ class TableModule(nn.Module):
             raise RuntimeError(
                 "the tables cannot be shared between processes: send the module, which is copied"
             )
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        dtype = fn(torch.zeros((), dtype=self.output_dtype, device="cpu")).dtype
+        check_module_options({"output_dtype": dtype})
+        anchor = self._parameters.pop("anchor")  # stays FP32, and the same object
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            self._parameters["anchor"] = anchor
+        self.output_dtype = dtype
         return self
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return everything that training changes, for ``state_dict``.
-
-        Returns
-        -------
-        dict
-            Settings and tensors, safe for ``torch.load(weights_only=True)``. On the CPU the
-            tensors are the collection's memory, as those of parameters are: copy them to keep
-            them as they are.
-        """
-        return _state.state_of(self.tables)
-
-    def set_extra_state(self, state: Any) -> None:
-        """Continue from a state bit for bit; open batches are dropped.
-
-        Parameters
-        ----------
-        state : dict
-            From `get_extra_state` of a module with the same tables, cache and kinds of optimizer.
-            The seed is taken over, the learning rates are not.
-
-        Raises
-        ------
-        ValueError
-            If it does not fit, before anything changes.
-        """
-        _state.load(self.tables, state)
 
     def __copy__(self) -> Self:
         """Return another module with the same tables, rates and limits."""
@@ -258,10 +287,12 @@ class TableModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        for name in ("_calls", "_handle", "_anchor"):
+        for name in ("_calls", "_handle"):
             del state[name]
+        others = {k: v for k, v in self._parameters.items() if k != "anchor"}
+        state["_parameters"] = others
         clip = self.clip_grad_value, self.clip_grad_norm
-        state["_portable"] = PortableCollection.of(self.tables), clip, self._anchor.requires_grad
+        state["_portable"] = PortableCollection.of(self.tables), clip, self.anchor.requires_grad
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -278,6 +309,6 @@ class TableModule(nn.Module):
         parts = [f"device={tables.device!r}", self._optimizer_repr()]
         if self.output_dtype is not torch.float32:
             parts.append(f"output_dtype={self.output_dtype}")
-        if not self._anchor.requires_grad:
+        if not self.anchor.requires_grad:
             parts.append("frozen")
         return ", ".join(parts)

@@ -1,59 +1,31 @@
-"""The calls of a module's collection: tensors in, tensors out, the fused update between."""
+"""The calls of a module's collection: lookups, and the update of what they looked up."""
 
 from __future__ import annotations
 
 import itertools
 import weakref
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
-from mpembed.collection import EmbeddingBagCollection, collection_state
-from mpembed.tickets import Ticket
-from mpembed.torch._feature_order import Segments, reorder, restore_order
-
-
-class AttachedOptimizer(Protocol):
-    """What a backward asks of the optimizer that its module is attached to."""
-
-    def apply_lr(self, group: int) -> None:
-        """Give the learning rate of a group of parameters to the tables of the group."""
-
-    def unscale(self, grad: Tensor) -> Tensor | None:
-        """Return a gradient without the loss's scale; None where it is not finite."""
+from mpembed.torch._backward_pass import BackwardPass, Waiting, current_pass
+from mpembed.torch._batch import PreparedBatch
+from mpembed.torch._exchange import tensor_of
+from mpembed.torch._forward_calls import AttachedOptimizer, ForwardCalls, OpenForward
+from mpembed.torch._kept_lookups import Lookup, Values
+from mpembed.torch._pending import Update
+from mpembed.torch._weight_grad import weight_grad
 
 
-class OpenForward:
-    """A training forward that waits for its backward.
-
-    Attributes
-    ----------
-    ticket : Ticket
-        The collection's, of the open batch.
-    segments : list of (int, int), or None
-        Where the pieces of the batch lay in the caller's, if it was reordered.
-    num_indices : int
-        Of the caller's batch.
-    """
-
-    __slots__ = ("num_indices", "segments", "ticket")
-
-    def __init__(self, ticket: Ticket, segments: Segments | None, num_indices: int) -> None:
-        self.ticket, self.segments, self.num_indices = ticket, segments, num_indices
-
-
-class ModuleCalls:
+class ModuleCalls(ForwardCalls):
     """A collection as modules and operators call it.
 
     Parameters
     ----------
-    collection : mpembed.EmbeddingBagCollection
-        The tables.
-    clip_value, clip_norm : float or None
-        Limits of the gradient of an output.
+    collection, clip_value, clip_norm, padding_idx
+        As in `ForwardCalls`.
 
     Attributes
     ----------
@@ -61,85 +33,22 @@ class ModuleCalls:
         The number by which operators find this object.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_device",
-        "_engine",
-        "_gradient_as_is",
-        "_groups",
-        "_optimizer",
-        "_unpooled",
-        "clip_norm",
-        "clip_value",
-        "collection",
-        "handle",
-    )
+    __slots__ = ("handle",)
 
-    def __init__(
-        self,
-        collection: EmbeddingBagCollection,
-        clip_value: float | None = None,
-        clip_norm: float | None = None,
-    ) -> None:
-        self.collection = collection
-        self._engine = collection_state(collection).engine
-        tables = collection.tables
-        # One table without pooling: its output comes in a dict.
-        self._unpooled = tables[0].name if tables[0].pooling == "none" else None
-        self._device = None if collection.device == "cpu" else torch.device(collection.device)
-        self._optimizer: weakref.ref[AttachedOptimizer] | None = None
-        self._groups: tuple[int, ...] = ()
-        self.set_clipping(clip_value, clip_norm)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.handle = next(_handles)
         _by_handle[self.handle] = self
 
-    def set_clipping(self, value: float | None, norm: float | None) -> None:
-        """Set the limits of the gradient of an output."""
-        self.clip_value, self.clip_norm = value, norm
-        self._gradient_as_is = self._optimizer is None and value is None and norm is None
+    def backward(self, forward: OpenForward, given: Sequence[Tensor]) -> tuple[Tensor | None, bool]:
+        """Update the rows of a forward, or keep its gradient; see `_backward_pass`.
 
-    def attach_optimizer(self, optimizer: AttachedOptimizer, groups: Sequence[int]) -> None:
-        """Take learning rates and scale from an optimizer's groups as long as it lives."""
-        self._optimizer, self._groups = weakref.ref(optimizer), tuple(groups)
-        self._gradient_as_is = False
-
-    # ---- forward ---------------------------------------------------------------------------
-
-    def _current_stream(self) -> int:
-        return int(torch.cuda.current_stream(self._device).cuda_stream)
-
-    def _tensor(self, result: Any) -> Tensor:
-        if self._unpooled is not None:
-            result = result[self._unpooled]
-        return torch.from_numpy(result) if self._device is None else from_dlpack(result)
-
-    def evaluate(
-        self, indices: Tensor, offsets: Tensor, weights: Tensor | None, order: Sequence[int]
-    ) -> Tensor:
-        """Look up without any change of state; `order` as in `_feature_order`."""
-        indices, offsets, weights, _ = _ordered(indices, offsets, weights, order)
-        stream = None if self._device is None else self._current_stream()
-        result = self.collection.forward(indices, offsets, weights, stream=stream, training=False)
-        return self._tensor(result)
-
-    def train_forward(
-        self, indices: Tensor, offsets: Tensor, weights: Tensor | None, order: Sequence[int]
-    ) -> tuple[Tensor, OpenForward]:
-        """Look up a training batch; its rows are pinned until `backward` or its ticket's end."""
-        num_indices = indices.shape[0]
-        indices, offsets, weights, segments = _ordered(indices, offsets, weights, order)
-        stream = None if self._device is None else self._current_stream()
-        result, ticket = self.collection.forward(
-            indices, offsets, weights, stream=stream, ticket=True
-        )
-        # The autograd graph alone decides how long the batch stays open.
-        self._engine.detach(ticket)
-        return self._tensor(result), OpenForward(ticket, segments, num_indices)
-
-    # ---- backward --------------------------------------------------------------------------
-
-    def backward(self, forward: OpenForward, grad: Tensor) -> tuple[Tensor | None, bool]:
-        """Update the rows of a forward.
+        Parameters
+        ----------
+        forward : OpenForward
+            From `train_forward`.
+        given : sequence of Tensor
+            The gradient of each of its outputs.
 
         Returns
         -------
@@ -149,54 +58,198 @@ class ModuleCalls:
             False where a scaled gradient is not finite: no row changes, and the scaler will lower
             its scale.
         """
-        ticket = forward.ticket
-        if grad.dtype is not torch.float32 or not grad.is_contiguous():
-            grad = grad.to(torch.float32).contiguous()
+        optimizer = self.optimizer
+        keep = forward.ticket is None
+        one_pass = None
+        scales = optimizer is not None and optimizer.scales
+        if keep or scales or self.reads or self._engine.num_forwards > 1:
+            one_pass = current_pass()
+        grads = [_plain(grad) for grad in given]
         if not self._gradient_as_is:
-            prepared = self._prepared(grad)
+            prepared = self._prepared(grads, None if keep and not scales else optimizer)
             if prepared is None:
-                ticket.drop()
-                nan = grad.new_full((forward.num_indices,), torch.nan) if ticket.weighted else None
-                return nan, False
-            grad = prepared
-        values = grad if self._unpooled is None else {self._unpooled: grad}
-        stream = None if self._device is None else self._current_stream()
-        result = self.collection.backward(values, ticket, stream=stream)
-        if result is None:
-            return None, True
-        weight_grad = torch.from_numpy(result) if self._device is None else from_dlpack(result)
-        if forward.segments is not None:
-            weight_grad = restore_order(weight_grad, forward.segments, forward.num_indices)
-        return weight_grad, True
+                return self._skip(forward, grads, optimizer, one_pass), False
+            grads = prepared
+        if forward.batch.padded and not self._pools:
+            grads = [forward.batch.without_padding(grads[0])]
+        if one_pass is None and not keep:
+            self._apply_rates(optimizer)
+            stream = self.current_stream()
+            result = self.collection.backward(self._named(grads), forward.ticket, stream=stream)
+            return self._weight_grad(forward, result), True
+        grads = [
+            grad.clone() if grad.data_ptr() == one.data_ptr() else grad
+            for grad, one in zip(grads, given, strict=True)  # autograd's, who may reuse it
+        ]
+        return self._wait(forward, grads, optimizer, one_pass), True
 
-    def _prepared(self, grad: Tensor) -> Tensor | None:
-        """Apply the attached learning rates; return the gradient unscaled and clipped, or None."""
-        optimizer = None if self._optimizer is None else self._optimizer()
+    def update_rows(self, ids: Tensor, grads: Tensor) -> None:
+        """Update rows of the only table, without a lookup, as a backward does."""
+        count = ids.shape[0]
+        if count == 0 and self._replicas is None:
+            return
+        offsets = torch.arange(count + 1, dtype=torch.int64, device=ids.device)
+        if not self._pools:
+            offsets = offsets[[0, -1]]
+        batch = PreparedBatch(ids, offsets, None, count)
+        forward = OpenForward(None, batch)
+        optimizer = self.optimizer
+        scales = optimizer is not None and optimizer.scales
+        one_pass = current_pass()
+        plain = [_plain(grads)]
+        prepared = self._prepared(plain, optimizer if scales else None)
+        if prepared is None:
+            self._skip(forward, plain, optimizer, one_pass)
+        else:
+            self._wait(forward, prepared, optimizer, one_pass)
+
+    def _apply_rates(self, optimizer: AttachedOptimizer | None) -> None:
+        """Give the learning rates of an optimizer's groups to the tables."""
         if optimizer is not None:
             for group in self._groups:
                 optimizer.apply_lr(group)
-            unscaled = optimizer.unscale(grad)
-            if unscaled is None:
+
+    def _named(self, grads: Sequence[Tensor]) -> Values:
+        return grads[0] if self._pools else dict(zip(self._names, grads, strict=True))
+
+    def _wait(
+        self,
+        forward: OpenForward,
+        grads: Sequence[Tensor],
+        optimizer: AttachedOptimizer | None,
+        one_pass: BackwardPass | None,
+    ) -> Tensor | None:
+        """Update at the end of the pass, or later; return the gradient of the weights now."""
+        batch, values = forward.batch, self._named(grads)
+        found = self._weight_grad_now(forward, values)
+        lookup = None
+        if forward.ticket is None:
+            lookup = Lookup(batch.indices, batch.offsets, batch.weights, values)
+        waiting = Waiting(
+            number=forward.number,
+            calls=self,
+            collection=self.collection,
+            ticket=forward.ticket,
+            lookup=lookup,
+            grads=grads,
+            values=values,
+            stream=self._stream(),
+            optimizer=optimizer,
+            groups=() if optimizer is None else self._groups,
+            keep=forward.ticket is None and self._keeps(),
+        )
+        if one_pass is None:
+            alone = BackwardPass()
+            alone.add(waiting)
+            alone.finish()
+        else:
+            one_pass.add(waiting)
+        return found
+
+    def _weight_grad_now(self, forward: OpenForward, values: Values) -> Tensor | None:
+        """Return the gradient of the weights before the update."""
+        batch, stream = forward.batch, self.current_stream()
+        if forward.ticket is not None and forward.ticket.weighted:
+            result = self.collection.weight_grad(values, forward.ticket, stream=stream)
+            return self._weight_grad(forward, result)
+        if forward.ticket is None and batch.weights is not None:
+            lookup = Lookup(batch.indices, batch.offsets, batch.weights, values)
+            return batch.weight_grad(weight_grad(self.collection, lookup, stream))
+        return None
+
+    def weight_grad_of(self, batch: PreparedBatch, grads: Sequence[Tensor]) -> Tensor:
+        """Return the gradient of the weights of a lookup that trains no rows."""
+        plain = [_plain(grad) for grad in grads]
+        lookup = Lookup(batch.indices, batch.offsets, batch.weights, self._named(plain))
+        return batch.weight_grad(weight_grad(self.collection, lookup, self.current_stream()))
+
+    def _skip(
+        self,
+        forward: OpenForward,
+        grads: Sequence[Tensor],
+        optimizer: AttachedOptimizer | None,
+        one_pass: BackwardPass | None,
+    ) -> Tensor | None:
+        """Drop a forward whose gradient is not finite, and with it what its optimizer updates."""
+        if one_pass is not None and optimizer is not None:
+            one_pass.skip(optimizer)
+        forward.drop()
+        batch = forward.batch
+        if batch.weights is None:
+            return None
+        return grads[0].new_full((batch.num_indices,), torch.nan)
+
+    def _weight_grad(self, forward: OpenForward, result: Any) -> Tensor | None:
+        """Return the gradient of the weights in the order of the caller's batch."""
+        return None if result is None else forward.batch.weight_grad(tensor_of(result))
+
+    def _prepared(
+        self, grads: list[Tensor], optimizer: AttachedOptimizer | None
+    ) -> list[Tensor] | None:
+        """Return the gradients unscaled and clipped; None where one is not finite."""
+        if optimizer is not None:
+            unscaled = [optimizer.unscale(grad) for grad in grads]
+            grads = [grad for grad in unscaled if grad is not None]
+            if len(grads) < len(unscaled):
                 return None
-            grad = unscaled
         if self.clip_value is not None:
-            grad = grad.clamp(-self.clip_value, self.clip_value)
+            grads = [grad.clamp(-self.clip_value, self.clip_value) for grad in grads]
         if self.clip_norm is not None:
-            norm = float(torch.linalg.vector_norm(grad))
+            norm = float(torch.stack([torch.linalg.vector_norm(g) for g in grads]).norm())
             if norm > self.clip_norm:
-                grad = grad * (self.clip_norm / norm)
+                grads = [grad * (self.clip_norm / norm) for grad in grads]
+        return grads
+
+    # ---- what waits --------------------------------------------------------------------------
+
+    def keep(self, number: int, lookup: Lookup) -> None:
+        """Keep a lookup until all of a step, or of all replicas, are there."""
+        self.pending.add(number, lookup)
+
+    def end_of_pass(self) -> bool:
+        """Gather the lookups of all replicas; return whether to update, and not at a step."""
+        replicas = self._replicas
+        if replicas is not None:
+            if not replicas.synchronise:
+                return False
+            device = self._device or torch.device("cpu")
+            own = self.pending.own()
+            self.pending.share(replicas.gather(self.collection, own, device))
+        if self.defers:
+            return False
+        self._apply_rates(self.optimizer)
+        return True
+
+    def update_all(self, several: Sequence[ModuleCalls], stream: int | None) -> None:
+        """Make one update from what modules with this collection have kept."""
+        update_pending(several, stream)
+
+
+def update_pending(several: Sequence[ModuleCalls], stream: int | None) -> None:
+    """Make one update from what waits for modules with the same collection.
+
+    What waits is kept if the update does not happen, and used up if it does, whatever is raised.
+    """
+    found = sorted(
+        (one for calls in several for one in calls.pending.lookups()), key=lambda one: one[0]
+    )
+    if not found:
+        return
+    update = Update()
+    try:
+        for calls in several:
+            calls.pending.begin_update(update)
+        update.make(several[0].collection, [lookup for _, lookup in found], stream)
+    finally:
+        for calls in several:
+            calls.pending.end_update()
+
+
+def _plain(grad: Tensor) -> Tensor:
+    """Return a gradient as the collection takes it."""
+    if grad.dtype is torch.float32 and grad.is_contiguous():
         return grad
-
-
-def _ordered(
-    indices: Tensor, offsets: Tensor, weights: Tensor | None, order: Sequence[int]
-) -> tuple[Tensor, Tensor, Tensor | None, Segments | None]:
-    """Reorder a batch where there is an order; make all of it contiguous."""
-    if order:
-        return reorder(indices, offsets, weights, order)
-    if weights is not None:
-        weights = weights.contiguous()
-    return indices.contiguous(), offsets.contiguous(), weights, None
+    return grad.to(torch.float32).contiguous()
 
 
 _handles = itertools.count(1)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any, TypedDict
 
 import torch
 
 from mpembed import registry
 from mpembed._arguments.scalars import finite
+from mpembed._checkpoint.changes import Changes
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.devices import CudaDevice, TorchDevice
 from mpembed.optim import Optimizer
 
-OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OUTPUT_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 #: The modes of an EmbeddingBag: what pools a bag.
 MODES = tuple(pooling for pooling in registry.POOLINGS if pooling != "none")
 #: Options of PyTorch's modules that a fused update cannot keep: the default, and the way out.
 UNSUPPORTED: dict[str, tuple[Any, str]] = {
-    "padding_idx": (None, "leave padding out of the batch, or multiply its output by 0"),
-    "max_norm": (None, "use the optimizer's weight_decay"),
+    "max_norm": (None, "leave it None; the optimizer's weight_decay keeps rows small too"),
     "scale_grad_by_freq": (False, "leave it False; the gradients of a row are summed"),
-    "sparse": (False, "leave it False; a backward updates the rows of its batch alone anyway"),
 }
+#: Options of PyTorch's modules without a meaning here: an update touches only the rows of a batch,
+#: and no norm is limited.
+IGNORED = ("sparse", "norm_type")
+#: What a loaded collection can be given another value of.
+CHANGES = (*(field.name for field in fields(Changes)), "device")
 
 
 class CollectionOptions(TypedDict, total=False):
@@ -67,7 +72,14 @@ def make_collection(
                 f"{', '.join(Options.__annotations__)}"
             )
     check_module_options(own)
+    if "seed" not in rest:
+        rest["seed"] = _drawn_seed()
     return EmbeddingBagCollection(tables, optimizer=optimizer, **rest), own
+
+
+def _drawn_seed() -> int:
+    """Return a seed from PyTorch's generator, so that modules start with different rows."""
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
 
 
 def check_module_options(options: Any) -> None:
@@ -81,15 +93,39 @@ def check_module_options(options: Any) -> None:
             raise ValueError(f"{name} must be positive, got 0; None sets no limit")
 
 
+def refuse_other_options(kind: str, options: Any) -> None:
+    """Raise TypeError for an option that a module of a given collection does not take."""
+    known = ModuleOptions.__annotations__
+    for name in options:
+        if name in CHANGES:
+            raise TypeError(
+                f"{name!r} is a setting of the collection, which {kind} takes as it is: load it "
+                f"with mpembed.EmbeddingBagCollection.load(path, {name}=...), then make the module"
+            )
+        if name not in known:
+            raise TypeError(
+                f"{name!r} is not an option of {kind}.from_collection; beside its own arguments "
+                f"those are {', '.join(known)}"
+            )
+
+
 def check_mode(what: str, mode: Any) -> None:
     """Raise ValueError for a mode that no table has, such as PyTorch's ``"max"``."""
     if mode not in MODES:
         raise ValueError(f"{what} must be {' or '.join(map(repr, MODES))}, got {mode!r}")
 
 
-def refuse_unsupported(what: str, options: dict[str, Any]) -> None:
-    """Take PyTorch's unsupported options out; raise ValueError for one that is set."""
+def unsupported(options: dict[str, Any]) -> Iterator[str]:
+    """Say of each of PyTorch's unsupported options that is set why, and the way out."""
     for name, (default, way_out) in UNSUPPORTED.items():
-        value = options.pop(name, default)
+        value = options.get(name, default)
         if value != default:
-            raise ValueError(f"{what}: {name}={value!r} is not supported: {way_out}")
+            yield f"{name}={value!r} is not supported: {way_out}"
+
+
+def refuse_unsupported(what: str, options: dict[str, Any]) -> None:
+    """Take PyTorch's options out; raise ValueError for an unsupported one that is set."""
+    for reason in unsupported(options):
+        raise ValueError(f"{what}: {reason}")
+    for name in (*UNSUPPORTED, *IGNORED):
+        options.pop(name, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,13 +13,15 @@ from mpembed._bindings.device import Stream
 from mpembed._collection.records import StoredArray
 from mpembed._collection.state import COUNTERS, Counters
 from mpembed.collection import EmbeddingBagCollection, collection_state
+from mpembed.torch._dense import why_not_dense
 
-_FORMAT = 3
+FORMAT = 4
+Shape: TypeAlias = tuple[int, ...]
 
 
-def _signed(array: Any) -> Any:
-    """Return unsigned integers as signed ones: PyTorch does not do everything with unsigned."""
-    return array.view(np.dtype(f"i{array.itemsize}")) if array.dtype.kind == "u" else array
+def _stored_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a type that PyTorch does everything with: of unsigned ones it has bytes alone."""
+    return np.dtype(f"i{dtype.itemsize}") if dtype.kind == "u" and dtype.itemsize > 1 else dtype
 
 
 def _others(collection: EmbeddingBagCollection) -> dict[str, StoredArray]:
@@ -63,7 +65,10 @@ def _tensors(collection: EmbeddingBagCollection, on: Stream) -> dict[str, torch.
     }
     for name, stored in _others(collection).items():
         found[name] = stored.shared(on)
-    tensors = {name: torch.from_numpy(_signed(array)) for name, array in found.items()}
+    tensors = {
+        name: torch.from_numpy(array.view(_stored_type(array.dtype)))
+        for name, array in found.items()
+    }
     if on.device.synchronous:
         counts = state.counter_arrays()
         return {**tensors, **{name: torch.from_numpy(count) for name, count in counts.items()}}
@@ -75,7 +80,7 @@ def state_of(collection: EmbeddingBagCollection) -> dict[str, Any]:
     """Return all that training changes, except the learning rates."""
     with collection_state(collection).reading() as on:
         return {
-            "format": _FORMAT,
+            "format": FORMAT,
             "layout": _layout(collection),
             "seed": collection_state(collection).settings.seed,
             "arrays": _tensors(collection, on),
@@ -84,40 +89,70 @@ def state_of(collection: EmbeddingBagCollection) -> dict[str, Any]:
 
 def load(collection: EmbeddingBagCollection, state: Any) -> None:
     """Continue from a state; ValueError if it does not fit, before anything changes."""
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise ValueError(
-            f"the state is not from get_extra_state() of an mpembed.torch module, format {_FORMAT}"
-        )
+    check_settings(collection, state)
+    seed = integer("seed of the state", state.get("seed"), 0, contract.MAX_SEED)
+    with collection_state(collection).writing():
+        arrays, counters = _checked_arrays(collection, state.get("arrays"))
+        try:
+            collection_state(collection).restore(arrays, counters, seed)
+        except ValueError as error:
+            raise ValueError(f"the state: {error}") from None
+
+
+def check_settings(collection: EmbeddingBagCollection, state: Any) -> None:
+    """Raise ValueError if a state is not of such a collection."""
+    found = state.get("format") if isinstance(state, dict) else state
+    if found != FORMAT:
+        raise ValueError(f"the state has format {found!r}, this version reads {FORMAT}")
     layout, given = _layout(collection), state.get("layout")
     for part, own in layout.items():
         other = given.get(part) if isinstance(given, dict) else None
         if other != own:
             raise ValueError(
                 f"the state has {part} {other}, the module {own}: make the module as the one that "
-                "was saved"
+                "was saved; to change settings, load what its tables.save() wrote with "
+                "EmbeddingBagCollection.load(), and make a module with from_collection()"
             )
-    seed = integer("seed of the state", state.get("seed"), 0, contract.MAX_SEED)
-    with collection_state(collection).writing():
-        arrays, counters = _checked(collection, state.get("arrays"))
-        collection_state(collection).restore(arrays, counters, seed)
 
 
-def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[dict[str, Any], Counters]:
-    """Return NumPy arrays by the collection's own names, and the counters."""
-    state = collection_state(collection)
-    others, result = _others(collection), {}
-    blocks = {
-        f"table.{number}.{name}": (records.count, width)
+def expected(collection: EmbeddingBagCollection) -> dict[str, tuple[np.dtype[Any], Shape]]:
+    """Return the type and shape of every array that a state has, by its name there."""
+    state, byte, count = collection_state(collection), np.dtype(np.uint8), np.dtype(np.int64)
+    found: dict[str, tuple[np.dtype[Any], Shape]] = {
+        f"table.{number}.{name}": (byte, (records.count, width))
         for number, records in enumerate(state.storage.tables)
         for name, width in records.block_bytes().items()
     }
-    expected = {*blocks, *others, *COUNTERS}
-    if not isinstance(found, dict) or set(found) != expected:
+    for name, own in _others(collection).items():
+        found[name] = _stored_type(own.dtype), own.shape
+    return found | dict.fromkeys(COUNTERS, (count, (1,)))
+
+
+def _checked_arrays(
+    collection: EmbeddingBagCollection, found: Any
+) -> tuple[dict[str, Any], Counters]:
+    """Return NumPy arrays by the collection's own names, and the counters."""
+    state, result, wanted = collection_state(collection), {}, expected(collection)
+    if not isinstance(found, dict) or set(found) != set(wanted):
         have = sorted(found) if isinstance(found, dict) else found
-        raise ValueError(f"the state has the arrays {have}, not {sorted(expected)}")
+        raise ValueError(f"the state has the arrays {have}, not {sorted(wanted)}")
+    for name, (_, shape) in wanted.items():
+        one = found[name]
+        if not name.startswith("cache.") or not isinstance(one, torch.Tensor) or why_not_dense(one):
+            continue
+        other = tuple(one.shape)
+        if other != shape:
+            raise ValueError(
+                f"the state has a cache of another size ({name} has the shape {other}, not "
+                f"{shape}): make the module with the cache of the one that was saved; to change "
+                "it, load what its tables.save() wrote with "
+                "EmbeddingBagCollection.load(path, cache=...), and make a module with "
+                "from_collection()"
+            )
     given = {
-        key: np.ascontiguousarray(_array(key, found[key], np.dtype(np.int8), shape)).view(np.uint8)
-        for key, shape in blocks.items()
+        name: np.ascontiguousarray(checked(name, found[name], *wanted[name]))
+        for name in wanted
+        if name not in COUNTERS
     }
     for number, (table, records) in enumerate(
         zip(collection.tables, state.storage.tables, strict=True)
@@ -125,32 +160,36 @@ def _checked(collection: EmbeddingBagCollection, found: Any) -> tuple[dict[str, 
         packed = {name: given[f"table.{number}.{name}"] for name in records.block_bytes()}
         for field, values in zip(records.fields, records.unpacked(packed), strict=True):
             result[f"table.{table.name}.{field.name}"] = values
-    for name, own in others.items():
-        dtype = own.dtype
-        stored = np.dtype(f"i{dtype.itemsize}") if dtype.kind == "u" else dtype
-        values = _array(name, found[name], stored, own.shape)
-        values = state.without_pins(name, values.view(dtype))
-        try:
-            state.check(name, values)
-        except ValueError as error:
-            raise ValueError(f"the state: {error}") from None
-        result[name] = values
+    for name, own in _others(collection).items():
+        result[name] = state.without_pins(name, given[name].view(own.dtype))
     step = _count("step", found["step"], contract.MAX_STEP)
     return result, Counters(step, _count("updates", found["updates"], step))
 
 
+def check(collection: EmbeddingBagCollection) -> None:
+    """Raise ValueError if the rows, states or caches in memory are damaged."""
+    state = collection_state(collection)
+    with state.writing() as on:
+        state.check_own(on)
+
+
 def _count(name: str, given: Any, most: int) -> int:
     """Return a checked counter."""
-    values = given if isinstance(given, torch.Tensor) else np.asarray(given)
-    number = int(_array(name, values, np.dtype(np.int64), (1,))[0])
+    number = int(checked(name, given, np.dtype(np.int64), (1,))[0])
     return integer(f"{name} of the state", number, 0, most)
 
 
-def _array(name: str, given: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+def checked(name: str, given: Any, dtype: np.dtype[Any], shape: Shape) -> Any:
     """Return a tensor or NumPy array of a state as NumPy array; ValueError if it does not fit."""
-    values = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else given
-    is_array = isinstance(values, np.ndarray)
-    if not is_array or values.dtype != dtype or values.shape != shape:
-        what = (values.dtype.name, values.shape) if is_array else type(values).__name__
-        raise ValueError(f"{name} of the state is {what}, not {(dtype.name, shape)}")
-    return values
+    is_tensor = isinstance(given, torch.Tensor)
+    if not is_tensor and not isinstance(given, np.ndarray):
+        raise ValueError(
+            f"{name} of the state is {type(given).__name__}, not {(dtype.name, shape)}"
+        )
+    why = why_not_dense(given) if is_tensor else ""
+    if why:
+        raise ValueError(f"{name} of the state {why}")
+    found = str(given.dtype).removeprefix("torch."), tuple(given.shape)
+    if found != (dtype.name, shape):
+        raise ValueError(f"{name} of the state is {found}, not {(dtype.name, shape)}")
+    return given.detach().cpu().numpy() if is_tensor else given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from mpembed._files.replacement import write_file
 
 
 def _curves(axes: Axes, result: dict[str, Any]) -> None:
@@ -52,4 +55,6 @@ def write_plot(result: dict[str, Any], path: Path) -> None:
     curves, memory = figure.subplots(1, 2)
     _curves(curves, result)
     _memory(memory, result)
-    figure.savefig(path, dpi=120)
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=120, format=path.suffix[1:].lower())
+    write_file(path, drawn.getvalue())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,9 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from mpembed._files.replacement import write_file
+from mpembed._files.targets import check_place
+from mpembed.rounding import BAD, NOISE_LIMIT
 from mpembed.train.settings import OptionError
 
 _COLUMNS = (
@@ -34,22 +36,10 @@ _PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 def _check_writable(option: str, path: Path) -> None:
     """Raise OptionError if an output file cannot be written."""
-    # What will be written is a link's target, whether it exists or not.
-    target = Path(os.path.realpath(path))
     try:
-        mode = target.stat().st_mode
-    except FileNotFoundError:
-        mode = None
-    except NotADirectoryError:
-        raise OptionError(f"{option} {path}: there is no directory {target.parent}") from None
+        check_place(path)
     except OSError as error:
         raise OptionError(f"{option} {path}: cannot be written: {error.strerror}") from None
-    if mode is not None and stat.S_ISDIR(mode):
-        raise OptionError(f"{option} {path}: is a directory")
-    if not target.parent.is_dir():
-        raise OptionError(f"{option} {path}: there is no directory {target.parent}")
-    if not os.access(target.parent if mode is None else target, os.W_OK):
-        raise OptionError(f"{option} {path}: cannot be written")
     if option == "--plot" and path.suffix.lower() not in _PLOT_SUFFIXES:
         raise OptionError(f"{option} {path}: the name must end in {', '.join(_PLOT_SUFFIXES)}")
 
@@ -72,7 +62,7 @@ def check_outputs(data: Path | None, json: Path | None, plot: Path | None) -> No
     data : Path or None
         The file of clicks.
     json, plot : Path or None
-        The files to write; this does not touch them.
+        The files to write; this does not touch them. They replace what is there, a link itself.
 
     Raises
     ------
@@ -166,6 +156,33 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def rounding_notes(result: dict[str, Any]) -> list[str]:
+    """Say which settings have tables whose rounding noise is too large.
+
+    Parameters
+    ----------
+    result : dict
+        From :func:`mpembed.train.runner.run`.
+
+    Returns
+    -------
+    list of str
+        One line a setting; of several seeds, the first counts.
+    """
+    notes: dict[str, str] = {}
+    for run in result["runs"]:
+        tables = list(run["rounding"].values())
+        bad = [table for table in tables if table["verdict"] in BAD]
+        if run["seed"] == result["config"]["seed"] and bad:
+            worst = max(bad, key=lambda table: float(table["ratio"]))
+            notes[run["setting"]] = (
+                f"{run['setting']}: rounding noise exceeds {NOISE_LIMIT:g} of the updates in "
+                f"{len(bad)} of {len(tables)} tables, most in {worst['name']} "
+                f"({worst['ratio']:.2g}); {worst['verdict']}: {worst['advice']}"
+            )
+    return list(notes.values())
+
+
 def write_json(result: dict[str, Any], path: Path) -> None:
     """Write all results of a run.
 
@@ -177,4 +194,4 @@ def write_json(result: dict[str, Any], path: Path) -> None:
         The file.
     """
     text = json.dumps(_plain(result), indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_file(path, f"{text}\n".encode())

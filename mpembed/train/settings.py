@@ -44,7 +44,7 @@ class Setting:
 
     precision: str
     load_factor: float = 0.0
-    rounding: str = "stochastic"
+    rounding: str = registry.DEFAULT_ROUNDING
 
     @classmethod
     def parse(cls, text: str) -> Setting:

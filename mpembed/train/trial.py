@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from mpembed.rounding import TableRounding
 from mpembed.train.data.dataset import TEST, VALIDATION, Block
 from mpembed.train.metrics import accuracy, auc, log_loss
 from mpembed.train.model import Perceptrons, make_tables, mlp_optimizer
@@ -180,7 +182,8 @@ class Trial:
         Returns
         -------
         dict
-            Scores of both parts, memory, cache statistics, times and the loss curve.
+            Scores of both parts, memory, cache statistics, the noise of rounding, times and the
+            loss curve.
         """
         memory = self._tables.tables.memory_report()
         return {
@@ -191,9 +194,18 @@ class Trial:
             "test": self._scores(TEST),
             "memory": memory,
             "cache": self._tables.tables.stats(),
+            "rounding": {
+                name: _measured(table)
+                for name, table in self._tables.tables.rounding_report().items()
+            },
             "hit_rate": self.hit_rate(),
             "step_ms": 1e3 * float(np.median(self._step_seconds)),
             "embedding_ms": 1e3 * float(np.median(self._table_seconds)),
             "rows_per_second": self.rows_per_second(),
             "curve": self._curve(),
         }
+
+
+def _measured(table: TableRounding) -> dict[str, Any]:
+    """Return what was measured of a table; JSON has no NaN for the ratio where nothing was."""
+    return asdict(table) | ({"ratio": None} if np.isnan(table.ratio) else {})

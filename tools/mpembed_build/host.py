@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mpembed_build.objects import Job, target
-from mpembed_build.settings import BuildError
+from mpembed_build.settings import BuildError, sanitizer_flags
 
 CPU_KERNELS = Path("kernels/cpu")  # compiled for each SIMD level
 SHARED = CPU_KERNELS / "shared"  # compiled once
@@ -79,7 +79,8 @@ class Compiler:
     def __init__(self) -> None:
         self.cxx = find_compiler(os.environ)
         apple = apple_architecture(os.environ) if sys.platform == "darwin" else []
-        self.extra = [*apple, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+        own = shlex.split(os.environ.get("CXXFLAGS", ""))
+        self.extra = [*apple, *own, *sanitizer_flags(os.environ)]
         self.identity = ask([*self.cxx, "--version"])
         machine = ask([*self.cxx, *apple, "-dumpmachine"])
         self.x86 = machine.startswith(("x86_64", "amd64"))

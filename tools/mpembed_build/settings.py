@@ -1,4 +1,4 @@
-"""The environment variables that say whether and how the CUDA extension is built."""
+"""The environment variables that say how the package and its CUDA extension are built."""
 
 from __future__ import annotations
 
@@ -46,6 +46,33 @@ class CudaSettings:
             architectures=architectures,
             runtime=_one_of(environment, "MPEMBED_CUDART", ("static", "shared")),
         )
+
+
+# What a sanitizer needs to name the line, and to run in bearable time.
+SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer"]
+SANITIZERS = ("address", "undefined", "thread")
+
+
+def sanitizer_flags(environment: Mapping[str, str]) -> list[str]:
+    """Return the flags that ``MPEMBED_SANITIZE`` asks for, to come after all others.
+
+    Raises
+    ------
+    BuildError
+        It names something else than sanitizers, or two that exclude each other.
+    """
+    text = environment.get("MPEMBED_SANITIZE", "")
+    names = [name.strip() for name in text.split(",")] if text else []
+    if not names:
+        return []
+    if not set(names) <= set(SANITIZERS):
+        listed = ", ".join(SANITIZERS)
+        raise BuildError(f"MPEMBED_SANITIZE takes {listed}, separated by commas, got {text!r}")
+    if {"address", "thread"} <= set(names):
+        raise BuildError("MPEMBED_SANITIZE: address and thread need a build each")
+    chosen = ",".join(name for name in SANITIZERS if name in names)
+    # A finding ends the process: nobody reads the output of a test that passes.
+    return [*SANITIZED, f"-fsanitize={chosen}", "-fno-sanitize-recover=all"]
 
 
 def _one_of(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str:

@@ -13,9 +13,9 @@ cdef class CallOrder:
     by it alone. Graphs do not wait for each other.
     """
 
-    def __init__(self, Device device, lock):
+    def __init__(self, Device device):
         self.device = device
-        self.lock = lock
+        self.lock = CallLock()
         self.last = self.now = device.default_stream
 
     def __dealloc__(self):
@@ -29,32 +29,56 @@ cdef class CallOrder:
         """Whether a capture has taken calls."""
         return self.launched != NULL
 
-    cpdef Call on_stream(self, object stream, object refuse=None):
+    cpdef Call on_stream(self, object stream, object refuse=None, bint changes=False,
+                         bint holds=False):
         """Return the context of a call on a caller's stream.
 
-        `refuse` is called with the stream if the call would be captured, before anything is queued.
+        Parameters
+        ----------
+        refuse : callable, optional
+            Is called with the stream if the call would be captured, before anything is queued.
+        changes : bool
+            Whether the call changes rows or open batches. Inside of another such call it is
+            refused: an argument, a finalizer or a signal handler has made it.
+        holds : bool
+            Whether the call reads in several pieces: calls inside it that change are refused.
         """
-        return new_call(self, self.device.stream(stream), refuse)
+        cdef Call made = new_call(self, self.device.stream(stream), refuse, changes)
+        made.holds = holds
+        return made
 
-    cpdef Call on_last_stream(self, object refuse=None):
+    cpdef Call on_last_stream(self, object refuse=None, bint changes=False, object first=None,
+                              bint holds=False, bint alone=False, bint repairs=False):
         """Return the context of a call on the capturing stream during a capture, otherwise on the
-        last stream."""
-        return new_call(self, None, refuse)
+        last stream.
 
-    cdef int begin(self, Stream on, object refuse) except -1:
-        if self.device.synchronous:  # its calls need no order but the lock's
-            return 0
-        if self.depth > 0:
-            self.depth += 1
-            return 0
-        self.device.check(enter(self.device.target, &self.previous), "")
-        try:
-            self.start(on, refuse)
-        except BaseException:
-            self.device.check(leave(self.device.target, self.previous), "")
-            raise
-        self.depth = 1
-        return 0
+        Parameters
+        ----------
+        refuse, changes, holds
+            As in `on_stream`.
+        first : callable, optional
+            Is called with the stream as the context is entered.
+        alone : bool
+            Whether code of Python's runs while arrays are half changed: all calls inside are
+            refused, those that only read too.
+        repairs : bool
+            Whether the call is not refused while something is `half_done`.
+        """
+        cdef Call made = new_call(self, None, refuse, changes)
+        made.first, made.holds, made.alone, made.repairs = first, holds, alone, repairs
+        return made
+
+    cpdef Call inside(self, object refuse=None, bint alone=False):
+        """Return the context of a part of the call that runs; of a call where none does."""
+        cdef Call made = new_call(self, None, refuse, False)
+        made.is_part, made.alone = True, alone
+        return made
+
+    cpdef Call on_last_stream_if_free(self, object refuse=None):
+        """Return such a context, which gives None instead of a stream where a call runs."""
+        cdef Call made = new_call(self, None, refuse, False)
+        made.waits, made.repairs = False, True
+        return made
 
     cdef int start(self, Stream on, object refuse) except -1:
         cdef bint captured = self.is_captured()
@@ -127,19 +151,6 @@ cdef class CallOrder:
                 self.graph = None
         return self.graph is not None
 
-    cdef int end(self) except -1:
-        if self.depth == 0:
-            return 0
-        self.depth -= 1
-        if self.depth > 0:
-            return 0
-        try:
-            self.record()
-        except BaseException:
-            leave(self.device.target, self.previous)
-            raise
-        return self.device.check(leave(self.device.target, self.previous), "")
-
     cdef int record(self) except -1:
         """Let other streams wait for the call that ends."""
         cdef Device device = self.device
@@ -154,26 +165,96 @@ cdef class CallOrder:
             call(device.target, device.kernels.record, self.event, self.last.handle), ORDERING)
 
 
+# What a call takes it gives back, whatever is raised between two bytecodes: entering and leaving
+# run none but those of `refuse`, `first` and `later`, and a context that was entered but never left
+# is left as it dies.
 @cython.freelist(8)
+@cython.no_gc_clear
 cdef class Call:
 
     def __enter__(self):
-        self.calls.lock.__enter__()
+        if not self.calls.lock.acquire(self.waits):
+            return None
+        self.locked = True
+        if not self.waits and self.calls.depth > 0:
+            self.leave()
+            return None
         try:
-            self.calls.begin(self.stream, self.refuse)
+            self.begin()
         except BaseException:
-            self.calls.lock.__exit__(None, None, None)
+            self.leave()
             raise
         return self.calls.now
 
     def __exit__(self, kind, error, trace):
+        self.leave()
+
+    def __dealloc__(self):
+        if self.locked:
+            try:
+                self.leave()
+            except BaseException:  # the device's, which a later call finds again
+                pass
+
+    cdef int begin(self) except -1:
+        cdef CallOrder calls = self.calls
+        if not self.is_part and (calls.alone > 0 or (
+                self.changes and calls.changing + calls.holding > 0)):
+            raise RuntimeError(
+                "a call of the collection is still running in this thread, and has led to this one "
+                "through an argument's method, a finalizer or a signal handler: make this call "
+                "once that one has returned")
+        if calls.half_done is not None and not self.repairs and not self.is_part:
+            raise RuntimeError(calls.half_done)
+        if calls.depth == 0 and not calls.device.synchronous:  # the CPU's need no other order
+            calls.device.check(enter(calls.device.target, &self.previous), "")
+            self.has_device = True
+            calls.start(self.stream, self.refuse)
+        calls.depth += 1
+        self.count(1)
+        self.begun = True
+        if self.first is not None:
+            self.first(calls.now)
+        return 0
+
+    cdef int count(self, int by) noexcept:
+        self.calls.changing += by * self.changes
+        self.calls.holding += by * self.holds
+        self.calls.alone += by * self.alone
+        return 0
+
+    cdef int leave(self) except -1:
+        if not self.locked:
+            return 0
+        self.locked = False
         try:
-            self.calls.end()
+            self.end()
         finally:
-            self.calls.lock.__exit__(None, None, None)
+            self.calls.lock.release()
+        return 0
+
+    cdef int end(self) except -1:
+        cdef CallOrder calls = self.calls
+        cdef bint begun = self.begun
+        if begun:
+            self.begun = False
+            calls.depth -= 1
+            self.count(-1)
+        if not self.has_device:
+            return 0
+        try:
+            if begun:
+                calls.record()
+        except BaseException:
+            leave(calls.device.target, self.previous)
+            raise
+        finally:
+            self.has_device = False
+        return calls.device.check(leave(calls.device.target, self.previous), "")
 
 
-cdef Call new_call(CallOrder calls, Stream stream, object refuse):
+cdef Call new_call(CallOrder calls, Stream stream, object refuse, bint changes):
     cdef Call made = Call.__new__(Call)
     made.calls, made.stream, made.refuse = calls, stream, refuse
+    made.changes, made.waits = changes, True
     return made

@@ -54,10 +54,11 @@ cdef int check_bits(View v, object tensor) except -1:
 
 
 cdef View from_torch(object tensor, str name, Exporter exporter, Stream on):
-    """Borrow a tensor's memory; the reference to the tensor keeps it alive."""
+    """Borrow a tensor's memory; the references to it and to its storage keep it alive."""
     cdef DLTensor borrowed
     cdef View v = View.__new__(View)
     try:
+        v.storage = tensor.untyped_storage()  # first: then what is borrowed lies in it
         if exporter.api.dltensor_from_py_object_no_sync(<void*>tensor, &borrowed) != 0:
             raise BufferError("it exported nothing")
     except Exception as error:
@@ -69,6 +70,67 @@ cdef View from_torch(object tensor, str name, Exporter exporter, Stream on):
     if v.kind & (I8 | I16 | I32 | I64 | U8 | BOOL) == 0:  # whole numbers are never any of this
         check_bits(v, tensor)
     return v
+
+
+cdef bint lies_in(View v, DLTensor* tensor) noexcept:
+    """Whether a tensor is in the memory that was borrowed, in the same shape."""
+    cdef int i
+    if tensor.ndim != v.ndim:
+        return False
+    for i in range(v.ndim):
+        if tensor.shape[i] != v.extent[i]:
+            return False
+    return v.size == 0 or <char*>tensor.data + tensor.byte_offset == <char*>v.data
+
+
+cdef bint has_moved(View v) except -1:
+    cdef DLTensor borrowed
+    if v.storage is not None:
+        if exporter_of(type(v.owner)).api.dltensor_from_py_object_no_sync(
+                <void*>v.owner, &borrowed) != 0:
+            return True
+        return not lies_in(v, &borrowed)
+    if v.owner is not None and cnp.PyArray_Check(v.owner):
+        return not is_where_it_was(v, <cnp.ndarray>v.owner)
+    return False
+
+
+cdef bint is_where_it_was(View v, cnp.ndarray a) noexcept:
+    """Whether NumPy has an array at the same place, in the same shape, in memory that holds it.
+
+    Memory that shrinks may stay where it is.
+    """
+    cdef int i
+    if cnp.PyArray_NDIM(a) != v.ndim:
+        return False
+    for i in range(v.ndim):
+        if cnp.PyArray_DIMS(a)[i] != v.extent[i]:
+            return False
+    if v.size == 0:
+        return True
+    return cnp.PyArray_DATA(a) == v.data and lies_in_base(v, a)
+
+
+cdef bint lies_in_base(View v, cnp.ndarray a) noexcept:
+    """Whether the array that owns the memory of another one, which may be it, still has it all."""
+    cdef int i
+    cdef char* begin = <char*>v.data
+    cdef char* end = begin + cnp.PyArray_ITEMSIZE(a)
+    cdef char* owned
+    cdef cnp.npy_intp step
+    cdef cnp.ndarray base = a
+    while cnp.PyArray_BASE(base) != NULL:
+        if not cnp.PyArray_Check(<object>cnp.PyArray_BASE(base)):
+            return True  # not NumPy's, which could resize it
+        base = <cnp.ndarray>cnp.PyArray_BASE(base)
+    for i in range(v.ndim):
+        step = cnp.PyArray_STRIDES(a)[i] * (v.extent[i] - 1)
+        if step < 0:
+            begin += step
+        else:
+            end += step
+    owned = <char*>cnp.PyArray_DATA(base)
+    return owned <= begin and end <= owned + cnp.PyArray_NBYTES(base)
 
 
 cdef View from_table(object obj, str name, Exporter exporter, Stream on):

@@ -45,14 +45,15 @@ cdef class Batch:
 
     def table_counts(self, OpenedBatch opened, Stream on):
         """Return the indices of each table; a device is waited for if there are several."""
-        cdef int64_t size = self.batch.batch_size
-        cdef int t
+        cdef vector[int64_t] counts
         if self.batch.num_features == 1:
             return [self.batch.num_indices]
-        ends = host_copy(self.offsets, on)
         opened.raise_offsets(self, on)
-        return [int(ends[(t + 1) * size]) - int(ends[t * size])
-                for t in range(self.batch.num_features)]
+        counts.resize(self.batch.num_features)
+        on.device.check(
+            launch(on.device.target, mpe_count_lookups, opened.handle, on.handle, counts.data()),
+            "copying from the device")
+        return list(counts)
 
     cdef int64_t offset(self, int64_t i) noexcept:
         """One of the offsets of a batch in host memory."""
@@ -93,6 +94,19 @@ cdef inline int64_t reserve_piece(int64_t* end, int64_t nbytes) noexcept:
     return begin
 
 
+cdef Memory copy_offsets(mpe_batch* batch, Stream on):
+    """Let a batch have offsets of its own, which it returns: the caller's may change meanwhile."""
+    cdef int64_t entries = batch.num_features * batch.batch_size + 1
+    cdef int64_t nbytes = entries * (batch.offset_bits // 8)
+    cdef Memory copied = borrow(on, nbytes)
+    on.device.check(
+        launch(on.device.target, on.device.kernels.copy, copied.data, batch.offsets, nbytes,
+               on.handle),
+        "copying offsets")
+    batch.offsets = copied.data
+    return copied
+
+
 cdef class GroupBatch:
     """The lookups of a batch of one table: its keys, and after `dedup` its unique rows.
 
@@ -110,11 +124,14 @@ cdef class GroupBatch:
         cdef int64_t keys, bag_numbers, bag_offsets, origins, dropped
         cdef Memory memory = borrow(on, 2 * sizeof(mpe_error))
         cdef mpe_error* errors = <mpe_error*>memory.data
+        cdef mpe_batch checked = batch.batch
+        cdef Memory offsets
         cdef Outcome outcome
         if n > MPE_MAX_LOOKUPS or bags > MPE_MAX_LOOKUPS:
             raise ValueError(
                 f"a batch may have at most {MPE_MAX_LOOKUPS} indices and bags, got {n} indices")
-        outcome = launch(on.device.target, on.device.kernels.check_offsets, &batch.batch, on.handle,
+        offsets = copy_offsets(&checked, on)
+        outcome = launch(on.device.target, on.device.kernels.check_offsets, &checked, on.handle,
                          errors)
         if outcome.status == MPE_ERR_OFFSETS:
             raise batch.offsets_error(errors)
@@ -133,7 +150,7 @@ cdef class GroupBatch:
         if batch.weights is not None:
             self.weight_memory = borrow(on, 4 * n)
             self.lookups.weights = <float*>self.weight_memory.data
-        outcome = launch(on.device.target, on.device.kernels.prepare, &group.group, &batch.batch, 0,
+        outcome = launch(on.device.target, on.device.kernels.prepare, &group.group, &checked, 0,
                          errors, &self.lookups, on.handle, errors + 1)
         if outcome.status != MPE_ERR_INDEX:
             on.device.check(outcome, "reading a batch")

@@ -9,6 +9,13 @@ cdef inline mpe_outputs matrix(View view) noexcept:
     return outputs
 
 
+cdef mpe_preimages* _preimages(images) except? NULL:
+    cdef uintptr_t address = 0 if images is None else images.address
+    return <mpe_preimages*>address
+
+
+# A batch that dies in the same garbage unpins rows in its arrays.
+@cython.no_gc_clear
 cdef class Group:
     """Tables of one dimension and optimizer and their cache, as the kernels see them.
 
@@ -26,7 +33,8 @@ cdef class Group:
     cdef Memory descriptors  # the tables again, where a device's kernels run
     cdef int capacity, number
     cdef readonly list names
-    cdef list arrays  # which the group keeps alive
+    cdef tuple arrays  # which the group keeps alive; the garbage collector would clear a list
+    cdef tuple bitmaps, images  # of what is written; the same
     cdef readonly int64_t total_rows
 
     def __cinit__(self, StepCounter steps, int number, int num_tables, int dim, int rounding,
@@ -41,7 +49,7 @@ cdef class Group:
         self.group.dim = dim
         self.group.rounding = rounding
         self.group.seed = seed
-        self.names, self.arrays = [], []
+        self.names, self.arrays = [], ()
 
     def __dealloc__(self):
         free(self.tables)
@@ -63,19 +71,19 @@ cdef class Group:
         """Bytes of the device's copy of the descriptors."""
         return 0 if self.descriptors is None else self.descriptors.nbytes
 
-    def add_table(self, str name, int64_t num_rows, rows, int64_t row_stride, list states, stats, *,
-                  int precision, int pooling, int table_id, int64_t first_row, int feature,
-                  int64_t column):
-        """Add a table.
+    def add_table(self, str name, int64_t num_rows, rows, int64_t row_stride, *, int precision,
+                  int pooling, list states=None, stats=None, noise=None, int table_id=0,
+                  int64_t first_row=0, int feature=0, int64_t column=0):
+        """Add a table; what has a default says how it lies among other tables and shards.
 
         Parameters
         ----------
         rows : int
             Address of row 0; rows lie `row_stride` bytes apart.
         states : list of (int, int, int)
-            Address, stride in bytes and format of each of the optimizer's states.
-        stats : array or None
-            Its counters.
+            Address, stride in bytes and format of each of the optimizer's states; None: no states.
+        stats, noise : array or None
+            Its counters and its sums.
         first_row : int
             Number of row 0 in the whole table.
         feature : int
@@ -87,18 +95,18 @@ cdef class Group:
         self.add_rows(name, num_rows, <void*><uintptr_t>rows)
         table = &self.tables[self.group.num_tables - 1]
         table.row_stride = row_stride
-        for i, (address, stride, state_format) in enumerate(states):
+        for i, (address, stride, state_format) in enumerate(states or ()):
             table.states[i].data = <uint8_t*><uintptr_t>address
             table.states[i].stride, table.states[i].format = stride, state_format
-        table.stats = <int64_t*>_address(stats)
+        table.stats, table.noise = <int64_t*>_address(stats), <int64_t*>_address(noise)
         table.precision, table.pooling = precision, pooling
         table.table_id, table.first_row = table_id, first_row
         table.feature, table.column = feature, column
-        self.arrays.append(stats)
+        self.keep_alive(stats, noise)
 
     def keep_alive(self, *arrays):
         """Keep what the tables' addresses lie in."""
-        self.arrays.extend(arrays)
+        self.arrays += arrays
 
     def set_optimizer(self, UpdateRules rules, int first, int kind, int decay_mode):
         """Train the tables; `first` is the first one's place among the tables of the rules."""
@@ -137,7 +145,7 @@ cdef class Group:
         self.cache.sketch_width = sketch.shape[1] if sketch is not None else 0
         self.cache.policy = policy
         self.group.cache = &self.cache
-        self.arrays.append((tags, meta, rows, values, sketch, counters))
+        self.keep_alive(tags, meta, rows, values, sketch, counters)
 
     def upload_descriptors(self, Stream on, *, bint permanent=False):
         """Copy the tables' descriptors to the device, for one call or for good (`permanent`)."""
@@ -147,6 +155,39 @@ cdef class Group:
         self.descriptors = memory_for(on, nbytes, permanent)
         upload(on, self.descriptors.data, self.tables, nbytes)
         self.group.device_tables = <const mpe_table*>self.descriptors.data
+
+    def set_changed(self, list tables, cache, Stream on):
+        """Let kernels set bits of what they write from now on.
+
+        Parameters
+        ----------
+        tables : list of (uint32 array or None)
+            A bit a row, for each table; None: nothing is marked.
+        cache : uint32 array or None
+            A bit a slot.
+        """
+        cdef int64_t nbytes = self.group.num_tables * sizeof(mpe_table)
+        for i, bitmap in enumerate(tables):
+            self.tables[i].changed = <uint32_t*>_address(bitmap)
+        self.cache.changed = <uint32_t*>_address(cache)
+        if not on.device.synchronous:  # the same memory: graphs have its address
+            upload(on, self.descriptors.data, self.tables, nbytes)
+        self.bitmaps = (*tables, cache)
+
+    def set_preimages(self, list tables, cache):
+        """Let the CPU's kernels keep what they are about to write, from now on.
+
+        Parameters
+        ----------
+        tables : list of (Preimages or None)
+            For each table; None: nothing is kept.
+        cache : Preimages or None
+            For the slots.
+        """
+        for i, images in enumerate(tables):
+            self.tables[i].preimages = _preimages(images)
+        self.cache.preimages = _preimages(cache)
+        self.images = (*tables, cache)
 
     def init_rows(self, int table, int kind, float a, float b, Stream on):
         """Draw a table's initial rows; the write step is at 0."""

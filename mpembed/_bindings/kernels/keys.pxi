@@ -21,3 +21,12 @@ cdef class Keys:
         made.n, made.keys = share.lookups.n, share.lookups.keys
         made.memory = share.lookup_memory
         return made
+
+    def limit(self):
+        """Return a number that all are below; keys of the CPU alone."""
+        cdef uint64_t most = 0
+        cdef int64_t i
+        with nogil:
+            for i in range(self.n):
+                most = max(most, self.keys[i])
+        return most + 1

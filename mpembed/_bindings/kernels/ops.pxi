@@ -75,16 +75,24 @@ def unique_keys(Keys keys, uint64_t limit, View rows, View starts, View position
     Keys are below `limit`. A device is waited for.
     """
     cdef mpe_unique unique
-    cdef int64_t count = 0
+    cdef int64_t count = 0, n = keys.n
     cdef Memory counted = borrow(on, sizeof(int64_t))
+    cdef Memory own_starts = None
     unique.count = <int64_t*>counted.data
     unique.rows, unique.starts = <uint64_t*>rows.data, <int64_t*>starts.data
     unique.positions = <int32_t*>positions.data
+    if not on.device.synchronous:  # whose kernels read the starts again: not out of shared memory
+        own_starts = borrow(on, (n + 1) * sizeof(int64_t))
+        unique.starts = <int64_t*>own_starts.data
     on.device.check(
-        launch(on.device.target, on.device.kernels.dedup, keys.keys, keys.n, limit, &unique,
-               on.handle),
+        launch(on.device.target, on.device.kernels.dedup, keys.keys, n, limit, &unique, on.handle),
         "unique_rows")
     download(on, &count, counted.data, sizeof(int64_t))
+    if own_starts is not None:
+        on.device.check(
+            launch(on.device.target, on.device.kernels.copy, starts.data, own_starts.data,
+                   (count + 1) * <int64_t>sizeof(int64_t), on.handle),
+            "unique_rows")
     return count
 
 
@@ -97,6 +105,18 @@ def cache_lookup(View tags, Keys keys, View out, Stream on):
         launch(on.device.target, on.device.kernels.cache_locate, &cache, keys.keys, keys.n,
                <int32_t*>out.data, on.handle),
         "cache_lookup")
+
+
+def cache_sets(keys, int64_t num_sets):
+    """The set of a cache that each of the host's keys (uint64, contiguous) belongs to."""
+    cdef int64_t i, n = keys.size
+    cdef const uint64_t* key = <const uint64_t*>cnp.PyArray_DATA(keys)
+    sets = np.empty(n, np.int64)
+    cdef int64_t* place = <int64_t*>cnp.PyArray_DATA(sets)
+    with nogil:
+        for i in range(n):
+            place[i] = set_of(key[i], num_sets)
+    return sets
 
 
 def refuse_overlap(list written, list read):

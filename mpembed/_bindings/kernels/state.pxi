@@ -52,9 +52,11 @@ cdef class DeviceErrors:
     cdef Memory memory
     cdef mpe_error* found  # of a batch, then of each group's updates; where the kernels run
     cdef int count
+    cdef object batch  # what was found and has not been raised yet
+    cdef readonly list updates  # the same of updates: (group, count, smallest linear row id)
 
     def __init__(self, Stream on, int groups, *, bint permanent=False):
-        self.device, self.count = on.device, 1 + groups
+        self.device, self.count, self.updates = on.device, 1 + groups, []
         self.memory = memory_for(on, self.count * sizeof(mpe_error), permanent)
         self.found = <mpe_error*>self.memory.data
         self.clear(on)
@@ -78,6 +80,29 @@ cdef class DeviceErrors:
             if self.found[i].status != MPE_OK:
                 return True
         return False
+
+    def collect(self, Stream on):
+        """Keep what was found until it is raised; return what `pop` has of a batch."""
+        if not self.device.raises_at_once or self.any():
+            batch, updates = self.pop(on)
+            self.updates += updates
+            if self.batch is None:
+                self.batch = batch
+        return self.batch
+
+    def raise_batch(self, error):
+        """Raise the error of a batch, and forget it, with no bytecode in between."""
+        self.batch = None
+        raise error
+
+    def raise_updates(self, error):
+        """Raise the error of updates, and forget them, with no bytecode in between."""
+        self.updates = []
+        raise error
+
+    def forget_updates(self):
+        """Forget updates that nobody wants to be told of."""
+        self.updates = []
 
     def pop(self, Stream on):
         """Return and forget what was found: an error of a batch or None, and nonfinite updates.

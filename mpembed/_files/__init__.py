@@ -1,0 +1,1 @@
+"""Files that are whole after a failure, a kill or a power cut."""
