@@ -56,6 +56,14 @@ def package_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel.alone((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel")
 
 
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """Let new files be readable by their owner and group, writable by their owner."""
+    old = os.umask(0o027)
+    yield
+    os.umask(old)
+
+
 @pytest.fixture(scope="session")
 def cuda() -> str:
     """Return the name of a CUDA device, real or emulated; tests that ask for it skip without."""

@@ -43,9 +43,67 @@ FORWARD: dict[str, tuple[Callable[[Emb], Any], type[Exception], str]] = {
         IndexError,
         r"index 4611686018427387904 at position 0",
     ),
-    "float indices": (lambda e: e.forward(INDICES.astype("f4"), OFFSETS), TypeError, "indices"),
+    "index beyond int64": (
+        lambda e: e.forward(changed(INDICES.astype("u8"), 3, 2**64 - 2), OFFSETS),
+        IndexError,
+        "table 'a'.*index 18446744073709551614 at position 3 of indices is out of range; 1 such",
+    ),
+    "index beyond int32": (
+        lambda e: e.forward(changed(INDICES.astype("u4"), 3, 2**32 - 2), OFFSETS),
+        IndexError,
+        "table 'a'.*index 4294967294 at position 3 of indices",
+    ),
+    "dict index beyond int64": (
+        lambda e: e.forward(
+            {
+                "a": (INDICES[:5], OFFSETS[:4]),
+                "b": (changed(INDICES[5:].astype("u8"), 1, 2**63), OFFSETS[3:] - 5),
+            },
+            per_sample_weights={"a": np.ones(5, "f4"), "b": np.ones(3, "f4")},
+        ),
+        IndexError,
+        "table 'b'.*index 9223372036854775808 at position 1 of its indices",
+    ),
+    "dict index negative": (
+        lambda e: e.forward(
+            {
+                "a": (INDICES[:5].astype("u8"), OFFSETS[:4]),
+                "b": (changed(INDICES[5:], 1, -1), OFFSETS[3:] - 5),
+            }
+        ),
+        IndexError,
+        "table 'b'.*index -1 at position 1 of its indices",
+    ),
+    "float indices": (
+        lambda e: e.forward(INDICES.astype("f4"), OFFSETS),
+        TypeError,
+        r"indices: expected dtype .*, got float32; convert it.*\.long\(\).*\.astype\('int64'\)",
+    ),
+    "bool indices": (
+        lambda e: e.forward(INDICES.astype("?"), OFFSETS),
+        TypeError,
+        r"indices: expected dtype .*, got bool; convert it",
+    ),
+    "float offsets": (
+        lambda e: e.forward(INDICES, OFFSETS.astype("f8")),
+        TypeError,
+        "offsets: expected dtype int32 or int64, got float64; convert it",
+    ),
+    "dict dtype": (
+        lambda e: e.forward(
+            {"a": (INDICES[:5].astype("i2"), OFFSETS[:4]), "b": (INDICES[5:], OFFSETS[3:] - 5)}
+        ),
+        TypeError,
+        "indices of table 'a': expected dtype .*, got int16; convert it",
+    ),
     "list": (lambda e: e.forward(INDICES.tolist(), OFFSETS), TypeError, "indices"),
-    "uint64": (lambda e: e.forward(INDICES.astype("u8"), OFFSETS), TypeError, "indices"),
+    "uint16": (lambda e: e.forward(INDICES.astype("u2"), OFFSETS), TypeError, "indices"),
+    "uint64 offsets": (lambda e: e.forward(INDICES, OFFSETS.astype("u8")), TypeError, "offsets"),
+    "strided uint32": (
+        lambda e: e.forward(np.repeat(INDICES.astype("u4"), 2)[::2], OFFSETS),
+        ValueError,
+        "indices",
+    ),
     "big endian": (lambda e: e.forward(INDICES.astype(">i8"), OFFSETS), TypeError, "indices"),
     "2-D indices": (lambda e: e.forward(INDICES[None], OFFSETS), ValueError, "indices"),
     "strided": (lambda e: e.forward(np.repeat(INDICES, 2)[::2], OFFSETS), ValueError, "indices"),
@@ -154,6 +212,11 @@ FORWARD: dict[str, tuple[Callable[[Emb], Any], type[Exception], str]] = {
     ),
     "rows name": (lambda e: e.rows("c", INDICES), KeyError, "no table 'c'"),
     "rows id": (lambda e: e.rows("b", np.array([0, 9])), IndexError, "id 9 at position 1"),
+    "rows id beyond int64": (
+        lambda e: e.rows("b", np.array([0, 2**63], np.uint64)),
+        IndexError,
+        "id 9223372036854775808 at position 1",
+    ),
     "rows dtype": (lambda e: e.rows("b", np.array([0.5])), TypeError, "ids"),
     "set_rows twice": (
         lambda e: e.set_rows("b", np.array([1, 1]), np.zeros((2, 6), "f4")),
@@ -321,6 +384,29 @@ def test_empty_batches_and_bags(index_type: type) -> None:
     one = mpe.EmbeddingBagCollection([mpe.TableConfig("t", 1, 1)], optimizer=mpe.SGD(lr=1.0))
     out = one.forward(np.zeros(1, index_type), np.arange(2, dtype=index_type))
     np.testing.assert_array_equal(out, one.rows("t", np.zeros(1, index_type)))
+
+
+@pytest.mark.parametrize("unsigned", [np.uint32, np.uint64])
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_unsigned_indices_train_as_signed_ones(unsigned: type, as_dict: bool) -> None:
+    emb, twin = collection(), collection()
+    for one, indices in ((emb, read_only(INDICES.astype(unsigned))), (twin, INDICES)):
+        batch: Any = (indices, OFFSETS)
+        if as_dict:
+            batch = ({"a": (indices[:5], OFFSETS[:4]), "b": (indices[5:], OFFSETS[3:] - 5)},)
+        one.prefetch(*batch)
+        one.backward(one.forward(*batch))
+    assert digest(emb) == digest(twin)
+    assert np.array_equal(emb.rows("a", INDICES[:5].astype(unsigned)), twin.rows("a", INDICES[:5]))
+    emb.set_rows("a", np.array([3], unsigned), np.ones((1, 6), np.float32))
+    assert np.array_equal(emb.rows("a", np.array([3])), np.ones((1, 6)))
+
+
+def test_unsigned_indices_out_of_range_are_dropped() -> None:
+    emb = collection(bounds="drop")
+    indices = changed(INDICES.astype(np.uint64), 3, 2**64 - 2)
+    out = emb.forward(indices, OFFSETS, training=False)
+    assert np.array_equal(out, emb.forward(changed(INDICES, 3, -2), OFFSETS, training=False))
 
 
 def test_inputs_are_never_modified() -> None:

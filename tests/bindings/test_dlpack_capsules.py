@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpembed import ops
 from mpembed._bindings.dlpack import view
 from mpembed._bindings.view import DTYPES, require
 
@@ -172,6 +173,26 @@ def test_bad_devices(device: Any) -> None:
             return device
 
     refuse(Odd(), BufferError, "is on cuda:0" if device == (2, 0) else "cannot be exported")
+
+
+@pytest.mark.parametrize("device", [(2, 2**80), (2**80, 0), (1, -(2**80)), (1, 2**31)])
+def test_numbers_of_devices_that_no_int32_holds(device: Any) -> None:
+    class Far(Exporter):
+        def __dlpack_device__(self) -> Any:
+            return device
+
+    refuse(Far(), BufferError, f"Far.__dlpack_device__ gives {device}, which is no device")
+    with pytest.raises(BufferError, match="^indices: Far.__dlpack_device__ gives"):
+        ops.unique_rows(Far())
+
+
+def test_a_device_that_is_not_there() -> None:
+    class Far(Exporter):
+        def __dlpack_device__(self) -> Any:
+            return 2, -1
+
+    with pytest.raises(BufferError, match="^indices: is on a CUDA device, but .*cuda:-1"):
+        ops.unique_rows(Far())
 
 
 def test_exporter_raises() -> None:

@@ -75,10 +75,7 @@ struct Batch {
     l.origins = s.make<int64_t>(tables);
     l.dropped = s.make<int64_t>(tables);
     l.weights = h.weighted ? s.make<float>(n) : nullptr;
-    u.count = s.make<int64_t>(1);
-    u.rows = s.make<uint64_t>(n);
-    u.starts = s.make<int64_t>(n + 1);
-    u.positions = s.make<int32_t>(n);
+    u = make_unique(s, n);
     const mpe_error none[2] = {kNoError, kNoError};
     errors = s.make<mpe_error>(2, none);
     slots = s.make<int32_t>(n);
@@ -112,10 +109,7 @@ struct Batches {
       gradients.push_back({&each.back()->l, &each.back()->gradients});
       first += h.size();
     }
-    u.count = s.make<int64_t>(1);
-    u.rows = s.make<uint64_t>(n);
-    u.starts = s.make<int64_t>(n + 1);
-    u.positions = s.make<int32_t>(n);
+    u = make_unique(s, n);
     none = s.make<int32_t>(n);
     fresh = s.make<int32_t>(n);
     s.check(s.b->fill(none, 0xFF, n * 4, nullptr), "fill");

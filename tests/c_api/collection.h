@@ -58,6 +58,7 @@ struct Collection {
       t.column = column;
       make_rows(o, layout, &t);
       t.stats = replica.make<int64_t>(MPE_NUM_STATS);
+      t.noise = replica.make<int64_t>(MPE_NUM_NOISE_SUMS);
       tables.push_back(t);
       host_parameters.push_back(parameters_of(o, i));
       base += t.num_rows;
@@ -71,7 +72,7 @@ struct Collection {
     parameters = replica.make<mpe_parameters>(n, host_parameters.data());
     coefficients = replica.make<float>(n * MPE_MAX_COEFFICIENTS);
     optimizer = mpe_optimizer{o.optimizer, o.decay, coefficients};
-    if (o.policy >= 0) make_cache(o);
+    if (o.policy >= 0) cache = make_cache(replica, o.optimizer, o.policy, o.sets, o.dim);
     make_group(o);
   }
 
@@ -194,21 +195,6 @@ struct Collection {
       }
     }
     return p;
-  }
-
-  void make_cache(const Options& o) {
-    cache.num_sets = o.sets;
-    cache.ways = 32;
-    cache.policy = o.policy;
-    const std::vector<uint64_t> empty(static_cast<size_t>(slots()), MPE_EMPTY_TAG);
-    cache.tags = replica.make<uint64_t>(slots(), empty.data());
-    cache.meta = replica.make<uint32_t>(slots());
-    cache.rows = replica.make<float>(slots() * mpe_slot_floats(o.optimizer, o.dim));
-    if (slot_values() > 0) cache.values = replica.make<float>(slots() * slot_values());
-    cache.counters = replica.make<uint64_t>(2);
-    cache.sketch_width = 1;
-    while (cache.sketch_width < slots()) cache.sketch_width *= 2;
-    cache.sketch = replica.make<uint8_t>(MPE_SKETCH_ROWS * cache.sketch_width);
   }
 
   void make_group(const Options& o) {

@@ -121,6 +121,7 @@ void compare_all(Trainer& x, Trainer& y, const Options& o) {
       compare(x.c.read_field(t, f), y.c.read_field(t, f), what);
     }
     same(x.c.tables[t].stats, y.c.tables[t].stats, MPE_NUM_STATS, "stats");
+    same(x.c.tables[t].noise, y.c.tables[t].noise, MPE_NUM_NOISE_SUMS, "noise");
   }
   same(x.c.step, y.c.step, 1, "step");
   same(x.c.updates, y.c.updates, 1, "updates");

@@ -18,7 +18,10 @@ std::vector<std::vector<uint8_t>> state(Collection& c) {
       bytes(c.cache.rows, c.slots() * c.slot_floats() * 4), bytes(c.cache.counters, 16),
       bytes(c.cache.sketch, MPE_SKETCH_ROWS * c.cache.sketch_width)};
   if (c.slot_values() > 0) all.push_back(bytes(c.cache.values, c.slots() * c.slot_values() * 4));
-  for (const mpe_table& t : c.tables) all.push_back(bytes(t.stats, MPE_NUM_STATS * 8));
+  for (const mpe_table& t : c.tables) {
+    all.push_back(bytes(t.stats, MPE_NUM_STATS * 8));
+    all.push_back(bytes(t.noise, MPE_NUM_NOISE_SUMS * 8));
+  }
   return all;
 }
 

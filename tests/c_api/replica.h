@@ -59,6 +59,32 @@ class Replica {
 
 inline const mpe_error kNoError = MPE_NO_ERROR;
 
+// Room for the unique rows of n lookups.
+inline mpe_unique make_unique(Replica& r, int64_t n) {
+  return mpe_unique{r.make<int64_t>(1), r.make<uint64_t>(n), r.make<int64_t>(n + 1),
+                    r.make<int32_t>(n)};
+}
+
+// An empty cache for rows of an optimizer's tables.
+inline mpe_cache make_cache(Replica& r, int32_t optimizer, int32_t policy, int64_t sets,
+                            int64_t dim) {
+  mpe_cache cache{};
+  cache.num_sets = sets;
+  cache.ways = 32;
+  cache.policy = policy;
+  const int64_t slots = sets * cache.ways, values = mpe_slot_values(optimizer);
+  const std::vector<uint64_t> empty(static_cast<size_t>(slots), MPE_EMPTY_TAG);
+  cache.tags = r.make<uint64_t>(slots, empty.data());
+  cache.meta = r.make<uint32_t>(slots);
+  cache.rows = r.make<float>(slots * mpe_slot_floats(optimizer, dim));
+  if (values > 0) cache.values = r.make<float>(slots * values);
+  cache.counters = r.make<uint64_t>(2);
+  cache.sketch_width = 1;
+  while (cache.sketch_width < slots) cache.sketch_width *= 2;
+  cache.sketch = r.make<uint8_t>(MPE_SKETCH_ROWS * cache.sketch_width);  // not every policy uses it
+  return cache;
+}
+
 // Equal bytes; any NaN equals any other, for its sign and payload are the hardware's.
 template <class T>
 inline bool same(const T& x, const T& y) {

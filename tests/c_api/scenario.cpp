@@ -273,6 +273,7 @@ class Scenario {
         compare(field(0), field(1), name_ + which + part);
       }
       same((which + " stats").c_str(), MPE_NUM_STATS, [&](int i) { return at(i).stats; });
+      same((which + " noise").c_str(), MPE_NUM_NOISE_SUMS, [&](int i) { return at(i).noise; });
     }
     name_ = before;
     if (o_.policy >= 0) cache(what);

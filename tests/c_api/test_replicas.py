@@ -87,8 +87,17 @@ def replicas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return program.Replicas(driver_alone(tmp_path_factory.mktemp("driver")), Path(extension.origin))
 
 
+def drawn(default: int, count: int, seed: int) -> pytest.MarkDecorator:
+    """Parametrise with scenarios, of which some are for every run."""
+    found = [
+        pytest.param(case, id=f"{case['seed']:x}", marks=[EXHAUSTIVE] if i >= default else [])
+        for i, case in enumerate(program.cases(count, seed))
+    ]
+    return pytest.mark.parametrize("case", found)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", list(program.cases(40, 0)), ids=lambda case: f"{case['seed']:x}")
+@drawn(18, 40, 0)
 def test_random_training(replicas: Any, case: dict[str, int]) -> None:
     assert replicas.scenario(case) == ""
 
@@ -121,7 +130,7 @@ def test_as_many_batches_as_an_update_takes(replicas: Any, policy: int) -> None:
     assert replicas.scenario({**case, **small, **many}) == ""
 
 
-@pytest.mark.parametrize("case", list(program.cases(18, 5)), ids=lambda case: f"{case['seed']:x}")
+@drawn(9, 18, 5)
 def test_any_layout_gives_the_same_bytes(cpu_alone: Any, case: dict[str, int]) -> None:
     """Arrays of their own, and rows and states side by side without padding."""
     assert cpu_alone.scenario({**case, "layout": 0, "other_layout": 1}) == ""
@@ -154,7 +163,7 @@ def test_hundreds_of_tables(replicas: Any) -> None:
     assert replicas.scenario({**case, **many, "sets": 5}) == ""
 
 
-@pytest.mark.parametrize("case", list(program.cases(20, 3)), ids=lambda case: f"{case['seed']:x}")
+@drawn(9, 20, 3)
 def test_launches_of_a_graph(library: Path, case: dict[str, int]) -> None:
     """A step captured through the C API, with parameters that change on the device."""
     assert program.Replicas(library).launches(case) == ""
@@ -180,7 +189,7 @@ def test_admission_without_memory_changes_nothing(library: Path, policy: int) ->
 @pytest.mark.parametrize("resident", [pytest.param("1", marks=EXHAUSTIVE), "8"])
 def test_any_schedule_gives_the_same_bytes(library: Path, seed: int, resident: str) -> None:
     schedule = {"SIMT_SEED": str(seed), "SIMT_RESIDENT": resident, "SIMT_PREEMPT": "0.4"}
-    run_elsewhere(library, 12, seed, **schedule)
+    run_elsewhere(library, 4, seed, **schedule)
 
 
 @pytest.mark.exhaustive

@@ -42,11 +42,11 @@ def tables(poolings: Any = SHAPES["pooled"], precision: str = "int4") -> list[An
 @pytest.mark.parametrize("count", [1, 2, 16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("optimizer", kinds.NAMES)
+@pytest.mark.parametrize("optimizer", kinds.ONE_EACH)
 def test_several_batches_are_one_update(
     optimizer: str, policy: str | None, shape: str, count: int
 ) -> None:
-    precision = FORMATS[(kinds.NAMES.index(optimizer) + count) % len(FORMATS)]
+    precision = FORMATS[(kinds.ONE_EACH.index(optimizer) + count) % len(FORMATS)]
     pair = make_pair(tables(SHAPES[shape], precision), make_cache(policy), kinds.named(optimizer))
     batches = Batches(pair.ref, 1)
     for _ in range(3):
@@ -124,6 +124,64 @@ def test_the_gradient_of_weights_is_a_list(policy: str | None) -> None:
     got = pair.emb.backward([(grad, mine) for grad, (mine, _) in found])
     assert isinstance(got, list)
     assert [one is None for one in got] == [True, False, True]
+
+
+@each_policy
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_of_weights_may_be_had_ahead_of_the_update(
+    shape: str, policy: str | None
+) -> None:
+    pair = make_pair(tables(SHAPES[shape]), make_cache(policy), kinds.make("adam"))
+    batches = Batches(pair.ref, 8)
+    for _ in range(3):
+        found = opened(pair, batches, 4)
+        expected = pair.ref.backward([(grad, reference) for grad, (_, reference) in found])
+        before = digest(pair.emb)
+        for number in (3, 1):
+            grad, (ticket, _) = found[number]
+            assert_same(pair.emb.weight_grad(grad, ticket), expected[number], "ahead")
+        assert digest(pair.emb) == before
+        pairs = [(grad, ticket) for grad, (ticket, _) in found]
+        assert pair.emb.backward(pairs, weight_grad=False) == [None, None, None, None]
+        pair.check("state after backward")
+
+
+def test_a_gradient_of_weights_that_is_not_to_be_had_is_refused() -> None:
+    emb = mpe.EmbeddingBagCollection(tables(), optimizer=kinds.make("adam"))
+    grad = np.ones((1, 23), np.float32)
+    batch = np.array([1, 2, 3]), np.arange(4)
+    with pytest.raises(RuntimeError, match="without a training forward"):
+        emb.weight_grad(grad)
+    emb.forward(*batch)
+    with pytest.raises(ValueError, match="had no per_sample_weights"):
+        emb.weight_grad(grad)
+    weights = np.ones(3, np.float32)
+    _, ticket = emb.forward(*batch, weights, ticket=True)
+    before = digest(emb)
+    with pytest.raises(ValueError, match="grad"):
+        emb.weight_grad(grad[:, :5], ticket)
+    with pytest.raises(ValueError, match="out"):
+        emb.weight_grad(grad, ticket, out=np.empty(2, np.float32))
+    out = np.empty(3, np.float32)
+    assert emb.weight_grad(grad, ticket, out=out) is out
+    np.testing.assert_array_equal(emb.weight_grad(grad, ticket), out)
+    with pytest.raises(ValueError, match="out must be None where weight_grad is False"):
+        emb.backward(grad, ticket, out=out, weight_grad=False)
+    with pytest.raises(TypeError, match="weight_grad must be"):
+        emb.backward(grad, ticket, weight_grad=0)  # type: ignore[arg-type]
+    assert digest(emb) == before
+    assert emb.backward(grad, ticket, weight_grad=False) is None
+    with pytest.raises(RuntimeError, match="used already"):
+        emb.weight_grad(grad, ticket)
+
+
+def test_a_gradient_of_named_weights_ahead_is_a_dict() -> None:
+    emb = mpe.EmbeddingBagCollection(tables()[:1], optimizer=kinds.make("adam"))
+    named, weights = {"a": (np.array([1, 2]), np.array([0, 2]))}, {"a": np.ones(2, np.float32)}
+    emb.forward(named, per_sample_weights=weights)
+    found = emb.weight_grad(np.ones((1, 6), np.float32))
+    assert {name: len(part) for name, part in found.items()} == {"a": 2}
+    assert emb.backward(np.ones((1, 6), np.float32), weight_grad=False) is None
 
 
 @each_policy

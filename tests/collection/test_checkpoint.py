@@ -16,13 +16,14 @@ from helpers import set_lr
 from reference.pair import assert_same
 
 import mpembed as mpe
-from mpembed._collection.tensor_file import Writer
+from mpembed._checkpoint.tensor_file import Writer
 
 FIRST, LAST = 11, 20
 DECAYS = ("none", "l2", "decoupled")
 POLICIES = [None, *mpe.registry.POLICIES]
+ROUNDINGS = list(mpe.registry.ROUNDINGS)
 CASES = [
-    f"{optimizer}-{policy}-{('stochastic', 'nearest')[(i + j) % 2]}"
+    f"{optimizer}-{policy}-{ROUNDINGS[(i + j) % len(ROUNDINGS)]}"
     for i, optimizer in enumerate(kinds.NAMES)
     for j, policy in enumerate(POLICIES)
 ]
@@ -178,13 +179,13 @@ def test_a_save_that_fails_leaves_the_old_file(
         write(self, pieces)
         raise error
 
-    def refuse(self: Path, target: Path) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise error
 
     if when == "writing":
         monkeypatch.setattr(Writer, "write", half)
     else:
-        monkeypatch.setattr(Path, "replace", refuse)
+        monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(type(error)):
         emb.save(saved)
     assert saved.read_bytes() == old

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import stat
-import struct
 import subprocess
 import sys
 import threading
-import zlib
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors
+from checkpoint_files import CheckpointFile, written
+from file_facts import mode
 
 import mpembed as mpe
-import mpembed.checkpoint as checkpoint_module
+from mpembed._checkpoint import loading
+from mpembed._checkpoint.manifest import read_manifest
+from mpembed._checkpoint.tensor_file import Writer
 from mpembed._collection import storage
-from mpembed._collection.tensor_file import Writer
 
 
 def make(seed: int = 0, num_rows: int = 50) -> mpe.EmbeddingBagCollection:
@@ -34,17 +37,6 @@ def make(seed: int = 0, num_rows: int = 50) -> mpe.EmbeddingBagCollection:
 
 def rows(emb: mpe.EmbeddingBagCollection) -> bytes:
     return np.asarray(emb.rows("t", np.arange(emb.tables[0].num_embeddings))).tobytes()
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-@pytest.fixture
-def umask() -> Any:
-    old = os.umask(0o027)
-    yield
-    os.umask(old)
 
 
 @pytest.mark.usefixtures("umask")
@@ -65,16 +57,34 @@ def test_saving_again_keeps_the_permissions(tmp_path: Path, kept: int) -> None:
     assert mode(path) == kept
 
 
-def test_a_symbolic_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
-    folder, link = tmp_path / "folder", tmp_path / "link"
-    folder.mkdir()
-    link.symlink_to(folder / "file")
-    for seed in (1, 2):  # first the file that it leads to does not exist
-        make(seed).save(link)
-        assert link.is_symlink()
-        loaded = mpe.EmbeddingBagCollection.load(folder / "file")
-        assert rows(loaded) == rows(make(seed))
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder", "link"]
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize("leads_to", ["a file", "nothing"])
+def test_a_symbolic_link_is_replaced_and_not_followed(tmp_path: Path, leads_to: str) -> None:
+    """Whoever may write to the folder could otherwise choose which file a save destroys."""
+    precious, link = tmp_path / "folder" / "precious", tmp_path / "link"
+    precious.parent.mkdir()
+    if leads_to == "a file":
+        precious.write_text("kept")
+        precious.chmod(0o666)
+    link.symlink_to(precious)
+    before = mode(precious) if precious.exists() else None
+    make(1).save(link)
+    assert not link.is_symlink()
+    assert rows(mpe.EmbeddingBagCollection.load(link)) == rows(make(1))
+    assert not mode(link) & 0o022  # the permissions of the file behind a link are not taken
+    if before is None:
+        assert not precious.exists()
+    else:
+        assert precious.read_text() == "kept"
+        assert mode(precious) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "link"]
+
+
+def test_a_folder_that_is_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    make(1).save(tmp_path / "link" / "file")
+    assert rows(mpe.EmbeddingBagCollection.load(tmp_path / "folder" / "file")) == rows(make(1))
 
 
 def test_the_longest_file_name(tmp_path: Path) -> None:
@@ -97,6 +107,25 @@ def test_a_folder_that_is_not_there_is_named_with_the_file(tmp_path: Path) -> No
     with pytest.raises(FileNotFoundError) as error:
         make().save(tmp_path / "no" / "file")
     assert error.value.filename == str(tmp_path / "no" / "file")
+
+
+def test_a_path_that_ends_as_a_folder_is_refused(tmp_path: Path) -> None:
+    emb = make()
+    with pytest.raises(IsADirectoryError, match="ends as a folder does"):
+        emb.save(f"{tmp_path}/new/")
+    with pytest.raises(IsADirectoryError, match="ends as a folder does"):
+        emb.save(f"{tmp_path}/new/", background=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_pytorch_is_called_so(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "zip", "w") as file:
+        file.writestr("archive/data.pkl", bytes(99))
+    (tmp_path / "old").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + bytes(99))
+    for name in ("zip", "old"):
+        for read in (mpe.EmbeddingBagCollection.load, make().apply_delta):
+            with pytest.raises(ValueError, match=r"not a checkpoint: it is .* torch.load reads"):
+                read(tmp_path / name)
 
 
 def test_threads_save_to_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,37 +177,26 @@ def test_a_rate_may_change_while_a_checkpoint_is_written(
     assert loaded.lr == 0.1
 
 
-def test_a_file_replaced_while_it_is_opened_is_loaded_whole(
+def test_a_file_replaced_while_it_is_read_is_loaded_as_it_was_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
     make(1, num_rows=50).save(path)
-    safe_open = safetensors.safe_open
-    replaced: list[bool] = []
 
-    def replace_first(*arguments: Any, **named: Any) -> Any:
-        if not replaced:
-            replaced.append(True)
-            make(2, num_rows=60).save(path)
-        return safe_open(*arguments, **named)
+    def replace_first(*arguments: Any) -> Any:
+        make(2, num_rows=60).save(path)
+        return read_manifest(*arguments)
 
-    monkeypatch.setattr(checkpoint_module, "safe_open", replace_first)
+    monkeypatch.setattr(loading, "read_manifest", replace_first)
     loaded = mpe.EmbeddingBagCollection.load(path)
-    want = make(2, num_rows=60)
-    assert loaded.tables == want.tables
-    assert rows(loaded) == rows(want)
+    assert loaded.tables == make(1).tables
+    assert rows(loaded) == rows(make(1))
 
 
-def change_manifest(path: Path, change: Any) -> None:
+def change_manifest(path: Path, change: Callable[[str], str]) -> None:
     """Write a checkpoint again with another manifest and its right checksum."""
-    data = path.read_bytes()
-    (size,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + size])
-    text = change(header["__metadata__"]["mpembed"].partition(" ")[2])
-    header["__metadata__"]["mpembed"] = f"{zlib.crc32(text.encode()):08x} {text}"
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data[8 + size :])
+    parts = CheckpointFile(path.read_bytes())
+    written(path, parts.content(change(json.dumps(parts.whole_manifest()))))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import collection, train
+from helpers import batch, collection, train
 
 import mpembed as mpe
 
@@ -85,3 +85,60 @@ def test_an_unknown_table_is_a_key_error() -> None:
     for call in calls:
         with pytest.raises(KeyError, match=r"no table 'c'; there are \['a', 'b'\]"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "way_out"),
+    [
+        ("bounds", "drop", r"it is fixed when the .* is made: pass bounds= to a new one"),
+        ("on_nonfinite", "skip", "pass on_nonfinite= to a new one"),
+        ("rounding", "nearest", "pass rounding= to a new one"),
+        ("seed", 3, "pass seed= to a new one"),
+        ("cache", None, "pass cache= to a new one"),
+        ("device", "cuda", "pass device= to a new one"),
+        ("tables", (), "pass tables= to a new one"),
+        ("lr", 0.01, r"set optimizer.lr, or optimizers\[table\].lr for a table with its own"),
+        ("optimizer", mpe.SGD(1.0), "set optimizer.lr, or pass optimizer= to a new"),
+        ("training", False, r"pass training=False to forward\(\)"),
+        ("policy", "lru", r"pass cache=CacheConfig\(policy=...\) to a new"),
+        ("eps", 0.1, r"pass optimizer=RowwiseAdagrad\(eps=...\) to a new"),
+        ("precision", "int8", "give it to the table"),
+        ("on_non_finite", "skip", r"it has apply_delta, backward, check, device, .*, stats"),
+        ("step", 0, "it has apply_delta, backward"),
+    ],
+)
+def test_what_cannot_be_set_says_what_to_do_instead(name: str, value: Any, way_out: str) -> None:
+    emb = collection()
+    with pytest.raises(
+        AttributeError, match=rf"^EmbeddingBagCollection\.{name} cannot be set: .*{way_out}"
+    ) as caught:
+        setattr(emb, name, value)
+    assert (caught.value.name, caught.value.obj) == (name, emb)
+
+
+def test_a_subclass_may_have_attributes_but_no_settings_that_do_not_count() -> None:
+    class Own(mpe.EmbeddingBagCollection):
+        note: str
+
+    own = Own([mpe.TableConfig("a", 4, 2)], optimizer=mpe.SGD(0.1))
+    own.note = "kept"
+    assert own.note == "kept"
+    for name in ("bounds", "lr"):
+        with pytest.raises(AttributeError, match=f"Own.{name} cannot be set"):
+            setattr(own, name, 1)
+
+
+def test_other_objects_have_no_attributes_of_the_callers() -> None:
+    emb = collection(cache=None)
+    ticket = emb.prefetch(*batch())
+    for one, name in (
+        (ticket, "batch_size"),
+        (ticket, "note"),
+        (emb.tables[0], "lr"),
+        (emb.tables[0], "note"),
+        (mpe.CacheConfig(load_factor=0.1), "load_factor"),
+        (emb.optimizer, "learning_rate"),
+        (emb.optimizer, "eps"),
+    ):
+        with pytest.raises(AttributeError, match=name):
+            setattr(one, name, 0.5)

@@ -117,15 +117,14 @@ def test_initial_rows() -> None:
 def test_registry_ids_are_stable() -> None:
     """The ids are part of the C interface and of checkpoints."""
     registry = mpe.registry
-    assert {
-        name: i
-        for i, name in enumerate(["fp32", "fp16", "bf16", "int8", "int8_fp16", "int4", "int2"])
-    } == registry.FORMATS
+    names = ["fp32", "fp16", "bf16", "int8", "int8_fp16", "int4", "int2", "int6", "int5"]
+    assert {name: i for i, name in enumerate(names)} == registry.FORMATS
     names = ["sgd", "adagrad", "rowwise_adagrad", "sgd_momentum", "adam", "rowwise_adam", "lamb"]
     assert {name: i for i, name in enumerate([*names, "ftrl"])} == registry.OPTIMIZERS
     assert registry.POLICIES == {"lru": 0, "lfu": 1}
     assert registry.POOLINGS == {"sum": 0, "mean": 1, "none": 2}
-    assert [registry.row_bytes(name, 5) for name in registry.FORMATS] == [20, 10, 10, 13, 9, 7, 6]
+    sizes = [registry.row_bytes(name, 5) for name in registry.FORMATS]
+    assert sizes == [20, 10, 10, 13, 9, 7, 6, 8, 8]
 
 
 def test_lr_may_change_at_every_step() -> None:

@@ -86,6 +86,8 @@ def test_torch_reads_the_rows(precision: str, operator: str) -> None:
         ("bf16", "fbgemm", "layout='packed' gives the rows"),
         ("int8_fp16", "torch", "use precision 'int8'"),
         ("fp32", "torch", "layout='packed' gives the rows"),
+        ("int6", "torch", "layout='packed' gives the rows"),
+        ("int5", "fbgemm", "layout='packed' gives the rows"),
         ("int4", "onnx", "layout must be one of 'packed', 'torch', 'fbgemm', got 'onnx'"),
     ],
 )

@@ -69,7 +69,8 @@ def test_a_zero_inside_a_row_is_stored_exactly(
     assert rows[1, 1::2].all()
 
 
-@each_rounding
+# The first write of a pair is exact for zero as the largest instead.
+@pytest.mark.parametrize("rounding", [name for name in ROUNDINGS if name != "paired"])
 @pytest.mark.parametrize("precision", [name for name in FORMATS if name not in PLAIN])
 def test_zero_as_the_smallest_of_an_affine_row_is_stored_exactly(
     precision: str, rounding: str

@@ -51,6 +51,14 @@ def test_report_is_what_was_allocated(name: str) -> None:
     assert abs(held - total) <= 0.02 * total
 
 
+def test_the_docstring_has_every_entry() -> None:
+    emb = build(100, 8, "int8", "lfu", 0.1)
+    report, text = emb.memory_report(), mpe.EmbeddingBagCollection.memory_report.__doc__ or ""
+    inside = [one for each in ("tables", "caches") for one in report[each].values()]
+    for name in {*report, *inside[0], *inside[1]}:
+        assert f"``{name}``" in text, name
+
+
 RESIDENT = """
 import gc, sys
 import numpy as np

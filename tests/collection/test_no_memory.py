@@ -182,11 +182,15 @@ def test_a_forward_whose_kernel_fails_leaves_no_pins(
     kernel: str, calls: int, prefetched: bool, flaky: Flaky
 ) -> None:
     emb, backend = flaky
-    if prefetched and kernel == "lookup":
+    known = prefetched and kernel == "lookup"
+    if known:
         emb.prefetch(INDICES, OFFSETS)
+    step = emb.step
     backend.fail(kernel, calls)
     with pytest.raises(MemoryError):
         emb.forward(INDICES, OFFSETS)
+    admitted = calls if kernel == "cache_admit" else not known  # whether the call has changed rows
+    assert emb.step == step + admitted
     assert collection_state(emb).engine.num_open == 0
     assert collection_state(emb).engine.num_prefetched == 0
     for dim in (3, 4):

@@ -9,19 +9,13 @@ from typing import Any
 import numpy as np
 import on_device
 import pytest
-from helpers import batch, collection, digest, train
+from helpers import batch, collection, digest, pinned, train
 
 import mpembed as mpe
 from mpembed.tickets import batch_of
 
 GRAD = np.ones((3, 12), np.float32)
-PINS = np.uint64(0x7F << 56)
 on_every_device = pytest.mark.usefixtures("each_device")
-
-
-def pinned(emb: mpe.EmbeddingBagCollection) -> int:
-    """Return the number of pinned slots."""
-    return int(np.count_nonzero(emb.state_arrays()["cache.6.rowwise_adagrad.tags"] & PINS))
 
 
 def other_rows(first: int) -> tuple[np.ndarray, np.ndarray]:

@@ -138,6 +138,7 @@ static void train(Collection* emb, Output* output) {
   for (const TableConfig& table : emb->configs()) {
     output->write(emb->packed_rows(table.name));
     output->write(emb->stats(table.name));
+    output->write(emb->noise(table.name));
   }
 }
 

@@ -34,6 +34,7 @@ CASE(format_sizes) {
   CHECK(Fp32::row_bytes(7) == 28 && Fp16::row_bytes(7) == 14 && Bf16::row_bytes(7) == 14);
   CHECK(Int8::row_bytes(7) == 15 && Int8Fp16::row_bytes(7) == 11);
   CHECK(Int4::row_bytes(7) == 8 && Int2::row_bytes(7) == 6);
+  CHECK(Int6::row_bytes(7) == 10 && Int5::row_bytes(7) == 9);
 }
 
 CASE(format_a_constant_row_decodes_to_itself) {
@@ -76,6 +77,40 @@ CASE(format_layout_and_pad_bits) {
   CHECK(row[0] == 0xF0 && row[1] == 0x05);  // low nibble first, the last one zero
   const AffineHeader h = Int4::header(row.data(), 3);
   CHECK(h.scale == 1.0f && h.bias == 0.0f);
+}
+
+// Every width, registered or not: code c takes its bits in order, and comes back by both readers.
+template <int kBits>
+static void check_width() {
+  using F = Affine<kBits, HeaderFp16>;
+  for (size_t dim = 2; dim <= 25; ++dim) {
+    std::vector<float> x(dim);
+    for (size_t c = 0; c < dim; ++c) x[c] = static_cast<float>((c * 11 + 1) % (F::kLevels + 1u));
+    x[0] = 0.0f;
+    x[dim - 1] = static_cast<float>(F::kLevels);
+    const std::vector<uint8_t> row = encoded<F>(x, nullptr);
+    const int64_t columns = static_cast<int64_t>(dim);
+    CHECK(static_cast<int64_t>(row.size()) == (columns * kBits + 7) / 8 + 4);
+    CHECK(decoded<F>(row, columns) == x);
+    for (size_t c = 0; c < dim; ++c) {
+      CHECK(F::value(row.data(), F::header(row.data(), columns), static_cast<int64_t>(c)) == x[c]);
+    }
+    for (size_t bit = 0; bit < 8 * (row.size() - 4); ++bit) {
+      const size_t c = bit / kBits;
+      const uint32_t code = c < dim ? static_cast<uint32_t>(x[c]) : 0;
+      CHECK((row[bit / 8] >> bit % 8 & 1u) == (code >> bit % kBits & 1u));
+    }
+  }
+}
+
+CASE(format_codes_of_every_width_lie_one_after_the_other) {
+  check_width<2>();
+  check_width<3>();
+  check_width<4>();
+  check_width<5>();
+  check_width<6>();
+  check_width<7>();
+  check_width<8>();
 }
 
 CASE(format_stochastic_codes_are_unbiased) {

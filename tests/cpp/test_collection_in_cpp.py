@@ -11,6 +11,7 @@ import compilers
 import cuda_backend
 import numpy as np
 import pytest
+from checkpoint_files import rewritten
 from folders import ROOT
 
 import mpembed as mpe
@@ -106,9 +107,9 @@ def trained(emb: mpe.EmbeddingBagCollection) -> bytes:
     written += emb.rows("d", np.array([0, 24, 3])).tobytes()
     emb.flush()
     state, stats = emb.state_arrays(), emb.stats()
-    for name in ROWS:
+    for name, noise in zip(ROWS, state["noise"], strict=True):
         counted = np.array([stats[name][key] for key in registry.STATS], np.int64)
-        written += state[f"table.{name}.rows"].tobytes() + counted.tobytes()
+        written += state[f"table.{name}.rows"].tobytes() + counted.tobytes() + noise.tobytes()
     return bytes(written)
 
 
@@ -184,6 +185,23 @@ def test_a_checkpoint_is_served(
     assert (tmp_path / "bytes").read_bytes() == served(emb)
 
 
+def test_a_checkpoint_of_version_2_is_served(driver: Path, tmp_path: Path) -> None:
+    emb = collection(mpe.Adam(), "int4", "lfu")
+    emb.backward(emb.forward(*batch(draws())))
+    emb.save(tmp_path / "model")
+
+    def change(manifest: dict[str, Any], arrays: dict[str, Any]) -> None:
+        manifest["version"] = 2
+        del arrays["noise"]
+
+    model = rewritten(tmp_path / "model", tmp_path / "2", change)
+    compilers.run([driver, tmp_path / "bytes", model])
+    assert (tmp_path / "bytes").read_bytes() == served(emb)
+    rewritten(tmp_path / "model", model, lambda manifest, _: manifest.update(version=4))
+    done = subprocess.run([driver, tmp_path / "bytes", model], capture_output=True, text=True)
+    assert "checkpoint version 4; this library reads 2 to 3" in done.stderr
+
+
 @pytest.mark.gpu
 def test_a_checkpoint_is_served_on_a_device(device_driver: Path, tmp_path: Path) -> None:
     emb = collection(mpe.Adam(), "int4", "lru")
@@ -191,6 +209,17 @@ def test_a_checkpoint_is_served_on_a_device(device_driver: Path, tmp_path: Path)
     emb.save(tmp_path / "model")
     compilers.run([device_driver, tmp_path / "bytes", tmp_path / "model"])
     assert (tmp_path / "bytes").read_bytes() == served(emb)
+
+
+def test_a_delta_is_refused_with_the_way_out(driver: Path, tmp_path: Path) -> None:
+    emb = collection(mpe.Adam(), "int4", "lru")
+    emb.save(tmp_path / "model", track=True)
+    emb.save(tmp_path / "delta", since=emb.step)
+    command = [driver, tmp_path / "bytes", tmp_path / "delta"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{tmp_path / 'delta'}: is a delta")
+    assert "deltas=" in done.stderr
 
 
 def test_what_is_wrong_with_a_checkpoint_is_said(driver: Path, tmp_path: Path) -> None:

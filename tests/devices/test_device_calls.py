@@ -98,6 +98,9 @@ SYNCHRONISING = {
     "stats": lambda e, ids, v: e.stats(),
     "rows": lambda e, ids, v: e.rows("a", ids),
     "set_rows": lambda e, ids, v: e.set_rows("a", ids, v),
+    "state": lambda e, ids, v: e.state("a", ids),
+    "set_state": lambda e, ids, v: e.set_state("a", ids, {}),
+    "set_updates": lambda e, ids, v: e.set_updates(9),
     "flush": lambda e, ids, v: e.flush(),
     "save": lambda e, ids, v: e.save("/nowhere/at/all"),
 }
@@ -311,14 +314,15 @@ def test_the_report_misses_no_byte(name: str, cuda: str) -> None:
 
 def test_checkpoints_travel(cuda: str, send: Any, tmp_path: Path) -> None:
     tables = [
-        mpe.TableConfig(f"{precision}", 20, 5, precision, placement=place)
-        for precision, place in zip(mpe.registry.FORMATS, ["device", "host"] * 4, strict=False)
+        mpe.TableConfig(precision, 20, 5, precision, placement=("device", "host")[i % 2])
+        for i, precision in enumerate(mpe.registry.FORMATS)
     ]
     cache = mpe.CacheConfig(num_sets=1, policy="lfu", ways=8)
     emb = mpe.EmbeddingBagCollection(tables, cache=cache, optimizer=mpe.Adagrad(0.1), device=cuda)
     rng = np.random.default_rng(1)
-    indices, offsets = rng.integers(0, 20, 28), np.arange(0, 29, 2)
-    grad = rng.standard_normal((2, 35)).astype(np.float32)
+    lookups = 4 * len(tables)
+    indices, offsets = rng.integers(0, 20, lookups), np.arange(0, lookups + 1, 2)
+    grad = rng.standard_normal((2, 5 * len(tables))).astype(np.float32)
 
     def step(on: mpe.EmbeddingBagCollection) -> None:
         arrays = (indices, offsets, grad) if on.device == "cpu" else send(indices, offsets, grad)

@@ -5,7 +5,6 @@ A backend of Python functions notes it, see fake_backend.py.
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ CALLS, LAUNCHES = 101, 102  # the events of a collection
 
 @pytest.fixture
 def calls(fake: Fake, device: Device) -> CallOrder:
-    made = CallOrder(device, threading.RLock())
+    made = CallOrder(device)
     with made.on_last_stream():
         pass
     assert fake.take() == [("record", CALLS, 0)]
@@ -87,7 +86,7 @@ def test_a_refused_call_asks_for_nothing(fake: Fake, calls: CallOrder) -> None:
 
 
 def test_both_events_go(fake: Fake, device: Device) -> None:
-    calls = CallOrder(device, threading.RLock())
+    calls = CallOrder(device)
     call(calls, 0)
     fake.captured[10] = 5
     call(calls, 10)

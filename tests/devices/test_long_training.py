@@ -136,7 +136,7 @@ def train(twins: Twins, steps: int, seed: int) -> None:
 @pytest.mark.pairwise
 @pytest.mark.parametrize("name", CACHES)
 @pytest.mark.parametrize("mode", DECAYS)
-@pytest.mark.parametrize("optimizer", kinds.NAMES)
+@pytest.mark.parametrize("optimizer", kinds.ONE_EACH)
 def test_the_devices_bytes_are_the_cpus(optimizer: str, mode: str, name: str, cuda: str) -> None:
     twins = Twins(cuda, cache=CACHES[name], optimizer=kinds.named(optimizer, mode=mode))
     train(twins, STEPS, seed=list(CACHES).index(name))

@@ -6,7 +6,6 @@ A backend of Python functions notes what it is asked for, see fake_backend.py.
 from __future__ import annotations
 
 import ctypes
-import threading
 import weakref
 from typing import Any
 
@@ -23,7 +22,7 @@ from mpembed._bindings.kernels import UpdateRules
 
 
 def test_a_stream_waits_for_the_call_before_it(fake: Fake, device: Device) -> None:
-    calls = CallOrder(device, threading.RLock())
+    calls = CallOrder(device)
     with calls.on_stream(10) as on:
         assert on.address == 10
         assert fake.device == 1
@@ -51,7 +50,7 @@ def test_a_stream_waits_for_the_call_before_it(fake: Fake, device: Device) -> No
 
 
 def test_the_device_is_set_back_after_an_error(fake: Fake, device: Device) -> None:
-    calls = CallOrder(device, threading.RLock())
+    calls = CallOrder(device)
 
     def fail() -> None:
         with calls.on_stream(10):
@@ -65,7 +64,7 @@ def test_the_device_is_set_back_after_an_error(fake: Fake, device: Device) -> No
 
 
 def test_a_call_that_cannot_begin_leaves_nothing_behind(fake: Fake, device: Device) -> None:
-    calls = CallOrder(device, threading.RLock())
+    calls = CallOrder(device)
     with calls.on_stream(10):
         pass
     fake.take()
@@ -176,7 +175,7 @@ class Owner:
 def test_a_stream_lives_as_long_as_it_is_needed(device: Device) -> None:
     owners = [Owner() for _ in range(3)]
     alive = [weakref.ref(owner) for owner in owners]
-    calls = CallOrder(device, threading.RLock())
+    calls = CallOrder(device)
     with calls.on_stream(40), calls.on_stream(owners[0]):
         pass
     with calls.on_stream(owners[0]):  # its handle is that of the call before, which kept nothing

@@ -47,7 +47,7 @@ def collections(draw: st.DrawFn) -> mpe.EmbeddingBagCollection:
         cache=cache,
         optimizer=make(**settings),
         seed=draw(st.integers(0, 2**64 - 1)),
-        rounding=draw(st.sampled_from(["nearest", "stochastic"])),
+        rounding=draw(st.sampled_from(list(mpe.registry.ROUNDINGS))),
         bounds=draw(st.sampled_from(["raise", "drop"])),
         on_nonfinite=draw(st.sampled_from(["raise", "skip"])),
     )
@@ -86,13 +86,24 @@ class Session:
 
     def backward(self) -> None:
         out, ticket = self.open.pop() if self.open else (None, self.draw(ODD))
+        self.emb.backward(self.gradient(out), ticket)
+
+    def weight_grad(self) -> None:
+        """It changes nothing, and nothing is trained by it."""
+        out, ticket = self.open[-1] if self.open else (None, self.draw(ODD))
+        before = digest(self.emb)
+        try:
+            self.emb.weight_grad(self.gradient(out), ticket)
+        finally:
+            assert digest(self.emb) == before
+
+    def gradient(self, out: Any) -> Any:
+        """Return a gradient of an output, mostly."""
         if out is None or self.draw(st.integers(0, 4)) == 0:
-            grad = self.draw(st.one_of(ODD, odd_arrays()))
-        elif isinstance(out, dict):
-            grad = {name: self.draw(floats(part.shape)) for name, part in out.items()}
-        else:
-            grad = self.draw(floats(out.shape))
-        self.emb.backward(grad, ticket)
+            return self.draw(st.one_of(ODD, odd_arrays()))
+        if isinstance(out, dict):
+            return {name: self.draw(floats(part.shape)) for name, part in out.items()}
+        return self.draw(floats(out.shape))
 
     def prefetch(self) -> None:
         self.prefetched.append(self.emb.prefetch(*self.batch()))
@@ -117,6 +128,24 @@ class Session:
 
     def rows(self) -> None:
         self.emb.rows(self.draw(st.sampled_from(["a", "b", 1])), self.draw(row_numbers(3, 40)))
+
+    def state(self) -> None:
+        table = self.draw(st.sampled_from(self.emb.tables))
+        states = self.emb.state(table.name, self.draw(row_numbers(3, table.num_embeddings)))
+        assert list(states) == [one.name for one in self.emb.optimizer.states]
+
+    def set_state(self) -> None:
+        table = self.draw(st.sampled_from(self.emb.tables))
+        ids = self.draw(row_numbers(self.draw(st.integers(0, 6)), table.num_embeddings))
+        ids = np.unique(ids) if self.draw(st.booleans()) else ids
+        states = {}
+        for one in self.emb.optimizer.states:
+            row = () if one.shape == registry.STATE_ROW else (table.embedding_dim,)
+            states[one.name] = self.draw(st.one_of(floats((len(ids), *row)), odd_arrays()))
+        self.emb.set_state(table.name, ids, states if self.draw(st.booleans()) else self.draw(ODD))
+
+    def set_updates(self) -> None:
+        self.emb.set_updates(self.draw(ODD | st.integers(0, 2**39)))
 
     def export(self) -> None:
         """Packed rows are what a flush writes now, whatever else they are asked for as."""
@@ -152,10 +181,36 @@ class Session:
     def stats(self) -> None:
         assert list(self.emb.stats()) == [table.name for table in self.emb.tables]
 
+    def rounding_report(self) -> None:
+        assert list(self.emb.rounding_report()) == [table.name for table in self.emb.tables]
+
     def save(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self.emb.save(Path(folder) / "c")
             assert mpe.EmbeddingBagCollection.load(Path(folder) / "c").stats() == self.emb.stats()
+
+    def load(self) -> None:
+        """With other settings the values stay, where nothing is rounded."""
+        sizes = self.draw(st.dictionaries(st.sampled_from("abc"), st.integers(0, 60)))
+        caches = st.builds(
+            mpe.CacheConfig,
+            num_sets=st.integers(1, 9),
+            policy=st.sampled_from(list(registry.POLICIES)),
+            ways=st.sampled_from([8, 16, 32]),
+        )
+        changes: dict[str, Any] = {"num_embeddings": sizes, "precision": "fp32"}
+        if self.draw(st.booleans()):
+            changes["cache"] = self.draw(st.none() | caches)
+        if self.draw(st.integers(0, 3)) == 0:
+            changes[self.draw(st.sampled_from(sorted(changes)))] = self.draw(ODD)
+        with tempfile.TemporaryDirectory() as folder:
+            self.emb.save(Path(folder) / "c")
+            loaded = mpe.EmbeddingBagCollection.load(Path(folder) / "c", **changes)
+        for old, new in zip(self.emb.tables, loaded.tables, strict=True):
+            if new.precision == "fp32":
+                ids = np.arange(min(old.num_embeddings, new.num_embeddings))
+                before, now = (one.rows(new.name, ids).tobytes() for one in (self.emb, loaded))
+                assert now == before
 
     def state_arrays(self) -> None:
         """Whatever is written to the state is refused."""
@@ -185,7 +240,20 @@ class Session:
 
 OPERATIONS = ["forward", "forward", "forward", "backward", "backward", "backward", "prefetch"]
 OPERATIONS += ["drop", "evaluate", "set_rows", "rows", "flush", "rate", "drop_prefetched", "poke"]
-OPERATIONS += ["memory_report", "stats", "save", "state_arrays", "check", "export"]
+OPERATIONS += [
+    "memory_report",
+    "stats",
+    "rounding_report",
+    "save",
+    "state_arrays",
+    "check",
+    "export",
+    "weight_grad",
+    "state",
+    "set_state",
+    "set_updates",
+    "load",
+]
 
 
 def test_every_method_is_fuzzed() -> None:

@@ -47,7 +47,7 @@ class Call:
         return {"out": np.zeros(shape, dtype)} if self.draw(st.booleans()) else {}
 
     def quantize_call(self, _: str) -> dict[str, Any]:
-        rounding = sampled(self.draw, registry.ROUNDINGS)
+        rounding = sampled(self.draw, registry.ROUNDINGS_OF_NEW_ROWS)
         x = self.draw(floats((self.n, self.dim)))
         out = self.out((self.n, self.width), "u1")
         return {"x": x, "precision": self.precision, "rounding": rounding, **self.key, **out}

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.pairwise
 @pytest.mark.parametrize("mode", DECAYS)
 @pytest.mark.parametrize("policy", ["lru", "lfu", None])
-@pytest.mark.parametrize("optimizer", kinds.NAMES)
+@pytest.mark.parametrize("optimizer", kinds.ONE_EACH)
 def test_launches_are_steps(optimizer: str, policy: str | None, mode: str, runtime: Any) -> None:
     """Every format, two dimensions, a table in host memory; the batch and the rate change.
 

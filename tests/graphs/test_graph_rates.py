@@ -65,7 +65,7 @@ def test_before_the_first_capture(runtime: Any) -> None:
 def test_a_new_collection_and_a_loaded_one_have_sent_it(runtime: Any, tmp_path: Any) -> None:
     twins = Twins(runtime, mixed(), lr=0.25)
     twins.there.save(tmp_path / "there")
-    twins.there = mpe.EmbeddingBagCollection.load(tmp_path / "there", "cuda")
+    twins.there = mpe.EmbeddingBagCollection.load(tmp_path / "there", device="cuda")
     twins.captured().launch(twins.stream)
     twins.step_here()
     twins.assert_equal()

@@ -59,8 +59,16 @@ REFUSED: dict[str, tuple[Callable[[Twins, Any], Any], str]] = {
     "check": (lambda t, a: t.there.check(), "check waits for the device and cannot be captured"),
     "step": (lambda t, a: t.there.step, "step waits for the device"),
     "stats": (lambda t, a: t.there.stats(), "stats waits for the device"),
+    "rounding_report": (lambda t, a: t.there.rounding_report(), "rounding_report waits for"),
     "rows": (lambda t, a: t.there.rows("int85", a[0], stream=t.stream), "rows waits"),
     "set_rows": (lambda t, a: t.there.set_rows("int85", *a, stream=t.stream), "set_rows waits"),
+    "updates": (lambda t, a: t.there.updates, "updates waits for the device"),
+    "set_updates": (lambda t, a: t.there.set_updates(3), "set_updates waits for the device"),
+    "state": (lambda t, a: t.there.state("int85", a[0], stream=t.stream), "state waits"),
+    "set_state": (
+        lambda t, a: t.there.set_state("int85", a[0], {}, stream=t.stream),
+        "set_state waits",
+    ),
     "flush": (lambda t, a: t.there.flush(stream=t.stream), "flush waits for the device"),
     "save": (lambda t, a: t.there.save("/nowhere"), "save waits for the device"),
     "state_arrays": (lambda t, a: t.there.state_arrays(), "state_arrays waits for the device"),
@@ -70,7 +78,8 @@ REFUSED: dict[str, tuple[Callable[[Twins, Any], Any], str]] = {
 
 
 # Calls that know of a capture only once it has taken one with its stream.
-WITHOUT_STREAM = {"another stream", "check", "step", "stats", "save", "state_arrays", "lr", "numpy"}
+WITHOUT_STREAM = {"another stream", "check", "step", "stats", "rounding_report", "save"}
+WITHOUT_STREAM |= {"state_arrays", "lr", "numpy", "updates", "set_updates"}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -341,18 +350,18 @@ def test_a_close_that_fails_is_tried_again(twins: Twins, monkeypatch: Any) -> No
         kept.clear()
         gc.collect()
     engine, left = collection_state(twins.there).engine, [1]
-    close = type(engine).close
+    close = type(engine)._close_all
 
-    def fail_once(self: Any, ticket: Any) -> None:
+    def fail_once(self: Any, batches: Any, on: Any) -> None:
         if left:
             left.pop()
             raise MemoryError("no memory")
-        close(self, ticket)
+        close(self, batches, on)
 
-    monkeypatch.setattr(type(engine), "close", fail_once)
+    monkeypatch.setattr(type(engine), "_close_all", fail_once)
     with pytest.raises(MemoryError):
         twins.there.drop_prefetched()
-    assert len(engine._abandoned) == 3
+    assert engine.step.num_open == 2  # that one was closed as it died
     twins.there.drop_prefetched()
     assert twins.there.memory_report()["workspace"] == 0
     assert not pins(twins)

@@ -53,6 +53,7 @@ uint64_t checksum(const Vec<T>& v, uint64_t sum) {
 struct Group {
   Vec<uint8_t> records[kTables];
   Vec<int64_t> stats = Vec<int64_t>(kTables * MPE_NUM_STATS);
+  Vec<int64_t> noise = Vec<int64_t>(kTables * MPE_NUM_NOISE_SUMS);
   Vec<uint64_t> tags = Vec<uint64_t>(kSets * kWays, MPE_EMPTY_TAG);
   Vec<uint32_t> meta = Vec<uint32_t>(kSets * kWays);
   Vec<float> cached, values, coefficients = Vec<float>(kTables * MPE_MAX_COEFFICIENTS);
@@ -98,6 +99,7 @@ struct Group {
       table.states[i] = {table.rows + offsets[i], bytes, MPE_format_fp32};
     }
     table.stats = stats.data() + t * MPE_NUM_STATS;
+    table.noise = noise.data() + t * MPE_NUM_NOISE_SUMS;
     table.num_rows = kRows;
     table.base = t * kRows;
     table.precision = kPrecisions[t];
@@ -184,7 +186,8 @@ uint64_t train(const mpe_backend& backend, int32_t policy, int32_t optimizer) {
   must(backend.advance(&arrays.step, nullptr));
   must(backend.cache_flush(group, nullptr));
   for (const auto& records : arrays.records) sum = checksum(records, sum);
-  return checksum(arrays.tags, checksum(arrays.meta, checksum(arrays.stats, sum)));
+  for (const auto& sums : {arrays.stats, arrays.noise}) sum = checksum(sums, sum);
+  return checksum(arrays.tags, checksum(arrays.meta, sum));
 }
 
 }  // namespace

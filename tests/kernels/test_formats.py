@@ -15,8 +15,8 @@ from reference.pair import assert_same
 import mpembed as mpe
 
 NAMES = list(mpe.registry.FORMATS)
-INTEGER = ["int8", "int8_fp16", "int4", "int2"]
-ROUNDINGS = ["stochastic", "nearest"]
+INTEGER = [name for name in NAMES if FORMATS[name].header is not None]
+ROUNDINGS = list(mpe.registry.ROUNDINGS_OF_NEW_ROWS)
 F32 = npt.NDArray[np.float32]
 TINY = np.float32(2.0**-149)
 
@@ -165,6 +165,8 @@ def test_any_codes_under_any_finite_header_decode(precision: str) -> None:
         ("int8_fp16", lambda d: d + 4),
         ("int4", lambda d: (d + 1) // 2 + 4),
         ("int2", lambda d: (d + 3) // 4 + 4),
+        ("int6", lambda d: (3 * d + 3) // 4 + 4),
+        ("int5", lambda d: (5 * d + 7) // 8 + 4),
     ],
 )
 def test_bytes_of_a_row(precision: str, expected: Any) -> None:
@@ -199,7 +201,24 @@ def test_int2_layout_is_lowest_bits_first_and_pads_with_zero() -> None:
     assert got[2:].view("<f2").tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize(("precision", "dim", "mask"), [("int4", 7, 0xF0), ("int2", 9, 0xFC)])
+def test_int6_codes_follow_one_another_from_the_lowest_bit_and_pad_with_zero() -> None:
+    x = np.array([[63, 0, 33, 1, 62]], np.float32)
+    got = mpe.ops.quantize(x, "int6", rounding="nearest")[0]
+    assert got[:4].tolist() == [0b00_111111, 0b0001_0000, 0b000001_10, 0b00_111110]
+    assert got[4:].view("<f2").tolist() == [1.0, 0.0]
+
+
+def test_int5_codes_follow_one_another_from_the_lowest_bit_and_pad_with_zero() -> None:
+    x = np.array([[31, 0, 17, 1, 30]], np.float32)
+    got = mpe.ops.quantize(x, "int5", rounding="nearest")[0]
+    assert got[:4].tolist() == [0b000_11111, 0b1_10001_00, 0b1110_0000, 0b1]
+    assert got[4:].view("<f2").tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dim", "mask"),
+    [("int4", 7, 0xF0), ("int2", 9, 0xFC), ("int6", 7, 0xFC), ("int5", 7, 0xF8)],
+)
 def test_pad_bits_stay_zero_under_stochastic_rounding(precision: str, dim: int, mask: int) -> None:
     x = np.random.default_rng(1).standard_normal((300, dim)).astype(np.float32)
     got = mpe.ops.quantize(x, precision, seed=4)
@@ -250,7 +269,7 @@ def test_constant_rows_decode_to_themselves(precision: str, rounding: str) -> No
     assert values.tolist() == x.tolist()
 
 
-@pytest.mark.parametrize("precision", ["int8_fp16", "int4", "int2"])
+@pytest.mark.parametrize("precision", [n for n in INTEGER if FORMATS[n].header is np.float16])
 def test_constants_between_two_fp16_numbers_stay_between_them(precision: str) -> None:
     x = np.full((500, 3), 0.1, np.float32)
     values = mpe.ops.dequantize(mpe.ops.quantize(x, precision, seed=1), precision, 3)

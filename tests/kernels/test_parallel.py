@@ -88,6 +88,32 @@ def test_environment(driver: Path, value: str) -> None:
     "value", ["0", "-1", "+2", " 2", "2 ", "two", "2.0", "1025", "99999999999999999999"]
 )
 def test_invalid_environment(driver: Path, value: str) -> None:
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = available_cpus()
     assert run(driver, "environment", MPEMBED_NUM_THREADS=value).stdout == f"{threads} 0\n"
     assert run(driver, "environment", MPEMBED_NUM_THREADS="").stdout == f"{threads} 1\n"
+
+
+def available_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@pytest.mark.parametrize(
+    ("value", "threads"),
+    [("1", 1), ("7", 7), ("5,2", 5), (" 5 , 2", 5), ("+5", 5), ("5 ", 5), ("1025", 1024)],
+)
+def test_openmps_variable_counts_where_the_own_is_unset(
+    driver: Path, value: str, threads: int
+) -> None:
+    assert run(driver, "environment", OMP_NUM_THREADS=value).stdout == f"{threads} 1\n"
+    both = run(driver, "environment", OMP_NUM_THREADS=value, MPEMBED_NUM_THREADS="3")
+    assert both.stdout == "3 1\n"
+    empty = run(driver, "environment", OMP_NUM_THREADS=value, MPEMBED_NUM_THREADS="")
+    assert empty.stdout == f"{threads} 1\n"
+
+
+@pytest.mark.parametrize("value", ["", "0", "-2", "two", "2.5", "2x", ",2", "99999999999999999999"])
+def test_what_openmp_ignores_is_ignored(driver: Path, value: str) -> None:
+    done = run(driver, "environment", OMP_NUM_THREADS=value)
+    assert done.stdout == f"{available_cpus()} 1\n"

@@ -12,12 +12,13 @@ from reference.pair import Pair, assert_same
 
 import mpembed as mpe
 
-INTEGER = ["int8", "int8_fp16", "int4", "int2"]
+INTEGER = [name for name, fmt in FORMATS.items() if fmt.header is not None]
 F32 = npt.NDArray[np.float32]
 
 formats = pytest.mark.parametrize("precision", FORMATS)
 integers = pytest.mark.parametrize("precision", INTEGER)
-roundings = pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+roundings = pytest.mark.parametrize("rounding", mpe.registry.ROUNDINGS)
+of_new_rows = pytest.mark.parametrize("rounding", mpe.registry.ROUNDINGS_OF_NEW_ROWS)
 
 
 def extremes(precision: str) -> F32:
@@ -34,7 +35,7 @@ def extremes(precision: str) -> F32:
 
 
 @formats
-@roundings
+@of_new_rows
 def test_rows_survive_a_hundred_writes(precision: str, rounding: str) -> None:
     x, limit = extremes(precision), np.float32(FORMATS[precision].limit)
     for step in range(100):
@@ -45,7 +46,7 @@ def test_rows_survive_a_hundred_writes(precision: str, rounding: str) -> None:
 
 
 @integers
-@roundings
+@of_new_rows
 def test_values_beyond_the_stored_range_take_the_end_codes(precision: str, rounding: str) -> None:
     limit, top = FORMATS[precision].limit, np.float32(FORMATS[precision].max_abs)
     x = np.array([[-limit, limit, -limit, limit]], np.float32)

@@ -9,6 +9,7 @@ seeds are fixed, so a pass is a pass for ever. A bias of 3 % of a step fails the
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from reference.rounding import DOMAIN_OPS
 
 import mpembed as mpe
 
-INTEGER = ["int8", "int8_fp16", "int4", "int2"]
+INTEGER = [name for name, fmt in FORMATS.items() if fmt.header is not None]
 SAMPLES = 1 << 15
 Z = 7.1
 F32 = npt.NDArray[np.float32]
@@ -37,7 +38,7 @@ ROWS = {
 }
 
 
-def grid_step(x: F32, precision: str) -> F64:
+def grid_step(x: F32, precision: str, mirrored: bool = False) -> F64:
     """Distance of the two values between which a format rounds."""
     if precision == "fp32":
         return np.zeros(x.shape, np.float64)
@@ -45,9 +46,9 @@ def grid_step(x: F32, precision: str) -> F64:
         return _power_of_two_below(x, 2.0**-14) * 2.0**-10
     if precision == "bf16":
         return _power_of_two_below(x, 2.0**-126) * 2.0**-7
-    scale, _ = header(x[None], precision)
+    scale, _ = header(x[None], precision, np.array([mirrored]))
     # Where the scale is below a float's spacing, the neighbours are a spacing apart.
-    return np.asarray(np.maximum(scale[0], np.spacing(np.abs(x))), np.float64)
+    return np.asarray(np.maximum(np.abs(scale[0]), np.spacing(np.abs(x))), np.float64)
 
 
 def _power_of_two_below(x: F32, least: float) -> F64:
@@ -56,15 +57,17 @@ def _power_of_two_below(x: F32, least: float) -> F64:
 
 @pytest.mark.parametrize("precision", FORMATS)
 @pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("mirrored", [False, True])
 def test_the_expectation_over_all_draws_is_exact_to_2_to_the_minus_16(
-    precision: str, row: str
+    precision: str, row: str, mirrored: bool
 ) -> None:
     x = np.array(ROWS[row], np.float32)
     r = np.broadcast_to(np.arange(2**16)[:, None], (2**16, len(x)))
-    values = decode(encode_bits(np.tile(x, (2**16, 1)), precision, r), precision, len(x))
+    data = encode_bits(np.tile(x, (2**16, 1)), precision, r, np.full(2**16, mirrored))
+    values = decode(data, precision, len(x))
     # Sums of 2^16 floats of a few neighbouring values are exact in a double up to 2^-36.
     error = (values.astype(np.float64) - x).mean(axis=0)
-    assert (np.abs(error) <= grid_step(x, precision) * 2.0**-16).all()
+    assert (np.abs(error) <= grid_step(x, precision, mirrored) * 2.0**-16).all()
 
 
 @pytest.mark.parametrize("precision", list(mpe.registry.FORMATS))
@@ -72,12 +75,66 @@ def test_the_expectation_over_all_draws_is_exact_to_2_to_the_minus_16(
 def test_the_package_is_unbiased(precision: str, row: str) -> None:
     x = np.array(ROWS[row], np.float32)
     data = mpe.ops.quantize(np.tile(x, (SAMPLES, 1)), precision, seed=17, step=3)
-    error = mpe.ops.dequantize(data, precision, len(x)).astype(np.float64) - x
-    step = grid_step(x, precision)
+    check_unbiased(mpe.ops.dequantize(data, precision, len(x)), x, grid_step(x, precision))
+
+
+def check_unbiased(values: F32, x: F32, step: F64) -> None:
+    error = values.astype(np.float64) - x
     # A two-point variable cannot vary more than half its step.
     margin = Z * np.maximum(error.std(axis=0), step / 256) / np.sqrt(SAMPLES) + step * 2.0**-16
     assert (np.abs(error.mean(axis=0)) <= margin).all()
     assert (np.abs(error) <= 1.001 * step).all()
+
+
+@pytest.mark.parametrize("precision", list(mpe.registry.FORMATS))
+@pytest.mark.parametrize("row", ROWS)
+def test_each_write_of_a_pair_is_unbiased(precision: str, row: str) -> None:
+    x = np.array(ROWS[row], np.float32)
+    table = mpe.TableConfig("t", SAMPLES, len(x), precision, init="zeros")
+    emb = mpe.EmbeddingBagCollection([table], optimizer=mpe.SGD(1.0), seed=17, rounding="paired")
+    ids = np.arange(SAMPLES)
+    for mirrored in (True, False):
+        emb.set_rows("t", ids, np.tile(x, (SAMPLES, 1)))
+        check_unbiased(np.asarray(emb.rows("t", ids)), x, grid_step(x, precision, mirrored))
+
+
+def steps_of_two_updates(p: float, rounding: str) -> dict[int, float]:
+    """Probabilities of the whole steps that two updates by p of a step add up to."""
+    if rounding == "stochastic":
+        return {0: (1 - p) ** 2, 1: 2 * p * (1 - p), 2: p**2}
+    return {0: max(0, 1 - 2 * p), 1: 1 - abs(1 - 2 * p), 2: max(0, 2 * p - 1)}
+
+
+@pytest.mark.parametrize("precision", INTEGER)
+@pytest.mark.parametrize("p", [1 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4])
+@pytest.mark.parametrize("rounding", ["stochastic", "paired"])
+def test_the_sum_of_two_equal_updates(precision: str, p: float, rounding: str) -> None:
+    """Of independent writes it varies by 2p(1-p), of a pair by 2p(1-2p), for p <= 1/2.
+
+    Two columns keep the range at 0 .. L, so that a step is 1.
+    """
+    levels, rows, dim = FORMATS[precision].levels, 4096, 32
+    ids = np.arange(rows)
+    start = np.random.default_rng(0).integers(0, levels - 1, (rows, dim)).astype(np.float32)
+    start[:, :2] = 0, levels
+    # The first update doubles the row besides, because a pair begins where the range moves.
+    half = start / 2
+    weights = mpe.ops.quantize(half, precision, rounding="nearest")
+    update = np.full_like(start, p)
+    update[:, :2] = 0
+    options: Any = {"precision": precision, "dim": dim, "rounding": rounding, "seed": 3}
+    for step, grad in enumerate((-half - update, -update)):
+        mpe.ops.sgd_(weights, ids, grad, lr=1.0, step=step, **options)
+    steps = (mpe.ops.dequantize(weights, precision, dim) - start)[:, 2:]
+    expected = steps_of_two_updates(p, rounding)
+    assert set(np.unique(steps)) == {x for x, chance in expected.items() if chance > 0}
+    mean = sum(x * chance for x, chance in expected.items())
+    moment = [sum((x - mean) ** k * chance for x, chance in expected.items()) for k in range(5)]
+    q = min(p, 1 - p)
+    assert moment[2] == (2 * q * (1 - 2 * q) if rounding == "paired" else 2 * q * (1 - q))
+    assert abs(steps.mean() - mean) <= Z * np.sqrt(moment[2] / steps.size)
+    margin = Z * np.sqrt((moment[4] - moment[2] ** 2) / steps.size) + 1 / steps.size
+    assert abs(steps.astype(np.float64).var() - moment[2]) <= margin
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", *INTEGER])

@@ -29,7 +29,7 @@ def same(got: Any, expected: Any) -> None:
 
 
 @pytest.mark.pairwise
-@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+@pytest.mark.parametrize("rounding", mpe.registry.ROUNDINGS_OF_NEW_ROWS)
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("precision", FORMATS)
 def test_conversions(precision: str, dim: int, rounding: str, send: Any) -> None:

@@ -47,10 +47,22 @@ def starting_states(kind: str, fill: float = 1.0) -> list[Array]:
 @pytest.mark.parametrize("precision", mpe.registry.FORMATS)
 @pytest.mark.parametrize("name", kinds.NAMES)
 def test_same_bytes_as_a_collection(name: str, precision: str, mode: str) -> None:
+    assert_same_bytes(name, precision, mode, mpe.registry.DEFAULT_ROUNDING)
+
+
+@pytest.mark.pairwise
+@pytest.mark.parametrize("precision", mpe.registry.FORMATS)
+@pytest.mark.parametrize("rounding", mpe.registry.ROUNDINGS)
+def test_same_bytes_with_every_rounding(rounding: str, precision: str) -> None:
+    assert_same_bytes("adagrad", precision, "none", rounding)
+
+
+def assert_same_bytes(name: str, precision: str, mode: str, rounding: str) -> None:
+    """Train three steps by the operation and by a collection, and compare rows and states."""
     kind = name.removesuffix("_bf16").removesuffix("_mixed")
     optimizer = kinds.named(name, 0.3, mode)
     table = mpe.TableConfig("t", 10, 6, precision=precision, pooling="none")
-    emb = mpe.EmbeddingBagCollection([table], optimizer=optimizer, seed=8)
+    emb = mpe.EmbeddingBagCollection([table], optimizer=optimizer, seed=8, rounding=rounding)
     arrays = {name: array.copy() for name, array in emb.state_arrays().items()}
     rows = arrays["table.t.rows"]
     states = [arrays[f"table.t.{state.name}"] for state in optimizer.states]
@@ -60,6 +72,7 @@ def test_same_bytes_as_a_collection(name: str, precision: str, mode: str) -> Non
         emb.backward({"t": GRADS})
         count = {"updates": number} if kind in COUNTED else {}
         common = {"precision": precision, "dim": 6, "seed": 8, "step": emb.step}
+        common["rounding"] = rounding
         assert CALLS[kind](rows, ROWS, GRADS, *states, **own, **count, **common) == 0
     np.testing.assert_array_equal(rows, emb.state_arrays()["table.t.rows"])
     for state, values in zip(optimizer.states, states, strict=True):

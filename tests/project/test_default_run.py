@@ -10,7 +10,7 @@ import drive
 import kinds
 import pairwise
 import pytest
-from folders import ROOT
+from folders import ROOT, TESTS
 
 from mpembed import registry
 
@@ -65,7 +65,7 @@ def test_all_tests_are_those_and_the_exhaustive_ones(default: list[str]) -> None
 
 
 def test_one_case_by_its_name_is_run() -> None:
-    for case in ("cpu-sgd-lru-none-nearest", "cuda-sgd-lru-none-nearest"):
+    for case in ("cpu-sgd-lru-none", "cuda-sgd-lru-none"):
         name = f"{TRAINING}[{case}]"
         assert collected(path=f"{BYTES}::{name}") == [f"{BYTES}::{name}"]
 
@@ -84,3 +84,10 @@ def test_a_cover_shows_every_pair() -> None:
 
 def test_of_one_parameter_every_value_is_chosen() -> None:
     assert pairwise.cover(["a", "b"]) == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["wheel.txt", "sanitize.txt"])
+def test_the_files_of_other_runs_exist(name: str) -> None:
+    listed = (TESTS / name).read_text().split()
+    assert listed
+    assert [file for file in listed if not (ROOT / file).is_file()] == []

@@ -16,10 +16,11 @@ from folders import ROOT
 VARIABLES = ("MPEMBED_ISA", "MPEMBED_NUM_THREADS")
 
 
-def start(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+def start(folder: Path, shown: str = "simd", **variables: str) -> subprocess.CompletedProcess[str]:
+    removed = (*VARIABLES, "OMP_NUM_THREADS")
+    environment = {key: value for key, value in os.environ.items() if key not in removed}
     return subprocess.run(
-        [sys.executable, "-c", "import mpembed; print(mpembed.info()['simd'])"],
+        [sys.executable, "-c", f"import mpembed; print(mpembed.info()[{shown!r}])"],
         cwd=folder,
         env=environment | variables,
         capture_output=True,
@@ -41,6 +42,14 @@ def test_any_other_word_is_refused_by_name(tmp_path: Path, name: str) -> None:
     assert done.returncode != 0
     assert f"ValueError: {name} must be" in done.stderr
     assert "'fast'" in done.stderr
+
+
+def test_openmps_variable_sets_the_threads(tmp_path: Path) -> None:
+    assert start(tmp_path, "threads", OMP_NUM_THREADS="3,2").stdout == "3\n"
+    both = start(tmp_path, "threads", OMP_NUM_THREADS="3", MPEMBED_NUM_THREADS="5")
+    assert both.stdout == "5\n"
+    wrong = start(tmp_path, "threads", OMP_NUM_THREADS="three")
+    assert wrong.stdout == start(tmp_path, "threads").stdout
 
 
 def test_the_source_folder_says_what_it_is(tmp_path: Path) -> None:

@@ -12,9 +12,16 @@ import mpembed
 ALLOWED = {
     "torch._C": "PyTorch's flags of a trace and a profile, which every lookup reads: its public "
     "functions take longer",
+    "torch._dynamo": "PyTorch's documented name of a graph break, which takes a reason",
+    "torch._check": "what PyTorch's guide to export has for promises about sizes",
     "parent._modules": "PyTorch's children of a module, each under all its names: its public ways "
     "leave some out, or take every path to a shared module",
     "other._parameters": "PyTorch's parameters of a module: a subclass may override the public way",
+    "DistributedDataParallel._get_active_ddp_module": "the data-parallel model whose forward runs: "
+    "its public face does not tell a module inside",
+    "tensor._version": "PyTorch's count of the writes to a tensor, which nothing public has",
+    "torch.autograd.Variable._execution_engine": "PyTorch's only callback at the end of a backward "
+    "pass, as its data-parallel modules use it",
 }
 PACKAGE = Path(mpembed.__file__).parent
 

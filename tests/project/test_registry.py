@@ -22,6 +22,7 @@ LISTS: dict[str, Any] = {
     "ROUNDINGS": registry.ROUNDINGS,
     "INITS": registry.INITS,
     "STATS": {name: i for i, name in enumerate(registry.STATS)},
+    "NOISE_SUMS": {name: i for i, name in enumerate(registry.NOISE_SUMS)},
 }
 SELECTIONS = {"STATE_FORMATS": "FORMATS"}  # lists that repeat entries of another one
 
@@ -84,7 +85,7 @@ def test_bad_dimensions_are_refused(dim: Any) -> None:
 @pytest.mark.parametrize("name", ["int3", "INT4", "", None, 5, ["int4"], b"int4"])
 def test_unknown_names_are_refused_with_the_known_ones(name: Any) -> None:
     for call in (registry.row_bytes, registry.code_bytes):
-        with pytest.raises(ValueError, match=r"precision must be one of 'fp32'.*'int2', got"):
+        with pytest.raises(ValueError, match=r"precision must be one of 'fp32'.*'int5', got"):
             call(name, 4)
 
 

@@ -14,7 +14,7 @@ import mpembed as mpe
 FORMATS = list(mpe.registry.FORMATS)
 POOLINGS = list(mpe.registry.POOLINGS)
 POLICIES = [None, *mpe.registry.POLICIES]
-ROUNDINGS = ["stochastic", "nearest"]
+ROUNDINGS = list(mpe.registry.ROUNDINGS)
 
 
 def make_cache(policy: str | None, num_sets: int = 1, ways: int = 8) -> Any:

@@ -32,7 +32,8 @@ def build(target: Path, sources: list[Path], *flags: str) -> subprocess.Complete
 
 def run(driver: Path, check: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one check."""
-    env = {k: v for k, v in os.environ.items() if k != "MPEMBED_NUM_THREADS"} | environment
+    threads = ("MPEMBED_NUM_THREADS", "OMP_NUM_THREADS")
+    env = {k: v for k, v in os.environ.items() if k not in threads} | environment
     return subprocess.run([driver, check], capture_output=True, text=True, timeout=120, env=env)
 
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import mpembed as mpe
+from mpembed._bindings.contract import PIN_MASK
 
 Array = npt.NDArray[Any]
 
@@ -60,6 +61,13 @@ def digest(emb: mpe.EmbeddingBagCollection) -> str:
         hashed.update(name.encode())
         hashed.update(np.ascontiguousarray(array).tobytes())
     return hashed.hexdigest()
+
+
+def pinned(emb: Any) -> int:
+    """Return the number of pinned slots of all caches."""
+    tags = [array for name, array in emb.state_arrays().items() if name.endswith(".tags")]
+    assert tags, "there is no cache"
+    return int(sum(np.count_nonzero(array & np.uint64(PIN_MASK)) for array in tags))
 
 
 # ---- arguments for fuzzing ----------------------------------------------------------------------

@@ -32,12 +32,15 @@ STATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _names() -> list[str]:
-    suffixes = {0: [""], 1: ["", "_bf16"]}
-    return [k + end for k in KINDS for end in suffixes.get(len(STATES[k]), ["", "_bf16", "_mixed"])]
+def _names_of(kind: str) -> list[str]:
+    endings = {0: [""], 1: ["", "_bf16"]}.get(len(STATES[kind]), ["", "_bf16", "_mixed"])
+    return [kind + ending for ending in endings]
 
 
-NAMES = _names()
+NAMES = [name for kind in KINDS for name in _names_of(kind)]
+# A name for each kind, where the precision of states is not what a test is about: all precisions
+# among them.
+ONE_EACH = [_names_of(kind)[number % len(_names_of(kind))] for number, kind in enumerate(KINDS)]
 EVERY = [*NAMES, *(f"{kind}_crossed" for kind in KINDS if len(STATES[kind]) > 1)]
 
 

@@ -98,16 +98,25 @@ class OnDevice:
         self.emb.check()
         return fetch(result)
 
-    def backward(self, grad: Any, ticket: Any = None) -> Any:
-        result = self.emb.backward(send(grad), ticket)
+    def backward(self, grad: Any, ticket: Any = None, **options: Any) -> Any:
+        result = self.emb.backward(send(grad), ticket, **options)
         self.emb.check()
         return fetch(result)
+
+    def weight_grad(self, grad: Any, ticket: Any = None) -> Any:
+        return fetch(self.emb.weight_grad(send(grad), ticket))
 
     def rows(self, name: str, ids: Any) -> Any:
         return fetch(self.emb.rows(name, send(np.asarray(ids))))
 
     def set_rows(self, name: str, ids: Any, values: Any) -> None:
         self.emb.set_rows(name, send(ids), send(values))
+
+    def state(self, name: str, ids: Any) -> Any:
+        return fetch(self.emb.state(name, send(ids)))
+
+    def set_state(self, name: str, ids: Any, states: Any) -> None:
+        self.emb.set_state(name, send(ids), send(states))
 
     def state_arrays(self) -> Any:
         return fetch(self.emb.state_arrays())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import mpembed as mpe
@@ -22,6 +24,7 @@ def bag(**options: Any) -> mt.EmbeddingBag:
         "precision": "int4",
         "cache": CACHE,
         "optimizer": mpe.RowwiseAdagrad(lr=0.1),
+        "seed": 0,
         **options,
     }
     return mt.EmbeddingBag(50, 6, **settings)
@@ -59,6 +62,38 @@ def open_batches(module: Any) -> int:
     """Return how many batches are open after a garbage collection."""
     gc.collect()
     return int(collection_state(module.tables).engine.num_open)
+
+
+def updates(module: Any) -> int:
+    """Return how many updates the tables have had."""
+    return int(module.tables.state_arrays()["updates"].item())
+
+
+# ---- several lookups in a backward pass ---------------------------------------------------------
+
+
+def looked_up(module: Any, seeds: Iterable[int]) -> list[torch.Tensor]:
+    """Look up the batches of some seeds."""
+    return [module(*batch(seed)) for seed in seeds]
+
+
+def loss_of(outs: list[torch.Tensor]) -> torch.Tensor:
+    """Return a loss whose gradients are twice the outputs."""
+    return torch.stack([out.square().sum() for out in outs]).sum()
+
+
+def opened(module: Any, seeds: Iterable[int]) -> list[tuple[Any, mpe.Ticket]]:
+    """Look up the batches of some seeds in the collection itself; return outputs and tickets."""
+    batches = [batch(seed) for seed in seeds]
+    return [
+        module.tables.forward(indices, ended(indices, offsets), ticket=True)
+        for indices, offsets in batches
+    ]
+
+
+def one_update(module: Any, seeds: Iterable[int]) -> None:
+    """Train the collection itself with the gradients of `loss_of`."""
+    module.tables.backward([(2 * out, ticket) for out, ticket in opened(module, seeds)])
 
 
 # ---- collections -------------------------------------------------------------------------------
@@ -110,9 +145,20 @@ def collection(**options: Any) -> mt.EmbeddingBagCollection:
         "optimizer": mpe.RowwiseAdagrad(lr=0.1),
         "cache": CACHE,
         "feature_names": NAMES,
+        "seed": 0,
         **options,
     }
     return mt.EmbeddingBagCollection(TABLES, **settings)
+
+
+def assert_refused(kind: Any, poolings: list[str], message: str) -> None:
+    """Check that a module refuses tables with these poolings, and a collection of them."""
+    tables = [mpe.TableConfig(f"x{n}", 3, 2, pooling=one) for n, one in enumerate(poolings)]
+    core = mpe.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.1))
+    with pytest.raises(ValueError, match=message):
+        kind(tables, optimizer=mpe.SGD(0.1))
+    with pytest.raises(ValueError, match=message):
+        kind.from_collection(core)
 
 
 def features(*names: str, weighted: bool = False) -> Jagged:

@@ -1,4 +1,4 @@
-"""How the CUDA extension is built: variables, fallback, flags, objects, wheels, facts."""
+"""How the extensions are built: variables, fallback, flags, objects, wheels, facts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toolkits import hide_toolkits, make_toolkit
 
 import mpembed
 from mpembed_build import architectures, cuda, host, objects, requirements
-from mpembed_build.settings import BuildError, CudaSettings
+from mpembed_build.settings import BuildError, CudaSettings, sanitizer_flags
 from mpembed_build.toolkit import UnusableError
 
 
@@ -91,6 +91,29 @@ def test_default_architectures_are_those_the_compiler_knows() -> None:
         architectures.choose(architectures.parse("90a;91"), ["90"])
 
 
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("address,undefined", "-fsanitize=address,undefined"),
+        ("undefined, address", "-fsanitize=address,undefined"),
+        ("thread", "-fsanitize=thread"),
+        ("undefined,thread", "-fsanitize=undefined,thread"),
+    ],
+)
+def test_sanitizers(text: str, flag: str) -> None:
+    flags = sanitizer_flags({"MPEMBED_SANITIZE": text})
+    assert {"-O1", "-g", "-fno-omit-frame-pointer", flag} <= set(flags)
+
+
+def test_other_sanitizers_are_refused() -> None:
+    assert sanitizer_flags({}) == sanitizer_flags({"MPEMBED_SANITIZE": ""}) == []
+    for text in ("memory", "address,", "asan", "address undefined"):
+        with pytest.raises(BuildError, match="takes address, undefined, thread, separated by"):
+            sanitizer_flags({"MPEMBED_SANITIZE": text})
+    with pytest.raises(BuildError, match="address and thread need a build each"):
+        sanitizer_flags({"MPEMBED_SANITIZE": "thread,undefined,address"})
+
+
 # ---- what is built, and with what ---------------------------------------------------------------
 
 
@@ -147,6 +170,22 @@ def test_flags_and_libraries(source: Path, tmp_path: Path, monkeypatch: pytest.M
     assert prepare(PATH="/none").libraries()[0].endswith("libcudart_static.a")
     (shared,) = prepare(PATH="/none", MPEMBED_CUDART="shared").libraries()
     assert shared.endswith("libcudart.so.13")
+
+
+def test_a_sanitized_build_has_its_own_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled after all other flags, and linked, with the sanitizer."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CXXFLAGS", "-O2")
+    plain = host.Compiler().job(Path("a.cpp"), [])
+    monkeypatch.setenv("MPEMBED_SANITIZE", "thread")
+    compiler = host.Compiler()
+    job = compiler.job(Path("a.cpp"), [])
+    assert job.target.parent != plain.target.parent
+    assert job.command.index("-O1") > job.command.index("-O2")
+    for command in (job.command, compiler.link([], []), compiler.link_library("a.so", [], [])):
+        assert "-fsanitize=thread" in command
 
 
 def test_the_table_of_functions_knows_its_architectures(source: Path, tmp_path: Path) -> None:

@@ -11,7 +11,17 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from torch_modules import BAGS, NAMES, B, Jagged, collection, features, open_batches, state
+from torch_modules import (
+    BAGS,
+    NAMES,
+    B,
+    Jagged,
+    assert_refused,
+    collection,
+    features,
+    open_batches,
+    state,
+)
 
 import mpembed as mpe
 from mpembed import torch as mt
@@ -222,7 +232,31 @@ def test_wrong_batches_are_refused_before_anything_changes() -> None:
     assert state(module) == before
 
 
-def test_tables_without_pooling_are_refused_by_name() -> None:
-    tables = [mpe.TableConfig("x", 3, 2, pooling="none")]
-    with pytest.raises(ValueError, match="table 'x' has pooling 'none'"):
-        mt.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.1))
+@pytest.mark.parametrize("keys", ["abc", "cba", "dcba"])
+def test_an_index_out_of_range_is_reported_with_its_feature(keys: str) -> None:
+    names = {**NAMES, "t0": ["a", "d"]} if "d" in keys else NAMES
+    module = collection(feature_names=names)
+    before = state(module)
+    bags = {**BAGS, "b": [[], [29, 30], [99]]}
+    with pytest.raises(
+        IndexError,
+        match="feature 'b' \\(table 't1', num_embeddings=30\\): index 30 at position 1 of its "
+        "values is out of range; 2 such in the feature",
+    ):
+        module(Jagged({key: bags[key] for key in keys}))
+    assert state(module) == before
+
+
+@pytest.mark.parametrize(
+    ("poolings", "way_out"),
+    [
+        (["none"], "use mpembed.torch.Embedding$"),
+        (["none", "none"], "use mpembed.torch.EmbeddingCollection$"),
+        (["sum", "none"], "unpooled tables for mpembed.torch.EmbeddingCollection, and one of the"),
+    ],
+)
+def test_tables_without_pooling_are_refused_with_the_class_for_them(
+    poolings: list[str], way_out: str
+) -> None:
+    message = f"table 'x{poolings.index('none')}' has pooling 'none': .*{way_out}"
+    assert_refused(mt.EmbeddingBagCollection, poolings, message)

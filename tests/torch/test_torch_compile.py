@@ -48,7 +48,7 @@ def weighted_bag(lr: float = 0.0, **options: Any) -> Any:
 @pytest.mark.parametrize("weighted", [True, False])
 def test_opcheck_of_the_lookup(training: bool, weighted: bool) -> None:
     module, indices, offsets, weights = weighted_bag()  # a rate of 0: each run looks up the same
-    anchor = module.autograd_anchor if training else module.autograd_anchor.detach()
+    anchor = module.anchor if training else module.anchor.detach()
     given = weights.requires_grad_(training) if weighted else None
     arguments: Any = anchor, indices, offsets, given, module._handle, [], training, 2, 6
     results = opcheck(torch.ops.mpembed.lookup.default, arguments)
@@ -83,7 +83,7 @@ def test_the_operators_have_effects_and_no_handle_outlives_its_module() -> None:
 def test_a_ticket_that_was_copied_is_not_taken() -> None:
     module, indices, offsets, _ = weighted_bag()
     arguments = [indices, offsets, None, module._handle, [], True, 2, 6]
-    out, ticket = torch.ops.mpembed.lookup(module.autograd_anchor, *arguments)
+    out, ticket = torch.ops.mpembed.lookup(module.anchor, *arguments)
     with pytest.raises(RuntimeError, match="is not known"):
         torch.ops.mpembed.update(torch.ones(2, 6), ticket.clone(), module._handle, 0)
     torch.ops.mpembed.update(torch.ones(2, 6), ticket, module._handle, 0)
@@ -142,8 +142,24 @@ def test_training_gives_the_bytes_of_eager(
     assert not _lookup._open_forwards
 
 
+def test_each_lookup_is_updated_where_autograd_is_compiled() -> None:
+    from torch._dynamo import compiled_autograd
+
+    module = bag()
+    first, second = batch(0), batch(1)
+    run = compiled(lambda: module(*first).sum() + module(*second).sum())
+    run().backward()
+    assert module.tables.state_arrays()["updates"].item() == 1
+    with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        run().backward()
+    assert module.tables.state_arrays()["updates"].item() == 3
+    assert open_batches(module) == 0
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.exhaustive)]
+)
 def test_lookups_come_in_the_order_that_is_written(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,14 +66,23 @@ def test_a_frozen_module_is_not_trained() -> None:
     assert state(module) != before
 
 
-def test_weights_that_require_grad_are_refused_where_nothing_is_trained() -> None:
-    module, indices = bag().eval(), torch.tensor([[1, 2]])
-    weights = torch.ones(1, 2, requires_grad=True)
-    with pytest.raises(RuntimeError, match="which only a training forward gives"):
-        module(indices, None, weights)
-    with torch.no_grad():
-        module(indices, None, weights)
-    module(indices, None, weights.detach())
+@pytest.mark.parametrize("mode", ["sum", "mean"])
+@pytest.mark.parametrize("how", ["eval", "frozen"])
+def test_weights_have_their_gradient_where_no_rows_are_trained(mode: str, how: str) -> None:
+    module = bag(mode=mode, precision="int4", padding_idx=3)
+    dense = torch.nn.EmbeddingBag(50, 6, mode=mode, padding_idx=3, _weight=module.weight.detach())
+    module.eval() if how == "eval" else module.requires_grad_(False)
+    before = state(module)
+    indices, offsets = batch()
+    given = [torch.rand(len(indices), requires_grad=True) for _ in range(2)]
+    (module(indices, offsets, given[0]) * torch.arange(30).view(5, 6)).sum().backward()
+    rows = dense.weight.detach()[indices] * (indices != 3).unsqueeze(1)
+    lengths = torch.tensor([*offsets[1:].tolist(), len(indices)]) - offsets
+    bags = torch.repeat_interleave(lengths)
+    kept = torch.zeros(5).index_add(0, bags, (indices != 3).float()).clamp(min=1)
+    grad = torch.arange(30.0).view(5, 6) / (kept.unsqueeze(1) if mode == "mean" else 1)
+    torch.testing.assert_close(given[0].grad, (rows * grad[bags]).sum(1))
+    assert state(module) == before
 
 
 def test_several_forwards_may_be_open_and_come_back_in_any_order() -> None:
@@ -221,23 +230,44 @@ def test_an_update_that_is_not_finite_is_raised_or_skipped() -> None:
     bag(on_nonfinite="skip")(*batch()).backward(grad)
 
 
-def test_it_has_no_parameters_and_stays_where_it_is() -> None:
+def test_its_parameter_stands_for_the_tables_and_it_stays_where_it_is() -> None:
     module = bag()
-    assert list(module.parameters()) == list(module.buffers()) == []
-    twin = copy.deepcopy(module)
+    assert [(name, p.numel()) for name, p in module.named_parameters()] == [("anchor", 2)]
+    assert list(module.buffers()) == []
+    twin, anchor = copy.deepcopy(module), module.anchor
     for same in (module.half(), module.double(), module.to("cpu"), module.to(torch.bfloat16)):
         assert same is module
     assert state(module) == state(twin)
+    assert module.anchor is anchor
+    with pytest.raises(ValueError, match="output_dtype must be one of"):
+        module.output_dtype = torch.int8
+    assert anchor.dtype == torch.float32
     with pytest.raises(RuntimeError, match="cannot be moved to meta"):
         module.to("meta")
     with pytest.raises(RuntimeError, match="cannot be shared"):
         module.share_memory()
 
 
+def test_another_parameter_in_its_place_is_refused() -> None:
+    model: Any = torch.nn.ModuleList([bag(), torch.nn.Linear(6, 1)])
+    before = state(model[0])
+    own = dict(model[0].named_parameters())
+    torch.func.functional_call(model[0], own, batch()).sum().backward()
+    assert state(model[0]) != before
+    others = {name: one.detach().clone().requires_grad_() for name, one in own.items()}
+    before = state(model[0])
+    with pytest.raises(RuntimeError, match=r"anchor was replaced.*functional_call"):
+        torch.func.functional_call(model[0], others, batch())
+    assert state(model[0]) == before
+    torch.func.functional_call(model[0], {}, batch()).sum().backward()
+
+
 def test_it_may_be_moved_to_the_gpu_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mt.EmbeddingBag, "device", torch.device("cuda:0"))
-    there = types.SimpleNamespace(device=torch.device("cuda:0"), is_shared=lambda: True)
     module = bag()
+    monkeypatch.setattr(mt.EmbeddingBag, "device", torch.device("cuda:0"))
+    there = types.SimpleNamespace(
+        device=torch.device("cuda:0"), is_shared=lambda: True, dtype=torch.float32
+    )
     assert module._apply(lambda _: there) is module  # type: ignore[arg-type,return-value]
 
 
@@ -248,11 +278,11 @@ def test_the_defaults_of_pytorch_do_not_matter() -> None:
         torch.set_default_dtype(torch.float16)
         with torch.device("meta"):
             module = bag()
-            assert module.half() is module
+            assert module.half().float() is module
     finally:
         torch.set_default_dtype(torch.float32)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    fused = mt.FusedOptimizer(module, grad_scaler=scaler)
+    fused = mt.FusedOptimizer(module, grad_scaler=scaler, update="backward")
     for seed in range(4):
         scaler.scale(module(*batch(seed)).square().sum()).backward()
         scaler.step(fused)
@@ -271,13 +301,13 @@ def test_a_profile_names_the_lookup_and_the_update() -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.filterwarnings("ignore:A model attribute `_anchor`:UserWarning")
+@pytest.mark.filterwarnings("ignore:A model attribute `anchor`:UserWarning")
 def test_a_trace_which_would_keep_rows_as_constants_is_refused() -> None:
     module, example = bag().eval(), torch.tensor([[1, 2]])
     with pytest.raises(RuntimeError, match="use torch.export"):
         torch.jit.trace(module, (example,))
-    exported = torch.export.export(module, (example,)).module()
-    assert torch.equal(exported(example + 1), module(example + 1))
+    with pytest.raises(RuntimeError, match=r"export mpembed\.torch\.freeze\(model\)"):
+        torch.export.export(module, (example,))
 
 
 def test_repr_says_what_there_is() -> None:
@@ -300,3 +330,28 @@ def test_a_module_of_a_given_collection_uses_it() -> None:
         TypeError, match="collection must be an mpembed.EmbeddingBagCollection, got int"
     ):
         mt.EmbeddingBagCollection.from_collection(3)  # type: ignore[arg-type]
+
+
+def test_modules_start_with_rows_of_their_own_which_pytorchs_seed_decides() -> None:
+    def made() -> list[torch.Tensor]:
+        both = [mt.Embedding(20, 4, optimizer=mpe.SGD(0.1)) for _ in range(2)]
+        return [one.weight.detach().clone() for one in both]
+
+    torch.manual_seed(5)
+    first = made()
+    torch.manual_seed(5)
+    again = made()
+    assert not torch.allclose(first[0], first[1])
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    fixed = [mt.Embedding(20, 4, optimizer=mpe.SGD(0.1), seed=3).weight for _ in range(2)]
+    assert torch.equal(*fixed)
+
+
+@pytest.mark.parametrize("name", ["num_embeddings", "embedding_dim", "max_norm", "sparse"])
+def test_what_is_fixed_cannot_be_set(name: str) -> None:
+    module = bag()
+    setattr(module, name, getattr(module, name))
+    with pytest.raises(AttributeError, match=f"{name} is fixed when the module is made"):
+        setattr(module, name, 3)
+    with pytest.raises(TypeError, match="then assign the rows"):
+        mt.Embedding.from_pretrained(torch.zeros(3, 4))

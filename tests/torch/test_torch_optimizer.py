@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 
 import torch
 from torch.optim import lr_scheduler
+from torch.optim import optimizer as inside
 from torch_modules import bag, batch, open_batches, state, train
 
 import mpembed as mpe
@@ -37,7 +38,7 @@ def backward(module: Any, seed: int = 0) -> None:
 
 def test_a_backward_uses_the_rate_that_its_group_holds() -> None:
     first, second = model(), model()
-    fused = mt.FusedOptimizer(first)
+    fused = mt.FusedOptimizer(first, update="backward")
     for seed, lr in enumerate((0.1, 0.02, 0.3)):
         fused.param_groups[0]["lr"] = lr
         second[0].optimizer.lr = lr
@@ -63,7 +64,7 @@ SCHEDULERS: dict[str, Any] = {
 def test_schedulers_set_the_rate_as_of_any_optimizer(scheduler: str) -> None:
     module = model()
     dense = torch.optim.SGD(module.parameters(), lr=0.1)
-    fused = mt.FusedOptimizer(module)
+    fused = mt.FusedOptimizer(module, update="backward")
     schedules = [SCHEDULERS[scheduler](o) for o in (dense, fused)]
     rates = []
     for seed in range(5):
@@ -79,7 +80,7 @@ def test_schedulers_set_the_rate_as_of_any_optimizer(scheduler: str) -> None:
 
 def test_a_plateau_lowers_the_rate() -> None:
     module = model()
-    fused = mt.FusedOptimizer(module)
+    fused = mt.FusedOptimizer(module, update="backward")
     plateau = lr_scheduler.ReduceLROnPlateau(fused, patience=0)
     for _ in range(3):
         plateau.step(1.0)
@@ -92,7 +93,7 @@ def test_each_optimizer_of_the_model_is_a_group() -> None:
     modules: Any = torch.nn.ModuleList(
         [bag(optimizer=shared), bag(optimizer=mpe.SGD(lr=0.2)), bag(optimizer=shared)]
     )
-    fused = mt.FusedOptimizer(modules)
+    fused = mt.FusedOptimizer(modules, update="backward")
     assert [group["lr"] for group in fused.param_groups] == [0.1, 0.2]
     fused.param_groups[0]["lr"] = 0.5
     fused.step()
@@ -108,6 +109,33 @@ def test_each_optimizer_of_the_model_is_a_group() -> None:
     assert modules[1].optimizer.lr == 0.9
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SparseAdam, torch.optim.Adam, torch.optim.SGD])
+@pytest.mark.parametrize("stepped", [True, False])
+def test_the_state_of_another_optimizer_is_refused(kind: Any, stepped: bool) -> None:
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    other = kind([weight], lr=0.3)
+    if stepped:
+        dense = torch.ones(3, 2)
+        weight.grad = dense.to_sparse() if kind is torch.optim.SparseAdam else dense
+        other.step()
+    fused = mt.FusedOptimizer(bag(optimizer=mpe.Adam(lr=0.1)))
+    before = copy.deepcopy(fused.state_dict())
+    with pytest.raises(ValueError, match=r"set_state and set_updates \(docs/migrating\.md\)"):
+        fused.load_state_dict(other.state_dict())
+    assert fused.state_dict() == before
+
+
+def test_a_state_with_a_wrong_rate_is_refused_before_anything_changes() -> None:
+    modules = torch.nn.ModuleList([bag(), bag()])
+    fused = mt.FusedOptimizer(modules)
+    wrong = copy.deepcopy(fused.state_dict())
+    wrong["param_groups"][0]["lr"], wrong["param_groups"][1]["lr"] = 0.5, -1.0
+    with pytest.raises(ValueError, match="lr"):
+        fused.load_state_dict(wrong)
+    assert [group["lr"] for group in fused.param_groups] == [0.1, 0.1]
+    assert [module.optimizer.lr for module in modules] == [0.1, 0.1]  # type: ignore[union-attr]
+
+
 def test_tables_with_a_rate_of_their_own_are_groups_of_a_module() -> None:
     tables = [
         mpe.TableConfig("a", 9, 4),
@@ -116,7 +144,7 @@ def test_tables_with_a_rate_of_their_own_are_groups_of_a_module() -> None:
         mpe.TableConfig("d", 9, 4),
     ]
     module = mt.EmbeddingBagCollection(tables, optimizer=mpe.SGD(0.5))
-    optimizer = mt.FusedOptimizer(module)
+    optimizer = mt.FusedOptimizer(module, update="backward")
     assert [group["tables"] for group in optimizer.param_groups] == [["a", "d"], ["b"]]
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.25]
     optimizer.param_groups[1]["lr"] = 0.125
@@ -138,7 +166,7 @@ def test_tables_with_a_rate_of_their_own_are_groups_of_a_module() -> None:
 
 def test_a_shallow_copy_uses_the_rate_of_the_group_too() -> None:
     module = model()
-    fused = mt.FusedOptimizer(module)
+    fused = mt.FusedOptimizer(module, update="backward")
     twin = copy.copy(module[0])
     fused.param_groups[0]["lr"] = 0.4
     train(twin, steps=1)
@@ -147,7 +175,7 @@ def test_a_shallow_copy_uses_the_rate_of_the_group_too() -> None:
 
 def test_a_closure_is_called_with_gradients() -> None:
     module = model()
-    fused = mt.FusedOptimizer(module)
+    fused = mt.FusedOptimizer(module, update="backward")
 
     def closure() -> float:
         backward(module)
@@ -160,7 +188,7 @@ def test_a_closure_is_called_with_gradients() -> None:
 
 def test_without_it_the_last_rate_stays() -> None:
     module = model()
-    fused = mt.FusedOptimizer(module)
+    fused = mt.FusedOptimizer(module, update="backward")
     fused.param_groups[0]["lr"] = 0.4
     fused.step()
     del fused
@@ -171,7 +199,7 @@ def test_without_it_the_last_rate_stays() -> None:
 
 def test_a_rate_that_is_none_is_refused_before_anything_changes() -> None:
     module = model()
-    fused = mt.FusedOptimizer(module)
+    fused = mt.FusedOptimizer(module, update="backward")
     before = state(module[0])
     for bad in (float("nan"), -1.0):
         fused.param_groups[0]["lr"] = bad
@@ -188,7 +216,7 @@ def test_wrong_models_groups_and_copies_are_refused() -> None:
         mt.FusedOptimizer(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no module of mpembed.torch"):
         mt.FusedOptimizer(torch.nn.Linear(1, 1))
-    fused = mt.FusedOptimizer(model())
+    fused = mt.FusedOptimizer(model(), update="backward")
     with pytest.raises(ValueError, match="no other parameters"):
         fused.add_param_group({"params": [torch.zeros(1)]})
     for way in (copy.deepcopy, pickle.dumps):
@@ -207,7 +235,7 @@ def test_scaled_gradients_are_unscaled_and_those_not_finite_update_nothing(
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
     dense = torch.optim.SGD(module.parameters(), lr=0.1)
     dense_plain = torch.optim.SGD(plain.parameters(), lr=0.1)
-    fused = mt.FusedOptimizer(module, grad_scaler=scaler)
+    fused = mt.FusedOptimizer(module, grad_scaler=scaler, update="backward")
     run = torch.compile(loss_of, fullgraph=True, backend="aot_eager") if compiled else loss_of
     for seed, broken in enumerate((False, True, False, False)):
         for one in (dense, fused, dense_plain) if clearing else (dense, dense_plain):
@@ -241,7 +269,7 @@ def test_a_scaler_halves_for_the_tables_alone() -> None:
     module = bag(optimizer=mpe.SGD(lr=0.1), precision="fp32", cache=None)
     twin = bag(optimizer=mpe.SGD(lr=0.1), precision="fp32", cache=None)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    fused = mt.FusedOptimizer(module, grad_scaler=scaler)
+    fused = mt.FusedOptimizer(module, grad_scaler=scaler, update="backward")
     weights = torch.ones(1, 2, requires_grad=True)
     indices = torch.tensor([[1, 2]])
     out = module(indices, None, weights)
@@ -261,8 +289,26 @@ def test_a_scaler_halves_for_the_tables_alone() -> None:
 def test_a_disabled_scaler_leaves_gradients_alone() -> None:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     module, plain = bag(), bag()
-    fused = mt.FusedOptimizer(module, grad_scaler=scaler)
+    fused = mt.FusedOptimizer(module, grad_scaler=scaler, update="backward")
     scaler.scale(module(*batch()).sum()).backward()
     scaler.step(fused)
     plain(*batch()).sum().backward()
     assert state(module) == state(plain)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+def test_pytorchs_optimizers_still_update_all_parameters_at_once(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inside, "_get_foreach_kernels_supported_devices", lambda: ["cpu"])
+    module, twin = model(), model()
+    decide: Any = vars(inside)["_default_to_fused_or_foreach"]
+    assert decide(list(module.parameters()), differentiable=False) == (False, True)
+    for one, foreach in ((module, True), (twin, False)):
+        attached = mt.FusedOptimizer(one)
+        optimizer = kind(one.parameters(), 0.1, foreach=foreach)
+        backward(one)
+        attached.step()
+        optimizer.step()
+    for ours, theirs in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)

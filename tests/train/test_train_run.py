@@ -49,7 +49,8 @@ def losses(result: dict[str, Any]) -> list[list[float]]:
         ("int8:0.05", Setting("int8", 0.05), "int8 + 5 %"),
         ("int8_fp16:0.125", Setting("int8_fp16", 0.125), "int8_fp16 + 12.5 %"),
         ("int4:0:nearest", Setting("int4", 0.0, "nearest"), "int4 nearest"),
-        ("int4:.01:stochastic", Setting("int4", 0.01), "int4 + 1 %"),
+        ("int4:0:stochastic", Setting("int4", 0.0, "stochastic"), "int4 stochastic"),
+        ("int4:.01:paired", Setting("int4", 0.01), "int4 + 1 %"),
         ("fp32:1", Setting("fp32", 1.0), "fp32 + 100 %"),
     ],
 )
@@ -61,7 +62,7 @@ def test_settings_are_read(text: str, setting: Setting, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("int5", "no precision 'int5'; known: fp32, "),
+        ("int7", "no precision 'int7'; known: fp32, "),
         ("", "no precision ''"),
         ("int4:2", "cache '2' is not a number from 0 to 1"),
         ("int4:-0.1", "cache '-0.1'"),

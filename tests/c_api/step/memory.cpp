@@ -90,6 +90,9 @@ class Shortage {
         continue;
       }
       if (num_pins() != pins) say(what, n, "leaves pins");
+      if (synchronous_ && w_.state() != before && only_counts_differ(before, w_.state())) {
+        say(what, n, "takes a step for nothing");
+      }
       if (info.bytes != 0) say(what, n, "keeps workspace");
       mpe_free(open_batch);
       open_batch = open(sample);

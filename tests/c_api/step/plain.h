@@ -105,8 +105,7 @@ class PlainBatch {
                             r.make<int64_t>(tables),
                             r.make<int64_t>(tables),
                             sample_.batch.weights == nullptr ? nullptr : r.make<float>(n)};
-    s.unique = mpe_unique{r.make<int64_t>(1), r.make<uint64_t>(n), r.make<int64_t>(n + 1),
-                          r.make<int32_t>(n)};
+    s.unique = make_unique(r, n);
     s.slots = r.make<int32_t>(n);
     s.fresh = r.make<int32_t>(n);
     s.each = r.make<int32_t>(n);
@@ -165,17 +164,15 @@ inline void plain_backward(World& w, const std::vector<PlainBatch*>& batches) {
       gradients.push_back(mpe_gradient{&s.lookups, &s.grad});
     }
     const int64_t n = static_cast<int64_t>(keys.size());
-    const mpe_unique unique{r.make<int64_t>(1), r.make<uint64_t>(n), r.make<int64_t>(n + 1),
-                            r.make<int32_t>(n)};
-    mpe_unique found = unique;
+    mpe_unique found = make_unique(r, n);
     r.check(b.dedup(r.make<uint64_t>(n, keys.data()), n, static_cast<uint64_t>(w.total_rows(g)),
                     &found, nullptr),
             "dedup");
-    const int64_t count = r.read(unique.count, 1)[0];
+    const int64_t count = r.read(found.count, 1)[0];
     int32_t* slots = nullptr;
     if (w.groups[g].cache != nullptr) {
       slots = r.make<int32_t>(n);
-      r.check(b.cache_locate(&w.caches[g], unique.rows, count, slots, nullptr), "locate");
+      r.check(b.cache_locate(&w.caches[g], found.rows, count, slots, nullptr), "locate");
     }
     r.check(b.update(&w.groups[g], gradients.data(), static_cast<int32_t>(gradients.size()), &found,
                      slots, w.errors + 1 + g, nullptr),

@@ -86,11 +86,15 @@ class Refusals {
     refuses(MPE_MAX_GRADIENTS + 1, "too many batches");
     other_collection(pairs);
     same_rows(open_batch);
+    counts(open_batch);
     mpe_close(open_batch, nullptr);
     before_ = w_.state();
     refuses(1, "a backward of a closed batch");
     expect(mpe_forward(open_batch, nullptr, &sample_.outputs, nullptr) == MPE_ERR_VALUE,
            "a forward of a closed batch");
+    int64_t none[kTables] = {};
+    expect(mpe_count_lookups(open_batch, nullptr, none) == MPE_ERR_VALUE,
+           "lookups of a closed batch");
     mpe_free(open_batch);
   }
 
@@ -98,6 +102,19 @@ class Refusals {
     mpe_collection other = w_.c;
     expect(mpe_backward(&other, pairs, 1, nullptr) == MPE_ERR_VALUE, "another collection's batch");
     expect(w_.state() == before_, "another collection's batch changes state");
+  }
+
+  // The lookups of each feature, whatever the caller's offsets are by then.
+  void counts(mpe_open_batch* open_batch) {
+    const int64_t bags = sample_.batch.batch_size;
+    int64_t found[kTables] = {};
+    expect(mpe_count_lookups(open_batch, nullptr, found) == MPE_OK, "count");
+    const auto* given = static_cast<const int64_t*>(sample_.batch.offsets);
+    const std::vector<int64_t> offsets = w_.replica.read(given, kTables * bags + 1);
+    for (int64_t t = 0; t < kTables; ++t) {
+      const size_t first = static_cast<size_t>(t * bags), end = first + static_cast<size_t>(bags);
+      expect(found[t] == offsets[end] - offsets[first], "the lookups of a feature are miscounted");
+    }
   }
 
   void same_rows(mpe_open_batch* open_batch) {

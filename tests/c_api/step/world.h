@@ -15,16 +15,10 @@ using namespace replicas;
 
 constexpr int32_t kGroups = 4, kTables = 6;
 
-// Where a table's rows and states lie: a row, then its states, side by side.
-struct Record {
-  uint8_t* data;
-  int64_t bytes, rows;
-};
-
 class World {
  public:
   World(const mpe_backend* backend, uint64_t seed, bool drop) : replica(backend), rng_(seed) {
-    choose(drop);
+    choose();
     step = replica.make<uint64_t>(1);
     updates = replica.make<uint64_t>(1);
     const std::vector<mpe_error> none(1 + kGroups, kNoError);
@@ -77,7 +71,7 @@ class World {
  private:
   int32_t draw(int32_t n) { return static_cast<int32_t>(rng_() % static_cast<uint64_t>(n)); }
 
-  void choose(bool) {
+  void choose() {
     const int32_t dims[] = {1, 4, 16, 17, 40};
     group_dim_[0] = group_dim_[1] = dims[draw(5)];
     group_dim_[2] = group_dim_[3] = dims[draw(5)];
@@ -123,8 +117,8 @@ class World {
     group.seed = 11;
     group.num_tables = static_cast<int32_t>(count);
     group.dim = group_dim_[g];
-    group.rounding = MPE_rounding_stochastic;
-    if (cached_[g]) make_cache(g);
+    group.rounding = draw(MPE_NUM_ROUNDINGS);
+    if (cached_[g]) add_cache(g);
     for (int32_t t = 0; t < group.num_tables; ++t) {
       replica.check(replica.b->init_rows(&group, t, MPE_init_uniform, -0.5f, 0.5f, nullptr),
                     "init_rows");
@@ -159,33 +153,28 @@ class World {
       t.states[i].stride = bytes;
     }
     t.stats = replica.make<int64_t>(MPE_NUM_STATS);
+    t.noise = replica.make<int64_t>(MPE_NUM_NOISE_SUMS);
     arrays_.push_back({t.rows, bytes * t.num_rows});
     arrays_.push_back({t.stats, MPE_NUM_STATS * 8});
+    arrays_.push_back({t.noise, MPE_NUM_NOISE_SUMS * 8});
     return t;
   }
 
   template <class T>
-  T* keep(int64_t n, const T* from = nullptr) {
-    T* made = replica.make<T>(n, from);
-    arrays_.push_back({made, n * static_cast<int64_t>(sizeof(T))});
-    return made;
+  void keep(const T* array, int64_t n) {
+    if (array != nullptr) arrays_.push_back({array, n * static_cast<int64_t>(sizeof(T))});
   }
 
-  void make_cache(int32_t g) {
+  void add_cache(int32_t g) {
     mpe_cache& cache = caches[g];
-    cache.num_sets = 1 + draw(2);
-    cache.ways = 32;
-    cache.policy = policy_;
+    cache = make_cache(replica, kind_[g], policy_, 1 + draw(2), group_dim_[g]);
     const int64_t slots = cache.num_sets * cache.ways;
-    const std::vector<uint64_t> empty(static_cast<size_t>(slots), MPE_EMPTY_TAG);
-    cache.tags = keep<uint64_t>(slots, empty.data());
-    cache.meta = keep<uint32_t>(slots);
-    cache.rows = keep<float>(slots * mpe_slot_floats(kind_[g], group_dim_[g]));
-    if (mpe_slot_values(kind_[g]) > 0)
-      cache.values = keep<float>(slots * mpe_slot_values(kind_[g]));
-    cache.counters = keep<uint64_t>(2);
-    cache.sketch_width = slots;
-    if (mpe_policy_has_sketch(policy_)) cache.sketch = keep<uint8_t>(MPE_SKETCH_ROWS * slots);
+    keep(cache.tags, slots);
+    keep(cache.meta, slots);
+    keep(cache.rows, slots * mpe_slot_floats(kind_[g], group_dim_[g]));
+    keep(cache.values, slots * mpe_slot_values(kind_[g]));
+    keep(cache.counters, 2);
+    keep(cache.sketch, MPE_SKETCH_ROWS * cache.sketch_width);
     groups[g].cache = &cache;
   }
 

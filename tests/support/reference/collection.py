@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mpembed.registry import DEFAULT_ROUNDING
+
 from .bags import RefTicket, TableBatch, join, occurrences, parse, pool, row_gradients
 from .cache import RefCache
 from .formats import storable
@@ -32,7 +34,7 @@ class RefCollection:
         cache: Any = None,
         optimizer: Any = None,
         seed: int = 0,
-        rounding: str = "stochastic",
+        rounding: str = DEFAULT_ROUNDING,
         bounds: str = "raise",
         on_nonfinite: str = "raise",
     ) -> None:
@@ -177,6 +179,7 @@ class RefCollection:
         out["step"] = np.array([self.step], np.uint64)
         out["updates"] = np.array([self.updates], np.uint64)
         out["stats"] = self._stats
+        out["noise"] = np.stack([data.noise for data in self.data])
         return out
 
     # --- inputs and tickets --------------------------------------------------------------------
@@ -263,6 +266,7 @@ class RefCollection:
         summed, precision = row_gradients(part, c, g), self.tables[t].precision
         new = update(rule_of(optimizer), self.updates, precision, w, summed, states)
         ok = new.ok
+        group.measure(t, rows[ok], new.w[ok], w[ok])
         group.put(t, rows[ok], new.w[ok], [state[ok] for state in new.states])
         bad = int((~ok).sum())
         self._add(t, "nonfinite", bad)

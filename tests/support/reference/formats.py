@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .rounding import DOMAIN_ROW, F32, I64, draws16, f32, fmaf
+from .rounding import DOMAIN_ROW, F32, I64, U32, draws16, f32, fmaf, pair_draws
 
 U8 = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ FORMATS = {
     "int8_fp16": Format(8, np.float16, 65504.0),
     "int4": Format(4, np.float16, 65504.0),
     "int2": Format(2, np.float16, 65504.0),
+    "int6": Format(6, np.float16, 65504.0),
+    "int5": Format(5, np.float16, 65504.0),
 }
 
 
@@ -86,8 +89,15 @@ def _half_towards(x: F32, direction: float) -> F32:
         return np.where(beyond, np.nextafter(h, np.float16(direction)), h).astype(np.float32)
 
 
-def header(x: F32, precision: str) -> tuple[F32, F32]:
-    """Scale and bias of each row as they are stored (as floats)."""
+def header(x: F32, precision: str, mirrored: Flags | None = None) -> tuple[F32, F32]:
+    """Scale and bias of each row as they are stored (as floats).
+
+    A mirrored row's are those of its negative, negated.
+    """
+    if mirrored is not None:
+        side = np.where(mirrored, np.float32(-1), np.float32(1))
+        scale, bias = header(x * side[:, None], precision)
+        return scale * side + np.float32(0), bias * side + np.float32(0)
     fmt = FORMATS[precision]
     assert fmt.header is not None
     levels = np.float32(fmt.levels)
@@ -114,7 +124,7 @@ def integer_codes(x: F32, scale: F32, bias: F32, levels: int, r: I64 | None) -> 
         k = np.trunc((x - bias) * inv)
     k = np.where(scale == 0, np.float32(0), np.clip(k, 0, levels - 1)).astype(np.float32)
     y0, y1 = fmaf(k, scale, bias), fmaf(k + np.float32(1), scale, bias)
-    apart = y1 > y0
+    apart = y1 != y0
     p = np.where(apart, (x - y0) / np.where(apart, y1 - y0, np.float32(1)), np.float32(0))
     low = k.astype(np.int64)
     if r is None:
@@ -127,19 +137,15 @@ def integer_codes(x: F32, scale: F32, bias: F32, levels: int, r: I64 | None) -> 
 
 def pack(codes: I64, bits: int) -> U8:
     """Codes to bytes, the first code in the lowest bits, pad bits zero."""
-    per = 8 // bits
-    rows, dim = codes.shape
-    padded = np.zeros((rows, -(-dim // per) * per), np.int64)
-    padded[:, :dim] = codes
-    grouped = padded.reshape(rows, -1, per) << (np.arange(per) * bits)
-    return np.asarray(grouped.sum(axis=2), np.uint8)
+    each = np.unpackbits(codes.astype(np.uint8)[..., None], axis=2, count=bits, bitorder="little")
+    return np.packbits(each.reshape(len(codes), codes.shape[1] * bits), axis=1, bitorder="little")
 
 
 def unpack(data: U8, bits: int, dim: int) -> I64:
     """Inverse of `pack`."""
-    per = 8 // bits
-    codes = (data.astype(np.int64)[:, :, None] >> (np.arange(per) * bits)) & ((1 << bits) - 1)
-    return codes.reshape(len(data), data.shape[1] * per)[:, :dim]
+    each = np.unpackbits(data, axis=1, count=dim * bits, bitorder="little")
+    codes = np.packbits(each.reshape(len(data), dim, bits), axis=2, bitorder="little")
+    return codes[:, :, 0].astype(np.int64)
 
 
 def _bytes(a: npt.NDArray[np.generic]) -> U8:
@@ -148,7 +154,7 @@ def _bytes(a: npt.NDArray[np.generic]) -> U8:
     return little.view(np.uint8).reshape(len(a), -1)
 
 
-def encode_bits(x: object, precision: str, r: I64 | None) -> U8:
+def encode_bits(x: object, precision: str, r: I64 | None, mirrored: Flags | None = None) -> U8:
     """Bytes of each row, with the 16-bit draws given (None: nearest)."""
     x = np.atleast_2d(f32(x))
     fmt = FORMATS[precision]
@@ -162,11 +168,39 @@ def encode_bits(x: object, precision: str, r: I64 | None) -> U8:
         return _bytes(fp16_codes(x, r))
     if precision == "bf16":
         return _bytes(bf16_codes(x, r))
-    scale, bias = header(x, precision)
+    scale, bias = header(x, precision, mirrored)
     codes = integer_codes(x, scale, bias, fmt.levels, r)
+    return np.concatenate([pack(codes, fmt.bits), _header_bytes(scale, bias, fmt)], axis=1)
+
+
+def _header_bytes(scale: F32, bias: F32, fmt: Format) -> U8:
     assert fmt.header is not None
-    head = np.stack([scale, bias], axis=1).astype(fmt.header)
-    return np.concatenate([pack(codes, fmt.bits), _bytes(head)], axis=1)
+    return _bytes(np.stack([scale, bias], axis=1).astype(fmt.header))
+
+
+def nonce(headers: U8) -> U32:
+    """What a pair of writes is known by: the bytes of the header that its first one stored."""
+    words = np.ascontiguousarray(headers).view("<u4").astype(np.uint32)
+    if words.shape[1] == 1:
+        return words[:, 0]
+    return np.asarray(words[:, 0] ^ (words[:, 1] * np.uint32(0x9E3779B9)))
+
+
+def pair_writes(x: F32, headers: U8, fmt: Format) -> tuple[Flags, Flags]:
+    """Which rows are written as the second of a pair, and which as the first.
+
+    `headers` are those of the rows that they overwrite.
+    """
+    assert fmt.header is not None
+    head = np.ascontiguousarray(headers).view(fmt.header).astype(np.float32)
+    scale, bias = head[:, 0], head[:, 1]
+    second = np.signbit(scale)
+    with np.errstate(all="ignore"):
+        top = fmaf(np.float32(fmt.levels), scale, bias)
+        moved = np.maximum(np.abs(x.min(axis=1) - bias), np.abs(x.max(axis=1) - top))
+        rounded = (np.maximum(-bias, top) + (top - bias)) * np.finfo(fmt.header).eps
+        single = (scale * np.float32(2.0**-6) > moved) | (rounded.astype(np.float32) > moved)
+    return second, ~second & ~single
 
 
 def encode(
@@ -179,13 +213,27 @@ def encode(
     table: int = 0,
     rows: object = None,
     domain: int = DOMAIN_ROW,
+    old: U8 | None = None,
 ) -> U8:
-    """Bytes of each row of `x`; `rows` are the row numbers that key the random bits."""
+    """Bytes of each row of `x`; `rows` are the row numbers that key the random bits.
+
+    `old` are the rows that these overwrite; paired rounding has nothing to pair with without them.
+    """
     x = np.atleast_2d(f32(x))
     rows = np.arange(len(x)) if rows is None else rows
-    stochastic = rounding == "stochastic"
-    r = draws16(seed, domain, table, rows, x.shape[1], step) if stochastic else None
-    return encode_bits(x, precision, r)
+    dim, fmt = x.shape[1], FORMATS[precision]
+    if rounding == "nearest":
+        return encode_bits(x, precision, None)
+    if rounding == "stochastic" or old is None or fmt.header is None or len(x) == 0:
+        return encode_bits(x, precision, draws16(seed, domain, table, rows, dim, step))
+    before = old[:, (fmt.bits * dim + 7) // 8 :]
+    second, first = pair_writes(x, before, fmt)
+    after = _header_bytes(*header(x, precision, first), fmt)
+    nonces = np.where(second, nonce(before), nonce(after))
+    single = draws16(seed, domain, table, rows, dim, step)
+    paired = pair_draws(seed, table, rows, dim, step, nonces)
+    r = np.where((first | second)[:, None], paired, single)
+    return encode_bits(x, precision, r, first)
 
 
 def decode(data: U8, precision: str, dim: int) -> F32:

@@ -89,7 +89,9 @@ class RefGroup:
 
     def _write_back(self, linear: list[int], rows: F32, values: F32) -> None:
         for t, at, ids in self._by_table(linear):
-            self.tables[t].write(ids, *self.unpack(rows[at], values[at]), self.step())
+            w, states = self.unpack(rows[at], values[at])
+            self.tables[t].measure_rounding(ids, w, self.step())
+            self.tables[t].write(ids, w, states, self.step())
 
     # --- current values ------------------------------------------------------------------------
 
@@ -105,6 +107,12 @@ class RefGroup:
             if self.cache is not None and slot is not None:
                 rows[i], values[i] = self.cache.rows[slot], self.cache.values[slot]
         return self.unpack(rows, values)
+
+    def measure(self, t: int, ids: I64, w: F32, old: F32) -> None:
+        """Count the updates of rows, and the noise of those that are not cached."""
+        plain = np.array([slot is None for slot in self.slots(t, ids)], bool)
+        self.tables[t].measure_updates(ids, w, old, self.step())
+        self.tables[t].measure_rounding(ids[plain], w[plain], self.step())
 
     def put(self, t: int, ids: I64, w: F32, states: Sequence[F32] | None) -> None:
         """New values of rows and, unless they are None, states: in their slots or their table."""

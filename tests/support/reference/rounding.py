@@ -10,7 +10,8 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 U32 = npt.NDArray[np.uint32]
 
-DOMAIN_ROW, DOMAIN_STATE, DOMAIN_INIT, DOMAIN_OPS, DOMAIN_SECOND_STATE = 0, 1, 2, 3, 4
+DOMAIN_ROW, DOMAIN_STATE, DOMAIN_INIT, DOMAIN_OPS, DOMAIN_SECOND_STATE, DOMAIN_PAIR = range(6)
+PAIR_STEPS = 1024
 BLOCK = 64
 LANES = 32
 
@@ -57,22 +58,34 @@ def philox4x32(counter: tuple[Array, Array, Array, Array], key: int) -> tuple[U3
     return tuple(c.astype(np.uint32) for c in (c0, c1, c2, c3))  # type: ignore[return-value]
 
 
-def _words(seed: int, domain: int, table: int, rows: object, blocks: I64, step: int) -> U32:
-    """Output words for each row and column block: shape (rows, blocks, 4)."""
+def _words(seed: int, domain: int, table: int, rows: object, blocks: I64, step: object) -> U32:
+    """Output words for each row and column block: shape (rows, blocks, 4).
+
+    `step` is a number or one for each row.
+    """
     row = np.asarray(rows, dtype=np.uint64)[:, None]
-    c0 = blocks.astype(np.uint64)[None, :] | np.uint64((domain << 20) | ((step >> 32) << 24))
+    at = np.asarray(step, dtype=np.uint64).reshape(-1, 1)
+    high = (at >> np.uint64(32)) << np.uint64(24)
+    c0 = blocks.astype(np.uint64)[None, :] | np.uint64(domain << 20) | high
     c1 = row & np.uint64(0xFFFFFFFF)
     c2 = (row >> np.uint64(32)) | np.uint64(table << 16)
-    c3 = np.asarray(step & 0xFFFFFFFF, dtype=np.uint64)
+    c3 = at & np.uint64(0xFFFFFFFF)
     return np.stack(philox4x32((c0, c1, c2, c3), seed), axis=-1)
 
 
-def draws16(seed: int, domain: int, table: int, rows: object, dim: int, step: int) -> I64:
+def draws16(seed: int, domain: int, table: int, rows: object, dim: int, step: object) -> I64:
     """The 16-bit draw of each row and column: shape (rows, dim)."""
     words = _words(seed, domain, table, rows, np.arange((dim + 7) // 8), step)
     column = np.arange(dim)
     word = words[:, column // 8, (column % 8) // 2].astype(np.int64)
     return np.where(column % 2 == 0, word & 0xFFFF, word >> 16)
+
+
+def pair_draws(seed: int, table: int, rows: object, dim: int, step: int, nonces: U32) -> I64:
+    """The 16-bit draws of each row's pair of writes, which `nonces` tell apart."""
+    piece = np.uint64(step // PAIR_STEPS % 256)
+    key = (piece << np.uint64(32)) | nonces.astype(np.uint64)
+    return draws16(seed, DOMAIN_PAIR, table, rows, dim, key)
 
 
 def draws24(seed: int, table: int, rows: object, dim: int) -> I64:

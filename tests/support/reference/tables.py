@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .formats import bf16_codes, bf16_values, decode, encode
+from .noise import is_sampled, rounding_sum, update_sums
 from .optim import STATES, Rule, initial_states
 from .rounding import F32, I64, draws16, f32, initial_values, state_domain
 
@@ -24,6 +25,7 @@ class RefTable:
         self.table_id = place if config.table_id is None else config.table_id
         self.first_row = config.first_row
         self.seed, self.rounding = seed, rounding
+        self.noise = np.zeros(3, np.int64)  # rows, rounding, update
         total = config.total_rows
         total = self.first_row + self.num_rows if total is None else total
         at = self.first_row + np.arange(self.num_rows)
@@ -48,7 +50,7 @@ class RefTable:
 
     def write(self, ids: I64, values: F32, states: Sequence[F32] | None, step: int) -> None:
         """Store rows and, unless they are None, their states, each in its own format."""
-        self.rows[ids] = self._encode(ids, values, step)
+        self.rows[ids] = self._encode(ids, values, step, self.rows[ids])
         if states is None:
             return
         for i, (state, precision) in enumerate(
@@ -56,7 +58,24 @@ class RefTable:
         ):
             state[ids] = states[i] if precision == "fp32" else self._half(i, ids, states[i], step)
 
-    def _encode(self, ids: I64, values: F32, step: int) -> npt.NDArray[np.uint8]:
+    def sampled(self, ids: I64, step: int) -> I64:
+        """Places of the rows whose write is measured."""
+        at = [self.first_row + row for row in ids.tolist()]
+        return np.flatnonzero([is_sampled(self.table_id, row, step) for row in at])
+
+    def measure_rounding(self, ids: I64, values: F32, step: int) -> None:
+        """Count the noise of rows that are written to the table."""
+        for i in self.sampled(ids, step):
+            self.noise[1] += rounding_sum(values[i], self.precision, self.rounding)
+
+    def measure_updates(self, ids: I64, values: F32, old: F32, step: int) -> None:
+        """Count the updates of rows."""
+        for i in self.sampled(ids, step):
+            self.noise[[0, 2]] += update_sums(values[i], old[i], self.precision)
+
+    def _encode(
+        self, ids: I64, values: F32, step: int, old: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
         return encode(
             f32(values).reshape(-1, self.dim),
             self.precision,
@@ -65,6 +84,7 @@ class RefTable:
             step=step,
             table=self.table_id,
             rows=self.first_row + ids,
+            old=old,
         )
 
     def _half(self, i: int, ids: I64, values: F32, step: int) -> npt.NDArray[np.uint16]:
