@@ -8,7 +8,7 @@ from typing import Any
 
 from arena import Arena
 from targets import OPTIMIZERS, THREADS
-from workloads import DISTRIBUTIONS, PRECISIONS, SHAPES, Shape
+from workloads import BETWEEN, DISTRIBUTIONS, PRECISIONS, SHAPES, Shape
 
 QUICK_DIVISOR = 20
 
@@ -28,7 +28,10 @@ def shape_of(arena: Arena, label: str) -> Shape:
     return SHAPES[label].smaller(QUICK_DIVISOR) if arena.quick else SHAPES[label]
 
 
-LOOKUP = product(SHAPES, PRECISIONS, DISTRIBUTIONS, THREADS)
+LOOKUP = [
+    *product(SHAPES, PRECISIONS, DISTRIBUTIONS, THREADS),
+    *product(["4Mx64", "8x1.25Mx16"], BETWEEN, ["uniform"], THREADS),
+]
 # The first shape has every optimizer; FBGEMM's and PyTorch's tables serve all precisions.
 UPDATE = [
     *product(["4Mx64"], OPTIMIZERS, PRECISIONS, DISTRIBUTIONS, THREADS),
@@ -37,4 +40,5 @@ UPDATE = [
         *(["2Mx128", "8x1.25Mx16"], ["rowwise_adagrad"], ["fp32", "int8", "int4"]),
         *(DISTRIBUTIONS, THREADS),
     ),
+    *product(["4Mx64", "8x1.25Mx16"], ["rowwise_adagrad"], BETWEEN, ["uniform"], THREADS),
 ]

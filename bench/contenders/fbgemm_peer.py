@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from workloads import LR, Shape
+from arena import AbsentError
+from workloads import BETWEEN, LR, Shape
 
 
 def operator(
@@ -43,6 +44,8 @@ def training(shape: Shape, precision: str, optimizer: str) -> Any:
 
 def inference(shape: Shape, precision: str) -> Any:
     """Return tables of the operator that reads INT8 and INT4."""
+    if precision in BETWEEN:
+        raise AbsentError(f"FBGEMM has no {precision}")
     from fbgemm_gpu.split_embedding_configs import SparseType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
     from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (

@@ -82,9 +82,11 @@ def _torch_bags(shape: Shape, precision: str, sparse: bool = False) -> list[Any]
 
 
 def _torch_packed(shape: Shape, precision: str) -> list[Any]:
+    names = {"int8": "byte", "int4": "4bit"}
+    if precision not in names:
+        raise AbsentError(f"PyTorch has no {precision}")
     t = torch()
-    ops = t.ops.quantized
-    name = {"int8": "byte", "int4": "4bit"}[precision]
+    ops, name = t.ops.quantized, names[precision]
     pack = getattr(ops, f"embedding_bag_{name}_prepack")
     lookup = getattr(ops, f"embedding_bag_{name}_rowwise_offsets")
     bags = []

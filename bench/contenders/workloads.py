@@ -16,6 +16,7 @@ Array = np.ndarray[Any, Any]
 Step = Callable[[int], Any]  # runs batch i
 OPTIMIZERS = mpe.optim.OPTIMIZERS
 PRECISIONS = ["fp32", "fp16", "int8", "int4"]  # those that a peer has too
+BETWEEN = ["int6", "int5"]  # those that none has, between two that it has
 DISTRIBUTIONS = ["uniform", "zipf1.05"]
 BATCHES = 32  # together more rows than a processor's cache holds: repeating them does not help
 FRESH = BATCHES - 2  # rounds in which no batch comes twice; two batches warm up

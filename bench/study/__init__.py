@@ -1,0 +1,1 @@
+"""The accuracy study: four models, many settings of the tables, paired differences."""
