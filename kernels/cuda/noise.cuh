@@ -27,9 +27,9 @@ struct MeasuredRow {
 template <bool kLong>
 class NoiseMeasurement {
  public:
-  __device__ NoiseMeasurement(const Tile& tile, const Tables& tables, const mpe_table& table,
+  __device__ NoiseMeasurement(const Tile& tile, int32_t dim, const mpe_table& table,
                               const MeasuredRow<kLong>& row)
-      : tile_(tile), tables_(tables), table_(table), row_(row) {}
+      : tile_(tile), dim_(dim), table_(table), row_(row) {}
 
   template <class Format>
   __device__ void run(bool stochastic) const {
@@ -47,7 +47,7 @@ class NoiseMeasurement {
     }
     if (!updates) return;
     if (tile_.lane == 0) atomic_add64(table_.noise + MPE_noise_rows, 1);
-    const typename Format::RowHeader header = Format::header(row_.stored, tables_.dim);
+    const typename Format::RowHeader header = Format::header(row_.stored, dim_);
     add(MPE_noise_update, [&](int32_t c, float x) {
       const float old =
           row_.cached != nullptr ? row_.cached[c] : Format::value(row_.stored, header, c);
@@ -58,12 +58,12 @@ class NoiseMeasurement {
  private:
   template <class Visit>
   __device__ __forceinline__ void each(Visit visit) const {
-    each_chunk<kLong>(tile_, tables_.dim, [&](int32_t c) {
+    each_chunk<kLong>(tile_, dim_, [&](int32_t c) {
       float x[kChunk];
       row_.values.load(c, x);
       MPE_UNROLL
       for (int j = 0; j < kChunk; ++j) {
-        if (c + j < tables_.dim) visit(c + j, x[j]);
+        if (c + j < dim_) visit(c + j, x[j]);
       }
     });
   }
@@ -76,20 +76,21 @@ class NoiseMeasurement {
       squares += static_cast<int64_t>(
           __shfl_xor_sync(tile_.mask, static_cast<unsigned long long>(squares), s));
     }
-    if (tile_.lane == 0) atomic_add64(table_.noise + sum, squares / tables_.dim);
+    if (tile_.lane == 0) atomic_add64(table_.noise + sum, squares / dim_);
   }
 
   const Tile& tile_;
-  const Tables& tables_;
+  const int32_t dim_;
   const mpe_table& table_;
   const MeasuredRow<kLong>& row_;
 };
 
-// One of many rows comes here: the code stands apart from that of all.
+// One of many rows comes here: the code stands apart from that of all. It takes the dimension, not
+// the tables: these are arguments of the kernel, and a call would have to give them an address.
 template <bool kLong>
-__device__ __noinline__ void measure(const Tile tile, const Tables& tables, const mpe_table& table,
+__device__ __noinline__ void measure(const Tile tile, int32_t dim, const mpe_table& table,
                                      const MeasuredRow<kLong> row, bool stochastic) {
-  const NoiseMeasurement<kLong> measurement(tile, tables, table, row);
+  const NoiseMeasurement<kLong> measurement(tile, dim, table, row);
   with_format(table.precision, [&](auto format) {
     using Format = decltype(format);
     if constexpr (!Format::kExact) measurement.template run<Format>(stochastic);

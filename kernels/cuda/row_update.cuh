@@ -62,7 +62,7 @@ class RowUpdate {
     step(coefficients);
     if (beyond(table)) return false;
     if (is_measured(update_.rounding, table, row)) {
-      measure(tile_, update_.tables, table,
+      measure(tile_, update_.dim(), table,
               MeasuredRow<kLong>{weights_, slot >= 0 ? cached.row() : nullptr,
                                  table.rows + row * table.row_stride},
               update_.rounding.random());

@@ -56,7 +56,7 @@ __device__ __forceinline__ void write_back(const Tile& tile, const Tables& table
     });
   }
   if (is_measured(rounding, table, row)) {
-    measure(tile, tables, table, MeasuredRow<kLong>{fragment, slot.row(), nullptr},
+    measure(tile, tables.dim, table, MeasuredRow<kLong>{fragment, slot.row(), nullptr},
             rounding.random());
   }
   write_table_row<kLong>(tile, tables, rounding, table, row, [&](int32_t c, float* x) {
