@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from study import report, results
+from study import changes, report, results
 from study.events import DataError
 from study.progress import Display
 from study.readers import FORMATS
@@ -16,7 +16,7 @@ from study.runner import MODELS, Job, make_model, model_settings, plan, run_all
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-OUT, QUICK_OUT = Path("build/study/results.jsonl"), Path("build/study/quick.jsonl")
+OUT = Path("build/study")
 SYNTHETIC = "synthetic"
 _NAMES = ", ".join(MODELS)
 
@@ -46,9 +46,20 @@ def data_paths(given: list[str]) -> dict[str, list[Path | None]]:
     return paths
 
 
-def check_settings(names: list[str], models: list[str], quick: bool) -> None:
+def out_path(quick: bool, only_changes: bool) -> Path:
+    """Return where finished runs are kept."""
+    name = "changes" if only_changes else "results"
+    if quick:
+        name = "quick_changes" if only_changes else "quick"
+    return OUT / f"{name}.jsonl"
+
+
+def check_settings(
+    names: list[str], models: list[str], quick: bool, only_changes: bool = False
+) -> None:
     """Refuse names of settings that none of the models has in this build."""
-    parts = [part for name in models for part in model_settings(make_model(name), quick)]
+    made = [model_settings(make_model(name), quick, only_changes) for name in models]
+    parts = [part for parts in made for part in parts]
     known = dict.fromkeys(setting.name for part in parts for setting in part)
     for name in names:
         if name not in known:
@@ -59,6 +70,10 @@ def check_settings(names: list[str], models: list[str], quick: bool) -> None:
 def main(
     quick: Annotated[
         bool, typer.Option("--quick", help="Small data and few settings; ten minutes on 2 cores.")
+    ] = False,
+    only_changes: Annotated[
+        bool,
+        typer.Option("--changes", help=f"Only the settings of {changes.PAGE}, and write that."),
     ] = False,
     models: Annotated[str, typer.Option(help="Models to run, separated by commas.")] = ",".join(
         MODELS
@@ -85,7 +100,7 @@ def main(
         Path | None,
         typer.Option(
             help="Finished runs, a JSON line each; a rerun skips them.",
-            show_default=f"{OUT}, {QUICK_OUT} with --quick",
+            show_default=f"{out_path(False, False)}, others with --quick and --changes",
         ),
     ] = None,
     docs: Annotated[
@@ -101,17 +116,19 @@ def main(
     ] = False,
 ) -> None:
     """Compare settings of the tables on four models: loss to FP32, with the same seeds."""
-    out = out or (QUICK_OUT if quick else OUT)
+    out = out or out_path(quick, only_changes)
     try:
         chosen, paths = chosen_models(models), data_paths(data or [])
         done = results.read(out)
         if not only_report:
             todo: list[Job] = []
             keys = {results.run_key(one) for one in done}
-            check_settings(setting or [], chosen, quick)
+            check_settings(setting or [], chosen, quick, only_changes)
             for name in chosen:
                 for path in paths.get(name, [None]):
-                    more, finished = plan(name, path, quick, seeds, threads, keys, setting)
+                    more, finished = plan(
+                        name, path, quick, seeds, threads, keys, setting, only_changes
+                    )
                     said = f"{name}, {path.name if path else SYNTHETIC}"
                     print(f"study: {said}: {finished} done, {len(more)} to do", file=sys.stderr)
                     todo += more
@@ -120,7 +137,7 @@ def main(
         if not done:
             raise DataError(f"{out}: holds no runs; leave out --report to do some")
         folder = docs or (out.parent if quick else DOCS)
-        print(report.write(done, folder))
+        print((changes if only_changes else report).write(done, folder))
     except DataError as error:
         _fail(str(error))
     except OSError as error:

@@ -55,6 +55,7 @@ class Clicks(Model):
             optimizer=kind,
             lr=self.rates[kind] * setting.rate,
             policy=setting.policy,
+            batch_size=TrainOptions.batch_size * setting.batch,
         )
         trial = Trial(table, options, data.table_rows, seed)
         done = 0

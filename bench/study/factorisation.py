@@ -80,7 +80,8 @@ class Factorisation(Model):
         constant = np.float32(np.log(rate / (1.0 - rate)))
         losses = []
         rng = np.random.default_rng(seed)
-        for places in batches(len(data.train), BATCH, EPOCHS, rng, advance):
+        size = BATCH * setting.batch
+        for places in batches(len(data.train), size, EPOCHS, rng, advance):
             at = data.train[places]
             losses.append(_step(emb, biases, constant, events, at, data.liked[at]))
         logits = _predict(emb, biases, constant, events, data.test)

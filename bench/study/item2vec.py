@@ -19,6 +19,7 @@ from study.tables import make_optimizer, make_tables
 import mpembed as mpe
 
 I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
 WINDOW = 2  # items after the centre that are its contexts
 NEGATIVES = 5
 NEGATIVE_POWER = 0.75
@@ -72,6 +73,7 @@ class Item2vec(Model):
     higher = True
     optimizer = "adagrad"
     rates: Mapping[str, float] = {"adagrad": 0.05, "rowwise_adagrad": 0.05, "adam": 0.002}
+    several = True
 
     def load(self, path: Path | None, quick: bool) -> Pairs:
         if path is None:
@@ -93,11 +95,13 @@ class Item2vec(Model):
         )
         rng = np.random.default_rng(seed)
         losses = []
-        for places in batches(len(data.train), BATCH, EPOCHS, rng, advance):
+        size = BATCH * setting.batch
+        for places in batches(len(data.train), size, EPOCHS, rng, advance):
             draws = rng.random((len(places), NEGATIVES))
             drawn = np.searchsorted(data.negatives, draws, side="right")
             drawn = np.minimum(drawn, items - 1)
-            losses.append(_step(emb, data.train[places], drawn))
+            step = _step_per_lookup if setting.per_lookup else _step
+            losses.append(step(emb, data.train[places], drawn))
         return collection_outcome(emb, _test(emb, data, items), losses)
 
 
@@ -111,19 +115,51 @@ def _step(emb: mpe.EmbeddingBagCollection, pairs: I64, negatives: I64) -> float:
             "context": (contexts.reshape(-1), np.arange(0, count * width + 1, width)),
         }
     )
-    item = rows["item"]
     context = rows["context"].reshape(count, width, -1)
+    loss, item_grad, context_grad = _gradients(rows["item"], context)
+    emb.backward({"item": item_grad, "context": context_grad.reshape(count * width, -1)})
+    return loss
+
+
+def _step_per_lookup(emb: mpe.EmbeddingBagCollection, pairs: I64, negatives: I64) -> float:
+    """Look up the contexts and the negatives each on their own, and update after each."""
+    count, width = negatives.shape
+    ones = np.arange(count + 1)
+    positive, first = emb.forward(
+        {"item": (pairs[:, 0].copy(), ones), "context": (pairs[:, 1].copy(), ones)}, ticket=True
+    )
+    negative, second = emb.forward(
+        {
+            "item": (pairs[:0, 0].copy(), np.zeros(count + 1, np.int64)),
+            "context": (negatives.reshape(-1), np.arange(0, count * width + 1, width)),
+        },
+        ticket=True,
+    )
+    wrong = negative["context"].reshape(count, width, -1)
+    context = np.concatenate([positive["context"][:, None], wrong], axis=1)
+    loss, item_grad, context_grad = _gradients(positive["item"], context)
+    emb.backward({"item": item_grad, "context": context_grad[:, 0].copy()}, first)
+    wrong_grad = context_grad[:, 1:].reshape(count * width, -1)
+    emb.backward({"item": item_grad[:0], "context": wrong_grad}, second)
+    return loss
+
+
+def _gradients(item: F32, context: F32) -> tuple[float, F32, F32]:
+    """Return the mean loss, and its gradients summed over the batch.
+
+    Parameters
+    ----------
+    item : (n, D) array of float32
+        Rows of the centres.
+    context : (n, w, D) array of float32
+        Rows of each centre's context, then of its negatives.
+    """
     logits = np.einsum("nd,nwd->nw", item, context)
     logits[:, 1:] *= -1.0
     wrong = 1.0 / (1.0 + np.exp(logits))  # the probability of the wrong answer
-    error = np.where(np.arange(width) == 0, -wrong, wrong).astype(np.float32)
-    emb.backward(
-        {
-            "item": np.einsum("nw,nwd->nd", error, context),
-            "context": (error[:, :, None] * item[:, None, :]).reshape(count * width, -1),
-        }
-    )
-    return float(np.logaddexp(0.0, -logits).sum(1).mean())
+    error = np.where(np.arange(context.shape[1]) == 0, -wrong, wrong).astype(np.float32)
+    loss = float(np.logaddexp(0.0, -logits).sum(1).mean())
+    return loss, np.einsum("nw,nwd->nd", error, context), error[:, :, None] * item[:, None, :]
 
 
 def _test(emb: mpe.EmbeddingBagCollection, data: Pairs, items: int) -> dict[str, float]:

@@ -65,7 +65,7 @@ def write(runs: list[Run], folder: Path) -> str:
     parts = [
         HEAD,
         "## Models\n",
-        _models(groups),
+        models(groups),
         "",
         "## In short\n",
         in_short(groups),
@@ -81,7 +81,8 @@ def write(runs: list[Run], folder: Path) -> str:
     return in_short(groups)
 
 
-def _models(groups: list[Group]) -> str:
+def models(groups: list[Group]) -> str:
+    """Return the table of the models and their data."""
     rows = []
     for group in groups:
         model = make_model(group.model)
@@ -177,7 +178,7 @@ def _variants(group: Group, names: list[str]) -> str:
     head.append("to FP32 trained alike, %")
     rows = []
     for name in names:
-        alike = BASE + group.setting(name).variant
+        alike = group.alike(name)
         same: Estimate | str = "" if alike in (BASE, name) else group.loss(name, alike)
         if alike != BASE and alike not in group.runs:
             same = ""

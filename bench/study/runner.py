@@ -16,7 +16,7 @@ from typing import Any
 
 from study import results
 from study.model import Advance, Model
-from study.settings import Setting, all_settings, deciding
+from study.settings import Setting, all_settings, changes, deciding
 
 #: Module and class by name, in the order of the report. They are imported when they run.
 MODELS = {
@@ -52,9 +52,11 @@ def load(name: str, path: Path | None, quick: bool) -> Any:
     return make_model(name).load(path, quick)
 
 
-def model_settings(model: Model, few: bool) -> list[list[Setting]]:
+def model_settings(model: Model, few: bool, only_changes: bool = False) -> list[list[Setting]]:
     """Return the settings of a model that this build of mpembed knows, in parts."""
-    if few:
+    if only_changes:
+        chosen = [changes(model.several)]
+    elif few:
         chosen = [deciding()]
     else:
         others = [kind for kind in model.rates if kind != model.optimizer]
@@ -70,15 +72,17 @@ def plan(
     threads: int,
     done: set[str],
     only: list[str] | None = None,
+    only_changes: bool = False,
 ) -> tuple[list[Job], int]:
     """Return the jobs of a model that are not done, and how many are.
 
-    `only` are the names of the settings to run, all if it is empty.
+    `only` are the names of the settings to run, all if it is empty. With `only_changes` the
+    settings are those of the page about changes.
     """
     model = make_model(name)
     data = model.describe(load(name, path, few))
     jobs, finished = [], 0
-    for part, settings in enumerate(model_settings(model, few)):
+    for part, settings in enumerate(model_settings(model, few, only_changes)):
         chosen = [setting for setting in settings if not only or setting.name in only]
         for seed, setting in product(range(seeds), chosen):
             if results.key(name, data, setting, seed) in done:

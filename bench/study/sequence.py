@@ -126,7 +126,8 @@ class Sequence(Model):
         dense = torch.optim.Adam(net.parameters(), lr=DENSE_RATE)
         rng = np.random.default_rng(seed)
         losses = []
-        for places in batches(len(data.train), BATCH, EPOCHS, rng, advance):
+        size = BATCH * setting.batch
+        for places in batches(len(data.train), size, EPOCHS, rng, advance):
             ids, mask = padded(data.events.item, data.train[places])
             negatives = rng.choice(items, min(NEGATIVES, items), replace=False)
             dense.zero_grad(set_to_none=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mpembed import registry
 
 BASE = "fp32"  #: the name of the setting that all others are compared with
-#: What the method was before paired rounding: the setting that improvements are measured against.
+#: INT4 with independent draws: the setting that others are measured against.
 CONTRAST = "int4 + 5 % stochastic"
 
 
@@ -29,6 +29,8 @@ class Setting:
         A name of the registry; None is the model's.
     rate : float
         Factor of the optimizer's learning rate.
+    batch : int
+        Factor of the model's batch size.
     per_lookup : bool
         One update for each lookup of a table instead of one a step.
     """
@@ -40,6 +42,7 @@ class Setting:
     dim: int | None = None
     optimizer: str | None = None
     rate: float = 1.0
+    batch: int = 1
     per_lookup: bool = False
 
     @property
@@ -67,6 +70,8 @@ class Setting:
             parts.append(self.optimizer)
         if self.rate != 1.0:
             parts.append(f"rate x {self.rate:g}")
+        if self.batch != 1:
+            parts.append(f"batch x {self.batch}")
         if self.per_lookup:
             parts.append("update a lookup")
         return "".join(f", {part}" for part in parts)
@@ -79,6 +84,34 @@ class Setting:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+#: What makes INT4 with a cache lose less, and the setting with it and those before it. The last two
+#: are each added to paired draws. The first is of models that look up a table several times a step.
+CHANGES = {
+    "update a lookup, independent draws": Setting("int4", 0.05, per_lookup=True),
+    "one update a step": Setting("int4", 0.05),
+    "and paired draws": Setting("int4", 0.05, "paired"),
+    "and half of the rate": Setting("int4", 0.05, "paired", rate=0.5),
+    "or four times the batch": Setting("int4", 0.05, "paired", batch=4),
+}
+
+
+def alike(setting: Setting) -> Setting:
+    """Return FP32 rows that are trained like those of a setting."""
+    return replace(setting, precision=BASE, load=0.0, rounding="stochastic", policy="lfu")
+
+
+def changes(several: bool) -> list[Setting]:
+    """Return the settings of `CHANGES` for a model, after the FP32 runs that are trained alike.
+
+    Parameters
+    ----------
+    several : bool
+        Whether the model looks up a table several times a step.
+    """
+    made = [setting for setting in CHANGES.values() if several or not setting.per_lookup]
+    return list(dict.fromkeys([*map(alike, made), *made]))
 
 
 def _roundings(precision: str, load: float, **more: Any) -> list[Setting]:
@@ -106,14 +139,14 @@ def storage() -> list[Setting]:
 
 
 def _trained(**more: Any) -> list[Setting]:
-    """The settings that are repeated with another optimizer, rate or dimension."""
+    """The settings that are repeated with another optimizer, rate, batch or dimension."""
     return [Setting(**more), Setting("int8", 0.05, **more), *_roundings("int4", 0.05, **more)]
 
 
 def contrasts(
     dim: int, optimizers: Iterable[str], equal_bytes: Mapping[str, int], several: bool
 ) -> list[Setting]:
-    """Everything but the storage: policy, dimension, optimizer, rate, equal bytes.
+    """Everything but the storage: policy, dimension, optimizer, rate, batch, equal bytes.
 
     Parameters
     ----------
@@ -132,9 +165,10 @@ def contrasts(
         made += _trained(optimizer=optimizer)
     for rate in (0.5, 2.0):
         made += _trained(rate=rate)
+    made += _trained(batch=4)
     made += [Setting(precision, dim=smaller) for precision, smaller in equal_bytes.items()]
     if several:
-        made.append(Setting("int4", 0.05, per_lookup=True))
+        made += _trained(per_lookup=True)
     return made
 
 

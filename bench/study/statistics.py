@@ -42,6 +42,28 @@ def loss_percent(found: Mapping[int, float], base: Mapping[int, float], higher: 
     higher : bool
         Whether a higher metric is better.
     """
+    return estimate(list(losses_percent(found, base, higher).values()))
+
+
+def losses_percent(
+    found: Mapping[int, float], base: Mapping[int, float], higher: bool
+) -> dict[int, float]:
+    """Return what `loss_percent` is the mean of, by seed."""
     sign = -100.0 if higher else 100.0
     common = sorted(found.keys() & base.keys())
-    return estimate([sign * (found[seed] / base[seed] - 1.0) for seed in common])
+    return {seed: sign * (found[seed] / base[seed] - 1.0) for seed in common}
+
+
+def share_percent(part: Mapping[int, float], whole: Mapping[int, float]) -> Estimate:
+    """Return the mean of values in per cent of the mean of others with the same seeds.
+
+    The standard error is that of a ratio of means of paired values, to first order.
+    """
+    common = sorted(part.keys() & whole.keys())
+    parts = np.array([part[seed] for seed in common])
+    wholes = np.array([whole[seed] for seed in common])
+    if not common or not wholes.mean():
+        return estimate([])
+    share = parts.mean() / wholes.mean()
+    residual = estimate((100.0 * (parts - share * wholes) / wholes.mean()).tolist())
+    return Estimate(100.0 * float(share), residual.error, len(common))

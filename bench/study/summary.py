@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from study.results import Run
 from study.runner import MODELS, make_model
-from study.settings import BASE, CONTRAST, Setting
-from study.statistics import Estimate, estimate, loss_percent
+from study.settings import BASE, CHANGES, CONTRAST, Setting, alike
+from study.statistics import Estimate, estimate, loss_percent, losses_percent, share_percent
 
 #: Bytes over those of INT4 and a cache of 5 % that still count as equal.
 EQUAL = 1.07
+#: The least loss, in per cent of the metric, of which shares are told.
+LEAST = 1.0
 
 
 @dataclass
@@ -79,6 +81,31 @@ class Group:
         higher = make_model(self.model).higher
         return loss_percent(self.metric(name), self.metric(base), higher)
 
+    def alike(self, name: str) -> str:
+        """Return the name of the FP32 run that is trained like a setting."""
+        return alike(self.setting(name)).name
+
+    def changes(self) -> list[str]:
+        """Return the settings of `CHANGES` that were run, from one on with an FP32 run alike."""
+        ran = [setting.name for setting in CHANGES.values() if setting.name in self.runs]
+        while ran and self.alike(ran[0]) not in self.runs:
+            del ran[0]
+        return ran
+
+    def left(self, name: str) -> Estimate:
+        """Return how many per cent of the loss of the first of `changes` a setting has.
+
+        That loss is to the FP32 run that is trained alike. Without seeds if it is too small for a
+        share of it to mean something.
+        """
+        first = self.changes()[0]
+        if self.loss(first, self.alike(first)).mean < LEAST:
+            return estimate([])
+        higher = make_model(self.model).higher
+        whole = self.metric(first), self.metric(self.alike(first))
+        part = self.metric(name), self.metric(BASE)
+        return share_percent(losses_percent(*part, higher), losses_percent(*whole, higher))
+
     def excess(self, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
         """Return the training loss above FP32's of the same seed: means and errors by stretch."""
         mine, base = self.runs.get(name, {}), self.runs.get(BASE, {})
@@ -100,6 +127,7 @@ class Group:
             for s in self.settings()
             if s.optimizer is None
             and s.rate == 1.0
+            and s.batch == 1
             and not s.per_lookup
             and s.name != BASE
             and self.bytes(s.name) <= limit

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from study import results
-from study.settings import Setting, all_settings, deciding
-from study.statistics import estimate, loss_percent
+from study.settings import Setting, all_settings, changes, deciding
+from study.statistics import estimate, loss_percent, share_percent
 
 SETTINGS = {
     Setting(): (0.5, 256.0, 0.0),
     Setting("int8", 0.05): (0.499, 72.0, 14.0),
     Setting("int4", 0.05): (0.4, 36.0, 14.0),
     Setting("int4", 0.05, "paired"): (0.45, 36.0, 14.0),
+    Setting("int4", 0.05, "paired", rate=0.5): (0.46, 36.0, 14.0),
     Setting("int6"): (0.49, 52.0, 0.0),
     Setting("int6", 0.0, "paired"): (0.495, 52.0, 0.0),
     Setting("int4"): (0.35, 36.0, 0.0),
@@ -31,28 +32,29 @@ DATA = {"name": "synthetic", "events": 1000, "rows": 100}
 
 
 def runs() -> list[dict[str, Any]]:
-    made = []
-    for setting, (metric, row, cache) in SETTINGS.items():
-        for seed in range(3):
-            noise = 0.01 * seed
-            curve = 5 - np.linspace(0, 1, 60) * metric - noise
-            made.append(
-                {
-                    "model": "sequence",
-                    "data": DATA,
-                    "setting": setting.as_dict(),
-                    "name": setting.name,
-                    "seed": seed,
-                    "metrics": {"ndcg@10": metric * (1 + noise), "hr@10": 0.5},
-                    "bytes": {"row": row, "cache": cache, "state": 4.0},
-                    "hit_rate": 0.5 if cache else None,
-                    "noise": {"item": 0.1, "other": 0.3} if cache and seed else {},
-                    "steps": 600,
-                    "curve": curve.tolist(),
-                    "seconds": 1.0,
-                }
-            )
-    return made
+    return [
+        as_run(setting, *found, seed) for setting, found in SETTINGS.items() for seed in range(3)
+    ]
+
+
+def as_run(setting: Setting, metric: float, row: float, cache: float, seed: int) -> dict[str, Any]:
+    """Return a line of the results file; of its FP32 metric a setting keeps the same share."""
+    noise = 0.01 * seed
+    curve = 5 - np.linspace(0, 1, 60) * metric - noise
+    return {
+        "model": "sequence",
+        "data": DATA,
+        "setting": setting.as_dict(),
+        "name": setting.name,
+        "seed": seed,
+        "metrics": {"ndcg@10": metric * (1 + noise), "hr@10": 0.5},
+        "bytes": {"row": row, "cache": cache, "state": 4.0},
+        "hit_rate": 0.5 if cache else None,
+        "noise": {"item": 0.1, "other": 0.3} if cache and seed else {},
+        "steps": 600,
+        "curve": curve.tolist(),
+        "seconds": 1.0,
+    }
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -70,13 +72,71 @@ def test_differences_are_paired_by_seed() -> None:
     assert str(estimate([-1.0, -1.0])) == "\N{MINUS SIGN}1.00 ± 0.00"
 
 
+def test_the_share_of_a_loss_has_the_error_of_a_ratio_of_means() -> None:
+    found = share_percent({0: 1.0, 1: 3.0, 2: 99.0}, {0: 4.0, 1: 4.0, 3: 1.0})
+    assert found.seeds == 2
+    assert found.mean == pytest.approx(50.0)
+    assert found.error == pytest.approx(25.0)
+    exact = share_percent({0: 1.0, 1: 3.0}, {0: 2.0, 1: 6.0})
+    assert (exact.mean, exact.error) == pytest.approx((50.0, 0.0))
+    assert share_percent({}, {0: 1.0}).seeds == 0
+    assert share_percent({0: 1.0}, {0: 0.0}).seeds == 0
+
+
+def test_what_is_left_of_a_loss_starts_at_the_first_change_that_was_run(tmp_path: Path) -> None:
+    from study.changes import PAGE, left, own, write
+    from study.summary import group_runs
+
+    more = [
+        as_run(Setting("int4", 0.05, "paired", batch=4), 0.475, 36.0, 14.0, seed)
+        for seed in range(3)
+    ]
+    (line,) = lines(left(group_runs([*runs(), *more])))
+    assert line == [
+        "",
+        "+20.00 ± 0.00",
+        "+10.00 ± 0.00; 50 ± 0",
+        "+8.00 ± 0.00; 40 ± 0",
+        "+5.00 ± 0.00; 25 ± 0",
+    ]
+    more = [
+        as_run(Setting("int4", 0.05, per_lookup=True), 0.3, 36.0, 14.0, seed) for seed in range(3)
+    ]
+    # Without an FP32 run that is trained alike it is no loss to start from.
+    (line,) = lines(left(group_runs([*runs(), *more])))
+    assert line[:2] == ["", "+20.00 ± 0.00"]
+    more += [as_run(Setting(per_lookup=True), 0.4, 256.0, 0.0, seed) for seed in range(3)]
+    (line,) = lines(left(group_runs([*runs(), *more])))
+    assert line[:3] == ["+25.00 ± 0.00", "+20.00 ± 0.00; 80 ± 0", "+10.00 ± 0.00; 40 ± 0"]
+    assert line[4] == ""
+    page = write([*runs(), *more], tmp_path)
+    assert page in (tmp_path / PAGE).read_text(encoding="utf-8")
+    (line,) = lines(own(group_runs([*runs(), *more])))
+    assert line == ["+20.00 ± 0.00", "", ""]
+    small = [one for one in runs() if one["name"] == "fp32"]
+    small += [as_run(Setting("int4", 0.05), 0.499, 36.0, 14.0, seed) for seed in range(3)]
+    small += [
+        as_run(Setting("int4", 0.05, "paired"), 0.4995, 36.0, 14.0, seed) for seed in range(3)
+    ]
+    (line,) = lines(left(group_runs(small)))
+    assert line == ["", "+0.20 ± 0.00", "+0.10 ± 0.00", "", ""]
+
+
+def lines(text: str) -> list[list[str]]:
+    """Return the cells of a table's lines, without the first of each."""
+    return [[cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines()[2:]]
+
+
 def test_settings_have_names_of_their_own_and_the_deciding_ones_come_first() -> None:
     parts = all_settings(16, ["adam"], {"fp32": 12}, several=True)
     names = [setting.name for part in parts for setting in part]
     assert len(names) == len(set(names))
     assert parts[0] == deciding()
     assert {"int4 + 5 % stochastic lru", "fp32, D=12", "int4 + 5 % paired, adam"} <= set(names)
-    assert "int4 + 5 % stochastic, update a lookup" in names
+    changed = changes(several=True)
+    assert {setting.name for setting in changed} <= set(names)
+    assert len(changed) == len(set(changed)) == 9
+    assert not any(setting.per_lookup for setting in changes(several=False))
     assert not Setting("int9").available
     assert Setting("int4", 0.05).available
 

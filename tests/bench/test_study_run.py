@@ -73,10 +73,36 @@ def test_a_small_run_of_every_model_resumes(tiny: Path, tmp_path: Path) -> None:
     assert len(out.read_text().splitlines()) == 12
 
 
+def test_the_changes_have_settings_and_a_page_of_their_own(tiny: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "changes.jsonl", ["fp32", "int4 + 5 % paired, batch x 4"]
+    chosen = [f"--setting={name}" for name in names]
+    data = f"--data=factorisation={tiny}"
+    fixed = ["--changes", "--quick", "--models", "factorisation", "--seeds", 1, "--out", out, data]
+    done = study(*fixed, *chosen)
+    assert done.exit_code == 0, done.output
+    single, larger = [json.loads(line) for line in out.read_text().splitlines()]
+    assert (single["name"], larger["name"]) == tuple(names)
+    assert single["steps"] == 4 * larger["steps"] + 1  # a short last batch is left out
+    assert "| Matrix factorisation, u |" in (tmp_path / "study_changes.md").read_text()
+    assert not (tmp_path / "study.md").exists()
+    refused = study(*fixed, "--setting", "int6 paired")
+    assert "no 'int6 paired' here; there are fp32; fp32, rate x 0.5" in refused.stderr
+
+
 def test_the_same_run_gives_the_same_numbers(tiny: Path) -> None:
     job = runner.Job("factorisation", tiny, True, TINY[1], 0, 1, 0)
     first, second = runner.run(job), runner.run(job)
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
+
+
+@pytest.mark.parametrize("model", ["sequence", "item2vec"])
+def test_an_update_a_lookup_starts_alike_and_trains_otherwise(model: str, tiny: Path) -> None:
+    step, lookup = (
+        runner.run(runner.Job(model, tiny, True, Setting(per_lookup=per_lookup), 0, 1, 0))
+        for per_lookup in (False, True)
+    )
+    assert step["curve"][0] == pytest.approx(lookup["curve"][0], rel=1e-6)
+    assert step["curve"][1:] != lookup["curve"][1:]
 
 
 @pytest.mark.parametrize(
