@@ -66,13 +66,22 @@ def _left(group: Group, name: str) -> str:
     if name == known[0]:
         return str(group.loss(name, group.alike(name)))
     share = group.left(name)
-    said = f"; {share.mean:.0f} ± {share.error:.0f}" if share.seeds else ""
-    return f"{group.loss(name)}{said}"
+    said = f"; {share.mean:.0f}" if share.seeds else ""
+    if share.seeds > 1:
+        said += f" ± {share.error:.0f}"
+    return _loss(group, name) + said
+
+
+def _loss(group: Group, name: str) -> str:
+    """Return a loss to FP32 rows, with the number of seeds where others have more."""
+    loss = group.loss(name)
+    few = f" ({loss.seeds} of {len(group.runs[BASE])} seeds)"
+    return str(loss) + (few if loss.seeds < len(group.runs[BASE]) else "")
 
 
 def own(groups: list[Group]) -> str:
     """Return the table of the losses of FP32 rows by the same changes."""
     names = dict.fromkeys(alike(setting).name for setting in CHANGES.values())
     names.pop(BASE)
-    rows = [[g.title, *(str(g.loss(n)) if n in g.runs else "" for n in names)] for g in groups]
+    rows = [[g.title, *(_loss(g, n) if n in g.runs else "" for n in names)] for g in groups]
     return table(["model", *names], rows)

@@ -109,6 +109,9 @@ def test_what_is_left_of_a_loss_starts_at_the_first_change_that_was_run(tmp_path
     (line,) = lines(left(group_runs([*runs(), *more])))
     assert line[:3] == ["+25.00 ± 0.00", "+20.00 ± 0.00; 80 ± 0", "+10.00 ± 0.00; 40 ± 0"]
     assert line[4] == ""
+    fewer = [one for one in more if one["seed"] != 1 or one["name"] != "fp32, update a lookup"]
+    (line,) = lines(own(group_runs([*runs(), *fewer])))
+    assert line[0] == "+20.00 ± 0.00 (2 of 3 seeds)"
     page = write([*runs(), *more], tmp_path)
     assert page in (tmp_path / PAGE).read_text(encoding="utf-8")
     (line,) = lines(own(group_runs([*runs(), *more])))
