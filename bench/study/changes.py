@@ -15,8 +15,8 @@ HEAD = """\
 
 This page is written by `python -m bench.study --changes`, a part of [the study](study.md), whose
 words it uses. INT4 with a cache of 5 % loses where most rows are trained often, by the noise of the
-roundings. Three changes make fewer or better ones: one update a step of a table that is looked up
-several times, paired draws, and a lower rate or a larger batch.
+roundings. Three changes lessen it: one update a step of a table that is looked up several times,
+paired draws, and a lower rate or a larger batch.
 
 ```sh
 python -m bench.study --changes --models sequence,item2vec,factorisation \\
@@ -25,7 +25,8 @@ python -m bench.study --changes --models sequence,item2vec,factorisation \\
 ```
 
 The sequence model looks its items up three times a step: inputs, targets, negatives. Item2vec looks
-its contexts up twice: contexts, negatives. The factorisation looks up each table once.
+its contexts up twice: contexts, negatives. The factorisation looks up each table once. Figures of
+the sequence model differ a little between processors, by the order of PyTorch's sums.
 """
 LEFT = """\
 In each cell first the loss in per cent. The first one of a line is to FP32 rows that are trained
