@@ -1,10 +1,12 @@
 """Counting every byte of a collection."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpembed import registry
-from mpembed._collection.records import Records
+from mpembed._collection.grouping import GroupPlan
+from mpembed._collection.records import Field
 from mpembed._collection.storage import GroupStorage, Storage
 from mpembed.config import TableConfig
 
@@ -13,7 +15,10 @@ def memory_report(storage: Storage, workspace: int) -> dict[str, Any]:
     """Return the bytes of a collection's arrays; see ``EmbeddingBagCollection.memory_report``."""
     storage.drop_read_snapshot()
     pairs = list(zip(storage.configs, storage.tables, strict=True))
-    tables = {config.name: _table(config, records) for config, records in pairs}
+    tables = {
+        config.name: table_parts(config, records.fields, records.nbytes)
+        for config, records in pairs
+    }
     caches = {
         group.plan.label: _cache(group) for group in storage.groups if group.cache is not None
     }
@@ -51,23 +56,21 @@ def memory_report(storage: Storage, workspace: int) -> dict[str, Any]:
     }
 
 
-def _table(config: TableConfig, records: Records) -> dict[str, int]:
-    """Return the bytes of a table's parts."""
-    row, *states = (records.count * field.nbytes for field in records.fields)
-    codes = records.count * registry.code_bytes(config.precision, config.embedding_dim)
+def table_parts(config: TableConfig, fields: Sequence[Field], nbytes: int) -> dict[str, int]:
+    """Return the bytes of a table's parts; its fields and all its bytes are given."""
+    row, *states = (config.num_embeddings * field.nbytes for field in fields)
+    codes = config.num_embeddings * registry.code_bytes(config.precision, config.embedding_dim)
     return {
         "codes": codes,
         "row_parameters": row - codes,
         "optimizer_state": sum(states),
-        "padding": records.nbytes - row - sum(states),
+        "padding": nbytes - row - sum(states),
     }
 
 
-def _cache(group: GroupStorage) -> dict[str, int]:
-    """Return the bytes of a cache's parts."""
-    arrays = {} if group.cache is None else group.cache.arrays()
-    sizes = {name: int(array.nbytes) for name, array in arrays.items()}
-    rows = sizes["rows"] // group.plan.slot_floats * group.plan.dim
+def cache_parts(sizes: Mapping[str, int], group: GroupPlan) -> dict[str, int]:
+    """Return the bytes of a cache's parts; those of its arrays are given by name."""
+    rows = sizes["rows"] // group.slot_floats * group.dim
     return {
         "cache_rows": rows,
         "optimizer_state": sizes["rows"] - rows + sizes.get("values", 0),
@@ -75,3 +78,9 @@ def _cache(group: GroupStorage) -> dict[str, int]:
         "policy_state": sizes["meta"] + sizes["counters"],
         "sketch": sizes.get("sketch", 0),
     }
+
+
+def _cache(group: GroupStorage) -> dict[str, int]:
+    arrays = {} if group.cache is None else group.cache.arrays()
+    sizes = {name: int(array.nbytes) for name, array in arrays.items()}
+    return cache_parts(sizes, group.plan)

@@ -173,6 +173,23 @@ class StoredArray:
         data = memory.reshape(-1).view(np.uint8).data
         return np.ndarray((count,), kind, data, self.offset, (stride,))
 
+    def strided(self) -> npt.NDArray[Any] | None:
+        """Return all elements where they lie in the host's memory, with gaps between rows.
+
+        None on a device, and where records leave them unaligned.
+        """
+        size, count = self.dtype.itemsize, self.shape[0]
+        if isinstance(self.memory, Tensor):
+            return None
+        memory = np.asarray(self.memory).reshape(-1).view(np.uint8)
+        if count == 0 or memory.size == 0:
+            return np.empty(self.shape, self.dtype)
+        stride = memory.size // count
+        if stride % size or (memory.ctypes.data + self.offset) % size:
+            return None
+        inner = np.empty(self.shape[1:], self.dtype).strides
+        return np.ndarray(self.shape, self.dtype, memory.data, self.offset, (stride, *inner))
+
     def _spans_of(
         self, ids: npt.NDArray[np.int64]
     ) -> Iterator[tuple[int, int, npt.NDArray[np.int64]]]:
@@ -292,6 +309,19 @@ class Records:
     def nbytes(self) -> int:
         """Bytes of memory."""
         return sum(buffer.nbytes for buffer in self.memory())
+
+
+def record_bytes(fields: Sequence[Field], *, aligned: bool) -> int:
+    """Return the bytes that a row and its states take in the memory of `Records`.
+
+    Padding is counted. `aligned`: on a device, whose kernels load vectors.
+    """
+    total = 0
+    for block in _blocks(fields).values():
+        chosen = [fields[i] for i in block]
+        together = _record(chosen, aligned=aligned)
+        total += sum(field.nbytes for field in chosen) if together is None else together[0]
+    return total
 
 
 def _zeros(device: Device, count: int, width: int, *, host: bool) -> Array:
