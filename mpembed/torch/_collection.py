@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, Unpack
 
-import torch
 from torch import Tensor
 
 from mpembed import collection as core
 from mpembed._collection.description import describe_training
 from mpembed.config import TableConfig
 from mpembed.optim import Optimizer
-from mpembed.torch._dense import dense
-from mpembed.torch._feature_errors import describe_index_error
 from mpembed.torch._feature_order import FeatureLayout
-from mpembed.torch._indices import row_numbers
-from mpembed.torch._keyed import BagConfig, is_jagged, keyed_tensor
+from mpembed.torch._keyed import BagConfig
 from mpembed.torch._module import TableModule
 from mpembed.torch._options import ModuleOptions, Options, make_collection
+from mpembed.torch._pooled_call import PooledCall
 from mpembed.torch._poolings import refuse_unpooled
 
 Names = Mapping[str, Sequence[str]]
@@ -122,22 +119,17 @@ class EmbeddingBagCollection(TableModule):
             For features a block of columns each, by its name (TorchRec's class where `features`
             were TorchRec's); for indices the tables' outputs side by side.
         """
-        if is_jagged(features):
-            if offsets is not None or per_sample_weights is not None:
-                raise TypeError(
-                    "offsets and per_sample_weights must be None: the features have offsets and "
-                    "weights of their own"
-                )
-            return self._features(features)
-        if not isinstance(features, Tensor):
-            raise TypeError(
-                "features must be a KeyedJaggedTensor or a tensor of indices, got "
-                f"{type(features).__name__}"
-            )
-        if offsets is None:
-            raise TypeError("offsets must be given where features is a tensor of indices")
-        indices = row_numbers(features, "features", self.tables)
-        return self._lookup(indices, dense("offsets", offsets), per_sample_weights)
+        call = PooledCall(
+            self.tables.tables,
+            self._layout,
+            self._drops,
+            self._lookup,
+            is_weighted=self._is_weighted,
+        )
+        return call(features, offsets, per_sample_weights)
+
+    def _drops(self) -> bool:
+        return bool(core.collection_state(self.tables).settings.bounds == "drop")
 
     def _output_shape(
         self, indices: Tensor, offsets: Tensor, order: Sequence[int]
@@ -146,41 +138,6 @@ class EmbeddingBagCollection(TableModule):
         if order:
             return bags // order[0] * self._layout.levels, self._layout.width
         return bags // self._num_tables, self._layout.width
-
-    def _features(self, features: Any) -> Any:
-        keys = features.keys()
-        if getattr(features, "variable_stride_per_key", bool)():
-            raise ValueError(
-                "features of different batch sizes (stride_per_key) are not supported: give all one"
-            )
-        order = self._layout.order(keys)
-        weights = None
-        if self._is_weighted:
-            weights = features.weights_or_none()
-            if weights is None:
-                raise ValueError(
-                    "the features have no weights, and the module was made with is_weighted=True"
-                )
-        offsets = features.offsets()
-        batch_size = (offsets.shape[0] - 1) // len(keys)
-        if offsets.shape[0] != batch_size * len(keys) + 1:
-            raise ValueError(
-                f"offsets of {len(keys)} features must have {len(keys)} x batch size + 1 entries, "
-                f"got {offsets.shape[0]}"
-            )
-        layout = self._layout
-        values = row_numbers(features.values(), "features.values()", self.tables)
-        if torch.compiler.is_compiling():
-            looked_up = self._lookup(values, offsets, weights, order)
-        else:
-            try:
-                looked_up = self._lookup(values, offsets, weights, order)
-            except IndexError as error:
-                raise describe_index_error(
-                    error, self.tables.tables, features, layout.features
-                ) from None
-        outputs = layout.outputs(looked_up, batch_size)
-        return keyed_tensor(features, list(layout.names), list(layout.lengths), outputs)
 
     def is_weighted(self) -> bool:
         """Return whether the weights of the features are used."""

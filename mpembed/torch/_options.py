@@ -73,11 +73,11 @@ def make_collection(
             )
     check_module_options(own)
     if "seed" not in rest:
-        rest["seed"] = _drawn_seed()
+        rest["seed"] = drawn_seed()
     return EmbeddingBagCollection(tables, optimizer=optimizer, **rest), own
 
 
-def _drawn_seed() -> int:
+def drawn_seed() -> int:
     """Return a seed from PyTorch's generator, so that modules start with different rows."""
     return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
 
