@@ -281,24 +281,46 @@ class CollectionState:
         ValueError
             If the values are not what training leaves; then nothing has changed.
         """
+
+        def fill(on: Stream) -> None:
+            for name, own in self.arrays().items():
+                for begin, end in own.pieces():
+                    own.write(begin, arrays[name][begin:end], on)
+            self.set_counters(counters, on)
+            self.reseed(seed)
+
+        self.replace(lambda: self.check(arrays), fill)
+
+    def replace(self, check: Callable[[], None], fill: Callable[[Stream], None]) -> None:
+        """Let a function fill all arrays and counters anew; open batches are dropped.
+
+        Parameters
+        ----------
+        check : callable
+            Called first, in the same turn. If it raises, nothing has changed.
+        fill : callable
+            Writes the arrays, counters and seed. If it raises, calls are refused until a state is
+            loaded.
+        """
         calls = self.engine.calls
         with calls.on_last_stream(changes=True, alone=True, repairs=True) as on:
             self.storage.finish_snapshot()  # which may wait: nothing is checked before
-            self.check(arrays)
+            check()
             self.engine.drop_all(on)
             calls.half_done = half_done("load_state_dict")
             self.restores += 1
             self.storage.saves.forget()
             self._reported = np.zeros_like(self._reported)
-            for name, own in self.arrays().items():
-                for begin, end in own.pieces():
-                    own.write(begin, arrays[name][begin:end], on)
+            fill(on)
             self.storage.changes.mark_all(on)
-            self.set_counters(counters, on)
-            if seed != self.settings.seed:
-                self.settings = dataclasses.replace(self.settings, seed=seed)
-                self.engine.reseed(seed)
             calls.half_done = None
+
+    def reseed(self, seed: int) -> None:
+        """Draw all random bits from this seed from the next call on."""
+        if seed != self.settings.seed:
+            self.settings = dataclasses.replace(self.settings, seed=seed)
+            self.storage.settings = self.settings
+            self.engine.reseed(seed)
 
 
 def half_done(what: str) -> str:
