@@ -83,6 +83,9 @@ class ForwardCalls:
     reads : set
         Of all rows as a tensor, as long as a backward may come; modules that share a collection
         share it.
+    sharded : bool
+        Whether each process has other rows: then a data-parallel model around the module does not
+        make them replicas. Set by who shards tables.
     """
 
     __slots__ = (
@@ -101,6 +104,7 @@ class ForwardCalls:
         "padding_idx",
         "pending",
         "reads",
+        "sharded",
     )
 
     def __init__(
@@ -119,7 +123,7 @@ class ForwardCalls:
         self._optimizer: weakref.ref[AttachedOptimizer] | None = None
         self._groups: tuple[int, ...] = ()
         self._replicas: Replicas | None = None
-        self.padding_idx = padding_idx
+        self.padding_idx, self.sharded = padding_idx, False
         self.pending = Pending(collection)
         self.reads = _reads.setdefault(collection_state(collection), weakref.WeakSet())
         self.set_clipping(clip_value, clip_norm)
@@ -197,6 +201,8 @@ class ForwardCalls:
 
     def meet_replicas(self) -> None:
         """See whether a data-parallel model's forward is running."""
+        if self.sharded:
+            return
         self._replicas = replicas_of(self._replicas, self.collection)
         if self._replicas is not None and self.optimizer is not None and self.optimizer.scales:
             # A process that skips its gradients would leave the others waiting for them.

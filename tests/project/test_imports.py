@@ -22,6 +22,17 @@ ALLOWED = {
     "tensor._version": "PyTorch's count of the writes to a tensor, which nothing public has",
     "torch.autograd.Variable._execution_engine": "PyTorch's only callback at the end of a backward "
     "pass, as its data-parallel modules use it",
+    **dict.fromkeys(
+        (
+            "sharding._grouped_embedding_configs",
+            "sharding._grouped_embedding_configs_per_rank",
+            "sharding._rank",
+            "sharding._device",
+            "sharding._pg",
+            "sharding._env",
+        ),
+        "what TorchRec's shardings pass to the lookups that they make, and nothing else tells",
+    ),
 }
 PACKAGE = Path(mpembed.__file__).parent
 

@@ -1,0 +1,71 @@
+"""Ranks that go wrong, and what the others find; `ranks.run` calls it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import sharded_models as models
+import torch
+from sharded_training import sharder
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+SIZE = 4
+
+
+def step(
+    rank: int,
+    world_size: int,
+    plan: Mapping[str, Any],
+    fault: str,
+    stays: bool,
+    options: Mapping[str, Any],
+) -> Any:
+    """Train a step, then one in which the last rank goes wrong; return what comes of it.
+
+    The answer is the error's kind and text, or "worked". `stays` keeps the process that raised
+    alive, so that the others find out by their timeout alone.
+    """
+    model = models.sharded(models.collection(), sharder("adagrad", options), plan)
+    models.train(model, [models.batch(0, SIZE * world_size)])
+    faulty = rank == world_size - 1
+    if faulty and fault == "dies":
+        os._exit(1)
+    try:
+        features = _features(rank, world_size, fault if faulty else "")
+        pooled = model(features).values()
+        scale = float("inf") if faulty and fault == "infinite" else 1.0
+        (pooled * scale).square().sum().backward()
+    except Exception as error:
+        if stays and faulty:
+            time.sleep(8)  # longer than the group's timeout
+        return type(error).__name__, str(error)
+    return "worked"
+
+
+def _features(rank: int, world_size: int, fault: str) -> KeyedJaggedTensor:
+    """Return a rank's features, with a fault."""
+    size = SIZE + 1 if fault == "batch" else SIZE
+    batch = models.batch(rank, size)
+    if fault == "index":
+        batch.values[0][-1] = 1_000
+    elif fault == "negative":
+        batch.values[0][-1] = -1
+    elif fault == "empty":
+        batch = batch._replace(
+            lengths=torch.zeros_like(batch.lengths), values=[one[:0] for one in batch.values]
+        )
+    features = batch.jagged()
+    if fault == "variable":
+        lengths = batch.lengths[:, :2].reshape(-1)
+        count = int(lengths.sum())
+        return KeyedJaggedTensor(
+            batch.keys,
+            torch.zeros(count, dtype=torch.int64),
+            lengths=lengths,
+            stride_per_key_per_rank=[[2]] * len(batch.keys),
+            inverse_indices=(batch.keys, torch.zeros(len(batch.keys), SIZE, dtype=torch.int64)),
+        )
+    return features
