@@ -1,0 +1,1 @@
+"""Tables over several processes: CPU time, bytes on the wire and memory, side by side."""
