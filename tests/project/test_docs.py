@@ -137,6 +137,24 @@ def test_the_page_on_pytorch_lists_every_argument() -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.torchrec
+@pytest.mark.filterwarnings("ignore")  # of TorchRec
+def test_the_page_on_many_machines_runs() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("torchrec", reason="TorchRec is not installed", exc_type=ImportError)
+    from torchrec.distributed.planner.types import PlannerError
+
+    names: dict[str, Any] = {}
+    run("docs/distributed.md", names)
+    placed = names["plan"].plan[""]
+    assert sorted(placed) == ["t0", "t1", "t2", "t3"]
+    assert sorted({rank for one in placed.values() for rank in one.ranks}) == [0, 1]
+    names["sharder"] = names["MpembedSharder"](mpe.RowwiseAdagrad(lr=0.02))
+    with pytest.raises(PlannerError, match="insufficient storage"):  # "PlannerError for FP32 rows"
+        names["planner"].plan(names["tables"], [names["sharder"]])
+
+
+@pytest.mark.torch
 def test_the_page_on_states_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
@@ -219,7 +237,7 @@ def test_links_lead_to_pages_and_headings(page: str) -> None:
 
 PAGES = [*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 #: Tables of data, whose first cells are not what a row is about.
-OF_DATA = {"gpu_model.md", "study.md", "study_changes.md"}
+OF_DATA = {"distributed.md", "gpu_model.md", "study.md", "study_changes.md"}
 
 
 @pytest.mark.parametrize("page", sorted(str(path.relative_to(ROOT)) for path in PAGES))
