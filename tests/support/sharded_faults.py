@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,16 @@ def step(
             time.sleep(8)  # longer than the group's timeout
         return type(error).__name__, str(error)
     return "worked"
+
+
+def warned(rank: int, world_size: int, tables: Mapping[str, Any]) -> list[str]:
+    """Train two steps with settings for tables; return the warnings of mpembed."""
+    made = sharder("adagrad", {"tables": tables})
+    model = models.sharded(models.collection(), made, models.table_wise(world_size))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        models.train(model, [models.batch(seed, SIZE * world_size) for seed in range(2)])
+    return [str(one.message) for one in found if "tables=" in str(one.message)]
 
 
 def _features(rank: int, world_size: int, fault: str) -> KeyedJaggedTensor:

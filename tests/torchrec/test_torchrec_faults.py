@@ -14,6 +14,8 @@ import ranks
 import sharded_faults
 import sharded_models as models
 
+from mpembed.torch.torchrec import TableSettings
+
 pytestmark = [pytest.mark.torch, pytest.mark.torchrec, pytest.mark.filterwarnings("ignore")]
 PLANS: dict[str, dict[str, Any]] = {
     "tables": models.table_wise(2),
@@ -100,3 +102,11 @@ def test_a_batch_size_for_each_feature_is_refused(plan: str, tmp_path: Path) -> 
     assert found[1][0] == "ValueError"
     assert "give all features one batch size" in found[1][1]
     assert found[0][0] == "RuntimeError"
+
+
+def test_settings_of_no_table_are_warned_of_once(tmp_path: Path) -> None:
+    known, unknown = TableSettings(lr=0.5), TableSettings(precision="int8")
+    for tables, expected in (({"t0": known}, 0), ({"t0": known, "t_0": unknown}, 1)):
+        told = ranks.succeed(ranks.run(sharded_faults.warned, 2, tmp_path, tables))
+        assert [len(one) for one in told] == [expected, expected]
+        assert all("['t_0']" in text and "'t1'" in text for one in told for text in one)

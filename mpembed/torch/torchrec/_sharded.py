@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -28,6 +29,18 @@ class _Kernels(ShardedState):
     """What both sharded collections have of mpembed's kernels."""
 
     _lookups: list[Any]
+    table_names: tuple[str, ...]
+    unheard: set[str]
+
+    def _warn_of_unheard(self) -> None:
+        """Warn once of settings for tables that no collection of the sharder has."""
+        if self.unheard:
+            warnings.warn(
+                f"the sharder's tables= names {sorted(self.unheard)}, which are tables of none of "
+                f"its collections; this one has {list(self.table_names)}",
+                stacklevel=3,
+            )
+            self.unheard.clear()
 
     def kernels(self) -> list[MpembedKernel]:
         """Return the kernels on this rank."""
@@ -102,6 +115,7 @@ class ShardedMpembedEmbeddingBagCollection(_Kernels, _PooledBase):  # type: igno
             module_fqn=module_fqn,
             **options,
         )
+        self.table_names, self.unheard = tuple(one.name for one in configs), set()
         divided = {
             one.name
             for one in configs
@@ -121,6 +135,7 @@ class ShardedMpembedEmbeddingBagCollection(_Kernels, _PooledBase):  # type: igno
 
     def input_dist(self, ctx: Any, features: Any) -> Any:
         """Send features to the ranks that have their rows."""
+        self._warn_of_unheard()
         if hasattr(features, "variable_stride_per_key"):
             refuse_variable_batch(features)
         found = super().input_dist(ctx, features)
@@ -165,6 +180,7 @@ class ShardedMpembedEmbeddingCollection(_Kernels, _SequenceBase):  # type: ignor
             module_fqn=module_fqn,
             **options,
         )
+        self.table_names, self.unheard = tuple(names), set()
 
     def _create_lookups(self) -> None:
         for kind, sharding in self._sharding_type_to_sharding.items():
@@ -172,6 +188,7 @@ class ShardedMpembedEmbeddingCollection(_Kernels, _SequenceBase):  # type: ignor
 
     def input_dist(self, ctx: Any, features: Any) -> Any:
         """Send features to the ranks that have their rows."""
+        self._warn_of_unheard()
         if hasattr(features, "variable_stride_per_key"):
             refuse_variable_batch(features)
         return super().input_dist(ctx, features)

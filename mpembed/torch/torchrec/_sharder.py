@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -26,11 +26,22 @@ from mpembed.torch.torchrec._versions import (
     ShardingType,
 )
 
+Sharded = TypeVar(
+    "Sharded", ShardedMpembedEmbeddingBagCollection, ShardedMpembedEmbeddingCollection
+)
+
 
 class _Settings:
     """What both sharders say to TorchRec's planner."""
 
     settings: SharderSettings
+    _unheard: set[str]  # tables with settings that no collection has had
+
+    def _has_sharded(self, sharded: Sharded) -> Sharded:
+        """Return a collection, whose first batch warns of settings for tables that nobody has."""
+        self._unheard.difference_update(sharded.table_names)
+        sharded.unheard = self._unheard
+        return sharded
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
         """Return the only kernel."""
@@ -93,6 +104,7 @@ class MpembedSharder(_Settings, EmbeddingBagCollectionSharder):  # type: ignore[
         self.settings = SharderSettings.checked(
             optimizer, precision, cache, tables, seed, rounding, bounds, on_nonfinite
         )
+        self._unheard = {name for name, _ in self.settings.tables}
         super().__init__(
             fused_params={FUSED_PARAM: self.settings},  # for the planner's estimators
             qcomm_codecs_registry=qcomm_codecs_registry,
@@ -113,7 +125,7 @@ class MpembedSharder(_Settings, EmbeddingBagCollectionSharder):  # type: ignore[
         module_fqn: str | None = None,
     ) -> ShardedMpembedEmbeddingBagCollection:
         """Return the collection with this rank's shards; TorchRec calls it."""
-        return ShardedMpembedEmbeddingBagCollection(
+        sharded = ShardedMpembedEmbeddingBagCollection(
             module,
             params,
             env,
@@ -123,6 +135,7 @@ class MpembedSharder(_Settings, EmbeddingBagCollectionSharder):  # type: ignore[
             qcomm_codecs_registry=self.qcomm_codecs_registry,
             sharded_module_order_overwrite=self._order,
         )
+        return self._has_sharded(sharded)
 
 
 class MpembedSequenceSharder(_Settings, EmbeddingCollectionSharder):  # type: ignore[misc]
@@ -155,6 +168,7 @@ class MpembedSequenceSharder(_Settings, EmbeddingCollectionSharder):  # type: ig
         self.settings = SharderSettings.checked(
             optimizer, precision, cache, tables, seed, rounding, bounds, on_nonfinite
         )
+        self._unheard = {name for name, _ in self.settings.tables}
         super().__init__(
             fused_params={FUSED_PARAM: self.settings},  # for the planner's estimators
             qcomm_codecs_registry=qcomm_codecs_registry,
@@ -184,7 +198,7 @@ class MpembedSequenceSharder(_Settings, EmbeddingCollectionSharder):  # type: ig
                 "use_index_dedup=True is for GPUs, FBGEMM has no such operator for the CPU: leave "
                 "it out; mpembed looks up and updates a row of a batch once anyway"
             )
-        return ShardedMpembedEmbeddingCollection(
+        sharded = ShardedMpembedEmbeddingCollection(
             module,
             params,
             env,
@@ -194,3 +208,4 @@ class MpembedSequenceSharder(_Settings, EmbeddingCollectionSharder):  # type: ig
             qcomm_codecs_registry=self.qcomm_codecs_registry,
             use_index_dedup=self._dedup,
         )
+        return self._has_sharded(sharded)
