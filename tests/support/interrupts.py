@@ -10,6 +10,7 @@ from typing import Any
 
 import mpembed
 
+_ENABLED: list[Any] = []
 PACKAGE = str(Path(mpembed.__file__).parent)
 
 
@@ -86,11 +87,23 @@ class Interrupt(AtPoint):
             return None
         finally:
             sys.unraisablehook = hook
+            _enable_overrides()
 
     def _step(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "exception" and not self.happened:
             self.before = argument[0]
         return super()._step(frame, event, argument)
+
+
+def _enable_overrides() -> None:
+    """Let PyTorch ask subclasses of Tensor again, whatever the interrupt has left.
+
+    A trace function can raise where a ``with`` ends, before ``__exit__``; a signal cannot.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch._C._is_torch_function_enabled():
+        _ENABLED.append(torch._C._EnableTorchFunction())  # which ends with its object
+        _ENABLED[-1].__enter__()
 
 
 def _interrupt() -> None:

@@ -14,9 +14,11 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 PRELOADED = ["torchrec.distributed.model_parallel", "mpembed.torch.torchrec"]
 
@@ -44,6 +46,9 @@ def run(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    # Its imports are the installed package's, not those of the folder that the tests run in.
+    with mock.patch.dict(os.environ, PYTHONSAFEPATH="1"):
+        forkserver.ensure_running()
     given = pickle.dumps((function, arguments))  # not by torch's way, which shares memory
     store = folder / f"store-{time.monotonic_ns()}"
     started = []
