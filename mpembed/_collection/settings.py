@@ -47,7 +47,7 @@ class Settings:
         names = [table.name for table in given]
         if len(set(names)) != len(names):
             raise ValueError(f"table names must be unique, got {names}")
-        _refuse_shared_rows(given)
+        refuse_shared_rows(given)
         if cache is not None and not isinstance(cache, CacheConfig):
             raise TypeError(f"cache must be a CacheConfig or None, got {cache!r}")
         if optimizer is not None and not isinstance(optimizer, Optimizer):
@@ -91,7 +91,7 @@ def _optimizer(table: TableConfig, shared: Optimizer | None) -> Optimizer | None
         raise ValueError(f"{error} (the rate of table {table.name!r})") from None
 
 
-def _refuse_shared_rows(tables: Sequence[TableConfig]) -> None:
+def refuse_shared_rows(tables: Sequence[TableConfig]) -> None:
     """Raise ValueError where two tables are the same rows of the same table."""
     spans = sorted(
         (i if table.table_id is None else table.table_id, table.first_row, i)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import distributed as dist
 import mpembed as mpe
 from mpembed.collection import collection_state
 from mpembed.torch.distributed import DistributedEmbeddingBagCollection, RowWise, TableWise
+from mpembed.torch.distributed._owner import OwnerBatch
 
 
 def small() -> DistributedEmbeddingBagCollection:
@@ -114,6 +116,9 @@ def different_arguments() -> None:
     with raises(ValueError if rank else RuntimeError, "pooling"):
         kind: Any = {"pooling": "none" if rank else "sum"}
         made([table("a", 60, 8, **kind)], {"a": RowWise()}, optimizer=mpe.SGD(0.1))
+    with raises(ValueError, "have the same table_id, 1"):
+        twice = [table("a", 60, 8, table_id=1), table("b", 60, 8)]
+        made(twice, {"a": TableWise(0), "b": TableWise(1)}, optimizer=mpe.SGD(0.1))
     with raises(TypeError, "clip_grad_norm"):
         made(tables, {"a": RowWise()}, optimizer=mpe.SGD(0.1), clip_grad_norm=1.0)
     module = made(tables, {"a": RowWise()}, optimizer=mpe.SGD(0.1))  # the first rank draws a seed
@@ -191,6 +196,23 @@ def silent_rank() -> None:
         print("passed", flush=True)
         os._exit(0)
     fails_in_time(lambda: out.sum().backward())
+
+
+def fails_midway() -> None:
+    """After a call that failed between its messages every later one is refused."""
+    rank, module = dist.get_rank(), small()
+    batch = Batch(0, module.tables, [3, 3], 3)
+    if rank == 1:
+        fails_in_time(lambda: module(*batch.part(rank)))
+    broken = mock.patch.object(OwnerBatch, "look_up", side_effect=MemoryError("none is left"))
+    with broken, raises(MemoryError, "none is left"):
+        module(*batch.part(rank))
+    for _ in range(2):
+        with raises(RuntimeError, "MemoryError: none is left", "start all ranks again"):
+            module(*batch.part(rank))
+    time.sleep(6)  # the other rank finds out by its timeout
+    print("passed", flush=True)
+    os._exit(0)
 
 
 def fails_in_time(call: Callable[[], Any]) -> None:

@@ -190,8 +190,13 @@ def saved() -> None:
             made[0].local = mpe.EmbeddingBagCollection.load(f"shard-{rank}")
     assert digest(made[0].local) == digest(made[1].local)
     other = mpe.EmbeddingBagCollection([table("a", 59, 8)], optimizer=mpe.Adam(lr=0.01))
-    with raises(ValueError, "this rank's shards [", "got [('a', 59,"):
+    with raises(ValueError, "this rank's shards, whose tables is [", "got [('a', 59,"):
         made[0].local = other
+    for name, changed in (("bounds", "drop"), ("on_nonfinite", "skip"), ("optimizers", mpe.SGD(1))):
+        argument: Any = {name.removesuffix("s") if name == "optimizers" else name: changed}
+        other = mpe.EmbeddingBagCollection.load(f"shard-{rank}", **argument)
+        with raises(ValueError, f"whose {name} is"):
+            made[0].local = other
 
 
 class Model(torch.nn.Module):

@@ -36,7 +36,7 @@ def test_an_update_that_is_not_finite_is_an_error_where_the_row_is(told: list[st
     assert_passed(told, "nonfinite")
 
 
-@pytest.mark.parametrize("name", ["dead_rank", "silent_rank"])
+@pytest.mark.parametrize("name", ["dead_rank", "silent_rank", "fails_midway"])
 def test_a_rank_that_is_gone_is_an_error_within_the_timeout(name: str, tmp_path: Path) -> None:
     told = run_ranks(tmp_path, [name], 2, seconds=3)
     assert all(text.splitlines()[-1] == "passed" for text in told), told

@@ -100,10 +100,20 @@ class ShardedCall:
 
     def run(self, header: Header) -> Tensor:
         """Send, look up what was received, return the answers, and pool them."""
-        ranks, tables = self._ranks, self._tables
         counts = self._by_rank([route.counts for route in self._routes])
         self._announced = True
-        headers, received = ranks.announce(header, counts)
+        headers, received = self._ranks.announce(header, counts)
+        with self._ranks.midway():
+            return self._answered(header, counts, headers, received)
+
+    def _answered(
+        self,
+        header: Header,
+        counts: list[list[int]],
+        headers: list[Header],
+        received: list[list[int]],
+    ) -> Tensor:
+        ranks, tables = self._ranks, self._tables
         here = [tables[t] for t in self._here[ranks.rank]]
         self._owned = owned = OwnerBatch(here, self._local, headers, received)
         weighted = any(one.weighted for one in headers)
@@ -132,10 +142,11 @@ class ShardedCall:
         elif not self._owned.is_open:
             error = RuntimeError("the forward of this backward was used already")
         self._refuse(BACKWARD, error)
-        columns = (grad.float() / self._divisor).split(self._dims, dim=1)
-        pairs = zip(self._routes, columns, strict=True)
-        parts = self._by_rank([route.spread(one) for route, one in pairs])
-        self._owned.update(self._ranks.exchange(parts, self._owned.values, torch.float32))
+        with self._ranks.midway():
+            columns = (grad.float() / self._divisor).split(self._dims, dim=1)
+            pairs = zip(self._routes, columns, strict=True)
+            parts = self._by_rank([route.spread(one) for route, one in pairs])
+            self._owned.update(self._ranks.exchange(parts, self._owned.values, torch.float32))
 
 
 def index_dtype(tables: Sequence[ShardedTable]) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from mpembed.collection import EmbeddingBagCollection
+from mpembed.collection import EmbeddingBagCollection, collection_state
 from mpembed.config import TableConfig
 from mpembed.optim import Optimizer
 from mpembed.torch._feature_order import FeatureLayout
@@ -121,18 +121,14 @@ class DistributedEmbeddingBagCollection(nn.Module):
 
     @local.setter
     def local(self, collection: EmbeddingBagCollection) -> None:
-        found, expected = (
-            [
-                (t.name, t.num_embeddings, t.embedding_dim, t.first_row, t.pooling)
-                for t in one.tables
-            ]
-            for one in (collection, self._local)
-        )
-        if found != expected:
-            raise ValueError(
-                f"local must have this rank's shards {expected}, got {found}: load the file that "
-                "this rank saved, under the same plan with as many ranks"
-            )
+        found, expected = _described(collection), _described(self._local)
+        for name, value in expected.items():
+            if found[name] != value:
+                raise ValueError(
+                    f"local must be this rank's shards, whose {name} is {value}, got "
+                    f"{found[name]}: load the file that this rank saved, without changes, under "
+                    "the same plan with as many ranks"
+                )
         self._local = collection
 
     @property
@@ -214,3 +210,20 @@ class DistributedEmbeddingBagCollection(nn.Module):
             for t in self._sharded
         )
         return sum(parts, 2.0 * 8 * len(Header(0, 0)) * (size - 1))
+
+
+def _described(collection: EmbeddingBagCollection) -> dict[str, Any]:
+    """Return what all ranks must agree on, and what a shard is."""
+    settings = collection_state(collection).settings
+    return {
+        "tables": [
+            (t.name, t.num_embeddings, t.embedding_dim, t.first_row, t.pooling, t.precision)
+            for t in collection.tables
+        ],
+        "optimizers": [
+            None if one is None else (one.kind, one.states) for one in settings.optimizers
+        ],
+        "bounds": settings.bounds,
+        "on_nonfinite": settings.on_nonfinite,
+        "device": collection.device,
+    }

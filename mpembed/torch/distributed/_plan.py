@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mpembed._arguments.scalars import finite, integer
+from mpembed._collection.settings import refuse_shared_rows
 from mpembed.config import TableConfig
 
 EXCHANGES = ("auto", "rows", "pooled")
@@ -109,6 +110,7 @@ def shard_tables(tables: Sequence[TableConfig], plan: Plan, ranks: int) -> list[
     names = [table.name for table in tables]
     if set(plan) != set(names):
         raise ValueError(f"plan must have the tables {names}, got {list(plan)}")
+    refuse_shared_rows(tables)  # of tables on different ranks, too
     return [
         _sharded(replace(t, table_id=i if t.table_id is None else t.table_id), plan[t.name], ranks)
         for i, t in enumerate(tables)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from mpembed.errors import NonFiniteUpdateError
 
 T = TypeVar("T")
 EVALUATION, TRAINING, BACKWARD = range(3)  # kinds of calls
@@ -54,6 +57,7 @@ class Ranks:
 
     def __init__(self, group: Any) -> None:
         self._group, self.device = group, torch.device("cpu")
+        self._failed: str | None = None
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
         if self.rank < 0:
             raise ValueError("process_group must have this process among its ranks")
@@ -76,6 +80,21 @@ class Ranks:
                 raise RuntimeError(f"rank {rank} refused {what}, so no rank did it: {refused}")
         return [one for one, _ in told]
 
+    @contextmanager
+    def midway(self) -> Iterator[None]:
+        """Refuse all later calls if this one ends between its exchanges.
+
+        What the others still send for it would be taken for an answer to the next one. An update
+        that is not finite is the last thing of a call, so that it may go on.
+        """
+        try:
+            yield
+        except NonFiniteUpdateError:
+            raise
+        except BaseException as error:
+            self._failed = f"{type(error).__name__}: {error}"
+            raise
+
     def announce(
         self, header: Header, counts: Sequence[Sequence[int]], error: Exception | None = None
     ) -> tuple[list[Header], list[list[int]]]:
@@ -95,6 +114,11 @@ class Ranks:
         tuple
             The headers of all ranks, and the numbers of indices that each has for the tables here.
         """
+        if self._failed is not None:
+            raise RuntimeError(
+                f"an earlier call of rank {self.rank} has failed between its messages to the other "
+                f"ranks ({self._failed}): start all ranks again, from a checkpoint"
+            )
         size = len(header)
         parts = [[torch.tensor([*header, *one], device=self.device)] for one in counts]
         received = self.exchange(parts, lambda _: [size, len(counts[self.rank])], torch.int64)
