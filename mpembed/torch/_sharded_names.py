@@ -44,6 +44,11 @@ def of_columns(name: str, first: int, end: int) -> str:
     return f"{name}{COLUMNS}{first}-{end}"
 
 
+def whole_table(name: str) -> str:
+    """Return the name of the table that a name, perhaps of some of its columns, is of."""
+    return name.partition(COLUMNS)[0]
+
+
 def array_key(name: str, config: TableConfig, field: str) -> str:
     """Return the name of the entry with a table's rows, or with a state."""
     return f"{name}{ROWS}{config.precision}" if field == "rows" else f"{name}{STATE}{field}"

@@ -11,6 +11,8 @@ from typing import Any
 import sharded_models as models
 import torch
 from sharded_training import sharder
+from tensordict import TensorDict
+from torch import nested
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 SIZE = 4
@@ -54,6 +56,30 @@ def warned(rank: int, world_size: int, tables: Mapping[str, Any]) -> list[str]:
         warnings.simplefilter("always")
         models.train(model, [models.batch(seed, SIZE * world_size) for seed in range(2)])
     return [str(one.message) for one in found if "tables=" in str(one.message)]
+
+
+def unexpected(rank: int, world_size: int, name: str) -> list[str]:
+    """Load a state that has a table of another name too; return the keys that were not expected."""
+    model = models.sharded(models.collection(), sharder("sgd", {}), models.row_wise())
+    state = model.state_dict()
+    state[f"embedding_bags.{name}.mpembed_shards.0-1.about"] = torch.zeros(1)
+    loaded = model.load_state_dict(state, strict=False)
+    assert not loaded.missing_keys
+    return list(loaded.unexpected_keys)
+
+
+def of_tensor_dict(rank: int, world_size: int) -> bool:
+    """Return whether a TensorDict gives the means that a KeyedJaggedTensor gives."""
+    tables = [one._replace(pooling="mean") for one in models.TABLES]
+    model = models.sharded(models.collection(tables), sharder("sgd", {}), models.row_wise())
+    given = models.batch(rank, SIZE).jagged()
+    parts = {
+        key: nested.nested_tensor_from_jagged(given[key].values(), offsets=given[key].offsets())
+        for key in given.keys()  # noqa: SIM118 (no dict)
+    }
+    found = model(TensorDict(parts, batch_size=[SIZE])).to_dict()
+    expected = model(given).to_dict()
+    return all(torch.equal(found[key], values) for key, values in expected.items())
 
 
 def _features(rank: int, world_size: int, fault: str) -> KeyedJaggedTensor:

@@ -110,3 +110,13 @@ def test_settings_of_no_table_are_warned_of_once(tmp_path: Path) -> None:
         told = ranks.succeed(ranks.run(sharded_faults.warned, 2, tmp_path, tables))
         assert [len(one) for one in told] == [expected, expected]
         assert all("['t_0']" in text and "'t1'" in text for one in told for text in one)
+
+
+def test_a_table_of_nobody_is_unexpected(tmp_path: Path) -> None:
+    for name in ("none", "none.columns.0-4"):
+        told = ranks.succeed(ranks.run(sharded_faults.unexpected, 2, tmp_path, name))
+        assert told == 2 * [[f"embedding_bags.{name}"]]
+
+
+def test_a_tensor_dict_gives_the_same_means(tmp_path: Path) -> None:
+    assert all(ranks.succeed(ranks.run(sharded_faults.of_tensor_dict, 2, tmp_path)))

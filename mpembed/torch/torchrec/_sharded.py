@@ -19,6 +19,7 @@ from mpembed.torch.torchrec._versions import (
     ParameterSharding,
     PoolingType,
     ShardingEnv,
+    maybe_td_to_kjt,
     splits_rows,
 )
 from mpembed.torch.torchrec._versions import ShardedEmbeddingBagCollection as _PooledBase
@@ -29,18 +30,23 @@ class _Kernels(ShardedState):
     """What both sharded collections have of mpembed's kernels."""
 
     _lookups: list[Any]
-    table_names: tuple[str, ...]
     unheard: set[str]
 
-    def _warn_of_unheard(self) -> None:
-        """Warn once of settings for tables that no collection of the sharder has."""
+    def _checked(self, features: Any) -> Any:
+        """Return features, a TensorDict's too, as a KeyedJaggedTensor.
+
+        Warns once of settings for tables that no collection of the sharder has.
+        """
+        found = maybe_td_to_kjt(features)
+        refuse_variable_batch(found)
         if self.unheard:
             warnings.warn(
                 f"the sharder's tables= names {sorted(self.unheard)}, which are tables of none of "
                 f"its collections; this one has {list(self.table_names)}",
-                stacklevel=3,
+                stacklevel=4,
             )
             self.unheard.clear()
+        return found
 
     def kernels(self) -> list[MpembedKernel]:
         """Return the kernels on this rank."""
@@ -135,9 +141,7 @@ class ShardedMpembedEmbeddingBagCollection(_Kernels, _PooledBase):  # type: igno
 
     def input_dist(self, ctx: Any, features: Any) -> Any:
         """Send features to the ranks that have their rows."""
-        self._warn_of_unheard()
-        if hasattr(features, "variable_stride_per_key"):
-            refuse_variable_batch(features)
+        features = self._checked(features)
         found = super().input_dist(ctx, features)
         if self._has_mean_pooling_callback:
             with torch.no_grad():
@@ -188,10 +192,7 @@ class ShardedMpembedEmbeddingCollection(_Kernels, _SequenceBase):  # type: ignor
 
     def input_dist(self, ctx: Any, features: Any) -> Any:
         """Send features to the ranks that have their rows."""
-        self._warn_of_unheard()
-        if hasattr(features, "variable_stride_per_key"):
-            refuse_variable_batch(features)
-        return super().input_dist(ctx, features)
+        return super().input_dist(ctx, self._checked(features))
 
 
 def _features_of_outputs(configs: list[Any]) -> dict[str, tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch.distributed.device_mesh import DeviceMesh
 
 from mpembed.torch import _sharded_entries
-from mpembed.torch._sharded_names import of_columns
+from mpembed.torch._sharded_names import of_columns, whole_table
 from mpembed.torch.torchrec._shards import Shard
 
 
@@ -21,6 +21,7 @@ class ShardedState:
 
     #: Where TorchRec's unsharded module has its tables.
     _tables_prefix: str
+    table_names: tuple[str, ...]  # of all ranks
     _env: Any
 
     def kernels(self) -> list[Any]:
@@ -66,6 +67,8 @@ class ShardedState:
             error_msgs,
         )
         found = _sharded_entries.tables_in(given)
+        known = {prefix + self._tables_prefix + name for name in self.table_names}
+        unexpected_keys.extend(key for key in found if whole_table(key) not in known)
         for collection, names in self._named_shards(prefix):
             missing = [name for name in names.values() if name not in found]
             missing_keys.extend(missing)

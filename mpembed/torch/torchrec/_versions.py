@@ -52,6 +52,7 @@ try:
     from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
     from torchrec.optim.fused import EmptyFusedOptimizer, FusedOptimizer, FusedOptimizerModule
     from torchrec.optim.keyed import KeyedOptimizer
+    from torchrec.sparse.tensor_dict import maybe_td_to_kjt
 except ImportError as error:
     raise ImportError(
         f"mpembed.torch.torchrec needs TorchRec {TESTED[0]} to {TESTED[-1]} and FBGEMM: {error}. "
@@ -85,6 +86,7 @@ __all__ = [
     "ShardingType",
     "grouped_configs",
     "lookup_arguments",
+    "maybe_td_to_kjt",
     "splits_rows",
 ]
 
