@@ -23,7 +23,7 @@ PROGRAMS = [
     "data_parallel",
     "page",
 ]
-RANKS = [1, 2, pytest.param(4, marks=pytest.mark.exhaustive)]
+RANKS = [2, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 4))]
 
 
 @pytest.fixture(scope="module", params=RANKS)
