@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from sharded_saves import Save
 
 pytestmark = pytest.mark.torch
 Pairs = Sequence[tuple[int, Sequence[str]]]
+#: Numbers of ranks whose saves and loads are all paired.
+WORLDS = os.environ.get("MPEMBED_TEST_RANKS", "1,2").split(",")
 
 
 def check_pairs(
@@ -45,8 +48,7 @@ def test_an_asynchronous_save_has_the_state_of_its_call(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("optimizer", ["adam", "adam_bf16", "rowwise_adagrad", "sgd"])
-@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize(("optimizer", "later"), [("adam", False), ("adam_bf16", True)])
 def test_every_pair_of_save_and_load(optimizer: str, later: bool, tmp_path: Path) -> None:
-    worlds = [(1, PLANS), (2, PLANS), (4, PLANS)]
+    worlds = [(int(world), PLANS) for world in WORLDS]
     check_pairs(tmp_path, optimizer, worlds, worlds, later=later)
