@@ -44,7 +44,7 @@ def test_a_manifest_takes_linear_time(
     error = refused_by_python(path)
     assert error is not None
     assert "but the manifest says" in error
-    assert time.process_time() - begin < 8  # about 2, and hours where it is quadratic
+    assert time.process_time() - begin < 60  # about 2 alone; hours where it is quadratic
 
 
 LATER = [
