@@ -59,7 +59,7 @@ def test_a_hundred_thousand_tables(
         begin = time.process_time()
         error, seconds = reader(path), time.process_time() - begin
     assert "manifest is not valid" in error
-    assert seconds < 4  # less than 1; most of it reads the text
+    assert seconds < 10  # less than 1 on an idle machine; most of it reads the text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
