@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -29,6 +29,21 @@ _FOR_FBGEMM = {
 }
 
 
+def configs_of(module: Any) -> list[BaseEmbeddingConfig]:
+    """Return the configurations of the tables of an unsharded collection of either kind."""
+    pooled = hasattr(module, "embedding_bag_configs")
+    found = module.embedding_bag_configs() if pooled else module.embedding_configs()
+    return list(found)
+
+
+def refuse_to_move(*_: Any, **__: Any) -> NoReturn:
+    """Refuse to move shards while training: RuntimeError."""
+    raise RuntimeError(
+        "mpembed's shards do not move between ranks while a model trains: save a checkpoint, "
+        "and load it with the other plan"
+    )
+
+
 def checked_plan(
     module: Any, plan: Mapping[str, ParameterSharding], env: Any
 ) -> dict[str, ParameterSharding]:
@@ -49,8 +64,7 @@ def checked_plan(
             f"the collection has weights on {module.device}, which mpembed would not use: make it "
             "with device='meta', and set rows after sharding"
         )
-    configs = module.embedding_bag_configs() if hasattr(module, "embedding_bag_configs") else None
-    for config in module.embedding_configs() if configs is None else configs:
+    for config in configs_of(module):
         _check_config(config)
     parameters = {name.split(".")[-2]: one for name, one in module.named_parameters()}
     for name, one in plan.items():

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from mpembed.torch.torchrec._checks import checked_plan, refuse_variable_batch
+from mpembed.torch.torchrec._checks import (
+    checked_plan,
+    configs_of,
+    refuse_to_move,
+    refuse_variable_batch,
+)
 from mpembed.torch.torchrec._kernel import MpembedKernel
 from mpembed.torch.torchrec._lookup import pooled_lookup, sequence_lookup
 from mpembed.torch.torchrec._mean import Output, divisor
@@ -30,7 +35,29 @@ class _Kernels(ShardedState):
     """What both sharded collections have of mpembed's kernels."""
 
     _lookups: list[Any]
-    unheard: set[str]
+    unheard: set[str]  # of the sharder: tables with settings that no collection has had
+
+    def __init__(
+        self,
+        module: Any,
+        plan: Mapping[str, ParameterSharding],
+        env: ShardingEnv,
+        settings: SharderSettings,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+        **options: Any,
+    ) -> None:
+        names = tuple(one.name for one in configs_of(module))
+        super().__init__(  # type: ignore[call-arg]
+            module,
+            checked_plan(module, plan, env),
+            env,
+            fused_params={FUSED_PARAM: settings.of_module(names, module_fqn or "")},
+            device=device,
+            module_fqn=module_fqn,
+            **options,
+        )
+        self.table_names, self.unheard = names, set()
 
     def _checked(self, features: Any) -> Any:
         """Return features, a TensorDict's too, as a KeyedJaggedTensor.
@@ -65,12 +92,7 @@ class _Kernels(ShardedState):
     def reset_parameters(self) -> None:
         """Do nothing: a collection draws its rows when it is made."""
 
-    def update_shards(self, *_: Any) -> NoReturn:
-        """Refuse to move shards while training: RuntimeError."""
-        raise RuntimeError(
-            "mpembed's shards do not move between ranks while a model trains: save a checkpoint, "
-            "and load it with the other plan"
-        )
+    update_shards = staticmethod(refuse_to_move)
 
 
 class ShardedMpembedEmbeddingBagCollection(_Kernels, _PooledBase):  # type: ignore[misc]
@@ -109,23 +131,12 @@ class ShardedMpembedEmbeddingBagCollection(_Kernels, _PooledBase):  # type: igno
         module_fqn: str | None = None,
         **options: Any,
     ) -> None:
-        configs = module.embedding_bag_configs()
-        checked = checked_plan(module, plan, env)
-        own = settings.of_module([one.name for one in configs], module_fqn or "")
-        super().__init__(
-            module,
-            checked,
-            env,
-            fused_params={FUSED_PARAM: own},
-            device=device,
-            module_fqn=module_fqn,
-            **options,
-        )
-        self.table_names, self.unheard = tuple(one.name for one in configs), set()
+        super().__init__(module, plan, env, settings, device, module_fqn, **options)
+        configs = configs_of(module)
         divided = {
             one.name
             for one in configs
-            if one.pooling == PoolingType.MEAN and splits_rows(checked[one.name].sharding_type)
+            if one.pooling == PoolingType.MEAN and splits_rows(plan[one.name].sharding_type)
         }
         # TorchRec's own divisor is wrong where a table is not split by rows: see _mean.
         self._has_mean_pooling_callback = bool(divided)
@@ -161,30 +172,6 @@ class ShardedMpembedEmbeddingCollection(_Kernels, _SequenceBase):  # type: ignor
     """
 
     _tables_prefix = "embeddings."
-
-    def __init__(
-        self,
-        module: Any,
-        plan: Mapping[str, ParameterSharding],
-        env: ShardingEnv,
-        settings: SharderSettings,
-        device: torch.device | None = None,
-        module_fqn: str | None = None,
-        **options: Any,
-    ) -> None:
-        checked = checked_plan(module, plan, env)
-        names = [one.name for one in module.embedding_configs()]
-        own = settings.of_module(names, module_fqn or "")
-        super().__init__(
-            module,
-            checked,
-            env,
-            fused_params={FUSED_PARAM: own},
-            device=device,
-            module_fqn=module_fqn,
-            **options,
-        )
-        self.table_names, self.unheard = tuple(names), set()
 
     def _create_lookups(self) -> None:
         for kind, sharding in self._sharding_type_to_sharding.items():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 
 from mpembed import registry
 from mpembed.config import CacheConfig
 from mpembed.optim import Optimizer
+from mpembed.torch.torchrec._checks import refuse_to_move
 from mpembed.torch.torchrec._settings import FUSED_PARAM, SharderSettings, TableSettings
 from mpembed.torch.torchrec._sharded import (
     ShardedMpembedEmbeddingBagCollection,
@@ -35,7 +37,11 @@ class _Settings:
     """What both sharders say to TorchRec's planner."""
 
     settings: SharderSettings
-    _unheard: set[str]  # tables with settings that no collection has had
+
+    @cached_property
+    def _unheard(self) -> set[str]:
+        """Tables with settings that no collection has had so far."""
+        return {name for name, _ in self.settings.tables}
 
     def _has_sharded(self, sharded: Sharded) -> Sharded:
         """Return a collection, whose first batch warns of settings for tables that nobody has."""
@@ -47,12 +53,7 @@ class _Settings:
         """Return the only kernel."""
         return [CUSTOMIZED]
 
-    def reshard(self, *_: Any, **__: Any) -> NoReturn:
-        """Refuse to move shards while training: RuntimeError."""
-        raise RuntimeError(
-            "mpembed's shards do not move between ranks while a model trains: save a checkpoint, "
-            "and load it with the other plan"
-        )
+    reshard = staticmethod(refuse_to_move)
 
 
 class MpembedSharder(_Settings, EmbeddingBagCollectionSharder):  # type: ignore[misc]
@@ -104,7 +105,6 @@ class MpembedSharder(_Settings, EmbeddingBagCollectionSharder):  # type: ignore[
         self.settings = SharderSettings.checked(
             optimizer, precision, cache, tables, seed, rounding, bounds, on_nonfinite
         )
-        self._unheard = {name for name, _ in self.settings.tables}
         super().__init__(
             fused_params={FUSED_PARAM: self.settings},  # for the planner's estimators
             qcomm_codecs_registry=qcomm_codecs_registry,
@@ -168,7 +168,6 @@ class MpembedSequenceSharder(_Settings, EmbeddingCollectionSharder):  # type: ig
         self.settings = SharderSettings.checked(
             optimizer, precision, cache, tables, seed, rounding, bounds, on_nonfinite
         )
-        self._unheard = {name for name, _ in self.settings.tables}
         super().__init__(
             fused_params={FUSED_PARAM: self.settings},  # for the planner's estimators
             qcomm_codecs_registry=qcomm_codecs_registry,
