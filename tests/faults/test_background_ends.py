@@ -28,7 +28,7 @@ from mpembed._checkpoint.manifest import identity
 
 
 def test_an_interrupt_as_the_thread_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call has not happened: there is no file, and nothing is kept for it."""
+    """The call has not happened: no file has appeared, and nothing is kept for it."""
     emb, start, threads = make(), threading.Thread.start, []
 
     def interrupted(self: threading.Thread) -> None:

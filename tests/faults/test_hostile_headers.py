@@ -1,4 +1,4 @@
-"""Headers of files made to do harm: holes, overlaps, wrong types, names twice; what is no file."""
+"""Headers of files made to do harm: holes, overlaps, wrong types, names twice; other texts."""
 
 from __future__ import annotations
 

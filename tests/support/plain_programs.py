@@ -1,38 +1,45 @@
-"""Runs programs of plain_training and plain_faults as a rank of a gloo group."""
+"""Runs programs of plain_training and plain_faults as a rank of a gloo group, for `ranks.run`."""
 
 from __future__ import annotations
 
+import io
 import os
-import sys
 import traceback
-from datetime import timedelta
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
 
 import plain_faults
 import plain_training
 from torch import distributed as dist
 
 
-def main() -> None:
-    names, size, store, seconds, rank = sys.argv[1:]
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=int(rank),
-        world_size=int(size),
-        timeout=timedelta(seconds=float(seconds)),
-    )
-    try:
-        for name in names.split(","):
-            home = plain_training if hasattr(plain_training, name) else plain_faults
-            getattr(home, name)()
-            dist.barrier()
-            print(name, "passed", flush=True)
-    except BaseException:
-        traceback.print_exc(file=sys.stdout)
-        sys.stdout.flush()
-        os._exit(1)
-    os._exit(0)  # a thread of gloo that wants the interpreter while it ends aborts the process
+def all_of(rank: int, world_size: int, folder: Path, names: Sequence[str]) -> str:
+    """Run programs in turn; return what they print. The first that fails is the last."""
+    os.chdir(folder)
+    warnings.simplefilter("error")
+    told = io.StringIO()
+    with redirect_stdout(told):
+        try:
+            for name in names:
+                home = plain_training if hasattr(plain_training, name) else plain_faults
+                getattr(home, name)()
+                dist.barrier()
+                print(name, "passed")
+        except Exception:
+            traceback.print_exc(file=told)
+    return told.getvalue()
 
 
-if __name__ == "__main__":
-    main()
+def alone(rank: int, world_size: int, name: str) -> Any:
+    """Run a program of plain_faults whose ranks do not meet at its end; return its answer."""
+    warnings.simplefilter("error")
+    return getattr(plain_faults, name)()
+
+
+def assert_passed(told: Sequence[str], name: str) -> None:
+    """Fail, with what all ranks have printed, where a program has not ended well on each."""
+    lines = [text.splitlines() for text in told]
+    assert all(f"{name} passed" in one for one in lines), "\n".join(told)

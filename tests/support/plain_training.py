@@ -141,7 +141,7 @@ def cached() -> None:
         assert sum(one["evictions"] for one in stats.values()) > 0
         found.append(digest(module.local))
     assert found[0] == found[1]
-    print("digest", found[0], flush=True)
+    print("digest", found[0])
 
 
 def features() -> None:
@@ -271,6 +271,6 @@ def wire() -> None:
         formula = module.wire_bytes(bags, means, weighted=weighted)
         sent[0] = 0
         module(*batch.part(rank, weighted=weighted)).sum().backward()
-        print("wire", rank, longest, weighted, sent[0], round(formula), flush=True)
+        print("wire", rank, longest, weighted, sent[0], round(formula))
         assert abs(sent[0] - formula) <= 0.05 * formula
         assert (formula > 0) == (size > 1)

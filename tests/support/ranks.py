@@ -1,6 +1,6 @@
 """Functions run by several processes at once, the ranks of a gloo group.
 
-The processes are forked from one that has imported TorchRec, so that they start at once. Each
+The processes are forked from one that has imported what they need, so that they start at once. Each
 leaves by `os._exit`: gloo's threads may abort an orderly end.
 """
 
@@ -20,7 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-PRELOADED = ["torchrec.distributed.model_parallel", "mpembed.torch.torchrec"]
+PRELOADED = [
+    "mpembed.torch.distributed",
+    "torchrec.distributed.model_parallel",
+    "mpembed.torch.torchrec",
+]
 
 
 class Failed(NamedTuple):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
-from rank_programs import assert_passed, run_ranks
+import plain_programs
+import ranks
+from plain_programs import assert_passed
 
 pytestmark = pytest.mark.torch
 PROGRAMS = [
@@ -26,10 +29,18 @@ PROGRAMS = [
 RANKS = [2, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 4))]
 
 
+def run(folder: Path, names: Sequence[str], world_size: int) -> list[str]:
+    """Return what each rank has printed of programs."""
+    every = ranks.run(
+        plain_programs.all_of, world_size, folder, folder, names, timeout=240, group_timeout=60
+    )
+    return ranks.succeed(every)
+
+
 @pytest.fixture(scope="module", params=RANKS)
 def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What each rank has printed of all programs, which are run once."""
-    return run_ranks(tmp_path_factory.mktemp("ranks"), PROGRAMS, request.param)
+    return run(tmp_path_factory.mktemp("ranks"), PROGRAMS, request.param)
 
 
 def test_shards_have_the_bytes_of_one_process(told: list[str]) -> None:
@@ -74,9 +85,9 @@ def test_the_page_of_the_manual_runs(told: list[str]) -> None:
 
 
 def test_runs_with_a_cache_have_the_same_bytes(told: list[str], tmp_path: Path) -> None:
-    again = run_ranks(tmp_path, ["cached"], len(told))
+    again = run(tmp_path, ["cached"], len(told))
     assert_passed(again, "cached")
-    runs = [[line for text in run for line in text.splitlines()] for run in (told, again)]
-    digests = [[line for line in run if line.startswith("digest")] for run in runs]
+    runs = [[line for text in one for line in text.splitlines()] for one in (told, again)]
+    digests = [[line for line in one if line.startswith("digest")] for one in runs]
     assert len(digests[0]) == len(told)
     assert digests[0] == digests[1]

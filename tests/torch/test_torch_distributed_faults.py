@@ -8,7 +8,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from rank_programs import assert_passed, run_ranks
+import plain_programs
+import ranks
+from plain_programs import assert_passed
 
 pytestmark = pytest.mark.torch
 PROGRAMS = ["refused", "different_calls", "different_arguments", "nonfinite"]
@@ -17,7 +19,11 @@ PROGRAMS = ["refused", "different_calls", "different_arguments", "nonfinite"]
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What each rank has printed of all programs, which are run once."""
-    return run_ranks(tmp_path_factory.mktemp("ranks"), PROGRAMS, 2)
+    folder = tmp_path_factory.mktemp("ranks")
+    every = ranks.run(
+        plain_programs.all_of, 2, folder, folder, PROGRAMS, timeout=240, group_timeout=60
+    )
+    return ranks.succeed(every)
 
 
 def test_a_wrong_batch_of_one_rank_is_an_error_on_all(told: list[str]) -> None:
@@ -38,5 +44,5 @@ def test_an_update_that_is_not_finite_is_an_error_where_the_row_is(told: list[st
 
 @pytest.mark.parametrize("name", ["dead_rank", "silent_rank", "fails_midway"])
 def test_a_rank_that_is_gone_is_an_error_within_the_timeout(name: str, tmp_path: Path) -> None:
-    told = run_ranks(tmp_path, [name], 2, seconds=3)
-    assert all(text.splitlines()[-1] == "passed" for text in told), told
+    found = ranks.run(plain_programs.alone, 2, tmp_path, name, timeout=240, group_timeout=3)
+    assert found == [True, None if name == "dead_rank" else True]
