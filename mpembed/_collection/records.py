@@ -166,29 +166,31 @@ class StoredArray:
 
     def _opaque(self, memory: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the elements in memory, each as one opaque value, which is fast to move."""
-        kind, count = np.dtype(f"V{self._row_bytes}"), self.shape[0]
+        return self._in_place(memory, np.dtype(f"V{self._row_bytes}"), ())
+
+    def _in_place(
+        self, memory: npt.NDArray[Any], kind: np.dtype[Any], shape: tuple[int, ...]
+    ) -> npt.NDArray[Any]:
+        """Return the elements where they lie in memory, each as values of a kind and shape."""
+        count = self.shape[0]
         if count == 0:
-            return np.empty(0, kind)
-        stride = memory.nbytes // count
-        data = memory.reshape(-1).view(np.uint8).data
-        return np.ndarray((count,), kind, data, self.offset, (stride,))
+            return np.empty((0, *shape), kind)
+        data, stride = memory.reshape(-1).view(np.uint8).data, memory.nbytes // count
+        inner = np.empty(shape, kind).strides
+        return np.ndarray((count, *shape), kind, data, self.offset, (stride, *inner))
 
     def strided(self) -> npt.NDArray[Any] | None:
         """Return all elements where they lie in the host's memory, with gaps between rows.
 
         None on a device, and where records leave them unaligned.
         """
-        size, count = self.dtype.itemsize, self.shape[0]
         if isinstance(self.memory, Tensor):
             return None
-        memory = np.asarray(self.memory).reshape(-1).view(np.uint8)
-        if count == 0 or memory.size == 0:
-            return np.empty(self.shape, self.dtype)
-        stride = memory.size // count
+        memory, size = np.asarray(self.memory), self.dtype.itemsize
+        stride = memory.nbytes // max(1, self.shape[0])
         if stride % size or (memory.ctypes.data + self.offset) % size:
             return None
-        inner = np.empty(self.shape[1:], self.dtype).strides
-        return np.ndarray(self.shape, self.dtype, memory.data, self.offset, (stride, *inner))
+        return self._in_place(memory, self.dtype, self.shape[1:])
 
     def _spans_of(
         self, ids: npt.NDArray[np.int64]
