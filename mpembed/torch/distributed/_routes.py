@@ -43,6 +43,10 @@ class Route:
     ) -> None:
         self._table, self._pooling = table, table.config.pooling
         self._lengths, self._weights = lengths, weights
+        if len(table.ranks) == 1 and not table.sends_rows:  # all to one, in their order
+            self._order: Any = slice(None)
+            self._indices, self.counts = indices, [indices.shape[0]]
+            return
         self._bags = torch.repeat_interleave(lengths)
         shards = torch.div(indices, table.block, rounding_mode="floor").clamp_(min=0)
         self._places = shards.long()
@@ -56,10 +60,12 @@ class Route:
         if self._table.sends_rows:
             return [[one] for one in indices]
         shards, bags = len(self.counts), self._lengths.shape[0]
-        lengths = torch.bincount(self._places * bags + self._bags, minlength=shards * bags)
+        lengths = self._lengths
+        if shards > 1:
+            lengths = torch.bincount(self._places * bags + self._bags, minlength=shards * bags)
         parts: list[Any] = [lengths.to(self._indices.dtype).view(shards, bags)]
         if weighted:
-            whole = torch.ones_like(self._bags) if self._weights is None else self._weights
+            whole = torch.ones_like(self._indices) if self._weights is None else self._weights
             as_float = whole[self._order].to(FLOATS[self._indices.dtype])
             parts.append(as_float.view(self._indices.dtype).split(self.counts))
         return [list(one) for one in zip(*parts, indices, strict=True)]

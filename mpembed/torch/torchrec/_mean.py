@@ -47,6 +47,5 @@ def divisor(features: Any, outputs: Sequence[Output]) -> Tensor:
     counts = lengths.clamp(min=1).to(torch.float32)  # an empty bag's sum is 0
     whole = torch.ones_like(counts[0])
     rows = [counts[places[one.feature]] if one.divides else whole for one in outputs]
-    widths = torch.tensor([one.columns for one in outputs], device=counts.device)
-    total = sum(one.columns for one in outputs)
-    return torch.stack(rows, 1).repeat_interleave(widths, 1, output_size=total)
+    parts = zip(rows, outputs, strict=True)
+    return torch.cat([row.unsqueeze(1).expand(-1, one.columns) for row, one in parts], dim=1)
