@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from mpembed.config import TableConfig
-from mpembed.torch._dense import dense
 from mpembed.torch._feature_errors import describe_index_error
 from mpembed.torch._feature_order import FeatureLayout, output_names
 from mpembed.torch._frozen import FrozenSettings, FrozenTables
@@ -18,9 +17,9 @@ from mpembed.torch._keyed import (
     SequenceConfig,
     is_jagged,
     jagged_tensor,
-    keyed_tensor,
 )
 from mpembed.torch._one_table import equal_bag_offsets
+from mpembed.torch._pooled_call import PooledCall
 from mpembed.torch._sequence import plan_sequences
 
 
@@ -62,55 +61,17 @@ class FrozenEmbeddingBagCollection(FrozenTables):
         per_sample_weights: Tensor | None = None,
     ) -> Any:
         """Look up and pool a batch, as the forward of `EmbeddingBagCollection` does."""
-        if isinstance(features, Tensor):
-            if offsets is None:
-                raise TypeError("offsets must be given where features is a tensor of indices")
-            indices = self._signed(features, "features")
-            return self._lookup(indices, dense("offsets", offsets), per_sample_weights)
-        if not is_jagged(features):
-            raise TypeError(
-                "features must be a KeyedJaggedTensor or a tensor of indices, got "
-                f"{type(features).__name__}"
-            )
-        if offsets is not None or per_sample_weights is not None:
-            raise TypeError(
-                "offsets and per_sample_weights must be None: the features have offsets and "
-                "weights of their own"
-            )
-        return self._features(features)
+        call = PooledCall(
+            self._table_configs,
+            self._layout,
+            self._drops,
+            self._lookup,
+            is_weighted=self._is_weighted,
+        )
+        return call(features, offsets, per_sample_weights)
 
-    def _features(self, features: Any) -> Any:
-        keys, offsets = features.keys(), features.offsets()
-        if getattr(features, "variable_stride_per_key", bool)():
-            raise ValueError(
-                "features of different batch sizes (stride_per_key) are not supported: give all one"
-            )
-        # A compiler would warn of the layout's notes of earlier orders.
-        compiling = torch.compiler.is_compiling()
-        order = self._layout.find_order(tuple(keys)) if compiling else self._layout.order(keys)
-        weights = features.weights_or_none() if self._is_weighted else None
-        if self._is_weighted and weights is None:
-            raise ValueError(
-                "the features have no weights, and the module was made with is_weighted=True"
-            )
-        batch_size = (offsets.shape[0] - 1) // len(keys)
-        if offsets.shape[0] != batch_size * len(keys) + 1:
-            raise ValueError(
-                f"offsets of {len(keys)} features must have {len(keys)} x batch size + 1 entries, "
-                f"got {offsets.shape[0]}"
-            )
-        values = self._signed(features.values(), "features.values()")
-        if compiling:
-            looked_up = self._lookup(values, offsets, weights, order)
-        else:
-            try:
-                looked_up = self._lookup(values, offsets, weights, order)
-            except IndexError as error:
-                by_table = self._layout.features
-                raise describe_index_error(error, self._table_configs, features, by_table) from None
-        outputs = self._layout.outputs(looked_up, batch_size)
-        names, lengths = list(self._layout.names), list(self._layout.lengths)
-        return keyed_tensor(features, names, lengths, outputs)
+    def _drops(self) -> bool:
+        return self._drop
 
     def is_weighted(self) -> bool:
         """Return whether the weights of the features are used."""

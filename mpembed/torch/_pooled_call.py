@@ -81,7 +81,9 @@ class PooledCall:
             raise ValueError(
                 "features of different batch sizes (stride_per_key) are not supported: give all one"
             )
-        order = self._layout.order(keys)
+        # A compiler would warn of the layout's notes of earlier orders.
+        compiling = torch.compiler.is_compiling()
+        order = self._layout.find_order(tuple(keys)) if compiling else self._layout.order(keys)
         weights = None
         if self._is_weighted:
             weights = features.weights_or_none()
@@ -98,7 +100,7 @@ class PooledCall:
             )
         layout = self._layout
         values = signed_indices(features.values(), "features.values()", self._drops)
-        if torch.compiler.is_compiling():
+        if compiling:
             looked_up = self._look_up(values, offsets, weights, order)
         else:
             try:
