@@ -165,8 +165,7 @@ class _Joined:
             zip(self.settings.tables, self._shards, strict=True)
         ):
             for one in shards:
-                whole = one.first == config.first_row and config.num_embeddings == 0
-                if whole or one.first >= config.first_row:
+                if one.first >= config.first_row:
                     found[table] += [one.about[name].get(entry, 0) for entry in entries]
         return found
 

@@ -5,7 +5,7 @@ state is here, as nothing depends on the cache's size or on how the rows are spl
 by their numbers in the whole table, with their FP32 values, and counts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,7 +167,7 @@ class _Cache:
     def __init__(self, state: CollectionState, group: GroupStorage, on: Stream) -> None:
         assert group.cache is not None
         assert state.settings.cache is not None
-        self._state, self._plan, self._on = state, group.plan, on
+        self._state = state
         self._stored = {name: StoredArray.of(a) for name, a in group.cache.arrays().items()}
         name = f"cache.{group.plan.label}.tags"
         tags = state.without_pins(name, self._stored["tags"].whole(on))
@@ -186,19 +186,36 @@ class _Cache:
             "tables": tables_of(state.settings, with_rows),
         }
 
+        self._first = first_keys(group.plan, state.settings)
+        self._held = self._read_rows(group.plan.tables, on)
+
+    def _read_rows(
+        self, tables: Sequence[int], on: Stream
+    ) -> dict[int, tuple[npt.NDArray[np.int64], Values, Values, Values]]:
+        """Return the slots of each table, their rows, their values, and what the policy keeps.
+
+        All are read at once: the slots of every table lie everywhere.
+        """
+        slots = []
+        for table in tables:
+            begin = np.uint64(self._first[table])
+            end = begin + np.uint64(self._state.settings.tables[table].num_embeddings)
+            slots.append(np.flatnonzero((self._keys >= begin) & (self._keys < end)))
+        every, cuts = np.concatenate(slots), np.cumsum([len(one) for one in slots])[:-1]
+        rows, values = (np.split(self._gather(n, every, on), cuts) for n in ("rows", "values"))
+        meta = np.split(self._stored["meta"].whole(on).reshape(-1)[every], cuts)
+        return dict(zip(tables, zip(slots, rows, values, meta, strict=True), strict=True))
+
     def rows_of(self, table: int) -> CachedRows:
         """Return the cached rows of a table."""
         settings = self._state.settings
         config, optimizer = settings.tables[table], settings.optimizers[table]
-        first, dim = first_keys(self._plan, settings)[table], config.embedding_dim
-        begin, end = np.uint64(first), np.uint64(first + config.num_embeddings)
-        slots = np.flatnonzero((self._keys >= begin) & (self._keys < end))
-        held, values = self._gather("rows", slots), self._gather("values", slots)
+        begin, dim = np.uint64(self._first[table]), config.embedding_dim
+        slots, held, values, meta = self._held[table]
         states = {}
         for name, place in state_columns(optimizer, dim).items():
             source = held if isinstance(place, slice) else values
             states[name] = np.ascontiguousarray(source[:, place])
-        meta = self._stored["meta"].whole(self._on).reshape(-1)[slots]
         dirty = (self._tags[slots] & np.uint64(contract.DIRTY_BIT)) != 0
         return CachedRows(
             (self._keys[slots] - begin).astype(np.int64) + config.first_row,
@@ -207,7 +224,7 @@ class _Cache:
             np.stack([slots, dirty.astype(np.int64), meta.astype(np.int64)], axis=1),
         )
 
-    def _gather(self, name: str, slots: npt.NDArray[np.int64]) -> Values:
+    def _gather(self, name: str, slots: npt.NDArray[np.int64], on: Stream) -> Values:
         if name not in self._stored:
             return np.empty((len(slots), 0), np.float32)
-        return self._stored[name].flattened(2).gather(slots, self._on)
+        return self._stored[name].flattened(2).gather(slots, on)

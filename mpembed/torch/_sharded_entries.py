@@ -79,7 +79,7 @@ def _tensor(stored: StoredArray, on: Stream) -> Tensor:
     """Return an array as a tensor: its own memory where that is possible, else a copy."""
     values = stored.strided()
     if values is None:
-        values = stored.whole(on).copy()
+        values = stored.whole(on)  # of a device, or of unaligned records: a copy
     if values.dtype == np.uint16:  # PyTorch has no arithmetic for it; these are bf16
         return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(values)
@@ -145,7 +145,8 @@ def load(
     partial: bool = False,
 ) -> LoadReport:
     """Do what ``mpembed.torch.sharded.load_state_dict`` does."""
-    left = {own: name for own, name in names.items() if name not in tables_in(given)}
+    known = tables_in(given)
+    left = {own: name for own, name in names.items() if name not in known}
     if left and not partial:
         raise ValueError(f"the state has no table {min(left.values())!r}")
     if left:  # these are given what they have

@@ -12,11 +12,11 @@ from mpembed.torch._sharded_entries import local_part
 from mpembed.torch._sharded_names import (
     ABOUT,
     CACHED_ROWS,
-    COLUMNS,
     ROWS,
     SKETCH,
     STATE,
     ShardKey,
+    whole_table,
 )
 
 Kinds = dict[str, TensorStorageMetadata]
@@ -54,10 +54,14 @@ class LoadPlanner(DefaultLoadPlanner):
         super().set_up_planner(state_dict, metadata, is_coordinator)
         assert metadata is not None
         saved = _Saved(metadata)
-        own = [key for key in map(ShardKey.parsed, self.state_dict) if key is not None]
-        for key in own:
-            if key.kind == ABOUT:
-                self._replace(key, [one for one in own if one[:3] == key[:3]], saved)
+        own: dict[tuple[str, int, int], list[ShardKey]] = {}
+        for key in map(ShardKey.parsed, self.state_dict):
+            if key is not None:
+                own.setdefault(key[:3], []).append(key)
+        for keys in own.values():
+            for key in keys:
+                if key.kind == ABOUT:
+                    self._replace(key, keys, saved)
 
     def _replace(self, own: ShardKey, keys: list[ShardKey], saved: _Saved) -> None:
         path = self.mappings[str(own)]
@@ -120,15 +124,15 @@ class _Saved:
     """
 
     def __init__(self, metadata: Metadata) -> None:
-        self._entries: Kinds = {
-            key: value
-            for key, value in metadata.state_dict_metadata.items()
-            if isinstance(value, TensorStorageMetadata)
-        }
+        self._others: Kinds = {}
         self.shards: dict[str, dict[tuple[int, int], Kinds]] = {}
-        for name, value in self._entries.items():
+        for name, value in metadata.state_dict_metadata.items():
+            if not isinstance(value, TensorStorageMetadata):
+                continue
             key = ShardKey.parsed(name)
-            if key is not None:
+            if key is None:
+                self._others[name] = value
+            else:
                 shards = self.shards.setdefault(key.table, {})
                 shards.setdefault((key.first, key.end), {})[key.kind] = value
 
@@ -139,7 +143,7 @@ class _Saved:
     def arrays(self, table: str) -> Kinds:
         """Return the entries by row of a table."""
         before = table + ROWS, table + STATE
-        return {key: value for key, value in self._entries.items() if key.startswith(before)}
+        return {key: value for key, value in self._others.items() if key.startswith(before)}
 
     def needed(self, own: ShardKey) -> list[tuple[ShardKey, TensorStorageMetadata]]:
         """Return the entries of all shards that hold rows of one; of any shard if it has none."""
@@ -157,8 +161,8 @@ class _Saved:
 
     def other_columns(self, table: str) -> list[str]:
         """Return the parts that a table's columns were split into, where they are others."""
-        whole = table.partition(COLUMNS)[0]
-        return sorted(one for one in self.shards if one.partition(COLUMNS)[0] == whole)
+        whole = whole_table(table)
+        return sorted(one for one in self.shards if whole_table(one) == whole)
 
     def missing(self, table: str) -> str:
         """Say that a table is not there."""
