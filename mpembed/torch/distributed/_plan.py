@@ -9,6 +9,7 @@ from typing import Any
 from mpembed._arguments.scalars import finite, integer
 from mpembed._collection.settings import refuse_shared_rows
 from mpembed.config import TableConfig
+from mpembed.torch._sharded_names import total_rows
 
 EXCHANGES = ("auto", "rows", "pooled")
 
@@ -77,8 +78,7 @@ class ShardedTable:
             place = self.ranks.index(rank)
             first, end = (min(n * self.block, last) for n in (place, place + 1))
         pooling = "none" if self.sends_rows else "sum" if len(self.ranks) > 1 else whole.pooling
-        total = whole.first_row + last if whole.total_rows is None else whole.total_rows
-        rows: dict[str, Any] = {"num_embeddings": end - first, "total_rows": total}
+        rows: dict[str, Any] = {"num_embeddings": end - first, "total_rows": total_rows(whole)}
         return replace(whole, first_row=whole.first_row + first, pooling=pooling, **rows)
 
     def values(self, bags: int, count: int) -> int:

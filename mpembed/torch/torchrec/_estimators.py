@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 
+from mpembed.torch.torchrec._checks import configs_of
 from mpembed.torch.torchrec._planner_versions import (
     BIGINT_DTYPE,
     EmbeddingPerfEstimator,
@@ -117,11 +118,13 @@ class MpembedStorageEstimator(ShardEstimator):  # type: ignore[misc]
 
     def _share(self, option: ShardingOption, settings: SharderSettings, rows: int) -> float:
         """Return the part of a rank's cache that a shard is charged; see the class's notes."""
+        if settings.cache is None or settings.cache.num_sets is None:
+            return 1.0  # the cache grows with the rows
         own = table_settings(settings, option.name)
         columns = option.tensor.shape[1]
         kind = None if own.optimizer is None else own.optimizer.kind
         total: int = 0
-        for config in _configs(option.module[1]):
+        for config in configs_of(option.module[1]):
             other = table_settings(settings, config.name).optimizer
             if config.embedding_dim == columns and (other and other.kind) == kind:
                 total += config.num_embeddings
@@ -242,9 +245,3 @@ def _settings(option: ShardingOption, data: SharderData) -> SharderSettings:
             "mpembed's: give the planner an MpembedSharder for its module"
         )
     return settings
-
-
-def _configs(module: Any) -> list[Any]:
-    """Return the configurations of a module's tables."""
-    bags = getattr(module, "embedding_bag_configs", None)
-    return list(module.embedding_configs() if bags is None else bags())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from mpembed import registry
 from mpembed._collection.memory_plan import memory_plan
@@ -33,6 +34,7 @@ def table_settings(settings: SharderSettings, name: str) -> FrozenTable:
     return settings.of_module([name], "").tables[0]
 
 
+@lru_cache(maxsize=1024)  # equal shards are many
 def shard_bytes(
     own: FrozenTable,
     cache: CacheConfig | None,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mpembed.torch._feature_order import output_names
 from mpembed.torch.torchrec._checks import (
     checked_plan,
     configs_of,
@@ -184,9 +185,6 @@ class ShardedMpembedEmbeddingCollection(_Kernels, _SequenceBase):  # type: ignor
 
 def _features_of_outputs(configs: list[Any]) -> dict[str, tuple[str, str]]:
     """Return the feature and table of each output, by TorchRec's rule of their names."""
-    every = [name for one in configs for name in one.feature_names]
-    return {
-        (name if every.count(name) == 1 else f"{name}@{one.name}"): (name, one.name)
-        for one in configs
-        for name in one.feature_names
-    }
+    names = output_names(configs, [one.feature_names for one in configs])
+    pairs = [(name, one.name) for one in configs for name in one.feature_names]
+    return dict(zip(names, pairs, strict=True))
