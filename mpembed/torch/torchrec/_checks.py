@@ -36,7 +36,7 @@ def configs_of(module: Any) -> list[BaseEmbeddingConfig]:
     return list(found)
 
 
-def refuse_to_move(*_: Any, **__: Any) -> NoReturn:
+def refuse_to_move() -> NoReturn:
     """Refuse to move shards while training: RuntimeError."""
     raise RuntimeError(
         "mpembed's shards do not move between ranks while a model trains: save a checkpoint, "

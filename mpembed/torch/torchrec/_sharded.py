@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -93,7 +93,9 @@ class _Kernels(ShardedState):
     def reset_parameters(self) -> None:
         """Do nothing: a collection draws its rows when it is made."""
 
-    update_shards = staticmethod(refuse_to_move)
+    def update_shards(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: RuntimeError."""
+        refuse_to_move()
 
 
 class ShardedMpembedEmbeddingBagCollection(_Kernels, _PooledBase):  # type: ignore[misc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -53,7 +53,9 @@ class _Settings:
         """Return the only kernel."""
         return [CUSTOMIZED]
 
-    reshard = staticmethod(refuse_to_move)
+    def reshard(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: RuntimeError."""
+        refuse_to_move()
 
 
 class MpembedSharder(_Settings, EmbeddingBagCollectionSharder):  # type: ignore[misc]
