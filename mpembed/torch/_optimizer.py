@@ -84,7 +84,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         modules = list({id(m.calls): m for m in found}.values())  # copy.copy() shares them
         if not modules:
             raise ValueError(
-                "model has no module of mpembed.torch: make this optimizer after convert(model)"
+                "model has no module of mpembed.torch: make this optimizer after convert(model). "
+                "Tables that are sharded have rates of their own: local.optimizer.lr with "
+                "mpembed.torch.distributed, model.fused_optimizer with TorchRec"
             )
         self.grad_scaler, self._update = grad_scaler, update
         self._overflow_scale: float | None = None  # at which a gradient was not finite

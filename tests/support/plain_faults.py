@@ -107,10 +107,15 @@ def different_arguments() -> None:
     rank = dist.get_rank()
     tables = [table("a", 60, 8)]
     made = DistributedEmbeddingBagCollection
-    with raises(ValueError, "all ranks must pass the same arguments", "rank 1"):
+    with raises(ValueError, "all ranks must pass the same arguments", "but table 'a' is", "rank 1"):
         made(tables, {"a": TableWise(rank)}, optimizer=mpe.SGD(0.1))
-    with raises(ValueError, "all ranks must pass the same arguments", "rank 1"):
+    with raises(
+        ValueError, "all ranks must pass the same arguments", "but optimizer is SGD(lr=1.1"
+    ):
         made(tables, {"a": RowWise()}, optimizer=mpe.SGD(0.1 + rank))
+    more: Any = {"bounds": "drop"} if rank else {}
+    with raises(ValueError, "but bounds is 'drop' on rank 1 and the default on rank 0"):
+        made(tables, {"a": RowWise()}, **more)
     with raises(ValueError if rank else RuntimeError, "rank of table 'a' in plan"):
         made(tables, {"a": TableWise(2 * rank)}, optimizer=mpe.SGD(0.1))
     with raises(ValueError if rank else RuntimeError, "pooling"):

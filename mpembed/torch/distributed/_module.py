@@ -78,21 +78,25 @@ class DistributedEmbeddingBagCollection(nn.Module):
         self._is_weighted, self._average = is_weighted, average_gradients
         own = {k: v for k, v in options.items() if k not in ("device", "seed")}
 
-        def check() -> tuple[str, int]:
+        def check() -> tuple[dict[str, str], int]:
             self._sharded = shard_tables(tables, plan, ranks.size)
             refuse_unpooled(tables)
             self._layout = FeatureLayout(tables, feature_names)
-            settings = optimizer, feature_names, is_weighted, average_gradients, own
-            described = f"{self._sharded}, {settings}, seed {options.get('seed')}"
-            return described, options.get("seed", drawn_seed())
+            settings = {
+                "names of tables": [table.config.name for table in self._sharded],
+                **{f"table {table.config.name!r}": table for table in self._sharded},
+                "optimizer": optimizer,
+                "feature_names": feature_names,
+                "is_weighted": is_weighted,
+                "average_gradients": average_gradients,
+                **own,
+                "seed": options.get("seed"),
+            }
+            texts = {name: repr(value) for name, value in settings.items()}
+            return texts, options.get("seed", drawn_seed())
 
         told = ranks.together("the arguments of DistributedEmbeddingBagCollection", check)
-        for rank, (described, _) in enumerate(told):
-            if described != told[0][0]:
-                raise ValueError(
-                    f"all ranks must pass the same arguments, but rank {rank} has {described}\nand "
-                    f"rank 0 has {told[0][0]}"
-                )
+        _refuse_differences([texts for texts, _ in told])
 
         def make() -> None:
             here = [t for t in self._sharded if ranks.rank in t.ranks] or self._sharded[:1]
@@ -210,6 +214,18 @@ class DistributedEmbeddingBagCollection(nn.Module):
             for t in self._sharded
         )
         return sum(parts, 2.0 * 8 * len(Header(0, 0)) * (size - 1))
+
+
+def _refuse_differences(told: Sequence[Mapping[str, str]]) -> None:
+    """Raise ValueError for the first argument that some rank has otherwise than rank 0."""
+    for rank, texts in enumerate(told):
+        for name in [*told[0], *texts]:
+            own, first = (one.get(name, "the default") for one in (texts, told[0]))
+            if own != first:
+                raise ValueError(
+                    f"all ranks must pass the same arguments, but {name} is {own} on rank {rank} "
+                    f"and {first} on rank 0"
+                )
 
 
 def _described(collection: EmbeddingBagCollection) -> dict[str, Any]:
