@@ -17,6 +17,9 @@ MPE_FUNCTION(mpe_status, describe, (int32_t device, mpe_device* out))
 MPE_FUNCTION(mpe_status, current_device, (int32_t* device))
 /* The same from now on, for the CUDA runtime's other users in this thread too. */
 MPE_FUNCTION(mpe_status, use_device, (int32_t device))
+/* 1 where this process has a context on the device, or where that cannot be known; otherwise 0: to
+ * choose it would make one, which takes hundreds of megabytes of its memory. */
+MPE_FUNCTION(mpe_status, device_in_use, (int32_t device, int32_t* in_use))
 
 /* Memory that kernels of this backend can reach, aligned for any type and not initialised.
  * placement: an mpe_placement, which the CPU ignores. 0 bytes give a pointer to be released.

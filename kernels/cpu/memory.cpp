@@ -25,6 +25,11 @@ mpe_status current_device(int32_t* device) {
 
 mpe_status use_device(int32_t device) { return device == 0 ? MPE_OK : MPE_ERR_DEVICE; }
 
+mpe_status device_in_use(int32_t, int32_t* in_use) {
+  *in_use = 1;
+  return MPE_OK;
+}
+
 mpe_status allocate(int64_t bytes, int32_t, void** out) {
   *out = cpu::allocate_pages(static_cast<size_t>(bytes > 0 ? bytes : 1));
   return *out == nullptr ? MPE_ERR_MEMORY : MPE_OK;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "cuda/pool.h"
 #include "mpembed/api.h"
 #include "mpembed/macros.h"
 
@@ -97,7 +98,7 @@ class Workspace {
  public:
   explicit Workspace(void* stream) : stream_(stream_of(stream)) {}
   ~Workspace() {
-    if (data_ != nullptr && cudaFreeAsync(data_, stream_) != cudaSuccess) forget_error();
+    if (data_ != nullptr && pool_free(data_, stream_) != cudaSuccess) forget_error();
   }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -105,7 +106,7 @@ class Workspace {
   mpe_status acquire(int64_t n, const char* operation) {
     const size_t bytes = static_cast<size_t>(n > 0 ? n : 1) * sizeof(T);
     void* memory = nullptr;
-    MPE_TRY(check(cudaMallocAsync(&memory, bytes, stream_), operation));
+    MPE_TRY(check(pool_allocate(&memory, bytes, stream_), operation));
     data_ = static_cast<T*>(memory);
     return MPE_OK;
   }

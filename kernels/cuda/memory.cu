@@ -1,9 +1,11 @@
-// Device memory, streams, events, devices and the runtime's last error.
-#include <atomic>
+// Device memory, streams, events and the runtime's last error.
 #include <string>
 
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "cuda/pool.h"
+#include "cuda/staging.h"
+#include "cuda/uncaptured.cuh"
 
 namespace mpembed {
 namespace cuda {
@@ -22,72 +24,6 @@ mpe_status failed(cudaError_t error, const char* operation) {
 
 const char* last_error() { return g_message.c_str(); }
 
-mpe_status device_count(int32_t* count) {
-  int n = 0;
-  const mpe_status status = check(cudaGetDeviceCount(&n), "counting devices");
-  *count = status == MPE_OK ? n : 0;
-  return status;
-}
-
-mpe_status describe(int32_t device, mpe_device* out) {
-  cudaDeviceProp properties;
-  MPE_TRY(check(cudaGetDeviceProperties(&properties, device), "describing a device"));
-  *out = mpe_device{};
-  for (size_t i = 0; i + 1 < sizeof out->name && properties.name[i] != 0; ++i) {
-    out->name[i] = properties.name[i];
-  }
-  out->memory = static_cast<int64_t>(properties.totalGlobalMem);
-  out->major = properties.major;
-  out->minor = properties.minor;
-  return MPE_OK;
-}
-
-mpe_status current_device(int32_t* device) {
-  int n = 0;
-  const mpe_status status = check(cudaGetDevice(&n), "asking for the device");
-  *device = n;
-  return status;
-}
-
-mpe_status use_device(int32_t device) { return check(cudaSetDevice(device), "choosing a device"); }
-
-namespace {
-
-// All workspace comes from a device's memory pool. By default the pool returns unused memory at
-// each synchronisation; this makes it keep the memory. Done once per device; not every device has
-// pools.
-void keep_workspace() {
-  static std::atomic<uint64_t> kept{0};
-  int device = 0;
-  cudaMemPool_t pool;
-  if (cudaGetDevice(&device) != cudaSuccess || device >= 64) return;
-  if ((kept.fetch_or(uint64_t{1} << device) >> device & 1) != 0) return;
-  uint64_t all = UINT64_MAX;
-  if (cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess ||
-      cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all) != cudaSuccess) {
-    forget_error();
-  }
-}
-
-// While another thread captures a graph, CUDA forbids this thread to allocate, free or wait, and
-// ends the capture if it does. Nothing in this scope is part of a graph, so it lifts the
-// restriction.
-class Uncaptured {
- public:
-  Uncaptured() { exchange(); }
-  ~Uncaptured() { exchange(); }
-  Uncaptured(const Uncaptured&) = delete;
-  Uncaptured& operator=(const Uncaptured&) = delete;
-
- private:
-  void exchange() {
-    if (cudaThreadExchangeStreamCaptureMode(&mode_) != cudaSuccess) forget_error();
-  }
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
-}  // namespace
-
 mpe_status allocate(int64_t bytes, int32_t placement, void** out) {
   const Uncaptured uncaptured;
   const size_t size = static_cast<size_t>(bytes > 0 ? bytes : 1);
@@ -95,7 +31,6 @@ mpe_status allocate(int64_t bytes, int32_t placement, void** out) {
     return check(cudaHostAlloc(out, size, cudaHostAllocMapped | cudaHostAllocPortable),
                  "allocating pinned host memory");
   }
-  keep_workspace();
   return check(cudaMalloc(out, size), "allocating device memory");
 }
 
@@ -108,18 +43,20 @@ void release(void* memory, int32_t placement) {
 
 mpe_status borrow(int64_t bytes, void* stream, void** out) {
   const size_t size = static_cast<size_t>(bytes > 0 ? bytes : 1);
-  return check(cudaMallocAsync(out, size, stream_of(stream)), "allocating workspace");
+  return check(pool_allocate(out, size, stream_of(stream)), "allocating workspace");
 }
 
 void give_back(void* memory, void* stream) {
-  if (cudaFreeAsync(memory, stream_of(stream)) != cudaSuccess) forget_error();
+  if (pool_free(memory, stream_of(stream)) != cudaSuccess) forget_error();
 }
 
 mpe_status copy(void* to, const void* from, int64_t bytes, void* stream) {
   if (bytes <= 0) return MPE_OK;
-  return check(
-      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_of(stream)),
-      "copying");
+  const size_t size = static_cast<size_t>(bytes);
+  return check(must_be_staged(from)
+                   ? copy_staged(to, from, size, stream_of(stream))
+                   : cudaMemcpyAsync(to, from, size, cudaMemcpyDefault, stream_of(stream)),
+               "copying");
 }
 
 mpe_status fill(void* memory, int32_t byte, int64_t bytes, void* stream) {

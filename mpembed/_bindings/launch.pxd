@@ -1,7 +1,8 @@
 """Calls of a backend's functions, made with their device set for the thread.
 
 Other libraries in the process choose devices too: the one before is set again at the end, also
-when the call fails. `Device.check` turns what a call has come to into an exception.
+when the call fails. But not one that nobody has used: no thread has chosen it then, and to set it
+would make a context there. `Device.check` turns what a call has come to into an exception.
 """
 
 from libc.stdint cimport int32_t, int64_t
@@ -35,7 +36,11 @@ cdef extern from *:
     }
 
     inline Outcome leave(const Target& device, int32_t previous) {
+      int32_t in_use = 0;
       if (previous == device.index) return {MPE_OK, nullptr};
+      const mpe_status status = device.kernels->device_in_use(previous, &in_use);
+      if (status != MPE_OK) return {status, "asking for the device"};
+      if (in_use == 0) return {MPE_OK, nullptr};
       return {device.kernels->use_device(previous), "choosing the device"};
     }
 

@@ -12,11 +12,12 @@ from folders import environment
 
 pytestmark = pytest.mark.gpu
 
-# The emulation counts launches by the device that was set: the thread's stays 0 all along.
+# The emulation counts launches by the device that was set.
 PROGRAM = """
 import cuda_backend
 cuda_backend.missing()
 import ctypes
+import sys
 import numpy as np
 import mpembed as mpe
 from emulated import launches, library
@@ -33,6 +34,8 @@ def step(name, call):
     print(name, launches(0), launches(1) > before, device.value)
     return result
 
+if sys.argv[1] == "chosen":
+    library().cudaSetDevice(0)
 f32, i64 = np.float32, np.int64
 x, codes = send(np.ones((3, 8), f32)), send(np.ones((3, 8), np.uint8))
 ids, offsets = send(np.array([1, 2])), send(np.array([0, 2]))
@@ -61,10 +64,20 @@ step("flush", emb.flush)
 
 
 @pytest.mark.skipif(cuda_backend.choice() != "emulation", reason="needs two emulated devices")
-def test_every_kernel_is_launched_on_its_device(cuda: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("chosen", "0", id="the thread's device stays"),
+        # To set device 0 again would make a context there, of hundreds of megabytes.
+        pytest.param("nothing", "1", id="a device that nobody used is left alone"),
+    ],
+)
+def test_every_kernel_is_launched_on_its_device(
+    before: str, after: str, cuda: str, tmp_path: Path
+) -> None:
     # A program of its own: the number of devices is read once.
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, before],
         cwd=tmp_path,  # the package under test, not the folder's
         env={**environment(), "SIMT_DEVICES": "2"},
         capture_output=True,
@@ -74,4 +87,4 @@ def test_every_kernel_is_launched_on_its_device(cuda: str, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 17
-    assert [line for line in lines if line[1:] != ["0", "True", "0"]] == []
+    assert [line for line in lines if line[1:] != ["0", "True", after]] == []

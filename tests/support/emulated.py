@@ -31,3 +31,10 @@ def launches(device: int | None = None) -> int:
     count = library().simt_launches if device is None else library().simt_launches_on
     count.restype, count.argtypes = ctypes.c_int64, [] if device is None else [ctypes.c_int]
     return int(count() if device is None else count(device))
+
+
+def default_pool_uses() -> int:
+    """Return how often memory came from a device's default pool, which is the whole process's."""
+    count = library().simt_default_pool_uses
+    count.restype = ctypes.c_int64
+    return int(count())

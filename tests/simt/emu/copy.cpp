@@ -5,6 +5,7 @@
 
 #include "emu/device_memory.h"
 #include "emu/graph.h"
+#include "emu/options.h"
 
 namespace simt {
 namespace {
@@ -42,6 +43,13 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) 
   return set_error(cudaSuccess);
 }
 
+// Where the device reads the host's page tables, the copy may be under way when its call returns.
+bool might_be_read_later(const void* from) {
+  cudaPointerAttributes attributes;
+  return options().pageable && cudaPointerGetAttributes(&attributes, from) == cudaSuccess &&
+         attributes.type == cudaMemoryTypeUnregistered;
+}
+
 cudaError_t fill(void* p, int value, size_t bytes) {
   if (bytes == 0) return set_error(cudaSuccess);
   if (!is_device_range(p, bytes)) return refuse("a fill", p, bytes, cudaErrorInvalidValue);
@@ -72,7 +80,13 @@ extern "C" {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
-  return simt::on_stream(stream, [=] { return simt::copy(to, from, bytes, kind); });
+  return simt::on_stream(stream, [=] {
+    if (simt::might_be_read_later(from)) {
+      fprintf(stderr, "SIMT: an asynchronous copy's source, %p, is not pinned\n", from);
+      return simt::set_error(cudaErrorInvalidValue);
+    }
+    return simt::copy(to, from, bytes, kind);
+  });
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {

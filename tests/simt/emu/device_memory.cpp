@@ -47,6 +47,7 @@ size_t arena_bytes = 0;
 char* cursor = nullptr;  // freed memory is reused as late as possible
 size_t used_bytes = 0;
 int access_depth = 0;
+int64_t default_pool_uses = 0;
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -113,6 +114,7 @@ void check_guard(const Allocation& a) {
 
 cudaError_t allocate(void** p, size_t bytes, bool pinned) {
   if (p == nullptr) return set_error(cudaErrorInvalidValue);
+  use_context();
   *p = nullptr;
   if (bytes == 0) return set_error(cudaSuccess);
   Options& o = options();
@@ -269,7 +271,13 @@ cudaError_t cudaFree(void* p) {
 }
 
 cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t stream) {
+  ++simt::default_pool_uses;
+  return cudaMallocFromPoolAsync(p, bytes, nullptr, stream);
+}
+
+cudaError_t cudaMallocFromPoolAsync(void** p, size_t bytes, cudaMemPool_t, cudaStream_t stream) {
   SIMT_ENTER;
+  if (!simt::options().pools) return set_error(cudaErrorNotSupported);
   simt::Capture* capture;
   const cudaError_t error = simt::enter_stream(stream, &capture);
   if (error != cudaSuccess) return set_error(error);
@@ -279,6 +287,7 @@ cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t stream) {
 
 cudaError_t cudaFreeAsync(void* p, cudaStream_t stream) {
   SIMT_ENTER;
+  if (!simt::options().pools) return set_error(cudaErrorNotSupported);
   simt::Capture* capture;
   const cudaError_t error = simt::enter_stream(stream, &capture);
   if (error != cudaSuccess) return set_error(error);
@@ -333,6 +342,8 @@ int64_t simt_live_allocations(void) {
   for (const auto& [data, a] : simt::live) count += a.asleep ? 0 : 1;
   return count;
 }
+
+int64_t simt_default_pool_uses(void) { return simt::default_pool_uses; }
 
 int64_t simt_live_bytes(void) {
   int64_t bytes = 0;

@@ -26,6 +26,7 @@ cudaError_t call(F f) {
 }
 
 int current_device();
+void use_context();  // of the current device, which has one from then on
 void release_all_memory();
 
 // A graph's memory has its address from the capture on. Each launch may use it between the nodes

@@ -256,6 +256,7 @@ cudaError_t run_now(const cudaLaunchConfig_t& config, const void* kernel,
   l.grid = config.gridDim;
   l.block = config.blockDim;
   l.random = splitmix(options().seed ^ splitmix(static_cast<uint64_t>(launches++))) | 1;
+  use_context();
   ++launches_on[current_device()];
   launch = &l;
   blockDim = l.block;

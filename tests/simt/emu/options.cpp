@@ -52,6 +52,8 @@ Options read_environment() {
   o.timeout = number("SIMT_TIMEOUT", 300, 0, 1e9);
   o.log = choice("SIMT_LOG", "0", "1");
   o.abort_on_fault = !choice("SIMT_FAULT", "abort", "error");
+  o.pools = !choice("SIMT_POOLS", "1", "0");
+  o.pageable = choice("SIMT_PAGEABLE", "0", "1");
   o.protect = choice("SIMT_PROTECT", "0", "1");
   return o;
 }

@@ -20,6 +20,8 @@ struct Options {
   double timeout;       // SIMT_TIMEOUT: the most seconds of a launch
   bool log;             // SIMT_LOG
   bool abort_on_fault;  // unless SIMT_FAULT=error
+  bool pools;           // unless SIMT_POOLS=0: devices have memory pools
+  bool pageable;        // SIMT_PAGEABLE=1: devices read the host's page tables
   bool protect;         // SIMT_PROTECT=1: host code that touches device memory gets SIGSEGV
 };
 
@@ -37,6 +39,7 @@ int64_t simt_live_allocations(void);
 int64_t simt_live_bytes(void);
 int64_t simt_launches(void);
 int64_t simt_launches_on(int device);
+int64_t simt_default_pool_uses(void);
 int64_t simt_threads(void);
 }
 

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <atomic>
+
 #include "emu/api.h"
 #include "emu/device_memory.h"
 #include "emu/graph.h"
@@ -12,6 +14,8 @@ struct CUmemPoolHandle_st {
   uint64_t release_threshold;
 };
 
+extern "C" int simt_context_state(int device, unsigned* flags, int* active);
+
 namespace simt {
 namespace {
 
@@ -19,6 +23,7 @@ cudaError_t sticky_error = cudaSuccess;
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local int device = 0;
 CUmemPoolHandle_st pools[16];
+std::atomic<bool> has_context[16];
 
 bool is_device_number(int d) { return d >= 0 && d < options().devices; }
 
@@ -76,8 +81,13 @@ cudaError_t attribute(int* value, cudaDeviceAttr which) {
     case cudaDevAttrCanMapHostMemory:
     case cudaDevAttrUnifiedAddressing:
     case cudaDevAttrStreamPrioritiesSupported:
-    case cudaDevAttrMemoryPoolsSupported:
       *value = 1;
+      break;
+    case cudaDevAttrMemoryPoolsSupported:
+      *value = options().pools;
+      break;
+    case cudaDevAttrPageableMemoryAccess:
+      *value = options().pageable;
       break;
     default:
       *value = 0;
@@ -101,6 +111,8 @@ cudaError_t set_error(cudaError_t error) {
 void set_sticky_error(cudaError_t error) { sticky_error = error; }
 
 int current_device() { return device; }
+
+void use_context() { has_context[device] = true; }
 
 }  // namespace simt
 
@@ -154,6 +166,7 @@ cudaError_t cudaSetDevice(int d) {
   return call([&] {
     if (!simt::is_device_number(d)) return cudaErrorInvalidDevice;
     simt::device = d;
+    simt::use_context();
     return cudaSuccess;
   });
 }
@@ -186,7 +199,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int d) {
     p->maxGridSize[1] = p->maxGridSize[2] = 65535;
     p->major = 8;
     p->multiProcessorCount = simt::options().multiprocessors;
-    p->canMapHostMemory = p->unifiedAddressing = p->memoryPoolsSupported = 1;
+    p->canMapHostMemory = p->unifiedAddressing = 1;
+    p->memoryPoolsSupported = simt::options().pools;
     p->memoryBusWidth = 128;
     p->l2CacheSize = 4 << 20;
     p->maxThreadsPerMultiProcessor = 2048;
@@ -220,8 +234,34 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr a, void*
     return cudaSuccess;
   });
 }
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
+  return call([&] {
+    if (!simt::options().pools) return cudaErrorNotSupported;
+    const bool known = properties->allocType == cudaMemAllocationTypePinned &&
+                       properties->handleTypes == cudaMemHandleTypeNone &&
+                       properties->location.type == cudaMemLocationTypeDevice;
+    if (!known || !simt::is_device_number(properties->location.id)) return cudaErrorInvalidValue;
+    *pool = new CUmemPoolHandle_st{};
+    return cudaSuccess;
+  });
+}
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, size_t) {
   return call([] { return cudaSuccess; });
+}
+
+int simt_context_state(int d, unsigned* flags, int* active) {
+  if (!simt::is_device_number(d)) return cudaErrorInvalidDevice;
+  *flags = 0;
+  *active = simt::has_context[d];
+  return cudaSuccess;
+}
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned,
+                                             unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  const bool known = strcmp(symbol, "cuDevicePrimaryCtxGetState") == 0;
+  *function = known ? reinterpret_cast<void*>(simt_context_state) : nullptr;
+  *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return cudaSuccess;
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
