@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kMaxDevices = 64;
 
-// Workspace does not come from the device's default pool: that one is the whole process's, and so is
-// its threshold. A pool of its own can keep what it has through a synchronisation.
+// Workspace does not come from the device's default pool: that one is the whole process's, and so
+// is its threshold. A pool of its own can keep what it has through a synchronisation.
 struct Pool {
   std::atomic<bool> known{false};
   bool exists = false;  // not every device has pools

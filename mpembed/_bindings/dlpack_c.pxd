@@ -1,9 +1,9 @@
-"""dlpack.h, as far as it is used."""
+"""DLPack's structs and numbers, as far as they are used."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
-cdef extern from "dlpack/dlpack.h" nogil:
+cdef extern from "mpembed/_bindings/dlpack_abi.h" nogil:
     uint64_t DLPACK_FLAG_BITMASK_READ_ONLY
     uint64_t DLPACK_FLAG_BITMASK_IS_COPIED
     uint64_t DLPACK_FLAG_BITMASK_IS_SUBBYTE_TYPE_PADDED

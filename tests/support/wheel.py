@@ -54,7 +54,7 @@ def _fill(folder: Path) -> None:
 
 
 def _build(folder: Path) -> None:
-    needs = ("setuptools", "Cython", "tvm_ffi")
+    needs = ("setuptools", "Cython")
     complete = all(importlib.util.find_spec(name) for name in needs)
     recent = complete and int(importlib.metadata.version("setuptools").split(".")[0]) >= 77
     how = ["--no-build-isolation"] if recent else []  # else pip fetches them

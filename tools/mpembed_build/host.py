@@ -24,6 +24,7 @@ COMMON = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Iin
 # NDEBUG because the asserts in the interpreter's headers hold the paths of those headers.
 BINDING = ["-Wall", "-Wno-unused-function", "-DNDEBUG"]
 BINDING += ["-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"]
+BINDING += ["-I."]  # headers of the bindings themselves lie beside them
 MACOS = sys.platform == "darwin"
 EXTENSION = ["-bundle", "-undefined", "dynamic_lookup"] if MACOS else ["-shared"]
 EXPORTS = Path("kernels/exports.map")  # hides the standard library's templates too
@@ -115,7 +116,7 @@ class Compiler:
         python = {sysconfig.get_path(name) for name in ("include", "platinclude")}
         version = importlib.metadata.version("numpy")
         key = " ".join(filter(None, [str(sysconfig.get_config_var("SOABI")), version, key]))
-        paths = (*sorted(python), numpy_include(), dlpack_include(), *paths)
+        paths = (*sorted(python), numpy_include(), *paths)
         return self.job(source, [*BINDING, *werror()], paths=paths, key=key)
 
     def kernels(self) -> list[Job]:
@@ -162,14 +163,6 @@ def ask(command: list[str]) -> str:
 def numpy_include() -> str:
     """Return the directory of NumPy's headers without importing NumPy."""
     return str(package_directory("numpy") / "_core" / "include")
-
-
-def dlpack_include() -> str:
-    """Return the directory of dlpack/dlpack.h, which the wheel of apache-tvm-ffi carries."""
-    include = package_directory("tvm_ffi") / "include"
-    if not (include / "dlpack" / "dlpack.h").is_file():
-        raise BuildError(f"apache-tvm-ffi is installed without dlpack/dlpack.h in {include}")
-    return str(include)
 
 
 def package_directory(name: str) -> Path:
