@@ -4,8 +4,8 @@
 #   bash bench/gpu.sh [--dry-run] [--out DIR]
 #
 # Installs mpembed, built with the system's nvcc, into the Python of $PYTHON (python3), which must
-# have what the build and the tests need. DIR (build/gpu) gets a log of each part, results.json and
-# results.txt. A part that fails does not stop the others. The exit status is 1 if any part failed.
+# have what the build and the tests need. DIR (build/gpu) gets a log of each part, and after each part
+# results.json and results.txt of all so far. A part that fails does not stop the others. The exit status is 1 if any part failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
@@ -51,6 +51,8 @@ part() {
   timeout --kill-after=30 "$limit" "$@" >"$out/$name.log" 2>&1
   status=$?
   printf '%s\t%d\t%d\n' "$name" "$status" "$((SECONDS - start))" >>"$parts"
+  # Now, as the machine may be taken away before the end.
+  "$python" -P bench/gpu/gpu_report.py "$out" >/dev/null 2>&1
   if ((status)); then
     worst=1
     printf '   failed with status %d; the end of %s:\n' "$status" "$out/$name.log"

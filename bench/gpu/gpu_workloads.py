@@ -10,7 +10,7 @@ import numpy as np
 import workloads
 
 import mpembed as mpe
-from mpembed_gpu.devices import DEVICES
+from mpembed_gpu.devices import MEASURED
 from mpembed_gpu.registry import FORMATS, OPTIMIZERS
 from mpembed_gpu.traffic import POOL, Bytes
 
@@ -52,7 +52,7 @@ def floor_seconds(moved: Bytes, rows: int) -> float | None:
     from mpembed.devices import cuda_devices
 
     name = cuda_devices()[0]["name"]
-    known = [device for device in DEVICES if device.name in name]
+    known = [device for device in MEASURED if device.name in name]
     return moved.floor * rows / known[0].memory if known else None
 
 

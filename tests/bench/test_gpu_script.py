@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,8 @@ def test_every_part_runs_and_is_reported(stubs: Path) -> None:
     assert (stubs.parent / "out/results.txt").read_text() in done.stdout
 
     calls = (stubs / "calls").read_text().splitlines()
-    assert all(call.startswith("python 90 installed ") for call in calls if "sanitizer" not in call)
+    ours = [call for call in calls if "sanitizer" not in call and "gpu_report" not in call]
+    assert all(call.startswith("python 90 installed ") for call in ours)
     assert sum("--no-build-isolation" in call for call in calls) == 1
     tools = ("memcheck", "racecheck", "initcheck", "synccheck")
     assert [call.split()[1] for call in calls if "sanitizer" in call] == [
@@ -127,6 +129,18 @@ def test_what_fails_is_noted_and_the_rest_goes_on(
     assert {name for name, code in found.items() if code} == {part}
     assert found[part] == status
     assert f"FAILED {status}" in (stubs.parent / "out/results.txt").read_text()
+
+
+def test_the_results_so_far_are_there_after_each_part(stubs: Path) -> None:
+    # It is killed by its second part, as by the end of a loan of the machine.
+    (stubs / "python").write_text(
+        PYTHON.replace("exit 3 ;; esac", 'kill -9 "$(ps -o ppid= -p $PPID | tr -d " ")" ;; esac')
+    )
+    done = run(stubs, fail="pip install")
+    assert done.returncode == -signal.SIGKILL
+    results = json.loads((stubs.parent / "out/results.json").read_text())
+    assert [(line["part"], line["status"]) for line in results["parts"]] == [("device", 0)]
+    assert "NVIDIA H100, 9.0" in (stubs.parent / "out/results.txt").read_text()
 
 
 def test_without_results_it_fails(stubs: Path) -> None:

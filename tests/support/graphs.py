@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import cuda_backend
@@ -21,10 +23,17 @@ INVALIDATED = 901
 def _library() -> ctypes.CDLL:
     if cuda_backend.choice() == "emulation":
         return emulated.library()
-    for name in ("libcudart.so.13", "libcudart.so.12", "libcudart.so"):
+    for name in ("libcudart.so.13", "libcudart.so.12", "libcudart.so", *_in_wheels()):
         with contextlib.suppress(OSError):
             return ctypes.CDLL(name)
     return _give_up("no libcudart.so to make graphs with: put its folder into LD_LIBRARY_PATH")
+
+
+def _in_wheels() -> list[str]:
+    """Return the runtimes of NVIDIA's wheels, which PyTorch brings."""
+    folders = [Path(path) for path in sys.path if path]
+    found = (one for folder in folders for one in folder.glob("nvidia/*/lib/libcudart.so.*"))
+    return sorted(map(str, found), reverse=True)
 
 
 def _give_up(reason: str) -> NoReturn:

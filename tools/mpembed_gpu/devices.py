@@ -40,7 +40,13 @@ class Device:
 
 
 SCHEDULERS = 4  # per multiprocessor
+# Those of docs/gpu_model.md.
 DEVICES = (
     Device("H100", "90", 3.35e12, 5.5e12, 55e9, 132, 1.755e9, 32, 0.6e-6, 0.02e-6, 0.25e-6),
     Device("A100", "80", 2.0e12, 4.0e12, 25e9, 108, 1.41e9, 16, 0.6e-6, 0.025e-6, 0.25e-6),
+)
+# And those whose measured times are compared with what memory allows.
+MEASURED = (
+    *DEVICES,
+    Device("H200", "90", 4.8e12, 5.5e12, 55e9, 132, 1.755e9, 32, 0.6e-6, 0.02e-6, 0.25e-6),
 )
