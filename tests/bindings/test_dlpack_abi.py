@@ -26,7 +26,8 @@ STRUCTS = (
 def theirs() -> Path:
     """Return the DLPack header of Arrow, which has DLPack 1.0 and later."""
     spec = find_spec("pyarrow")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).parent / "include" / "arrow" / "c" / "dlpack_abi.h"
 
 
