@@ -10,6 +10,8 @@ from study.settings import BASE, CHANGES, alike
 from study.summary import Group, group_runs
 
 PAGE = "study_changes.md"
+#: The page's last part, which was measured once, by a program that is not kept.
+WHICH_ROWS = Path(__file__).with_name("which_rows.md")
 HEAD = """\
 # What is left of INT4's loss
 
@@ -46,7 +48,8 @@ def write(runs: list[Run], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     groups = [group for group in group_runs(runs) if BASE in group.runs]
     parts = [HEAD, "## Models\n", models(groups), "", "## INT4\n", LEFT, left(groups), ""]
-    parts += ["## FP32\n", OWN, own(groups)]
+    parts += ["## FP32\n", OWN, own(groups), ""]
+    parts.append(WHICH_ROWS.read_text(encoding="utf-8").rstrip("\n"))
     (folder / PAGE).write_text("\n".join(parts) + "\n", encoding="utf-8")
     return left(groups)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import ROOT
 from study import results
 from study.settings import Setting, all_settings, changes, deciding
 from study.statistics import estimate, loss_percent, share_percent
@@ -84,7 +85,7 @@ def test_the_share_of_a_loss_has_the_error_of_a_ratio_of_means() -> None:
 
 
 def test_what_is_left_of_a_loss_starts_at_the_first_change_that_was_run(tmp_path: Path) -> None:
-    from study.changes import PAGE, left, own, write
+    from study.changes import PAGE, WHICH_ROWS, left, own, write
     from study.summary import group_runs
 
     more = [
@@ -113,7 +114,11 @@ def test_what_is_left_of_a_loss_starts_at_the_first_change_that_was_run(tmp_path
     (line,) = lines(own(group_runs([*runs(), *fewer])))
     assert line[0] == "+20.00 ± 0.00 (2 of 3 seeds)"
     page = write([*runs(), *more], tmp_path)
-    assert page in (tmp_path / PAGE).read_text(encoding="utf-8")
+    written = (tmp_path / PAGE).read_text(encoding="utf-8")
+    assert page in written
+    once = WHICH_ROWS.read_text(encoding="utf-8")
+    assert written.endswith("\n\n" + once)
+    assert (ROOT / "docs" / PAGE).read_text(encoding="utf-8").endswith("\n\n" + once)
     (line,) = lines(own(group_runs([*runs(), *more])))
     assert line == ["+20.00 ± 0.00", "", ""]
     small = [one for one in runs() if one["name"] == "fp32"]
