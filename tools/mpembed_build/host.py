@@ -24,6 +24,7 @@ COMMON = ["-std=c++17", "-O3", "-fPIC", "-pthread", "-fvisibility=hidden", "-Iin
 # NDEBUG because the asserts in the interpreter's headers hold the paths of those headers.
 BINDING = ["-Wall", "-Wno-unused-function", "-DNDEBUG"]
 BINDING += ["-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION"]
+BINDING += ["-I."]  # headers of the bindings themselves lie beside them
 MACOS = sys.platform == "darwin"
 EXTENSION = ["-bundle", "-undefined", "dynamic_lookup"] if MACOS else ["-shared"]
 EXPORTS = Path("kernels/exports.map")  # hides the standard library's templates too
