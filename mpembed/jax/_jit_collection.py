@@ -31,11 +31,12 @@ class JitCollection:
     -----
     The tables stay where they are and change in place. A program gets a *state*, four numbers that
     name the collection and the turn, and gives the next one; that is what orders its calls. Each
-    state is good once. One that was used already, or whose update was left out, raises
-    `StaleStateError`'s message before anything changes.
+    state is good for one forward and its update: another use is a `StaleStateError`, and nothing
+    changes.
 
-    Errors in a program arrive as ``jax.errors.JaxRuntimeError`` with the text of the collection's
-    own error: at the call, or where its results are waited for. After one, take a new `state`.
+    Errors in a program, that one too, arrive as ``jax.errors.JaxRuntimeError`` or ``ValueError``
+    with the text of the collection's own error: at the call, or where its results are waited for.
+    After one, take a new `state`.
     """
 
     def __init__(self, collection: EmbeddingBagCollection) -> None:

@@ -99,7 +99,7 @@ def test_an_update_that_is_not_finite_raises_after_the_other_rows() -> None:
 def test_states_that_are_none() -> None:
     emb, other = JitCollection(one_table()), JitCollection(one_table())
     step, state = sum_step(emb, OFFSETS), emb.state()
-    for factor in (0.0, -1.0, np.nan):
+    for factor in (-1.0, np.nan):
         message = failure(partial(step, factor * state, INDICES))
         assert "the state names no collection of this process" in message
     with pytest.raises(StaleStateError, match=r"another collection's: take a new state"):
@@ -110,6 +110,20 @@ def test_states_that_are_none() -> None:
     with pytest.raises(StaleStateError, match="the state was used already"):
         emb.collection(state)
     assert emb.collection(newer).updates == 0
+
+
+@pytest.mark.parametrize("cut", [jax.lax.stop_gradient, lambda x: 0 * x.shape[0]])
+def test_a_loss_that_does_not_depend_on_its_lookup(cut: Callable[[Any], Any]) -> None:
+    """The gradient of its state is zero, which no call takes for a state."""
+    emb = JitCollection(one_table())
+
+    @jax.jit
+    def step(state: Any) -> Any:
+        return jax.grad(lambda s: jnp.sum(cut(emb.lookup(s, INDICES, OFFSETS))) * 1.0)(state)
+
+    state = step(emb.state())
+    assert "the state is zero: the loss" in failure(lambda: step(state))
+    assert emb.collection(emb.state()).updates == 0
 
 
 def test_a_collection_that_is_gone() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,22 @@ def repeated(emb: JitCollection, wrap: Callable[..., Any]) -> Any:
 def test_a_wrapped_loss_makes_each_call_once(wrap: Callable[..., Any]) -> None:
     emb = JitCollection(one_table())
     assert same_bytes(emb.collection(repeated(emb, wrap)), trained(3))
+
+
+def test_a_checkpoint_of_weights_that_are_computed() -> None:
+    factors = jnp.arange(1.0, 5.0)
+
+    def total(emb: JitCollection, state: Any, factors: Any) -> Any:
+        return jnp.sum(emb.lookup(state, INDICES, OFFSETS, jnp.sin(factors)))
+
+    found = []
+    for wrap in (jax.checkpoint, lambda f: f):
+        emb = JitCollection(one_table())
+        grad = jax.jit(jax.grad(wrap(partial(total, emb)), argnums=(0, 1)))
+        state, by_factors = grad(emb.state(), factors)
+        found.append((emb.collection(state), by_factors))
+    assert same_bytes(found[0][0], found[1][0])
+    assert np.array_equal(found[0][1], found[1][1])
 
 
 def test_without_jit() -> None:

@@ -2,7 +2,7 @@
 
 cdef list CODES = [
     (MemoryError, kResourceExhausted),
-    (StaleStateError, kFailedPrecondition),
+    (RuntimeError, kFailedPrecondition),  # such as StaleStateError
     ((TypeError, ValueError, IndexError, BufferError, ArithmeticError), kInvalidArgument),
     (KeyboardInterrupt, kCancelled),
 ]

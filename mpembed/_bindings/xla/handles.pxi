@@ -31,7 +31,7 @@ cdef class Handle:
         self.collection, self.detach, self.unpooled = collection, detach, unpooled
         self.waiting, self.lock = {}, CallLock()
         # Of another process's states, which a checkpoint may hold, none is taken for one of these.
-        self.number = secrets.randbelow(DIGIT * DIGIT)
+        self.number = 1 + secrets.randbelow(DIGIT * DIGIT - 1)
         handles[self.number] = self
 
     def new_state(self):
@@ -122,6 +122,10 @@ cdef int64_t counted(digit* digits) noexcept:
 cdef Handle find(int64_t number):
     """Return the handle of a number; StaleStateError if it is not, or no more, in the process."""
     found = handles.get(number)
+    if number == 0:
+        raise StaleStateError(
+            "the state is zero: the loss whose gradient it was does not depend on a lookup of the "
+            f"state before; after that, {RENEW}")
     if found is None:
         raise StaleStateError(
             "the state names no collection of this process: a state is not saved with a model, and "
