@@ -45,7 +45,9 @@ cdef extern from "mpembed/_bindings/xla/handler.h" namespace "mpembed_xla" nogil
     void c_stop "mpembed_xla::stop" () noexcept
 
 cdef int64_t DIGIT = 1 << 24  # float32 holds whole numbers below it
-DIGITS = 4  # of a state or a ticket: two of the handle's number, two of what it counts
+cdef enum:
+    NUM_DIGITS = 4  # of a state or a ticket: two of the handle's number, two of what it counts
+DIGITS = NUM_DIGITS
 
 RENEW = "take a new state of the collection with state()"
 

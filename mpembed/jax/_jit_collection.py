@@ -181,8 +181,7 @@ class JitCollection:
 
     def _pair(self, grad: Any, ticket: Any, number: int | None) -> tuple[Array, JitTicket]:
         """Return a checked pair; `number` is its place, None where there is no list."""
-        if not isinstance(ticket, JitTicket):
-            raise TypeError(f"ticket must be what forward gave, got {type(ticket).__name__}")
+        self._layout.ticket(ticket)
         return self._layout.gradient("grad" if number is None else f"grad[{number}]", grad), ticket
 
     def evaluate(

@@ -103,7 +103,19 @@ class Layout:
 
     def state_or_ticket(self, given: Array | JitTicket) -> Array:
         """Return the array of a checked state or ticket."""
-        return given.digits if isinstance(given, JitTicket) else self.state(given)
+        return self.ticket(given) if isinstance(given, JitTicket) else self.state(given)
+
+    def ticket(self, given: JitTicket) -> Array:
+        """Return the array of a checked ticket."""
+        if not isinstance(given, JitTicket):
+            raise TypeError(f"ticket must be what forward gave, got {type(given).__name__}")
+        digits = _array("ticket", given.digits)
+        if digits.dtype != jnp.int32 or digits.shape != (DIGITS,):
+            raise TypeError(
+                f"ticket must be what forward gave, int32 ({DIGITS},), got {digits.dtype} "
+                f"{digits.shape}"
+            )
+        return digits
 
     def gradient(self, name: str, given: Array) -> Array:
         """Return the checked gradient of an output, whose rows the collection itself counts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from helpers import digest
 from jitted import ROWS, one_table, same_bytes, sum_step, tables
 
 import mpembed as mpe
-from mpembed.jax import JitCollection, StaleStateError
+from mpembed.jax import JitCollection, JitTicket, StaleStateError
 
 INDICES, OFFSETS = np.array([1, 2, 3, 2], np.int32), np.array([0, 1, 3, 4], np.int32)
 
@@ -206,6 +207,11 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[JitCollection], Any], type[Exception], 
         TypeError,
         "ticket must be what forward gave, got NoneType",
     ),
+    "another ticket": (
+        lambda emb: emb.forward(JitTicket(jnp.zeros(2, jnp.int32), None), INDICES, OFFSETS),
+        TypeError,
+        r"ticket must be what forward gave, int32 \(4,\), got int32 \(2,\)",
+    ),
     "a narrow gradient": (
         lambda emb: emb.backward(
             np.ones((3, 7), np.float32), emb.forward(emb.state(), INDICES, OFFSETS)[1]
@@ -221,6 +227,33 @@ def test_bad_arguments_are_refused_as_they_are_traced(name: str) -> None:
     call, error, message = BAD_ARGUMENTS[name]
     with pytest.raises(error, match=message):
         call(JitCollection(one_table()))
+
+
+@pytest.mark.parametrize("num_weights", [4, 3, None])
+def test_a_ticket_with_another_number_of_weights(num_weights: int | None) -> None:
+    """Which a program knows: nothing is written beside its results."""
+    emb = JitCollection(one_table())
+    weights = None if num_weights == 4 else np.ones(4, np.float32)
+    pooled, ticket = emb.forward(emb.state(), INDICES, OFFSETS, weights)
+    wrong = dataclasses.replace(ticket, num_weights=num_weights)
+    message = failure(lambda: emb.backward(pooled, wrong))
+    if num_weights == 3:
+        assert "out[0]: expected shape (4,), got (3,)" in message
+    else:
+        assert "another number of arguments or results" in message
+    assert emb._collection.updates == 0
+
+
+@pytest.mark.parametrize("name", ["forward", "backward", "evaluate"])
+def test_handlers_that_are_called_by_hand(name: str) -> None:
+    """Without mpembed.jax's checks a wrong call is an error all the same."""
+    state, result = JitCollection(one_table()).state(), jax.ShapeDtypeStruct((4,), jnp.float32)
+    call = jax.ffi.ffi_call(f"mpembed_{name}", result)
+    wrong = "number of arguments or results"
+    assert wrong in failure(lambda: call(state))
+    both = jax.ffi.ffi_call(f"mpembed_{name}", [result, result])
+    message = failure(lambda: both(state[:2], INDICES, OFFSETS))
+    assert "a state or a ticket was expected" in message or wrong in message
 
 
 def test_a_gradient_of_another_batch_size() -> None:

@@ -21,15 +21,31 @@ cdef object array_of(void* value):
     return cnp.PyArray_SimpleNewFromData(<int>buffer.rank, shape, kind, buffer.data)
 
 
-cdef inline void* data_of(void* value) noexcept:
-    return (<Buffer*>value).data
+cdef void* digits_in(void* value, int kind) except NULL:
+    """Return the digits of a state (kF32) or ticket (kS32)."""
+    cdef const Buffer* buffer = <const Buffer*>value
+    if buffer.type != kind or buffer.rank != 1 or buffer.dims[0] != NUM_DIGITS:
+        raise TypeError("a state or a ticket was expected")
+    return buffer.data
 
 
-cdef Handle handle_of(void* value):
-    """Return the handle that a state or a ticket names."""
-    if (<Buffer*>value).type == kF32:
-        return find(number_of(<float*>data_of(value)))
-    return find(number_of(<int32_t*>data_of(value)))
+cdef float* state_in(void* value) except NULL:
+    return <float*>digits_in(value, kF32)
+
+
+cdef int32_t* ticket_in(void* value) except NULL:
+    return <int32_t*>digits_in(value, kS32)
+
+
+cdef bint is_state(void* value) noexcept:
+    return (<const Buffer*>value).type == kF32
+
+
+cdef int require(bint fits) except -1:
+    """Raise TypeError unless a call has as many arguments and results as it should have."""
+    if not fits:
+        raise TypeError("a program has another number of arguments or results than mpembed.jax's")
+    return 0
 
 
 cdef object by_name(Handle used, void* value):
@@ -40,23 +56,27 @@ cdef object by_name(Handle used, void* value):
 cdef tuple batch_of(const CallFrame* frame):
     """Return the indices, offsets and weights or None behind a call's first argument."""
     cdef void** given = frame.arguments.values
+    require(3 <= frame.arguments.size <= 4 and frame.results.size == 2)
     weights = array_of(given[3]) if frame.arguments.size > 3 else None
     return array_of(given[1]), array_of(given[2]), weights
 
 
 cdef int forward(const CallFrame* frame) except -1:
     """(State or ticket, indices, offsets, weights if any) -> (output, ticket)."""
+    batch = batch_of(frame)
     cdef void* first = frame.arguments.values[0]
-    cdef Handle used = handle_of(first)
+    cdef bint fresh = is_state(first)
+    cdef Handle used = find(number_of(state_in(first)) if fresh else number_of(ticket_in(first)))
+    cdef int32_t* ticket = ticket_in(frame.results.values[1])
     used.lock.acquire(True)
     try:
-        if (<Buffer*>first).type == kF32:
-            used.check_turn(counted(<float*>data_of(first)))
+        if fresh:
+            used.check_turn(counted(state_in(first)))
         else:
-            used.check_ticket(counted(<int32_t*>data_of(first)))
+            used.check_ticket(counted(ticket_in(first)))
         out = by_name(used, frame.results.values[0])
-        made = used.collection.forward(*batch_of(frame), out=out, ticket=True)[1]
-        used.write_ticket(<int32_t*>data_of(frame.results.values[1]), used.next_ticket(made))
+        made = used.collection.forward(*batch, out=out, ticket=True)[1]
+        used.write_ticket(ticket, used.next_ticket(made))
     finally:
         used.lock.release()
     return 0
@@ -65,12 +85,14 @@ cdef int forward(const CallFrame* frame) except -1:
 cdef int backward(const CallFrame* frame) except -1:
     """(Ticket, gradient, ticket, gradient, ...) -> (state, gradients of weights, ...)."""
     cdef void** given = frame.arguments.values
-    cdef Handle used = handle_of(given[0])
-    cdef int64_t i, result = 1, pairs = frame.arguments.size // 2
+    cdef int64_t i, results = 1, pairs = frame.arguments.size // 2
+    require(pairs >= 1 and frame.arguments.size == 2 * pairs and frame.results.size >= 1)
+    cdef Handle used = find(number_of(ticket_in(given[0])))
+    cdef float* state = state_in(frame.results.values[0])
     grads, outs = [], []
     used.lock.acquire(True)
     try:
-        numbers = [counted(<int32_t*>data_of(given[2 * i])) for i in range(pairs)]
+        numbers = [counted(ticket_in(given[2 * i])) for i in range(pairs)]
         if numbers != list(used.waiting):
             raise StaleStateError(
                 "the tickets are not those of all forwards that wait, in their order, or were used "
@@ -80,8 +102,10 @@ cdef int backward(const CallFrame* frame) except -1:
             grads.append((by_name(used, given[2 * i + 1]), ticket))
             outs.append(None)
             if ticket.weighted:
-                outs[i] = array_of(frame.results.values[result])
-                result += 1
+                require(results < frame.results.size)
+                outs[i] = array_of(frame.results.values[results])
+                results += 1
+        require(results == frame.results.size)
         try:
             used.collection.backward(grads, out=outs)
         except BaseException:
@@ -89,7 +113,7 @@ cdef int backward(const CallFrame* frame) except -1:
                 used.next_turn()
             raise
         used.next_turn()
-        used.write_state(<float*>data_of(frame.results.values[0]))
+        used.write_state(state)
     finally:
         used.lock.release()
     return 0
@@ -97,14 +121,16 @@ cdef int backward(const CallFrame* frame) except -1:
 
 cdef int evaluate(const CallFrame* frame) except -1:
     """(State, indices, offsets, weights if any) -> (output, the same state)."""
-    cdef void* first = frame.arguments.values[0]
-    cdef Handle used = handle_of(first)
+    batch = batch_of(frame)
+    cdef float* state = state_in(frame.arguments.values[0])
+    cdef float* after = state_in(frame.results.values[1])
+    cdef Handle used = find(number_of(state))
     used.lock.acquire(True)
     try:
-        used.check_turn(counted(<float*>data_of(first)))
+        used.check_turn(counted(state))
         out = by_name(used, frame.results.values[0])
-        used.collection.forward(*batch_of(frame), out=out, training=False)
-        used.write_state(<float*>data_of(frame.results.values[1]))
+        used.collection.forward(*batch, out=out, training=False)
+        used.write_state(after)
     finally:
         used.lock.release()
     return 0

@@ -41,7 +41,7 @@ cdef class Handle:
             for ticket in list(self.waiting.values()):
                 ticket.drop()
             self.next_turn()
-            state = np.empty(DIGITS, np.float32)
+            state = np.empty(NUM_DIGITS, np.float32)
             self.write_state(<float*>cnp.PyArray_DATA(state))
             return state
         finally:
@@ -50,8 +50,8 @@ cdef class Handle:
     def check_state(self, state):
         """Raise StaleStateError unless a state is the latest, and no forward waits."""
         cdef cnp.ndarray digits = np.ascontiguousarray(state, np.float32)
-        if digits.size != DIGITS:
-            raise ValueError(f"state must have {DIGITS} values, got shape {state.shape}")
+        if digits.size != NUM_DIGITS:
+            raise ValueError(f"state must have {<int>NUM_DIGITS} values, got shape {state.shape}")
         self.lock.acquire(True)
         try:
             if number_of(<float*>cnp.PyArray_DATA(digits)) != self.number:
