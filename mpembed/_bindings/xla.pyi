@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mpembed._bindings.device import CallOrder
+
 DIGITS: int
 TARGETS: dict[str, object]
 
@@ -13,7 +15,11 @@ class Handle:
     collection: Any
     number: int
     def __new__(
-        cls, collection: Any, detach: Callable[[Any], None], unpooled: str | None = None
+        cls,
+        collection: Any,
+        calls: CallOrder,
+        detach: Callable[[Any], None],
+        unpooled: str | None = None,
     ) -> Handle: ...
     def new_state(self) -> npt.NDArray[np.float32]: ...
     def check_state(self, state: npt.NDArray[np.float32]) -> None: ...

@@ -18,7 +18,7 @@ from libcpp.string cimport string
 
 import numpy as np
 
-from mpembed._bindings.device cimport CallLock
+from mpembed._bindings.device cimport CallLock, CallOrder
 
 cnp.import_array()
 

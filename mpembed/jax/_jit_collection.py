@@ -53,7 +53,7 @@ class JitCollection:
         self._layout = Layout(collection.tables)
         engine = collection_state(collection).engine
         self._collection = collection
-        self._handle = Handle(collection, engine.detach, self._layout.unpooled)
+        self._handle = Handle(collection, engine.calls, engine.detach, self._layout.unpooled)
 
     def state(self) -> Array:
         """Return a new state, float32 (4,), for the next program.

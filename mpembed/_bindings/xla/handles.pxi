@@ -15,8 +15,9 @@ cdef class Handle:
     next turn. So a call that is made again, left out or made out of order is found: it changes
     nothing and raises.
 
-    `unpooled` is the name of the only table, if it is not pooled. `detach` is called with the
-    ticket of each forward: no backward that is given none shall use it.
+    Its lock is that of `calls`, the collection's, which its thread may take again: a turn is
+    checked and taken as one. `detach` is called with the ticket of each forward: no backward that
+    is given none shall use it. `unpooled` is the name of the only table, if it is not pooled.
     """
 
     cdef object __weakref__
@@ -27,9 +28,9 @@ cdef class Handle:
     cdef dict waiting  # ticket's number -> Ticket, in the order of the forwards
     cdef CallLock lock
 
-    def __init__(self, collection, detach, str unpooled=None):
+    def __init__(self, collection, CallOrder calls, detach, str unpooled=None):
         self.collection, self.detach, self.unpooled = collection, detach, unpooled
-        self.waiting, self.lock = {}, CallLock()
+        self.waiting, self.lock = {}, calls.lock
         # Of another process's states, which a checkpoint may hold, none is taken for one of these.
         self.number = 1 + secrets.randbelow(DIGIT * DIGIT - 1)
         handles[self.number] = self
