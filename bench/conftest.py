@@ -13,7 +13,7 @@ import pytest
 BENCH = Path(__file__).parent
 sys.path[:0] = [str(BENCH / folder) for folder in (".", "contenders", "gpu")]
 
-PACKAGES = ["mpembed", "torch", "fbgemm-gpu-cpu", "numpy"]
+PACKAGES = ["mpembed", "torch", "fbgemm-gpu-cpu", "jax", "numpy"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -115,6 +115,12 @@ BOUNDS = [
         over="bare calls",
     ),
     Bound(
+        "a jitted step by `mpembed.jax`, over one by bare calls",
+        {"operation": "jitted step", "shape": "1x1"},
+        *("us", 1e6, {1: 30.0}),
+        over="bare calls",
+    ),
+    Bound(
         "an argument as a torch tensor, over a NumPy array",
         {"operation": "argument"},
         *("us", 1e6, {1: 0.5}),

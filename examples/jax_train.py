@@ -1,13 +1,16 @@
-"""A click model: the network and its gradients in JAX, the embedding tables in mpembed.
+"""A click model: the network is JAX's, the tables are mpembed's, and a step is one program.
 
-Arrays pass between the two through DLPack, without a copy where JAX accepts their alignment.
+Lookup and update run inside `jax.jit`; docs/jax.md explains the state that goes through each step.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import mpembed as mpe
+from mpembed.jax import JitCollection
 from mpembed.train.data.dataset import dense_features
 from mpembed.train.data.synthetic import generate
 
@@ -22,21 +25,6 @@ def network(params: Params, pooled: jax.Array, dense: jax.Array) -> jax.Array:
     return hidden @ params["w2"] + params["b2"]
 
 
-@jax.jit
-def step_of_network(
-    params: Params, pooled: jax.Array, dense: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, Params, jax.Array]:
-    """Return the loss, the network after a step of SGD, and the loss's gradient for `pooled`."""
-
-    def loss_of(params: Params, pooled: jax.Array) -> jax.Array:
-        score = network(params, pooled, dense)
-        return jnp.mean(jnp.logaddexp(0, score) - labels * score)
-
-    loss, pullback = jax.vjp(loss_of, params, pooled)
-    by_params, by_pooled = pullback(jnp.ones_like(loss))
-    return loss, jax.tree.map(lambda p, g: p - 0.1 * g, params, by_params), by_pooled
-
-
 def new_network(width: int = 64) -> Params:
     """Draw the weights of the network."""
     inputs = COLUMNS * DIM + 13
@@ -49,26 +37,43 @@ def new_network(width: int = 64) -> Params:
     }
 
 
+def step_of(emb: JitCollection) -> Any:
+    """Return the compiled step: (network, state, batch) -> (loss, network, state)."""
+    offsets = np.arange(COLUMNS * BATCH + 1, dtype=np.int32)  # bags of one value each
+
+    @jax.jit
+    def step(params: Params, state: Any, indices: Any, dense: Any, labels: Any) -> Any:
+        def loss_of(params: Params, state: Any) -> jax.Array:
+            pooled = emb.lookup(state, indices, offsets)  # (B, 26 D)
+            score = network(params, pooled, dense)
+            return jnp.mean(jnp.logaddexp(0, score) - labels * score)
+
+        # The backward updates the tables; the gradient of the state is the next state.
+        loss, (grads, state) = jax.value_and_grad(loss_of, argnums=(0, 1))(params, state)
+        return loss, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), state
+
+    return step
+
+
 def train(steps: int = STEPS) -> list[float]:
     """Train; return the loss of each batch before it was trained on."""
-    emb = mpe.EmbeddingBagCollection(
+    tables = mpe.EmbeddingBagCollection(
         [mpe.TableConfig(f"column{c}", ROWS, DIM, precision="int4") for c in range(COLUMNS)],
         cache=mpe.CacheConfig(load_factor=0.05, policy="lfu"),
         optimizer=mpe.RowwiseAdagrad(lr=0.1),
     )
-    params, losses = new_network(), []
-    offsets = jnp.arange(COLUMNS * BATCH + 1)  # bags of one value each
-    for step in range(steps):
-        drawn = generate(step * BATCH, (step + 1) * BATCH)
-        indices = jnp.asarray((drawn.cats % ROWS).ravel(), jnp.int32)  # table by table
-        dense = jnp.asarray(dense_features(drawn.ints, shift=2) / 4)
-        pooled = jnp.from_dlpack(emb.forward(indices, offsets))  # (B, 26 D)
-        loss, params, grad = step_of_network(params, pooled, dense, jnp.asarray(drawn.labels))
+    emb = JitCollection(tables)
+    step, params, state, losses = step_of(emb), new_network(), emb.state(), []
+    for number in range(steps):
+        drawn = generate(number * BATCH, (number + 1) * BATCH)
+        indices = (drawn.cats % ROWS).ravel().astype(np.int32)  # table by table
+        dense = dense_features(drawn.ints, shift=2) / 4
+        loss, params, state = step(params, state, indices, dense, drawn.labels)
         losses.append(float(loss))
-        emb.backward(grad)
-        if (step + 1) % WINDOW == 0:
-            print(f"{(step + 1) * BATCH:6,} clicks  loss {np.mean(losses[-WINDOW:]):.4f}")
-    print(f"tables {emb.memory_report()['ratio']:.1f}x smaller than in FP32")
+        if (number + 1) % WINDOW == 0:
+            print(f"{(number + 1) * BATCH:6,} clicks  loss {np.mean(losses[-WINDOW:]):.4f}")
+    trained = emb.collection(state)  # which the last step has trained
+    print(f"tables {trained.memory_report()['ratio']:.1f}x smaller than in FP32")
     return losses
 
 

@@ -20,6 +20,7 @@ from mpembed._bindings.view cimport (
     too_many_dimensions)
 
 import sys
+from collections.abc import Mapping
 
 cnp.import_array()
 

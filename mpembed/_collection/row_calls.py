@@ -7,7 +7,7 @@ import numpy as np
 
 from mpembed._arguments import arrays, captures
 from mpembed._bindings import array_ops
-from mpembed._bindings.dlpack import refuse_moved, view
+from mpembed._bindings.dlpack import refuse_moved, view, wait_until_computed
 from mpembed._bindings.kernels import host_copy
 from mpembed._bindings.view import require
 from mpembed._collection import row_states
@@ -28,6 +28,7 @@ class RowCalls(CollectionBase):
 
     def rows(self, name: str, ids: Any, *, stream: Any = None) -> Any:
         """Return the current values of rows, cached or not, as float32 (len(ids), D)."""
+        wait_until_computed(ids)
         with self._calls.on_stream(stream, captures.waits("rows")) as on:
             group, position = self._find(name)
             table, kernels = self._tables[group.plan.tables[position]], group.kernels
@@ -49,6 +50,7 @@ class RowCalls(CollectionBase):
         values : float32 array (n, D)
             Finite and within the precision's range. The optimizer's state does not change.
         """
+        wait_until_computed(ids, values)
         with self._calls.on_stream(stream, captures.waits("set_rows"), changes=True) as on:
             group, position = self._find(name)
             table, kernels = self._tables[group.plan.tables[position]], group.kernels
@@ -73,6 +75,7 @@ class RowCalls(CollectionBase):
             (len(ids), D), or (len(ids),) for a state of one value a row. The names are those of
             ``emb.optimizers[name].states``; a frozen table and SGD have none.
         """
+        wait_until_computed(ids)
         with self._calls.on_stream(stream, captures.waits("state"), holds=True) as on:
             group, position = self._find(name)
             self._engine.raise_found(on)
@@ -97,6 +100,7 @@ class RowCalls(CollectionBase):
             the range of the state's precision, and not negative where it is a sum or mean of
             squares. States that are left out stay as they are, and so do the rows.
         """
+        wait_until_computed(ids, states)
         with self._calls.on_stream(stream, captures.waits("set_state"), changes=True) as on:
             group, position = self._find(name)
             self._engine.raise_found(on)

@@ -10,7 +10,7 @@ from mpembed._arguments import arrays, batches, outputs
 from mpembed._arguments.gradients import pairs_of, refuse_shared_results
 from mpembed._arguments.scalars import boolean
 from mpembed._bindings.device import Stream
-from mpembed._bindings.dlpack import refuse_moved
+from mpembed._bindings.dlpack import refuse_moved, wait_until_computed
 from mpembed._bindings.view import View
 from mpembed._collection.base import CollectionBase
 from mpembed._collection.open_batch import OpenBatch
@@ -38,6 +38,7 @@ class TrainingCalls(CollectionBase):
             change in the meantime. The collection keeps the ticket until then, or until
             ``ticket.drop()`` or `drop_prefetched`.
         """
+        wait_until_computed(indices, offsets)
         refuse = partial(self._engine.refuse_admission, indices)
         with self._calls.on_stream(stream, refuse, changes=True) as on:
             return self._engine.prefetch(self._batch(indices, offsets, None, on), on)
@@ -103,6 +104,7 @@ class TrainingCalls(CollectionBase):
         training, ticket = boolean("training", training), boolean("ticket", ticket)
         if ticket and not training:
             raise ValueError("ticket=True needs training=True")
+        wait_until_computed(indices, offsets, per_sample_weights)
         refuse = partial(self._engine.refuse_forward, indices, out, training=training)
         with self._calls.on_stream(stream, refuse, changes=training) as on:
             given = None if out is None else outputs.export(out, "out", self._engine.unpooled, on)
@@ -180,6 +182,7 @@ class TrainingCalls(CollectionBase):
             raise ValueError(
                 "out must be None where weight_grad is False: nothing is written to it"
             )
+        wait_until_computed([grad for grad, _ in pairs])
         refuse = partial(self._engine.refuse_backward, tickets, outs, weight_grad=weight_grad)
         with self._calls.on_stream(stream, refuse, changes=True) as on:
             used = self._engine.tickets_for_backward(tickets, on)
@@ -228,6 +231,7 @@ class TrainingCalls(CollectionBase):
         RuntimeError
             If it was used already, was dropped, or there was none.
         """
+        wait_until_computed(grad)
         refuse = partial(self._engine.refuse_backward, [ticket], [out])
         with self._calls.on_stream(stream, refuse) as on:
             (used,) = self._engine.tickets_for_backward([ticket], on)

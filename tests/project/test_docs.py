@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 import re
 from collections import Counter
@@ -88,6 +89,24 @@ def test_the_page_on_checkpoints_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert served.step == emb.step
     for name, array in emb.state_arrays().items():
         np.testing.assert_array_equal(served.state_arrays()[name], array)
+
+
+def test_the_page_on_jax_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for Flax's part, where Flax is not installed."""
+    pytest.importorskip("jax")
+    pytest.importorskip("optax")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    steps = 21
+    for block in blocks("docs/jax.md"):
+        if "import flax" in block:
+            if importlib.util.find_spec("flax") is None:
+                break
+            steps += 3
+        exec(compile(block, "docs/jax.md", "exec"), names)
+    assert names["emb"].collection(names["state"]).updates == steps
+    assert [path.name for path in tmp_path.iterdir()] == ["tables.mpembed"]
+    assert mpe.EmbeddingBagCollection.load("tables.mpembed").updates == 20
 
 
 @pytest.mark.torch

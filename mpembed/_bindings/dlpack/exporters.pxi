@@ -9,6 +9,7 @@ cdef class Exporter:
     cdef object capsule  # keeps the table alive
     cdef bint has_dlpack
     cdef bint torch_like  # the C table skips what torch's __dlpack__ refuses
+    cdef bint waits  # its arrays may still be computed, and say when that is done, as JAX's do
 
 
 cdef dict exporters = {}
@@ -21,6 +22,7 @@ cdef Exporter exporter_of(type tp):
         return known
     known = Exporter.__new__(Exporter)
     known.has_dlpack = hasattr(tp, "__dlpack__")
+    known.waits = known.has_dlpack and hasattr(tp, "block_until_ready")
     known.capsule = getattr(tp, "__dlpack_c_exchange_api__", None)
     if known.capsule is not None and PyCapsule_IsValid(known.capsule, "dlpack_exchange_api"):
         header = <const DLPackExchangeAPIHeader*>PyCapsule_GetPointer(
@@ -36,6 +38,30 @@ cdef Exporter exporter_of(type tp):
         exporters.clear()
     exporters[tp] = known
     return known
+
+
+def wait_until_computed(*given):
+    """Wait for arrays that are still being computed, JAX's, also in lists and dicts.
+
+    Call this before the lock of a call is taken: what computes them may call the same collection,
+    and would wait for the lock while their export waits for it.
+    """
+    cdef Exporter exporter
+    for one in given:
+        if one is None or cnp.PyArray_CheckExact(one):
+            continue
+        exporter = exporter_of(type(one))
+        if exporter.waits:
+            try:
+                one.block_until_ready()
+            except Exception:  # its export fails too, and the error then names the argument
+                pass
+        elif exporter.has_dlpack:
+            continue
+        elif isinstance(one, (list, tuple)):
+            wait_until_computed(*one)
+        elif isinstance(one, Mapping):
+            wait_until_computed(*one.values())
 
 
 cdef int check_bits(View v, object tensor) except -1:

@@ -1,0 +1,27 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpembed._bindings.device import CallOrder
+
+DIGITS: int
+TARGETS: dict[str, object]
+
+class StaleStateError(RuntimeError): ...
+
+class Handle:
+    collection: Any
+    number: int
+    def __new__(
+        cls,
+        collection: Any,
+        calls: CallOrder,
+        detach: Callable[[Any], None],
+        unpooled: str | None = None,
+    ) -> Handle: ...
+    def new_state(self) -> npt.NDArray[np.float32]: ...
+    def check_state(self, state: npt.NDArray[np.float32]) -> None: ...
+
+def stop() -> None: ...

@@ -1,0 +1,134 @@
+# Handles: what stands for a collection in a compiled program; part of xla.pyx.
+
+cdef object handles = weakref.WeakValueDictionary()  # by their numbers
+
+
+class StaleStateError(RuntimeError):
+    """A state or ticket that is not the latest one."""
+
+
+@cython.final
+cdef class Handle:
+    """A collection as programs know it: a number, whose turn it is, and the forwards that wait.
+
+    A state is (number, turn). It is good for one forward and the backward after it, which takes the
+    next turn. So a call that is made again, left out or made out of order is found: it changes
+    nothing and raises.
+
+    Its lock is that of `calls`, the collection's, which its thread may take again: a turn is
+    checked and taken as one. `detach` is called with the ticket of each forward: no backward that
+    is given none shall use it. `unpooled` is the name of the only table, if it is not pooled.
+    """
+
+    cdef object __weakref__
+    cdef readonly object collection
+    cdef readonly int64_t number
+    cdef object unpooled, detach
+    cdef int64_t turn, tickets  # how many there were
+    cdef dict waiting  # ticket's number -> Ticket, in the order of the forwards
+    cdef CallLock lock
+
+    def __init__(self, collection, CallOrder calls, detach, str unpooled=None):
+        self.collection, self.detach, self.unpooled = collection, detach, unpooled
+        self.waiting, self.lock = {}, calls.lock
+        # Of another process's states, which a checkpoint may hold, none is taken for one of these.
+        self.number = 1 + secrets.randbelow(DIGIT * DIGIT - 1)
+        handles[self.number] = self
+
+    def new_state(self):
+        """Drop the forwards that wait, make all earlier states stale, and return the next one."""
+        self.lock.acquire(True)
+        try:
+            for ticket in list(self.waiting.values()):
+                ticket.drop()
+            self.next_turn()
+            state = np.empty(NUM_DIGITS, np.float32)
+            self.write_state(<float*>cnp.PyArray_DATA(state))
+            return state
+        finally:
+            self.lock.release()
+
+    def check_state(self, state):
+        """Raise StaleStateError unless a state is the latest, and no forward waits."""
+        cdef cnp.ndarray digits = np.ascontiguousarray(state, np.float32)
+        if digits.size != NUM_DIGITS:
+            raise ValueError(f"state must have {<int>NUM_DIGITS} values, got shape {state.shape}")
+        self.lock.acquire(True)
+        try:
+            if number_of(<float*>cnp.PyArray_DATA(digits)) != self.number:
+                raise StaleStateError(f"the state is another collection's: {RENEW}")
+            self.check_turn(counted(<float*>cnp.PyArray_DATA(digits)))
+        finally:
+            self.lock.release()
+
+    cdef int check_turn(self, int64_t turn) except -1:
+        if turn != self.turn:
+            raise StaleStateError(
+                "the state was used already: pass on the state that lookup's gradient, backward or "
+                f"evaluate gives; after an error, {RENEW}")
+        if self.waiting:
+            raise StaleStateError(
+                "a forward of this state waits for its backward, or was left without one by an "
+                f"error: pass its ticket to forward or to backward, or {RENEW}")
+        return 0
+
+    cdef int check_ticket(self, int64_t number) except -1:
+        """Check that a ticket is the latest one."""
+        if number != self.tickets or number not in self.waiting:
+            raise StaleStateError(
+                "the ticket is not that of the latest forward, or was used already: pass the "
+                f"latest to the next forward, and all to one backward; after an error, {RENEW}")
+        return 0
+
+    cdef int64_t next_ticket(self, object ticket) except -1:
+        self.detach(ticket)
+        self.tickets += 1
+        self.waiting[self.tickets] = ticket
+        return self.tickets
+
+    cdef int next_turn(self) except -1:
+        self.turn += 1
+        self.waiting = {}
+        return 0
+
+    cdef void write_state(self, float* to) noexcept:
+        to[0], to[1] = self.number // DIGIT, self.number % DIGIT
+        to[2], to[3] = self.turn // DIGIT, self.turn % DIGIT
+
+    cdef void write_ticket(self, int32_t* to, int64_t number) noexcept:
+        to[0], to[1] = <int32_t>(self.number // DIGIT), <int32_t>(self.number % DIGIT)
+        to[2], to[3] = <int32_t>(number // DIGIT), <int32_t>(number % DIGIT)
+
+
+ctypedef fused digit:
+    float
+    int32_t
+
+
+cdef int64_t joined(digit high, digit low) noexcept:
+    """Return a number of two digits; -1 where they are none."""
+    if not (0 <= high < DIGIT and 0 <= low < DIGIT):
+        return -1
+    return <int64_t>high * DIGIT + <int64_t>low
+
+
+cdef int64_t number_of(digit* digits) noexcept:
+    return joined(digits[0], digits[1])
+
+
+cdef int64_t counted(digit* digits) noexcept:
+    return joined(digits[2], digits[3])
+
+
+cdef Handle find(int64_t number):
+    """Return the handle of a number; StaleStateError if it is not, or no more, in the process."""
+    found = handles.get(number)
+    if number == 0:
+        raise StaleStateError(
+            "the state is zero: the loss whose gradient it was does not depend on a lookup of the "
+            f"state before; after that, {RENEW}")
+    if found is None:
+        raise StaleStateError(
+            "the state names no collection of this process: a state is not saved with a model, and "
+            "its JitCollection must be alive; take one with state()")
+    return found
