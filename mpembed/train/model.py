@@ -12,7 +12,9 @@ import mpembed as mpe
 from mpembed.optim import OPTIMIZERS as OPTIMIZER_CLASSES
 from mpembed.optim import Optimizer
 from mpembed.torch import EmbeddingBagCollection
+from mpembed.torch.distributed import DistributedEmbeddingBagCollection, TableWise
 from mpembed.train.data.clicks import NUM_CATS, NUM_INTS
+from mpembed.train.distributed import ALONE, Ranks, new_group, table_owners
 from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
 
 BOTTOM = (NUM_INTS, 512, 256, 64)
@@ -119,8 +121,8 @@ def table_optimizer(options: TrainOptions) -> Optimizer:
 
 
 def make_tables(
-    rows: Sequence[int], setting: Setting, options: TrainOptions, seed: int
-) -> EmbeddingBagCollection:
+    rows: Sequence[int], setting: Setting, options: TrainOptions, seed: int, ranks: Ranks = ALONE
+) -> EmbeddingBagCollection | DistributedEmbeddingBagCollection:
     """Make the embedding tables of one setting.
 
     Parameters
@@ -133,10 +135,12 @@ def make_tables(
         Dimension, optimizer and cache policy.
     seed : int
         Seed of the starting rows and of the rounding.
+    ranks : Ranks
+        Several share the tables out, each table whole on one rank.
 
     Returns
     -------
-    mpembed.torch.EmbeddingBagCollection
+    EmbeddingBagCollection or DistributedEmbeddingBagCollection
         The tables C1 to C26.
     """
     # DLRM's script starts tables at U(+-1/sqrt(E)), which is also the collection's default. With
@@ -149,10 +153,18 @@ def make_tables(
     cache = None
     if setting.load_factor:
         cache = mpe.CacheConfig(load_factor=setting.load_factor, policy=options.policy)
-    return EmbeddingBagCollection(
+    optimizer = table_optimizer(options)
+    if ranks.size == 1:
+        return EmbeddingBagCollection(
+            tables, cache=cache, optimizer=optimizer, seed=seed, rounding=setting.rounding
+        )
+    owners = table_owners(tables, ranks.size)
+    return DistributedEmbeddingBagCollection(
         tables,
+        {table.name: TableWise(owner) for table, owner in zip(tables, owners, strict=True)},
         cache=cache,
-        optimizer=table_optimizer(options),
+        optimizer=optimizer,
         seed=seed,
         rounding=setting.rounding,
+        process_group=new_group(),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 
 import mpembed as mpe
 from mpembed.train.data.criteo import CriteoFile
-from mpembed.train.data.dataset import TEST, TRAIN, Dataset
+from mpembed.train.data.dataset import TEST, TRAIN, Block, Dataset
 from mpembed.train.data.synthetic import DEFAULT_ROWS, SyntheticSource
+from mpembed.train.distributed import ALONE, Ranks
 from mpembed.train.settings import Setting, TrainOptions
 from mpembed.train.summary import summarize
-from mpembed.train.trial import Trial
+from mpembed.train.trial import Trial, never
 
 # Settings take turns after this many steps. They are few, so that one pass over the data serves all
 # settings, and enough that a model's weights are in the processor's caches for nearly every step.
@@ -47,31 +49,53 @@ def open_dataset(options: TrainOptions) -> Dataset:
     return Dataset(source, options.min_count, options.max_rows, options.log_shift)
 
 
-def _trial(setting: Setting, options: TrainOptions, dataset: Dataset, seed: int) -> Trial:
+class Stopped(Exception):  # noqa: N818 - not an error
+    """Someone has asked to stop, and the step that was going on is done."""
+
+
+def _trial(setting: Setting, options: TrainOptions, dataset: Dataset, *rest: Any) -> Trial:
     try:
-        return Trial(setting, options, dataset.table_rows, seed)
+        return Trial(setting, options, dataset.table_rows, *rest)
     except RuntimeError as error:  # PyTorch has no other type for it on the CPU
         if "not enough memory" in str(error):
             raise MemoryError(str(error)) from None
         raise
 
 
-def _run_seed(options: TrainOptions, dataset: Dataset, seed: int, report: Progress) -> list[Trial]:
-    trials = [_trial(s, options, dataset, seed) for s in options.settings]
+def _train_epochs(
+    trials: list[Trial], options: TrainOptions, dataset: Dataset, report: Progress
+) -> None:
     turn_rows = options.batch_size * _STEPS_PER_TURN
     for epoch in range(1, options.epochs + 1):
         last = TEST if epoch == options.epochs else TRAIN
-        for block in dataset.blocks(turn_rows, last):
-            for trial in trials:
-                if block.part == TRAIN:
-                    trial.train(block)
-                    report(trial, len(block))
-                else:
-                    trial.predict(block)
-    return trials
+        for part, blocks in groupby(dataset.blocks(turn_rows, last), lambda block: block.part):
+            for block in blocks:
+                _one_turn(trials, block, report)
+            if part != TRAIN:
+                for trial in trials:
+                    trial.end_part(part)
 
 
-def run(options: TrainOptions, dataset: Dataset, report: Progress) -> dict[str, Any]:
+def _one_turn(trials: list[Trial], block: Block, report: Progress) -> None:
+    for trial in trials:
+        if block.part == TRAIN:
+            done = trial.train(block)
+            report(trial, done)
+            goes_on = done == len(block)
+        else:
+            goes_on = trial.predict(block)
+        if not goes_on:
+            raise Stopped
+
+
+def run(
+    options: TrainOptions,
+    dataset: Dataset,
+    report: Progress,
+    *,
+    ranks: Ranks = ALONE,
+    stop: Callable[[], bool] = never,
+) -> dict[str, Any]:
     """Train and evaluate every setting from every seed.
 
     Parameters
@@ -82,31 +106,39 @@ def run(options: TrainOptions, dataset: Dataset, report: Progress) -> dict[str, 
         From :func:`open_dataset`.
     report : callable
         Called after each turn with the trial and the number of clicks it just trained on.
+    ranks : Ranks
+        That train together.
+    stop : callable
+        Returns whether to stop after the step that is going on.
 
     Returns
     -------
     dict
-        All that the table shows and the JSON file holds.
+        All that the table shows and the JSON file holds. ``complete`` is False where the run was
+        stopped; what has not been measured by then is None.
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
         mpe.set_num_threads(options.threads)
     results: list[dict[str, Any]] = []
+    epoch_steps = -(-dataset.ends[TRAIN] // options.batch_size)
+    complete = True
     for seed in range(options.seed, options.seed + options.seeds):
         # Only the results are kept: one seed's tables are freed before the next ones are made.
-        results += [trial.result() for trial in _run_seed(options, dataset, seed, report)]
-    config = asdict(options)
-    config["data"] = str(options.data) if options.data else None
-    config["settings"] = [{"name": s.name, **asdict(s)} for s in options.settings]
+        trials = [_trial(s, options, dataset, seed, ranks, stop) for s in options.settings]
+        try:
+            _train_epochs(trials, options, dataset, report)
+        except Stopped:
+            complete = False
+        results += [trial.result(epoch_steps) for trial in trials]
+        if not complete:
+            break
     return {
-        "config": config,
-        "versions": {
-            "mpembed": mpe.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        "config": described(options),
+        "versions": versions(),
         "threads": torch.get_num_threads(),
+        "ranks": ranks.size,
+        "complete": complete,
         "data": {
             **dataset.source.describe(),
             "split_ends": dataset.ends,
@@ -114,4 +146,22 @@ def run(options: TrainOptions, dataset: Dataset, report: Progress) -> dict[str, 
         },
         "summary": summarize(results),
         "runs": results,
+    }
+
+
+def described(options: TrainOptions) -> dict[str, Any]:
+    """Return options as JSON has them."""
+    config = asdict(options)
+    config["data"] = str(options.data) if options.data else None
+    config["settings"] = [{"name": s.name, **asdict(s)} for s in options.settings]
+    return config
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    return {
+        "mpembed": mpe.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
     }

@@ -38,6 +38,10 @@ class Block:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, rows: slice) -> Block:
+        ids = np.ascontiguousarray(self.ids[:, rows])
+        return Block(self.part, self.labels[rows], self.dense[rows], ids)
+
     def batches(self, size: int) -> Iterator[Block]:
         """Cut the block into batches.
 
@@ -52,9 +56,7 @@ class Block:
             Batches whose arrays are contiguous.
         """
         for start in range(0, len(self), size):
-            rows = slice(start, start + size)
-            ids = np.ascontiguousarray(self.ids[:, rows])
-            yield Block(self.part, self.labels[rows], self.dense[rows], ids)
+            yield self[start : start + size]
 
 
 def split_ends(rows: int) -> dict[str, int]:
