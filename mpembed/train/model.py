@@ -12,10 +12,10 @@ import mpembed as mpe
 from mpembed.optim import OPTIMIZERS as OPTIMIZER_CLASSES
 from mpembed.optim import Optimizer
 from mpembed.torch import EmbeddingBagCollection
-from mpembed.train.data.clicks import NUM_CATS, NUM_INTS
+from mpembed.train.data.clicks import CRITEO_COLUMNS, Columns
 from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
 
-BOTTOM = (NUM_INTS, 512, 256, 64)
+BOTTOM = (512, 256, 64)
 TOP = (512, 256, 1)
 MLP_ADAM_LR = 1e-3
 MOMENTUM = 0.9
@@ -44,14 +44,16 @@ class Perceptrons(nn.Module):
         Dimension of the embeddings.
     seed : int
         Seed of the starting weights.
+    columns : Columns
+        What the model is given: D features of numbers, at least one, and C categoricals.
     """
 
-    def __init__(self, dim: int, seed: int) -> None:
+    def __init__(self, dim: int, seed: int, columns: Columns = CRITEO_COLUMNS) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        vectors = NUM_CATS + 1
+        inputs, vectors = max(len(columns.dense), 1), len(columns.categorical) + 1
         self.dim = dim
-        self.bottom = _mlp((*BOTTOM, dim), True, generator)
+        self.bottom = _mlp((inputs, *BOTTOM, dim), True, generator)
         self.top = _mlp((dim + vectors * (vectors - 1) // 2, *TOP), False, generator)
         self._below = torch.tril_indices(vectors, vectors, -1)
 
@@ -60,9 +62,9 @@ class Perceptrons(nn.Module):
 
         Parameters
         ----------
-        dense : Tensor, shape (B, 13)
-            Features of the integers.
-        pooled : Tensor, shape (B, 26 * dim)
+        dense : Tensor, shape (B, D)
+            Features of the numbers.
+        pooled : Tensor, shape (B, C * dim)
             Embeddings.
 
         Returns
@@ -119,7 +121,11 @@ def table_optimizer(options: TrainOptions) -> Optimizer:
 
 
 def make_tables(
-    rows: Sequence[int], setting: Setting, options: TrainOptions, seed: int
+    rows: Sequence[int],
+    setting: Setting,
+    options: TrainOptions,
+    seed: int,
+    columns: Columns = CRITEO_COLUMNS,
 ) -> EmbeddingBagCollection:
     """Make the embedding tables of one setting.
 
@@ -133,18 +139,20 @@ def make_tables(
         Dimension, optimizer and cache policy.
     seed : int
         Seed of the starting rows and of the rounding.
+    columns : Columns
+        Its categoricals name the tables.
 
     Returns
     -------
     mpembed.torch.EmbeddingBagCollection
-        The tables C1 to C26.
+        A table for each categorical; the values of one click are summed.
     """
     # DLRM's script starts tables at U(+-1/sqrt(E)), which is also the collection's default. With
     # Adagrad, large tables would then start too close to zero and small ones too far from it.
     init = None if options.optimizer == "sgd" else ("normal", 0.01)
     tables = [
-        mpe.TableConfig(f"C{i}", num_rows, options.dim, precision=setting.precision, init=init)
-        for i, num_rows in enumerate(rows, 1)
+        mpe.TableConfig(name, num_rows, options.dim, precision=setting.precision, init=init)
+        for name, num_rows in zip(columns.categorical, rows, strict=True)
     ]
     cache = None
     if setting.load_factor:

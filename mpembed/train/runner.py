@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 import mpembed as mpe
-from mpembed.train.data.criteo import CriteoFile
 from mpembed.train.data.dataset import TEST, TRAIN, Dataset
-from mpembed.train.data.synthetic import DEFAULT_ROWS, SyntheticSource
+from mpembed.train.data.options import OptionError
+from mpembed.train.data.sources import open_source
 from mpembed.train.settings import Setting, TrainOptions
 from mpembed.train.summary import summarize
 from mpembed.train.trial import Trial
@@ -21,6 +21,9 @@ from mpembed.train.trial import Trial
 # Settings take turns after this many steps. They are few, so that one pass over the data serves all
 # settings, and enough that a model's weights are in the processor's caches for nearly every step.
 _STEPS_PER_TURN = 32
+
+#: Their positions in a batch have 32 bits.
+MAX_IDS = 2**31 - 1
 
 #: Called after each turn with the trial and the number of clicks it just trained on.
 Progress = Callable[[Trial, int], None]
@@ -39,17 +42,17 @@ def open_dataset(options: TrainOptions) -> Dataset:
     Dataset
         Encoded clicks.
     """
-    source = (
-        SyntheticSource(options.rows or DEFAULT_ROWS)
-        if options.data is None
-        else CriteoFile(options.data, options.rows)
-    )
-    return Dataset(source, options.min_count, options.max_rows, options.log_shift)
+    source = open_source(options.data, options.rows)
+    ids = options.batch_size * len(source.columns.categorical)
+    if ids > MAX_IDS:
+        raise OptionError(f"--batch-size is {options.batch_size}: a batch would have {ids:,} ids")
+    transform = options.data.dense_transform
+    return Dataset(source, options.min_count, options.max_rows, options.log_shift, transform)
 
 
 def _trial(setting: Setting, options: TrainOptions, dataset: Dataset, seed: int) -> Trial:
     try:
-        return Trial(setting, options, dataset.table_rows, seed)
+        return Trial(setting, options, dataset.table_rows, seed, dataset.source.columns)
     except RuntimeError as error:  # PyTorch has no other type for it on the CPU
         if "not enough memory" in str(error):
             raise MemoryError(str(error)) from None
@@ -96,7 +99,6 @@ def run(options: TrainOptions, dataset: Dataset, report: Progress) -> dict[str, 
         # Only the results are kept: one seed's tables are freed before the next ones are made.
         results += [trial.result() for trial in _run_seed(options, dataset, seed, report)]
     config = asdict(options)
-    config["data"] = str(options.data) if options.data else None
     config["settings"] = [{"name": s.name, **asdict(s)} for s in options.settings]
     return {
         "config": config,

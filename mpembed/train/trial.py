@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from mpembed.rounding import TableRounding
-from mpembed.train.data.dataset import TEST, VALIDATION, Block
+from mpembed.train.data.clicks import CRITEO_COLUMNS, Columns
+from mpembed.train.data.dataset import TEST, VALIDATION
+from mpembed.train.data.encoding import Block
 from mpembed.train.metrics import accuracy, auc, log_loss
 from mpembed.train.model import Perceptrons, make_tables, mlp_optimizer
 from mpembed.train.settings import Setting, TrainOptions
@@ -55,16 +57,23 @@ class Trial:
         Rows of each table.
     seed : int
         Seed of the weights, the rows and the rounding.
+    columns : Columns
+        Those of the data.
     """
 
     def __init__(
-        self, setting: Setting, options: TrainOptions, table_rows: Sequence[int], seed: int
+        self,
+        setting: Setting,
+        options: TrainOptions,
+        table_rows: Sequence[int],
+        seed: int,
+        columns: Columns = CRITEO_COLUMNS,
     ) -> None:
         self.setting, self.seed = setting, seed
         self._batch_size, self._epochs = options.batch_size, options.epochs
-        self._net = Perceptrons(options.dim, seed)
+        self._net = Perceptrons(options.dim, seed, columns)
         self._optimizer = mlp_optimizer(self._net, options)
-        self._tables = make_tables(table_rows, setting, options, seed)
+        self._tables = make_tables(table_rows, setting, options, seed, columns)
         self._loss = nn.BCEWithLogitsLoss()
         self._trained: list[int] = []
         self.losses: list[float] = []
@@ -96,7 +105,11 @@ class Trial:
                 ) from None
 
     def _lookup(self, batch: Block) -> torch.Tensor:
-        offsets = torch.arange(batch.ids.size + 1, dtype=torch.int32)  # one id a bag
+        offsets = (
+            torch.arange(batch.ids.size + 1, dtype=torch.int32)  # one id a bag
+            if batch.offsets is None
+            else torch.from_numpy(batch.offsets)
+        )
         pooled: torch.Tensor = self._tables(torch.from_numpy(batch.ids.reshape(-1)), offsets)
         return pooled
 
