@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mpembed as mpe
-from mpembed.train.data.dataset import dense_features
+from mpembed.train.data.features import dense_features
 from mpembed.train.data.synthetic import generate
 
 COLUMNS, ROWS, DIM = 26, 20_000, 16  # values are hashed into the rows of their column's table
@@ -61,7 +61,7 @@ def train(steps: int = STEPS) -> list[float]:
     for step in range(steps):
         drawn = generate(step * BATCH, (step + 1) * BATCH)
         indices = jnp.asarray((drawn.cats % ROWS).ravel(), jnp.int32)  # table by table
-        dense = jnp.asarray(dense_features(drawn.ints, shift=2) / 4)
+        dense = jnp.asarray(dense_features(drawn.dense, shift=2) / 4)
         pooled = jnp.from_dlpack(emb.forward(indices, offsets))  # (B, 26 D)
         loss, params, grad = step_of_network(params, pooled, dense, jnp.asarray(drawn.labels))
         losses.append(float(loss))

@@ -12,6 +12,8 @@ import typer
 
 from mpembed.info import print_info
 from mpembed.train import PACKAGES
+from mpembed.train.data import arguments
+from mpembed.train.data.options import DataOptions, OptionError
 from mpembed.train.data.synthetic import DEFAULT_ROWS
 from mpembed.train.settings import (
     DEFAULT_LR,
@@ -21,7 +23,6 @@ from mpembed.train.settings import (
     POLICIES,
     PRECISIONS,
     ROUNDINGS,
-    OptionError,
     Setting,
     TrainOptions,
 )
@@ -61,6 +62,7 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
 
     from mpembed.train.data.clicks import DataError
     from mpembed.train.data.dataset import TRAIN
+    from mpembed.train.data.files import expand
     from mpembed.train.plot import write_plot
     from mpembed.train.progress import progress_display
     from mpembed.train.report import (
@@ -75,7 +77,7 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
 
     try:
         chosen = options()
-        check_outputs(chosen.data, json, plot)
+        check_outputs(expand(chosen.data.files), json, plot)
         dataset = open_dataset(chosen)
         console = Console(stderr=True)
         with progress_display(console, chosen, dataset.ends[TRAIN]) as progress:
@@ -110,13 +112,14 @@ def _write_output(
 
 @app.command()
 def train(
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of clicks in Criteo's format, plain or gzip.",
-            show_default="synthetic clicks",
-        ),
-    ] = TrainOptions.data,
+    data: arguments.Data = None,
+    label: arguments.Label = DataOptions.label,
+    dense: arguments.Dense = None,
+    categorical: arguments.Categorical = None,
+    header: arguments.Header = DataOptions.header,
+    delimiter: arguments.Delimiter = DataOptions.delimiter,
+    list_separator: arguments.ListSeparator = DataOptions.list_separator,
+    dense_transform: arguments.DenseTransform = DataOptions.dense_transform,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -182,7 +185,16 @@ def train(
     def options() -> TrainOptions:
         return TrainOptions(
             settings=tuple(Setting.parse(text) for text in setting or DEFAULT_SETTINGS),
-            data=data,
+            data=DataOptions(
+                files=tuple(data or ()),
+                label=label,
+                dense=tuple(dense or ()),
+                categorical=tuple(categorical or ()),
+                header=header,
+                delimiter=delimiter,
+                list_separator=list_separator,
+                dense_transform=dense_transform,
+            ),
             dim=dim,
             batch_size=batch_size,
             epochs=epochs,

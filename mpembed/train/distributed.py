@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch import nn
 
 from mpembed.config import TableConfig
-from mpembed.train.settings import OptionError
+from mpembed.train.data.options import OptionError
 
 T = TypeVar("T")
 

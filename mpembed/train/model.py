@@ -13,11 +13,11 @@ from mpembed.optim import OPTIMIZERS as OPTIMIZER_CLASSES
 from mpembed.optim import Optimizer
 from mpembed.torch import EmbeddingBagCollection
 from mpembed.torch.distributed import DistributedEmbeddingBagCollection, TableWise
-from mpembed.train.data.clicks import NUM_CATS, NUM_INTS
+from mpembed.train.data.clicks import CRITEO_COLUMNS, Columns
 from mpembed.train.distributed import ALONE, Ranks, new_group, table_owners
 from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
 
-BOTTOM = (NUM_INTS, 512, 256, 64)
+BOTTOM = (512, 256, 64)
 TOP = (512, 256, 1)
 MLP_ADAM_LR = 1e-3
 MOMENTUM = 0.9
@@ -46,14 +46,16 @@ class Perceptrons(nn.Module):
         Dimension of the embeddings.
     seed : int
         Seed of the starting weights.
+    columns : Columns
+        What the model is given: D features of numbers, at least one, and C categoricals.
     """
 
-    def __init__(self, dim: int, seed: int) -> None:
+    def __init__(self, dim: int, seed: int, columns: Columns = CRITEO_COLUMNS) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        vectors = NUM_CATS + 1
-        self.dim = dim
-        self.bottom = _mlp((*BOTTOM, dim), True, generator)
+        inputs, vectors = max(len(columns.dense), 1), len(columns.categorical) + 1
+        self.dim, self._vectors = dim, vectors
+        self.bottom = _mlp((inputs, *BOTTOM, dim), True, generator)
         self.top = _mlp((dim + vectors * (vectors - 1) // 2, *TOP), False, generator)
         self._below = torch.tril_indices(vectors, vectors, -1)
 
@@ -62,9 +64,9 @@ class Perceptrons(nn.Module):
 
         Parameters
         ----------
-        dense : Tensor, shape (B, 13)
-            Features of the integers.
-        pooled : Tensor, shape (B, 26 * dim)
+        dense : Tensor, shape (B, D)
+            Features of the numbers.
+        pooled : Tensor, shape (B, C * dim)
             Embeddings.
 
         Returns
@@ -73,7 +75,7 @@ class Perceptrons(nn.Module):
             Log odds.
         """
         bottom = self.bottom(dense)
-        vectors = torch.cat([bottom, pooled], dim=1).view(len(dense), -1, self.dim)
+        vectors = torch.cat([bottom, pooled], dim=1).view(len(dense), self._vectors, self.dim)
         products = torch.bmm(vectors, vectors.transpose(1, 2))
         pairs = products[:, self._below[0], self._below[1]]
         logits: torch.Tensor = self.top(torch.cat([bottom, pairs], dim=1)).squeeze(1)
@@ -121,7 +123,12 @@ def table_optimizer(options: TrainOptions) -> Optimizer:
 
 
 def make_tables(
-    rows: Sequence[int], setting: Setting, options: TrainOptions, seed: int, ranks: Ranks = ALONE
+    rows: Sequence[int],
+    setting: Setting,
+    options: TrainOptions,
+    seed: int,
+    columns: Columns = CRITEO_COLUMNS,
+    ranks: Ranks = ALONE,
 ) -> EmbeddingBagCollection | DistributedEmbeddingBagCollection:
     """Make the embedding tables of one setting.
 
@@ -135,20 +142,22 @@ def make_tables(
         Dimension, optimizer and cache policy.
     seed : int
         Seed of the starting rows and of the rounding.
+    columns : Columns
+        Its categoricals name the tables.
     ranks : Ranks
         Several share the tables out, each table whole on one rank.
 
     Returns
     -------
     EmbeddingBagCollection or DistributedEmbeddingBagCollection
-        The tables C1 to C26.
+        A table for each categorical; the values of one click are summed.
     """
     # DLRM's script starts tables at U(+-1/sqrt(E)), which is also the collection's default. With
     # Adagrad, large tables would then start too close to zero and small ones too far from it.
     init = None if options.optimizer == "sgd" else ("normal", 0.01)
     tables = [
-        mpe.TableConfig(f"C{i}", num_rows, options.dim, precision=setting.precision, init=init)
-        for i, num_rows in enumerate(rows, 1)
+        mpe.TableConfig(name, num_rows, options.dim, precision=setting.precision, init=init)
+        for name, num_rows in zip(columns.categorical, rows, strict=True)
     ]
     cache = None
     if setting.load_factor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.table import Table
 from mpembed._files.replacement import write_file
 from mpembed._files.targets import check_place
 from mpembed.rounding import BAD, NOISE_LIMIT
-from mpembed.train.settings import OptionError
+from mpembed.train.data.options import OptionError
 
 _COLUMNS = (
     "log\nloss",
@@ -54,13 +55,13 @@ def _same_file(a: Path, b: Path) -> bool:
         return False
 
 
-def check_outputs(data: Path | None, json: Path | None, plot: Path | None) -> None:
+def check_outputs(data: Sequence[Path], json: Path | None, plot: Path | None) -> None:
     """Raise OptionError for an output file that cannot be written or is used twice.
 
     Parameters
     ----------
-    data : Path or None
-        The file of clicks.
+    data : sequence of Path
+        The files of clicks.
     json, plot : Path or None
         The files to write; this does not touch them. They replace what is there, a link itself.
 
@@ -68,9 +69,9 @@ def check_outputs(data: Path | None, json: Path | None, plot: Path | None) -> No
     ------
     OptionError
         If one is a directory, its directory does not exist, writing is not allowed, or it is
-        the same file as another of the three.
+        the same file as another one.
     """
-    used = [] if data is None else [("--data", data)]
+    used = [("--data", path) for path in data]
     for option, path in (("--json", json), ("--plot", plot)):
         if path is None:
             continue

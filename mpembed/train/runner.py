@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 import mpembed as mpe
-from mpembed.train.data.criteo import CriteoFile
-from mpembed.train.data.dataset import TEST, TRAIN, Block, Dataset
-from mpembed.train.data.synthetic import DEFAULT_ROWS, SyntheticSource
+from mpembed.train.data.dataset import TEST, TRAIN, Dataset
+from mpembed.train.data.encoding import Block
+from mpembed.train.data.options import OptionError
+from mpembed.train.data.sources import open_source
 from mpembed.train.distributed import ALONE, Ranks
 from mpembed.train.settings import Setting, TrainOptions
 from mpembed.train.summary import summarize
@@ -23,6 +24,9 @@ from mpembed.train.trial import Trial, never
 # Settings take turns after this many steps. They are few, so that one pass over the data serves all
 # settings, and enough that a model's weights are in the processor's caches for nearly every step.
 _STEPS_PER_TURN = 32
+
+#: Their positions in a batch have 32 bits.
+MAX_IDS = 2**31 - 1
 
 #: Called after each turn with the trial and the number of clicks it just trained on.
 Progress = Callable[[Trial, int], None]
@@ -41,21 +45,21 @@ def open_dataset(options: TrainOptions) -> Dataset:
     Dataset
         Encoded clicks.
     """
-    source = (
-        SyntheticSource(options.rows or DEFAULT_ROWS)
-        if options.data is None
-        else CriteoFile(options.data, options.rows)
-    )
-    return Dataset(source, options.min_count, options.max_rows, options.log_shift)
+    source = open_source(options.data, options.rows)
+    ids = options.batch_size * len(source.columns.categorical)
+    if ids > MAX_IDS:
+        raise OptionError(f"--batch-size is {options.batch_size}: a batch would have {ids:,} ids")
+    transform = options.data.dense_transform
+    return Dataset(source, options.min_count, options.max_rows, options.log_shift, transform)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
     """Someone has asked to stop, and the step that was going on is done."""
 
 
-def _trial(setting: Setting, options: TrainOptions, dataset: Dataset, *rest: Any) -> Trial:
+def _trial(setting: Setting, options: TrainOptions, dataset: Dataset, seed: int, *rest: Any) -> Trial:
     try:
-        return Trial(setting, options, dataset.table_rows, *rest)
+        return Trial(setting, options, dataset.table_rows, seed, dataset.source.columns, *rest)
     except RuntimeError as error:  # PyTorch has no other type for it on the CPU
         if "not enough memory" in str(error):
             raise MemoryError(str(error)) from None
@@ -152,7 +156,6 @@ def run(
 def described(options: TrainOptions) -> dict[str, Any]:
     """Return options as JSON has them."""
     config = asdict(options)
-    config["data"] = str(options.data) if options.data else None
     config["settings"] = [{"name": s.name, **asdict(s)} for s in options.settings]
     return config
 

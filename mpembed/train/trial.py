@@ -15,7 +15,9 @@ from torch import nn
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.rounding import TableRounding
 from mpembed.torch.distributed import DistributedEmbeddingBagCollection
-from mpembed.train.data.dataset import TEST, VALIDATION, Block
+from mpembed.train.data.clicks import CRITEO_COLUMNS, Columns
+from mpembed.train.data.dataset import TEST, VALIDATION
+from mpembed.train.data.encoding import Block
 from mpembed.train.distributed import ALONE, Ranks, merge_memory, merge_tables
 from mpembed.train.metrics import accuracy, auc, log_loss
 from mpembed.train.model import Perceptrons, make_tables, mlp_optimizer
@@ -47,6 +49,8 @@ class Trial:
         Rows of each table.
     seed : int
         Seed of the weights, the rows and the rounding.
+    columns : Columns
+        Those of the data.
     ranks : Ranks
         Several train together, each its part of every batch; all make the same calls.
     stop : callable
@@ -69,15 +73,16 @@ class Trial:
         options: TrainOptions,
         table_rows: Sequence[int],
         seed: int,
+        columns: Columns = CRITEO_COLUMNS,
         ranks: Ranks = ALONE,
         stop: Callable[[], bool] = never,
     ) -> None:
         self.setting, self.seed = setting, seed
         self._batch_size, self._ranks, self._stop = options.batch_size, ranks, stop
-        self.net = Perceptrons(options.dim, seed)
+        self.net = Perceptrons(options.dim, seed, columns)
         self.optimizer = mlp_optimizer(self.net, options)
-        self._tables = make_tables(table_rows, setting, options, seed, ranks)
-        self._names = [f"C{i}" for i in range(1, len(table_rows) + 1)]
+        self._tables = make_tables(table_rows, setting, options, seed, columns, ranks)
+        self._names = columns.categorical
         self._trained_net = ranks.wrap(self.net)
         self._loss = nn.BCEWithLogitsLoss(reduction="sum")
         self.records = Records()
@@ -133,7 +138,11 @@ class Trial:
             raise self._failed
 
     def _lookup(self, batch: Block) -> torch.Tensor:
-        offsets = torch.arange(batch.ids.size + 1, dtype=torch.int32)  # one id a bag
+        offsets = (
+            torch.arange(batch.ids.size + 1, dtype=torch.int32)  # one id a bag
+            if batch.offsets is None
+            else torch.from_numpy(batch.offsets)
+        )
         pooled: torch.Tensor = self._tables(torch.from_numpy(batch.ids.reshape(-1)), offsets)
         return pooled
 

@@ -18,8 +18,11 @@ from mpembed.train.distributed import ALONE, Ranks, table_owners
 
 pytestmark = pytest.mark.torch
 SETTINGS = ["fp32", "int4:0.05"]
-#: Sums of gradients in another order, and for packed rows another cache: relative, of losses.
-TOLERANCES = 1e-4, 2e-3
+#: Relative, of each loss: gradients are summed in another order, and the first steps of Adam, for the
+#: perceptrons, and of Adagrad are as long for tiny gradients as for large ones. Packed rows have
+#: other caches, too.
+TOLERANCES = 1e-3, 2e-2
+SGD_TOLERANCE = 1e-6
 
 
 def on_ranks(folder: Path, number: int, settings: list[str], **values: Any) -> list[Any]:
@@ -45,6 +48,16 @@ def test_two_ranks_train_what_one_process_does(two: list[Any], one: Any) -> None
             np.testing.assert_allclose(found, expected, rtol=TOLERANCES[setting])
             found, expected = (of["test"][setting]["log_loss"] for of in (rank, one))
             np.testing.assert_allclose(found, expected, rtol=TOLERANCES[setting])
+
+
+def test_the_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    """SGD shows it most exactly; the last batch, of 28 rows, is not a full one."""
+    values = {"optimizer": "sgd", "batch_size": 125}
+    expected = train_programs.trained(["fp32"], values)
+    for rank in on_ranks(tmp_path, 2, ["fp32"], **values):
+        np.testing.assert_allclose(rank["losses"], expected["losses"], rtol=SGD_TOLERANCE)
+        (found,), (alone,) = rank["test"], expected["test"]
+        assert found["log_loss"] == pytest.approx(alone["log_loss"], rel=SGD_TOLERANCE)
 
 
 def test_all_ranks_have_the_results_of_all(two: list[Any], one: Any) -> None:
@@ -94,6 +107,6 @@ def test_tables_are_spread_by_their_size() -> None:
         tables = [TableConfig(f"t{i}", rows, 8) for i, rows in enumerate(sizes)]
         return table_owners(tables, number)
 
-    assert owners([10, 40, 30, 20, 5], 2) == [0, 0, 1, 1, 1]
+    assert owners([10, 40, 30, 20, 5], 2) == [0, 0, 1, 1, 0]
     assert owners([5, 5], 4) == [0, 1]
     assert set(owners([1] * 26, 3)) == {0, 1, 2}

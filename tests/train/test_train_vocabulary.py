@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mpembed.train.data import clicks as c
-from mpembed.train.data.dataset import Dataset, dense_features, split_ends
+from mpembed.train.data.dataset import Dataset, split_ends
+from mpembed.train.data.features import dense_features
 from mpembed.train.data.vocabulary import MISSING_ROW, RARE_ROW, ValueCounts, Vocabulary
 
 
@@ -83,6 +84,10 @@ class ListSource:
     @property
     def rows(self) -> int:
         return len(self.clicks)
+
+    @property
+    def columns(self) -> c.Columns:
+        return c.CRITEO_COLUMNS
 
     def chunks(self, stop: int) -> Iterator[c.Clicks]:
         for start in range(0, stop, self.chunk):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mpembed.train.data.clicks import Clicks, DataError
+from mpembed.train.data.clicks import CRITEO_COLUMNS, Clicks, Columns, DataError
 from mpembed.train.data.criteo_lines import first_fault, line_blocks
 from mpembed.train.data.criteo_parse import BadBlockError, parse_block
 
@@ -54,6 +54,11 @@ class CriteoFile:
     def rows(self) -> int:
         """Number of clicks."""
         return self._rows
+
+    @property
+    def columns(self) -> Columns:
+        """What the columns are."""
+        return CRITEO_COLUMNS
 
     def describe(self) -> dict[str, Any]:
         """Describe the data for the report."""

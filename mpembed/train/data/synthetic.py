@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
+from mpembed.train.data.clicks import (
+    CRITEO_COLUMNS,
+    MISSING_CAT,
+    MISSING_INT,
+    NUM_CATS,
+    NUM_INTS,
+    Clicks,
+    Columns,
+)
 from mpembed.train.data.synthetic_columns import (
     CAT_COLUMNS,
     INT_COLUMNS,
@@ -220,6 +228,11 @@ class SyntheticSource:
     def rows(self) -> int:
         """Number of clicks."""
         return self._rows
+
+    @property
+    def columns(self) -> Columns:
+        """What the columns are."""
+        return CRITEO_COLUMNS
 
     def chunks(self, stop: int) -> Iterator[Clicks]:
         """Yield the first `stop` clicks."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from mpembed.train.data.clicks import MISSING_CAT
+from mpembed.train.data.clicks import MISSING_CAT, DataError
 
 #: Every table has a row for missing values and one that rare and unseen values share.
 MISSING_ROW, RARE_ROW, FIRST_ROW = 0, 1, 2
@@ -84,6 +84,40 @@ class Vocabulary:
         self.values = counts.values[kept]
         self.hashed = max_rows is not None and FIRST_ROW + len(self.values) > max_rows
         self.num_rows = max_rows if self.hashed and max_rows else FIRST_ROW + len(self.values)
+
+    @classmethod
+    def restore(cls, values: I64, num_rows: int, hashed: bool) -> Vocabulary:
+        """Make a vocabulary from what one had.
+
+        Parameters
+        ----------
+        values : ndarray of int64
+            Its `values`.
+        num_rows : int
+            Its `num_rows`.
+        hashed : bool
+            Whether values share rows by a hash.
+
+        Returns
+        -------
+        Vocabulary
+            It encodes as that one did.
+
+        Raises
+        ------
+        DataError
+            If the three cannot be those of a vocabulary.
+        """
+        values = np.array(values)
+        shaped = values.dtype == np.int64 and values.ndim == 1 and bool((np.diff(values) > 0).all())
+        own_rows = num_rows == FIRST_ROW + len(values)
+        if not shaped or not (
+            FIRST_ROW < num_rows < FIRST_ROW + len(values) if hashed else own_rows
+        ):
+            raise DataError("not a stored vocabulary: its values or its number of rows are wrong")
+        made = cls(ValueCounts(values, np.ones(len(values), np.int64)), 1)
+        made.hashed, made.num_rows = hashed, num_rows
+        return made
 
     def encode(self, values: I64) -> npt.NDArray[np.int32]:
         """Return the row of each value.
