@@ -7,7 +7,7 @@ the perceptrons are on all, and DistributedDataParallel keeps them equal.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -81,14 +81,16 @@ class Ranks:
             raise kind(f"rank {rank}: {text}" if rank else text)
         return made  # type: ignore[no-any-return]  # of type T where there is no error
 
-    def check_equal(self, what: str, value: Any) -> None:
-        """Raise OptionError on all ranks where `value`, called `what`, is not the same on each."""
-        told = self.gather(value)
+    def check_equal(self, values: Mapping[str, Any]) -> None:
+        """Raise OptionError on all ranks where some value is not the same on each."""
+        told = self.gather(dict(values))
         for rank, one in enumerate(told):
-            if one != told[0]:
-                raise OptionError(
-                    f"rank {rank} has {what} {one!r}, rank 0 {told[0]!r}: give all ranks the same"
-                )
+            for name, value in one.items():
+                if value != told[0][name]:
+                    raise OptionError(
+                        f"rank {rank} has {name} {value!r}, rank 0 {told[0][name]!r}: give all "
+                        "ranks the same options and data"
+                    )
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """Return a module whose backward averages the gradients of all ranks."""

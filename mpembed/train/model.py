@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import mpembed as mpe
+from mpembed.collection import collection_state
 from mpembed.optim import OPTIMIZERS as OPTIMIZER_CLASSES
 from mpembed.optim import Optimizer
 from mpembed.torch import EmbeddingBagCollection
@@ -152,16 +153,8 @@ def make_tables(
     EmbeddingBagCollection or DistributedEmbeddingBagCollection
         A table for each categorical; the values of one click are summed.
     """
-    # DLRM's script starts tables at U(+-1/sqrt(E)), which is also the collection's default. With
-    # Adagrad, large tables would then start too close to zero and small ones too far from it.
-    init = None if options.optimizer == "sgd" else ("normal", 0.01)
-    tables = [
-        mpe.TableConfig(name, num_rows, options.dim, precision=setting.precision, init=init)
-        for name, num_rows in zip(columns.categorical, rows, strict=True)
-    ]
-    cache = None
-    if setting.load_factor:
-        cache = mpe.CacheConfig(load_factor=setting.load_factor, policy=options.policy)
+    tables = _configs(rows, setting, options, columns)
+    cache = _cache(setting, options)
     optimizer = table_optimizer(options)
     if ranks.size == 1:
         return EmbeddingBagCollection(
@@ -177,3 +170,45 @@ def make_tables(
         rounding=setting.rounding,
         process_group=new_group(),
     )
+
+
+def _configs(
+    rows: Sequence[int], setting: Setting, options: TrainOptions, columns: Columns
+) -> list[mpe.TableConfig]:
+    # DLRM's script starts tables at U(+-1/sqrt(E)), which is also the collection's default. With
+    # Adagrad, large tables would then start too close to zero and small ones too far from it.
+    init = None if options.optimizer == "sgd" else ("normal", 0.01)
+    return [
+        mpe.TableConfig(name, num_rows, options.dim, precision=setting.precision, init=init)
+        for name, num_rows in zip(columns.categorical, rows, strict=True)
+    ]
+
+
+def _cache(setting: Setting, options: TrainOptions) -> mpe.CacheConfig | None:
+    if not setting.load_factor:
+        return None
+    return mpe.CacheConfig(load_factor=setting.load_factor, policy=options.policy)
+
+
+def check_tables(
+    tables: mpe.EmbeddingBagCollection,
+    rows: Sequence[int],
+    setting: Setting,
+    options: TrainOptions,
+    seed: int,
+    columns: Columns,
+) -> None:
+    """Raise ValueError if tables are not such as `make_tables` makes of the other arguments."""
+    found, optimizer = collection_state(tables).settings, table_optimizer(options)
+    own = found.optimizer
+    for name, one, expected in (
+        ("tables", list(found.tables), _configs(rows, setting, options, columns)),
+        ("cache", found.cache, _cache(setting, options)),
+        ("optimizer", own and (own.kind, own.settings()), (optimizer.kind, optimizer.settings())),
+        ("seed", found.seed, seed),
+        ("rounding", found.rounding, setting.rounding),
+        ("bounds", found.bounds, "raise"),
+        ("on_nonfinite", found.on_nonfinite, "raise"),
+    ):
+        if one != expected:
+            raise ValueError(f"the tables' {name} are not those of the run: {one}, not {expected}")

@@ -17,6 +17,8 @@ from mpembed._files.replacement import write_file
 def _curves(axes: Axes, result: dict[str, Any]) -> None:
     for row in result["summary"]:
         curves = [r["curve"] for r in result["runs"] if r["setting"] == row["setting"]]
+        # Of a run that was stopped, the last seed's may end before the others.
+        curves = [curve for curve in curves if len(curve) == len(curves[0])]
         rows = [point["rows"] for point in curves[0]]
         loss = np.mean([[point["loss"] for point in curve] for curve in curves], axis=0)
         axes.plot(rows, loss, label=row["setting"], linewidth=1)
@@ -26,6 +28,8 @@ def _curves(axes: Axes, result: dict[str, Any]) -> None:
 
 def _memory(axes: Axes, result: dict[str, Any]) -> None:
     for row in result["summary"]:
+        if row["log_loss"] is None:  # stopped before that
+            continue
         size = row["bytes"] / 1e6
         axes.plot(size, row["log_loss"], "o")
         axes.annotate(

@@ -86,11 +86,15 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
+def _percent(share: float | None, form: str) -> str:
+    return _number(None if share is None else 100 * share, form)
+
+
 def _difference(difference: dict[str, float | None], is_base: bool) -> str:
-    if is_base:
+    percent, error = difference["percent"], difference["standard_error"]
+    if is_base or percent is None:
         return "-"
-    error = difference["standard_error"]
-    text = f"{difference['percent']:+.2f}"
+    text = f"{percent:+.2f}"
     return text if error is None else f"{text} ± {error:.2f}"
 
 
@@ -117,18 +121,17 @@ def results_table(result: dict[str, Any]) -> Table:
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for index, row in enumerate(summary):
-        hits = row["hit_rate"]
         table.add_row(
             row["setting"],
             _number(row["log_loss"], ".4f"),
             _difference(row["difference"], index == 0),
             _difference(row["online_difference"], index == 0),
             _number(row["auc"], ".4f"),
-            _number(100 * row["accuracy"], ".2f"),
+            _percent(row["accuracy"], ".2f"),
             decimal(row["bytes"]),
             _number(row["ratio"], ".2f"),
             _number(row["ratio_embeddings"], ".2f"),
-            _number(None if hits is None else 100 * hits, ".1f"),
+            _percent(row["hit_rate"], ".1f"),
             _number(row["step_ms"], ".1f"),
             _number(row["embedding_ms"], ".2f"),
         )

@@ -14,6 +14,7 @@ from torch import nn
 
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.rounding import TableRounding
+from mpembed.torch import EmbeddingBagCollection as TorchCollection
 from mpembed.torch.distributed import DistributedEmbeddingBagCollection
 from mpembed.train.data.clicks import CRITEO_COLUMNS, Columns
 from mpembed.train.data.dataset import TEST, VALIDATION
@@ -56,6 +57,8 @@ class Trial:
     stop : callable
         Returns whether to stop after the step that is going on. With several ranks one asks for
         all.
+    tables : mpembed.EmbeddingBagCollection, optional
+        Tables to go on with, instead of new ones.
 
     Attributes
     ----------
@@ -65,6 +68,8 @@ class Trial:
         That of the perceptrons.
     records : Records
         Of the steps so far.
+    scores : dict of str to dict
+        Of the validation and the test part; None until they are measured.
     """
 
     def __init__(
@@ -76,18 +81,23 @@ class Trial:
         columns: Columns = CRITEO_COLUMNS,
         ranks: Ranks = ALONE,
         stop: Callable[[], bool] = never,
+        tables: EmbeddingBagCollection | None = None,
     ) -> None:
         self.setting, self.seed = setting, seed
         self._batch_size, self._ranks, self._stop = options.batch_size, ranks, stop
         self.net = Perceptrons(options.dim, seed, columns)
         self.optimizer = mlp_optimizer(self.net, options)
-        self._tables = make_tables(table_rows, setting, options, seed, columns, ranks)
+        self._tables = (
+            make_tables(table_rows, setting, options, seed, columns, ranks)
+            if tables is None
+            else TorchCollection.from_collection(tables)
+        )
         self._names = columns.categorical
         self._trained_net = ranks.wrap(self.net)
         self._loss = nn.BCEWithLogitsLoss(reduction="sum")
         self.records = Records()
         self._failed: DivergedError | None = None
-        self._scores: dict[str, dict[str, float] | None] = {VALIDATION: None, TEST: None}
+        self.scores: dict[str, dict[str, float] | None] = {VALIDATION: None, TEST: None}
         self._predicted: dict[str, tuple[list[F32], list[F32]]] = {}
 
     @property
@@ -212,7 +222,7 @@ class Trial:
             np.concatenate([one for batch in zip(*lists, strict=True) for one in batch])
             for lists in zip(*by_rank, strict=True)
         )
-        self._scores[part] = {
+        self.scores[part] = {
             "log_loss": log_loss(labels, logits),
             "auc": auc(labels, logits),
             "accuracy": accuracy(labels, logits),
@@ -266,8 +276,8 @@ class Trial:
             "setting": self.setting.name,
             "seed": self.seed,
             "online": {"log_loss": self.records.online_loss(epoch_steps)},
-            "validation": self._scores[VALIDATION],
-            "test": self._scores[TEST],
+            "validation": self.scores[VALIDATION],
+            "test": self.scores[TEST],
             "memory": merge_memory(memory),
             "cache": cache,
             "rounding": {
