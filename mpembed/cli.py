@@ -63,6 +63,7 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
     from mpembed.train.data.clicks import DataError
     from mpembed.train.data.dataset import TRAIN
     from mpembed.train.data.files import expand
+    from mpembed.train.data.sources import describe_source
     from mpembed.train.plot import write_plot
     from mpembed.train.progress import progress_display
     from mpembed.train.report import (
@@ -79,6 +80,8 @@ def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | 
         chosen = options()
         check_outputs(expand(chosen.data.files), json, plot)
         dataset = open_dataset(chosen)
+        if recognised := describe_source(dataset.source):
+            print(f"mpembed: {recognised}", file=sys.stderr)
         console = Console(stderr=True)
         with progress_display(console, chosen, dataset.ends[TRAIN]) as progress:
             result = run(chosen, dataset, progress)

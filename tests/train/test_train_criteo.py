@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpembed.train.data import criteo_lines
+from mpembed.train.data import lines as text_lines
 from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, Clicks, DataError
 from mpembed.train.data.criteo import CriteoFile
 from mpembed.train.data.dataset import Dataset
@@ -54,7 +54,7 @@ def read(path: Path, max_rows: int | None = None) -> Clicks:
 def test_reads_back_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
 ) -> None:
-    monkeypatch.setattr(criteo_lines, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(text_lines, "_BLOCK_BYTES", block)
     clicks = generate(0, 1500)
     path = write(tmp_path / name, to_lines(clicks))
     for rows in (1500, 700):
@@ -107,7 +107,7 @@ BAD = {
 def test_bad_lines_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, number: int, name: str
 ) -> None:
-    monkeypatch.setattr(criteo_lines, "_BLOCK_BYTES", 4096)
+    monkeypatch.setattr(text_lines, "_BLOCK_BYTES", 4096)
     bad, message = BAD[kind]
     lines = [line()] * 60
     lines[number - 1] = bad

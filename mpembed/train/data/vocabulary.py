@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mpembed.train.data.clicks import MISSING_CAT, DataError
+from mpembed.train.data.hashing import GOLDEN, mix
+from mpembed.train.data.keys import hashed_numbers
 
 #: Every table has a row for missing values and one that rare and unseen values share.
 MISSING_ROW, RARE_ROW, FIRST_ROW = 0, 1, 2
@@ -18,10 +20,7 @@ _MERGE_VALUES = 1 << 20
 
 def _bucket(values: I64, buckets: int) -> I64:
     """Hash values evenly to buckets with the finaliser of SplitMix64."""
-    x = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) % np.uint64(buckets)).astype(np.int64)
+    return (mix(values.astype(np.uint64) * GOLDEN) % np.uint64(buckets)).astype(np.int64)
 
 
 @dataclass
@@ -137,7 +136,7 @@ class Vocabulary:
         inside = place < len(self.values)
         known[inside] = self.values[place[inside]] == values[inside]
         if self.hashed:
-            place = _bucket(values, self.num_rows - FIRST_ROW)
+            place = _bucket(hashed_numbers(values), self.num_rows - FIRST_ROW)
         rows = np.where(known, place + FIRST_ROW, RARE_ROW)
         rows[values == MISSING_CAT] = MISSING_ROW
         return rows.astype(np.int32)
