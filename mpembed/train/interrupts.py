@@ -61,7 +61,8 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         with contextlib.suppress(ValueError):  # not in the main thread: signals go elsewhere
             for one in _SIGNALS:
-                self._old[one] = signal.signal(one, self._handle)
+                if signal.getsignal(one) != signal.SIG_IGN:  # as a shell has it for jobs with &
+                    self._old[one] = signal.signal(one, self._handle)
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -19,8 +19,9 @@ from mpembed.train.data.clicks import DataError
 from mpembed.train.data.dataset import TRAIN, Dataset
 from mpembed.train.data.files import expand
 from mpembed.train.data.options import OptionError
+from mpembed.train.data.sources import describe_source
 from mpembed.train.distributed import ALONE, LostRankError, Ranks, started_ranks
-from mpembed.train.interrupts import Interrupted, Interrupts
+from mpembed.train.interrupts import Interrupts
 from mpembed.train.keeper import Keeper, check_versions, resumed_options
 from mpembed.train.options_json import described
 from mpembed.train.plot import write_plot
@@ -116,13 +117,15 @@ def _check_logdir(path: Path) -> None:
         raise OptionError(f"--logdir {path}: is not a folder")
 
 
-def train(request: Request) -> int:
+def train(request: Request, interrupts: Interrupts) -> int:
     """Train and report; whatever can be refused is refused before training starts.
 
     Parameters
     ----------
     request : Request
         What is asked for.
+    interrupts : Interrupts
+        Entered; until training starts, they raise Interrupted.
 
     Returns
     -------
@@ -130,25 +133,19 @@ def train(request: Request) -> int:
         The exit status.
     """
     ranks = ALONE
-    with Interrupts() as interrupts:
-        try:
-            with started_ranks() as ranks:
-                if ranks.size > 1:
-                    interrupts.of_ranks(ranks.rank)
-                return _train(request, ranks, interrupts)
-        except (DataError, OptionError, DamagedError) as error:
-            return _fail(ranks, str(error), REFUSED)
-        except DivergedError as error:
-            return _fail(ranks, str(error), FAILED)
-        except LostRankError as error:
-            return _fail_alone(ranks, str(error))
-        except MemoryError:
-            return _fail_alone(
-                ranks, "out of memory; try a smaller --dim, --max-rows or --batch-size"
-            )
-        except Interrupted:
-            text = f"{interrupts.name} before training: there is nothing to report"
-            return _fail(ranks, text, interrupts.status)
+    try:
+        with started_ranks() as ranks:
+            if ranks.size > 1:
+                interrupts.of_ranks(ranks.rank)
+            return _train(request, ranks, interrupts)
+    except (DataError, OptionError, DamagedError) as error:
+        return _fail(ranks, str(error), REFUSED)
+    except DivergedError as error:
+        return _fail(ranks, str(error), FAILED)
+    except LostRankError as error:
+        return _fail_alone(ranks, str(error))
+    except MemoryError:
+        return _fail_alone(ranks, "out of memory; try a smaller --dim, --max-rows or --batch-size")
 
 
 def _tell(text: str) -> None:
@@ -174,6 +171,8 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
     ranks.check_equal(described(options))
     saves = request.folder is not None
     dataset = ranks.together(lambda: runner.open_dataset(options, digested=saves))
+    if not ranks.rank and (recognised := describe_source(dataset.source)):
+        _tell(recognised)
     ranks.check_equal({"rows": dataset.source.rows, "table rows": dataset.table_rows})
     with ExitStack() as stack:
         keeper = None
