@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import typer
 
 from mpembed.info import print_info
-from mpembed.train import PACKAGES, arguments
+from mpembed.train import PACKAGES, SCORE_PACKAGES, arguments
 from mpembed.train.config_file import read_config
 from mpembed.train.data import arguments as data_arguments
 from mpembed.train.data.options import DataOptions, OptionError
@@ -125,3 +125,47 @@ def train(
 def _is_default(context: typer.Context, name: str) -> bool:
     source: Any = context.get_parameter_source(name)
     return source is None or source.name == "DEFAULT"
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(help="Folder that mpembed train --save has written.")],
+    data: data_arguments.Data = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the scores to this file, CSV or Parquet.", show_default="metrics only"
+        ),
+    ] = None,
+    rows: arguments.Rows = None,
+    header: data_arguments.Header = DataOptions.header,
+    delimiter: data_arguments.Delimiter = DataOptions.delimiter,
+    list_separator: data_arguments.ListSeparator = DataOptions.list_separator,
+) -> None:
+    """Score clicks by a saved model, and measure it where labels are there; without PyTorch."""
+    _need("score", SCORE_PACKAGES)
+    from mpembed.train.array_file import DamagedError
+    from mpembed.train.data.clicks import DataError
+    from mpembed.train.data.files import expand
+    from mpembed.train.report import check_outputs
+    from mpembed.train.score import score as run
+
+    try:
+        options = DataOptions(
+            files=tuple(data or ()),
+            header=header,
+            delimiter=delimiter,
+            list_separator=list_separator,
+        )
+        check_outputs(expand(options.files), {"--out": out})
+        with Interrupts() as interrupts:
+            found = run(model, options, rows, out)
+    except (DamagedError, DataError, OptionError) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"--out {out}: cannot be written: {error.strerror or error}", 1)
+    except MemoryError:
+        _fail("out of memory", 1)
+    except Interrupted:
+        _fail(f"{interrupts.name}: nothing was written", interrupts.status)
+    typer.echo(str(found))

@@ -85,7 +85,8 @@ class _Prepared:
             check_versions(self.start, runner.versions())
         _check_saving(request, self.options, ranks)
         if ranks.rank == 0:  # the others write nothing
-            check_outputs(expand(self.options.data.files), request.json, request.plot)
+            outputs = {"--json": request.json, "--plot": request.plot}
+            check_outputs(expand(self.options.data.files), outputs)
             if request.folder is not None:
                 check_folder(request.folder)
             if request.logdir is not None:

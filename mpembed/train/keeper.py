@@ -14,7 +14,6 @@ from mpembed.train.data.dataset import TRAIN, Dataset
 from mpembed.train.data.digest import DigestedSource
 from mpembed.train.data.encoding import Block
 from mpembed.train.data.options import OptionError
-from mpembed.train.model import check_tables
 from mpembed.train.options_json import changed
 from mpembed.train.save_folder import SaveFolder
 from mpembed.train.saved_model import DataFacts, Position, RunFacts, SavedModel
@@ -93,16 +92,11 @@ class Keeper:
             self._trial = make()
             return self._trial
         start, facts = self._start, self._start.facts
-        tables, arrays = start.tables(), start.arrays()
+        encoding = self._dataset.encoding
+        if start.encoding().describe() != encoding.describe():
+            raise DamagedError(f"{start.path}: its encoding is not that of the data")
+        tables, arrays = start.tables(encoding), start.arrays()
         try:
-            check_tables(
-                tables,
-                self._dataset.table_rows,
-                facts.options.settings[0],
-                facts.options,
-                facts.options.seed,
-                self._dataset.source.columns,
-            )
             trial = make(tables=tables)
             trial.records = restore(arrays, trial.net, trial.optimizer, facts.steps)
         except ValueError as error:

@@ -8,20 +8,14 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-import mpembed as mpe
-from mpembed.collection import collection_state
-from mpembed.optim import OPTIMIZERS as OPTIMIZER_CLASSES
-from mpembed.optim import Optimizer
 from mpembed.torch import EmbeddingBagCollection
 from mpembed.torch.distributed import DistributedEmbeddingBagCollection, TableWise
 from mpembed.train.data.clicks import CRITEO_COLUMNS, Columns
 from mpembed.train.distributed import ALONE, Ranks, new_group, table_owners
-from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
+from mpembed.train.settings import Setting, TrainOptions
+from mpembed.train.tables import cache_config, layer_sizes, table_configs, table_optimizer
 
-BOTTOM = (512, 256, 64)
-TOP = (512, 256, 1)
 MLP_ADAM_LR = 1e-3
-MOMENTUM = 0.9
 
 
 def _mlp(sizes: Sequence[int], relu_last: bool, generator: torch.Generator) -> nn.Sequential:
@@ -54,10 +48,11 @@ class Perceptrons(nn.Module):
     def __init__(self, dim: int, seed: int, columns: Columns = CRITEO_COLUMNS) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        inputs, vectors = max(len(columns.dense), 1), len(columns.categorical) + 1
-        self.dim, self._vectors = dim, vectors
-        self.bottom = _mlp((inputs, *BOTTOM, dim), True, generator)
-        self.top = _mlp((dim + vectors * (vectors - 1) // 2, *TOP), False, generator)
+        sizes = layer_sizes(dim, columns)
+        self.dim, self._vectors = dim, len(columns.categorical) + 1
+        vectors = self._vectors
+        self.bottom = _mlp(sizes["bottom"], True, generator)
+        self.top = _mlp(sizes["top"], False, generator)
         self._below = torch.tril_indices(vectors, vectors, -1)
 
     def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
@@ -104,25 +99,6 @@ def mlp_optimizer(net: Perceptrons, options: TrainOptions) -> torch.optim.Optimi
     return torch.optim.Adam(net.parameters(), lr=MLP_ADAM_LR, fused=True)
 
 
-def table_optimizer(options: TrainOptions) -> Optimizer:
-    """Make the optimizer of the tables.
-
-    Parameters
-    ----------
-    options : TrainOptions
-        Its name and learning rate. All else is as by default, except that "sgd-momentum" has a
-        momentum of 0.9.
-
-    Returns
-    -------
-    mpembed.optim.Optimizer
-        The optimizer.
-    """
-    kind = OPTIMIZERS[options.optimizer]
-    own = {"momentum": MOMENTUM} if kind == "sgd_momentum" else {}
-    return OPTIMIZER_CLASSES[kind](lr=options.table_lr, **own)
-
-
 def make_tables(
     rows: Sequence[int],
     setting: Setting,
@@ -153,8 +129,8 @@ def make_tables(
     EmbeddingBagCollection or DistributedEmbeddingBagCollection
         A table for each categorical; the values of one click are summed.
     """
-    tables = _configs(rows, setting, options, columns)
-    cache = _cache(setting, options)
+    tables = table_configs(rows, setting, options, columns)
+    cache = cache_config(setting, options)
     optimizer = table_optimizer(options)
     if ranks.size == 1:
         return EmbeddingBagCollection(
@@ -170,45 +146,3 @@ def make_tables(
         rounding=setting.rounding,
         process_group=new_group(),
     )
-
-
-def _configs(
-    rows: Sequence[int], setting: Setting, options: TrainOptions, columns: Columns
-) -> list[mpe.TableConfig]:
-    # DLRM's script starts tables at U(+-1/sqrt(E)), which is also the collection's default. With
-    # Adagrad, large tables would then start too close to zero and small ones too far from it.
-    init = None if options.optimizer == "sgd" else ("normal", 0.01)
-    return [
-        mpe.TableConfig(name, num_rows, options.dim, precision=setting.precision, init=init)
-        for name, num_rows in zip(columns.categorical, rows, strict=True)
-    ]
-
-
-def _cache(setting: Setting, options: TrainOptions) -> mpe.CacheConfig | None:
-    if not setting.load_factor:
-        return None
-    return mpe.CacheConfig(load_factor=setting.load_factor, policy=options.policy)
-
-
-def check_tables(
-    tables: mpe.EmbeddingBagCollection,
-    rows: Sequence[int],
-    setting: Setting,
-    options: TrainOptions,
-    seed: int,
-    columns: Columns,
-) -> None:
-    """Raise ValueError if tables are not such as `make_tables` makes of the other arguments."""
-    found, optimizer = collection_state(tables).settings, table_optimizer(options)
-    own = found.optimizer
-    for name, one, expected in (
-        ("tables", list(found.tables), _configs(rows, setting, options, columns)),
-        ("cache", found.cache, _cache(setting, options)),
-        ("optimizer", own and (own.kind, own.settings()), (optimizer.kind, optimizer.settings())),
-        ("seed", found.seed, seed),
-        ("rounding", found.rounding, setting.rounding),
-        ("bounds", found.bounds, "raise"),
-        ("on_nonfinite", found.on_nonfinite, "raise"),
-    ):
-        if one != expected:
-            raise ValueError(f"the tables' {name} are not those of the run: {one}, not {expected}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +55,16 @@ def _same_file(a: Path, b: Path) -> bool:
         return False
 
 
-def check_outputs(data: Sequence[Path], json: Path | None, plot: Path | None) -> None:
+def check_outputs(data: Sequence[Path], outputs: Mapping[str, Path | None]) -> None:
     """Raise OptionError for an output file that cannot be written or is used twice.
 
     Parameters
     ----------
     data : sequence of Path
         The files of clicks.
-    json, plot : Path or None
-        The files to write; this does not touch them. They replace what is there, a link itself.
+    outputs : mapping of str to Path or None
+        The files to write, by option; this does not touch them. They replace what is there, a link
+        itself.
 
     Raises
     ------
@@ -72,7 +73,7 @@ def check_outputs(data: Sequence[Path], json: Path | None, plot: Path | None) ->
         the same file as another one.
     """
     used = [("--data", path) for path in data]
-    for option, path in (("--json", json), ("--plot", plot)):
+    for option, path in outputs.items():
         if path is None:
             continue
         _check_writable(option, path)

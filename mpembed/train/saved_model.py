@@ -13,6 +13,7 @@ from mpembed.train.data.encoding import Encoding
 from mpembed.train.options_json import described, restored
 from mpembed.train.save_folder import MANIFEST, named_file, read_manifest
 from mpembed.train.settings import TrainOptions
+from mpembed.train.tables import check_tables
 
 T = TypeVar("T")
 Scores = dict[str, dict[str, float] | None]
@@ -191,8 +192,8 @@ class SavedModel:
         file = self._read(lambda: named_file(self.path, self._manifest, "dense"))
         return self._read(lambda: read_arrays(file))
 
-    def tables(self) -> EmbeddingBagCollection:
-        """Read the tables."""
+    def tables(self, encoding: Encoding) -> EmbeddingBagCollection:
+        """Read the tables, which have the rows of an encoding."""
         file = self._read(lambda: named_file(self.path, self._manifest, "tables"))
 
         def load() -> EmbeddingBagCollection:
@@ -206,4 +207,8 @@ class SavedModel:
             raise DamagedError(
                 f"{file}: has made {tables.updates} updates, not the {self.facts.steps} of the run"
             )
+        try:
+            check_tables(tables, encoding.table_rows, encoding.columns, self.facts.options)
+        except ValueError as error:
+            raise DamagedError(f"{file}: {error}") from None
         return tables
