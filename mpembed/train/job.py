@@ -24,7 +24,6 @@ from mpembed.train.distributed import ALONE, LostRankError, Ranks, started_ranks
 from mpembed.train.interrupts import Interrupts
 from mpembed.train.keeper import Keeper, check_versions, resumed_options
 from mpembed.train.options_json import described
-from mpembed.train.plot import write_plot
 from mpembed.train.progress import progress_display
 from mpembed.train.report import (
     check_outputs,
@@ -257,12 +256,18 @@ def _write_results(
     for note in rounding_notes(result):
         print(note)
     sys.stdout.flush()
-    failures += _write("--plot", request.plot, lambda path: write_plot(result, path))
+    failures += _write("--plot", request.plot, lambda path: _plot(result, path))
     if keeper is not None:
         failures += _write("--save", request.folder, lambda _: keeper.save())
     if board is not None:
         failures += _write("--logdir", request.logdir, lambda _: board.finish(result))
     return failures
+
+
+def _plot(result: dict[str, Any], path: Path) -> None:
+    from mpembed.train.plot import write_plot  # matplotlib takes a second to import
+
+    write_plot(result, path)
 
 
 def _write(option: str, path: Path | None, write: Callable[[Path], None]) -> list[str]:

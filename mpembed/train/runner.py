@@ -117,10 +117,9 @@ class _Seed:
                 self._report(trial, done)
                 if self._keeper:
                     self._keeper.trained(done)
-                goes_on = done == len(block)
             else:
-                goes_on = trial.predict(block)
-            if not goes_on:
+                trial.predict(block)
+            if trial.stopped:
                 raise Stopped
 
 

@@ -68,6 +68,8 @@ class Trial:
         That of the perceptrons.
     records : Records
         Of the steps so far.
+    stopped : bool
+        Whether it was asked to stop during the last call.
     scores : dict of str to dict
         Of the validation and the test part; None until they are measured.
     """
@@ -95,7 +97,7 @@ class Trial:
         self._names = columns.categorical
         self._trained_net = ranks.wrap(self.net)
         self._loss = nn.BCEWithLogitsLoss(reduction="sum")
-        self.records = Records()
+        self.records, self.stopped = Records(), False
         self._failed: DivergedError | None = None
         self.scores: dict[str, dict[str, float] | None] = {VALIDATION: None, TEST: None}
         self._predicted: dict[str, tuple[list[F32], list[F32]]] = {}
@@ -128,11 +130,11 @@ class Trial:
         done = 0
         for batch in block.batches(self._batch_size):
             try:
-                stops = self._step(batch)
+                self.stopped = self._step(batch)
             except FloatingPointError as error:
                 raise self._diverged(error) from None
             done += len(batch)
-            if stops:
+            if self.stopped:
                 break
         self._ranks.together(self._raise_failed)
         return done
@@ -193,18 +195,13 @@ class Trial:
             self._failed = self._failed or self._diverged(error)
 
     @torch.no_grad()
-    def predict(self, block: Block) -> bool:
+    def predict(self, block: Block) -> None:
         """Predict the clicks of a block of the validation or test part; nothing is trained.
 
         Parameters
         ----------
         block : Block
             The clicks; labels and log odds are kept for :meth:`end_part`.
-
-        Returns
-        -------
-        bool
-            Whether to go on: False if it was asked to stop.
         """
         labels, logits = self._predicted.setdefault(block.part, ([], []))
         for batch in block.batches(self._batch_size):
@@ -212,7 +209,7 @@ class Trial:
             found = self.net(torch.from_numpy(mine.dense), self._lookup(mine))
             labels.append(mine.labels)
             logits.append(found.numpy())
-        return not any(self._ranks.sums(self._stop()))
+        self.stopped = any(self._ranks.sums(self._stop()))
 
     def end_part(self, part: str) -> None:
         """Score what was predicted, which is all of a part, and forget it."""
