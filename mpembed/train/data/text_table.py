@@ -44,7 +44,7 @@ def _has_header(cells: list[str], options: DataOptions) -> bool:
     if options.header is not None:
         return options.header
     label = options.label or DEFAULT_LABEL
-    if label in cells or not is_position(label) or not 1 <= int(label[:10]) <= len(cells):
+    if not is_position(label) or not 1 <= int(label[:10]) <= len(cells):
         return True
     return not _LABEL_TEXTS.fullmatch(cells[int(label) - 1])
 
