@@ -14,12 +14,12 @@ pytest.importorskip("torch")
 import torch
 
 from mpembed.train import runner
+from mpembed.train.data.options import OptionError
 from mpembed.train.model import Perceptrons, make_tables
 from mpembed.train.runner import open_dataset, run
 from mpembed.train.settings import (
     DEFAULT_SETTINGS,
     OPTIMIZERS,
-    OptionError,
     Setting,
     TrainOptions,
 )

@@ -98,28 +98,28 @@ class Clicks:
         1 where the advertisement was clicked, else 0; ``MISSING_LABEL`` where the source has none.
     dense : ndarray of int64 or float64, shape (D, n)
         The numbers; ``MISSING_INT`` or NaN where missing.
-    cats : ndarray of int64, shape (C, n), or tuple of Bags
+    cats : ndarray of int64, shape (C, n)
         Keys of the categoricals, ``MISSING_CAT`` where missing. In Criteo's format they are numbers
         below 2**32, and there are 13 numbers and 26 categoricals.
+    bags : tuple of Bags
+        The categoricals where they may hold several values in a row; `cats` has no rows then.
     """
 
     labels: IntArray
     dense: NumberArray
-    cats: IntArray | tuple[Bags, ...]
+    cats: IntArray
+    bags: tuple[Bags, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: slice) -> Clicks:
-        if isinstance(self.cats, tuple):
-            return Clicks(self.labels[rows], self.dense[:, rows], tuple(c[rows] for c in self.cats))
-        return Clicks(self.labels[rows], self.dense[:, rows], self.cats[:, rows])
+        bags = tuple(one[rows] for one in self.bags)
+        return Clicks(self.labels[rows], self.dense[:, rows], self.cats[:, rows], bags)
 
     def values(self) -> Sequence[IntArray]:
         """Return the keys of each categorical column."""
-        if isinstance(self.cats, tuple):
-            return [bags.values for bags in self.cats]
-        return list(self.cats)
+        return [one.values for one in self.bags] or list(self.cats)
 
 
 class Source(Protocol):
@@ -143,17 +143,11 @@ class Source(Protocol):
 def _join(parts: Sequence[Clicks]) -> Clicks:
     if len(parts) == 1:
         return parts[0]
-    bags = [p.cats for p in parts if isinstance(p.cats, tuple)]
-    arrays = [p.cats for p in parts if not isinstance(p.cats, tuple)]
-    joined: IntArray | tuple[Bags, ...]
-    if bags:
-        joined = tuple(_join_bags(column) for column in zip(*bags, strict=True))
-    else:
-        joined = np.concatenate(arrays, axis=1)
     return Clicks(
         np.concatenate([p.labels for p in parts]),
         np.concatenate([p.dense for p in parts], axis=1),
-        joined,
+        np.concatenate([p.cats for p in parts], axis=1),
+        tuple(_join_bags(column) for column in zip(*(p.bags for p in parts), strict=True)),
     )
 
 

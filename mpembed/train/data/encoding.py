@@ -133,8 +133,8 @@ class Encoding:
         dense = encode_dense(clicks.dense, self.transforms)
         pairs = zip(self.vocabularies, clicks.values(), strict=True)
         ids = [vocabulary.encode(values) for vocabulary, values in pairs]
-        if isinstance(clicks.cats, tuple):
-            return Block(part, labels, dense, np.concatenate(ids), _join_offsets(clicks.cats))
+        if clicks.bags:
+            return Block(part, labels, dense, np.concatenate(ids), _join_offsets(clicks.bags))
         return Block(part, labels, dense, np.stack(ids))
 
     def blocks(self, source: Source, size: int) -> Iterator[Block]:

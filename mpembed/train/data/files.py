@@ -38,8 +38,11 @@ _OTHER_KINDS = (
     (b"\xff\xfe\x00\x00", "UTF-32 text", "convert it with iconv -f UTF-32 -t UTF-8"),
     (b"\xff\xfe", "UTF-16 text", _ICONV),
     (b"\xfe\xff", "UTF-16 text", _ICONV),
-    (b"{", "JSON", _CONVERT),
+    (b'{"', "JSON", _CONVERT),
+    (b"{\n", "JSON", _CONVERT),
     (b"[{", "JSON", _CONVERT),
+    (b"\x1f\x8b", "gzip", "decompress it"),  # inside another compression
+    (b"\x28\xb5\x2f\xfd", "zstd", "decompress it"),
 )
 
 

@@ -64,6 +64,8 @@ class ParquetTable:
         self.path = path
         with self._open() as file:
             schema, total = file.schema_arrow, file.metadata.num_rows
+        if len(set(schema.names)) < len(schema.names):
+            raise DataError(f"{path}: this is a Parquet file with several columns of one name")
         self._rows = total if max_rows is None else min(total, max_rows)
         if not self._rows:
             raise DataError(f"{path}: the file has no rows")

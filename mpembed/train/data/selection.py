@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,27 @@ def show_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN_NAMES]) + more
 
 
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return names of which each is one of a kind and not empty.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The names of a file's columns.
+
+    Returns
+    -------
+    list of str
+        The same, but for empty ones and those that several columns have: with their position.
+    """
+    counts = Counter(names)
+    unique = [
+        name if name and counts[name] == 1 else f"{name or 'column'} ({place})"
+        for place, name in enumerate(names, 1)
+    ]
+    return unique if len(set(unique)) == len(unique) else unique_names(unique)
+
+
 def is_position(text: str) -> bool:
     """Return whether a text can be the position of a column."""
     return bool(_NUMBER.fullmatch(text))
@@ -73,11 +95,6 @@ class _Names:
 
     def one(self, text: str, option: str) -> int:
         """Return the place of a name or position."""
-        if self.names.count(text) > 1:
-            raise DataError(
-                f"{self._file} with {self.names.count(text)} columns {text!r}; name them by "
-                f"position in --{option}, from 1"
-            )
         if text in self.names:
             return self.names.index(text)
         if is_position(text) and 1 <= int(text[:10]) <= len(self.names):
@@ -152,12 +169,6 @@ def select(names: Sequence[str], options: DataOptions, file: str) -> Selection:
         )
     dense = known.many(options.dense, "dense", [label])
     categorical = known.many(options.categorical, "categorical", [label, *dense])
-    for place in categorical:
-        if list(names).count(names[place]) > 1 or not names[place]:
-            raise DataError(
-                f"{file}; column {place + 1} has the name {names[place]!r}, which cannot name a "
-                "table: it is empty or another column has it"
-            )
     return Selection(label, tuple(dense), tuple(categorical))
 
 

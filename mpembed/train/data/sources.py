@@ -15,7 +15,8 @@ from mpembed.train.data.options import DataOptions
 from mpembed.train.data.parquet import ParquetTable
 from mpembed.train.data.selection import DEFAULT_LABEL, Selection, select, select_again
 from mpembed.train.data.synthetic import DEFAULT_ROWS, SyntheticSource
-from mpembed.train.data.text_table import DELIMITERS, TextTable, find_delimiter, split_line
+from mpembed.train.data.table_lines import DELIMITERS, find_delimiter, split_line
+from mpembed.train.data.text_table import TextTable
 
 
 class FileSource(Source, Protocol):
@@ -139,7 +140,8 @@ def _open_criteo(path: Path, rows: int | None, label_may_be_absent: bool) -> Cri
     line = _first_line(path)
     delimiter = find_delimiter(line)
     cells = split_line(line, delimiter) if delimiter else []
-    if delimiter not in (None, "\t") or (cells and cells[0].isidentifier()):
+    criteo_like = abs(len(cells) - CRITEO_CELLS) <= 2 and not cells[0].isidentifier()
+    if delimiter not in (None, "\t") or (delimiter and not criteo_like):
         kind = f"{DELIMITERS[delimiter or ',']}-separated"
         names = ", ".join(cells[:40])
         raise DataError(f"{path}: {kind}; {expected}; the first line has: {names}")

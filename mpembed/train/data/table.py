@@ -48,8 +48,9 @@ def to_clicks(
         dense[row] = arrow_columns.numbers(found[place], name)
     pairs = list(zip(selection.categorical, columns.categorical, strict=True))
     if columns.bags:
+        none = np.empty((0, rows), np.int64)
         bags = tuple(arrow_columns.bags(found[place], name) for place, name in pairs)
-        return Clicks(labels, dense, bags)
+        return Clicks(labels, dense, none, bags)
     cats = np.empty((len(pairs), rows), np.int64)
     for row, (place, name) in enumerate(pairs):
         cats[row] = arrow_columns.keys(found[place], name)

@@ -6,14 +6,12 @@ cell holds an end of a line, so that lines can be counted, cut into blocks and n
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -23,62 +21,22 @@ from mpembed.train.data.clicks import Clicks, DataError
 from mpembed.train.data.files import check_regular, compression_of
 from mpembed.train.data.lines import line_blocks
 from mpembed.train.data.options import DataOptions
-from mpembed.train.data.selection import DEFAULT_LABEL, Selection, is_position
+from mpembed.train.data.selection import DEFAULT_LABEL, Selection, is_position, unique_names
 from mpembed.train.data.table import describe_columns, make_columns, to_clicks
+from mpembed.train.data.table_lines import (
+    BOM,
+    DELIMITERS,
+    BadLineError,
+    check_lines,
+    find_delimiter,
+    first_failure,
+    split_line,
+)
 
-#: Delimiters that are recognised, with their names in messages.
-DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 #: Texts of a missing number.
 MISSING_NUMBERS = ["", "NA", "NaN", "nan", "N/A", "null", "NULL", "None", "\\N"]
 _LABEL_TEXTS = re.compile(r"[01](\.0)?|true|false", re.IGNORECASE)
 _MAX_BLOCK = 2**31 - 1  # pyarrow's limit
-_BOM = b"\xef\xbb\xbf"
-
-
-class _BadLineError(Exception):
-    """A line cannot be used.
-
-    Parameters
-    ----------
-    line : int
-        Its number in the block, from 0.
-    message : str
-        What is wrong.
-    """
-
-    def __init__(self, line: int, message: str) -> None:
-        super().__init__(message)
-        self.line = line
-
-
-def split_line(line: bytes, delimiter: str) -> list[str]:
-    """Return the cells of one line.
-
-    Parameters
-    ----------
-    line : bytes
-        The line; a byte-order mark and the end are left out.
-    delimiter : str
-        One character.
-
-    Returns
-    -------
-    list of str
-        The cells; bytes that are not UTF-8 are shown as escapes.
-    """
-    text = line.removeprefix(_BOM).rstrip(b"\r\n").decode("utf-8", "backslashreplace")
-    try:
-        return next(csv.reader([text], delimiter=delimiter), [""]) if text else [""]
-    except csv.Error:  # a cell is longer than Python's reader takes
-        return text.split(delimiter)
-
-
-def find_delimiter(line: bytes) -> str | None:
-    """Return the delimiter that a line has most of outside quotes, or None."""
-    bare = re.sub(rb'"[^"]*"', b"", line)
-    counts = {delimiter: bare.count(delimiter.encode()) for delimiter in DELIMITERS}
-    best = max(counts, key=lambda delimiter: counts[delimiter])
-    return best if counts[best] else None
 
 
 def _has_header(cells: list[str], options: DataOptions) -> bool:
@@ -86,7 +44,7 @@ def _has_header(cells: list[str], options: DataOptions) -> bool:
     if options.header is not None:
         return options.header
     label = options.label or DEFAULT_LABEL
-    if label in cells or not is_position(label) or not 1 <= int(label[:10]) <= len(cells):
+    if not is_position(label) or not 1 <= int(label[:10]) <= len(cells):
         return True
     return not _LABEL_TEXTS.fullmatch(cells[int(label) - 1])
 
@@ -141,8 +99,8 @@ class TextTable:
         self._check_first(first)
         cells = split_line(first, delimiter)
         self._header = _has_header(cells, options) if header is None else header
-        names = cells if self._header else [str(place + 1) for place in range(len(cells))]
-        self._selection = choose(names, f"{path}: {self._kind()}")
+        names = unique_names(cells) if self._header else [str(n + 1) for n in range(len(cells))]
+        self._selection = choose(names, f"{path}: this is {self._separated()}")
         self.columns = make_columns(
             names, self._selection, label, bags or self._separator is not None, self._header
         )
@@ -154,9 +112,9 @@ class TextTable:
 
     def _check_first(self, line: bytes) -> None:
         try:
-            _check_lines(line)
+            check_lines(line)
             line.decode("utf-8")
-        except _BadLineError as error:
+        except BadLineError as error:
             raise DataError(f"{self.path}: line 1: {error}") from None
         except UnicodeDecodeError as error:
             raise DataError(
@@ -164,10 +122,12 @@ class TextTable:
                 "convert the file with iconv"
             ) from None
 
+    def _separated(self) -> str:
+        return f"{DELIMITERS.get(self._delimiter, repr(self._delimiter))}-separated text"
+
     def _kind(self) -> str:
-        name = DELIMITERS.get(self._delimiter, repr(self._delimiter))
         packed = f", {self._compression}" if self._compression else ""
-        return f"{name}-separated text, {'with' if self._header else 'without'} a header{packed}"
+        return f"{self._separated()}, {'with' if self._header else 'without'} a header{packed}"
 
     @property
     def rows(self) -> int:
@@ -201,13 +161,13 @@ class TextTable:
         for block, lines in line_blocks(self.path, self._compression, stop + self._header):
             start, skipped = 0, 0
             if not done:
-                start = len(_BOM) if block.startswith(_BOM) else 0
+                start = len(BOM) if block.startswith(BOM) else 0
                 if self._header:
                     start, skipped = block.index(b"\n") + 1, 1
             if lines > skipped:
                 try:
                     yield self._parse(block[start:] if start else block, lines - skipped)
-                except _BadLineError as error:
+                except BadLineError as error:
                     number = done + skipped + error.line + 1
                     raise DataError(f"{self.path}: line {number}: {error}") from None
             done += lines
@@ -217,11 +177,19 @@ class TextTable:
             )
 
     def _parse(self, block: bytes, lines: int) -> Clicks:
-        _check_lines(block)
+        check_lines(block)
         try:
             return self._convert(block, lines)
         except (pa.ArrowInvalid, pa.ArrowCapacityError, BadValueError):
-            raise self._first_fault(block) from None
+            number, line = first_failure(block, self._fails)
+            raise BadLineError(number, self._explain(line)) from None
+
+    def _fails(self, lines: bytes, number: int) -> bool:
+        try:
+            self._convert(lines, number)
+        except (pa.ArrowInvalid, BadValueError):
+            return True
+        return False
 
     def _convert(self, block: bytes, lines: int) -> Clicks:
         names = [str(place) for place in range(len(self.columns.names))]
@@ -243,7 +211,7 @@ class TextTable:
                 check_utf8=False,
             ),
         )
-        assert len(table) == lines  # _check_lines refuses what would part them
+        assert len(table) == lines  # check_lines refuses what would part them
         places = self._selection.places
         found = {place: self._column(table, names[place], place) for place in places}
         return to_clicks(found, lines, self._selection, self.columns)
@@ -255,36 +223,14 @@ class TextTable:
             return pc.split_pattern(column, self._separator.encode())
         return column
 
-    def _first_fault(self, block: bytes) -> _BadLineError:
-        """Find the first line that cannot be parsed, by halves; each line stands for itself."""
-        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + 1
-        if not block.endswith(b"\n"):
-            ends = np.append(ends, len(block))
-        starts = np.concatenate([[0], ends[:-1]])
-        low, high = 0, len(ends)  # the first fault is in lines low to high
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._fails(block[starts[low] : ends[middle - 1]], middle - low):
-                high = middle
-            else:
-                low = middle
-        line = block[starts[low] : ends[low]]
+    def _explain(self, line: bytes) -> str:
+        """Return what is wrong with a line."""
         try:
             self._convert(line, 1)
         except BadValueError as error:
-            return _BadLineError(low, str(error))
+            return str(error)
         except pa.ArrowInvalid:
             pass
-        return _BadLineError(low, self._explain(line))
-
-    def _fails(self, lines: bytes, number: int) -> bool:
-        try:
-            self._convert(lines, number)
-        except (pa.ArrowInvalid, BadValueError):
-            return True
-        return False
-
-    def _explain(self, line: bytes) -> str:
         cells = split_line(line, self._delimiter)
         if len(cells) != len(self.columns.names):
             return f"{len(cells)} columns, {len(self.columns.names)} expected"
@@ -302,24 +248,3 @@ def _is_number(cell: str) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def _check_lines(block: bytes) -> None:
-    """Refuse lines that pyarrow would join, split or skip."""
-    if block.count(b"\r") != block.count(b"\r\n"):
-        alone = re.search(rb"\r(?!\n)", block)
-        line = block.count(b"\n", 0, alone.start()) if alone else 0
-        raise _BadLineError(line, "a carriage return stands alone; lines end with LF or CR LF")
-    if block.startswith((b"\n", b"\r\n")) or b"\n\n" in block or b"\n\r\n" in block:
-        empty = re.match(rb"\r?\n", block) or re.search(rb"\n\r?\n", block)
-        assert empty is not None
-        raise _BadLineError(block.count(b"\n", 0, empty.end() - 1), "the line is empty")
-    if b'"' in block:
-        text = np.frombuffer(block, np.uint8)
-        lines = np.searchsorted(np.flatnonzero(text == 10), np.flatnonzero(text == 34))
-        odd = np.bincount(lines) % 2
-        if odd.any():
-            raise _BadLineError(
-                int(np.argmax(odd)),
-                "a quote is not closed on its line; a quote in a cell is doubled, in a quoted cell",
-            )

@@ -15,7 +15,7 @@ from mpembed.train.data.keys import hashed_numbers
 MISSING_ROW, RARE_ROW, FIRST_ROW = 0, 1, 2
 
 I64 = npt.NDArray[np.int64]
-_MERGE_VALUES = 1 << 20
+_MERGE_VALUES = 1 << 18
 
 
 def _bucket(values: I64, buckets: int) -> I64:
