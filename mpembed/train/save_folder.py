@@ -105,8 +105,7 @@ class SaveFolder:
             write(self.path / name)
             files[kind] = [name, header_digest(self.path / name)]
         whole = {"format": FORMAT, "version": VERSION, "files": files, "model": model}
-        text = json.dumps(whole, allow_nan=False)
-        write_file(self.path / MANIFEST, f"{_START}{_checksum(text)}{_REST}{text[1:]}".encode())
+        write_file(self.path / MANIFEST, sealed(whole))
         self._files = files
         kept = {name for name, _ in files.values()}
         for name in {one for names in _NAMES.values() for one in names} - kept:
@@ -120,6 +119,12 @@ class SaveFolder:
         except (OSError, DamagedError):
             return {}
         return files
+
+
+def sealed(manifest: Mapping[str, Any]) -> bytes:
+    """Return a manifest as a file has it, with its checksum."""
+    text = json.dumps(manifest, allow_nan=False)
+    return f"{_START}{_checksum(text)}{_REST}{text[1:]}".encode()
 
 
 def _checked(text: str) -> str:
@@ -174,11 +179,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         If it is not a manifest, or names other files than a save writes.
     """
     target = path / MANIFEST
-    file = os.open(target, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(file, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise DamagedError(f"{target}: is not a regular file")
-        data = opened.read(_MAX_MANIFEST + 1)
+    if not stat.S_ISREG(target.stat().st_mode):
+        raise DamagedError(f"{target}: is not a regular file")
+    with target.open("rb") as file:
+        data = file.read(_MAX_MANIFEST)
     try:
         found = strict_json.parse(_checked(data.decode()))
     except ValueError as error:
