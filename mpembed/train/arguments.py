@@ -61,9 +61,7 @@ Lr = Annotated[
         + ", ".join(f"{rate:g} with {name}" for name, rate in DEFAULT_LRS.items()),
     ),
 ]
-Policy = Annotated[
-    str, typer.Option(help=f"Replacement policy of the cache: {_one_of(POLICIES)}.")
-]
+Policy = Annotated[str, typer.Option(help=f"Replacement policy of the cache: {_one_of(POLICIES)}.")]
 Seed = Annotated[int, typer.Option(help="Seed of the weights, the rows and the rounding.")]
 Seeds = Annotated[
     int, typer.Option(help="Number of seeds to average over: SEED, SEED + 1 and so on.")
@@ -111,7 +109,7 @@ _DATA = ("label", "header", "delimiter", "list_separator", "dense_transform")
 
 def data_options(values: Mapping[str, Any]) -> DataOptions:
     """Return the options of the data, from the values of the command line by name."""
-    lists = {
+    lists: dict[str, Any] = {
         own: tuple(values[name] or ())
         for name, own in (("data", "files"), ("dense", "dense"), ("categorical", "categorical"))
     }

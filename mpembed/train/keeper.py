@@ -16,7 +16,7 @@ from mpembed.train.data.encoding import Block
 from mpembed.train.data.options import OptionError
 from mpembed.train.options_json import changed
 from mpembed.train.save_folder import SaveFolder
-from mpembed.train.saved_model import DataFacts, Position, RunFacts, SavedModel
+from mpembed.train.saved_model import DataFacts, Position, RunFacts, SavedModel, Scores
 from mpembed.train.settings import TrainOptions
 from mpembed.train.trial import Trial
 from mpembed.train.trial_state import dense_arrays, restore
@@ -64,16 +64,16 @@ class Keeper:
         self._folder, self._options, self._dataset = folder, options, dataset
         self._versions, self._every, self._start, self._tell = versions, every, start, tell
         self._trial: Trial | None = None
+        self._scores: Scores = {}
         self._wrote_encoding = False
         self.position = Position() if start is None else start.facts.position
         self._data = data_facts(dataset)
         if start is not None:
             check_data(start, dataset)
-            if self.position.epoch < options.epochs and start.facts.scores["test"] is not None:
-                # More epochs than before: what was scored at the end of the last one is not theirs.
-                self._start_scores = {"validation": None, "test": None}
-            else:
-                self._start_scores = dict(start.facts.scores)
+            self._scores = dict(start.facts.scores)
+            if self.position.epoch < options.epochs:
+                # Scores are those of the end; there may be more epochs than before.
+                self._scores = dict.fromkeys(self._scores)
 
     def begin(self, make: Callable[..., Trial]) -> Trial:
         """Return the model of the run, new or as it was saved.
@@ -101,7 +101,7 @@ class Keeper:
             trial.records = restore(arrays, trial.net, trial.optimizer, facts.steps)
         except ValueError as error:
             raise DamagedError(f"{start.path}: {error}") from None
-        trial.scores = {part: _with_nan(one) for part, one in self._start_scores.items()}
+        trial.scores = {part: _with_nan(one) for part, one in self._scores.items()}
         self._trial = trial
         return trial
 

@@ -11,7 +11,7 @@ from torch import nn
 from mpembed.torch import EmbeddingBagCollection
 from mpembed.torch.distributed import DistributedEmbeddingBagCollection, TableWise
 from mpembed.train.data.clicks import CRITEO_COLUMNS, Columns
-from mpembed.train.distributed import ALONE, Ranks, new_group, table_owners
+from mpembed.train.distributed import Ranks, new_group, table_owners
 from mpembed.train.settings import Setting, TrainOptions
 from mpembed.train.tables import cache_config, layer_sizes, table_configs, table_optimizer
 
@@ -105,8 +105,7 @@ def make_tables(
     options: TrainOptions,
     seed: int,
     columns: Columns = CRITEO_COLUMNS,
-    ranks: Ranks = ALONE,
-) -> EmbeddingBagCollection | DistributedEmbeddingBagCollection:
+) -> EmbeddingBagCollection:
     """Make the embedding tables of one setting.
 
     Parameters
@@ -121,27 +120,50 @@ def make_tables(
         Seed of the starting rows and of the rounding.
     columns : Columns
         Its categoricals name the tables.
-    ranks : Ranks
-        Several share the tables out, each table whole on one rank.
 
     Returns
     -------
-    EmbeddingBagCollection or DistributedEmbeddingBagCollection
+    mpembed.torch.EmbeddingBagCollection
         A table for each categorical; the values of one click are summed.
     """
+    return EmbeddingBagCollection(
+        table_configs(rows, setting, options, columns),
+        cache=cache_config(setting, options),
+        optimizer=table_optimizer(options),
+        seed=seed,
+        rounding=setting.rounding,
+    )
+
+
+def make_sharded_tables(
+    rows: Sequence[int],
+    setting: Setting,
+    options: TrainOptions,
+    seed: int,
+    columns: Columns,
+    ranks: Ranks,
+) -> DistributedEmbeddingBagCollection:
+    """Make the embedding tables of one setting, each whole on one of several ranks.
+
+    Parameters
+    ----------
+    rows, setting, options, seed, columns
+        As in `make_tables`.
+    ranks : Ranks
+        All of them call it.
+
+    Returns
+    -------
+    mpembed.torch.distributed.DistributedEmbeddingBagCollection
+        A table for each categorical, of the same starting rows as those of `make_tables`.
+    """
     tables = table_configs(rows, setting, options, columns)
-    cache = cache_config(setting, options)
-    optimizer = table_optimizer(options)
-    if ranks.size == 1:
-        return EmbeddingBagCollection(
-            tables, cache=cache, optimizer=optimizer, seed=seed, rounding=setting.rounding
-        )
     owners = table_owners(tables, ranks.size)
     return DistributedEmbeddingBagCollection(
         tables,
         {table.name: TableWise(owner) for table, owner in zip(tables, owners, strict=True)},
-        cache=cache,
-        optimizer=optimizer,
+        cache=cache_config(setting, options),
+        optimizer=table_optimizer(options),
         seed=seed,
         rounding=setting.rounding,
         process_group=new_group(),

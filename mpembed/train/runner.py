@@ -123,7 +123,9 @@ class _Seed:
                 raise Stopped
 
 
-def _trial(setting: Setting, options: TrainOptions, dataset: Dataset, seed: int, **more: Any) -> Trial:
+def _trial(
+    setting: Setting, options: TrainOptions, dataset: Dataset, seed: int, **more: Any
+) -> Trial:
     try:
         return Trial(setting, options, dataset.table_rows, seed, dataset.source.columns, **more)
     except RuntimeError as error:  # PyTorch has no other type for it on the CPU

@@ -155,7 +155,7 @@ def check_folder(path: Path) -> None:
             return
         if not path.is_dir():
             raise OptionError(f"--save {path}: is not a folder")
-        entries = os.listdir(path)
+        entries = [one.name for one in path.iterdir()]
     except OSError as error:
         raise _unusable(path, error) from None
     own = {MANIFEST, *(name for names in _NAMES.values() for name in names)}
@@ -225,7 +225,7 @@ def named_file(path: Path, manifest: Mapping[str, Any], kind: str) -> Path:
         If it is another one.
     """
     name, digest = manifest["files"][kind]
-    file = path / name
+    file = path / str(name)
     if not stat.S_ISREG(file.stat().st_mode):
         raise DamagedError(f"{file}: is not a regular file")
     if header_digest(file) != digest:

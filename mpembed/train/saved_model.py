@@ -111,8 +111,10 @@ def _facts(model: Mapping[str, Any]) -> RunFacts:
     if not all(isinstance(text, str) for pair in versions.items() for text in pair):
         raise ValueError("versions are not texts")
     ends = data.train_rows, data.rows
-    if not 0 < ends[0] < ends[1] or position.rows > ends[0] or (
-        position.epoch * ends[0] + position.rows > options.epochs * ends[0]
+    if (
+        not 0 < ends[0] < ends[1]
+        or position.rows > ends[0]
+        or (position.epoch * ends[0] + position.rows > options.epochs * ends[0])
     ):
         raise ValueError("it is at a place that the data do not have")
     if position.rows % options.batch_size and position.rows != data.train_rows:

@@ -21,7 +21,7 @@ from mpembed.train.data.dataset import TEST, VALIDATION
 from mpembed.train.data.encoding import Block
 from mpembed.train.distributed import ALONE, Ranks, merge_memory, merge_tables
 from mpembed.train.metrics import accuracy, auc, log_loss
-from mpembed.train.model import Perceptrons, make_tables, mlp_optimizer
+from mpembed.train.model import Perceptrons, make_sharded_tables, make_tables, mlp_optimizer
 from mpembed.train.records import Records
 from mpembed.train.settings import Setting, TrainOptions
 
@@ -89,11 +89,14 @@ class Trial:
         self._batch_size, self._ranks, self._stop = options.batch_size, ranks, stop
         self.net = Perceptrons(options.dim, seed, columns)
         self.optimizer = mlp_optimizer(self.net, options)
-        self._tables = (
-            make_tables(table_rows, setting, options, seed, columns, ranks)
-            if tables is None
-            else TorchCollection.from_collection(tables)
-        )
+        made = table_rows, setting, options, seed, columns
+        self._tables: TorchCollection | DistributedEmbeddingBagCollection
+        if ranks.size > 1:
+            self._tables = make_sharded_tables(*made, ranks)
+        elif tables is None:
+            self._tables = make_tables(*made)
+        else:
+            self._tables = TorchCollection.from_collection(tables)
         self._names = columns.categorical
         self._trained_net = ranks.wrap(self.net)
         self._loss = nn.BCEWithLogitsLoss(reduction="sum")
@@ -169,7 +172,9 @@ class Trial:
         vectors = pooled.detach().requires_grad_()
         logits = self._trained_net(torch.from_numpy(mine.dense), vectors)
         loss = self._loss(logits, torch.from_numpy(mine.labels))
-        total, stops = self._ranks.sums(loss.item(), self._stop())
+        # Several ranks agree in the middle of a step, where they exchange numbers anyway.
+        agree = self._ranks.size > 1
+        total, stops = self._ranks.sums(loss.item(), agree and self._stop())
         if not np.isfinite(total):
             raise FloatingPointError(f"the loss is {total}")
         self.optimizer.zero_grad(set_to_none=True)
@@ -182,7 +187,7 @@ class Trial:
         end = perf_counter()
         in_tables = looked_up - start + updated - passed_back
         self.records.add(len(batch), total / len(batch), end - start, in_tables)
-        return stops > 0
+        return stops > 0 if agree else self._stop()
 
     def _update_tables(self, pooled: torch.Tensor, vectors: torch.Tensor) -> None:
         try:
@@ -238,6 +243,11 @@ class Trial:
         hits = sum(s["hits"] for s in stats.values())
         misses = sum(s["misses"] for s in stats.values())
         return hits / (hits + misses) if hits + misses else None
+
+    @property
+    def losses(self) -> list[float]:
+        """The mean loss of each batch so far, before it was trained on."""
+        return self.records.losses
 
     def recent_loss(self) -> float:
         """Return the mean training loss of the last hundred steps."""

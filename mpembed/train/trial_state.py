@@ -35,9 +35,7 @@ def _optimizer_arrays(optimizer: torch.optim.Optimizer) -> Arrays:
     }
 
 
-def dense_arrays(
-    net: Perceptrons, optimizer: torch.optim.Optimizer, records: Records
-) -> Arrays:
+def dense_arrays(net: Perceptrons, optimizer: torch.optim.Optimizer, records: Records) -> Arrays:
     """Return all arrays of a model except those of its tables.
 
     Parameters
@@ -55,8 +53,7 @@ def dense_arrays(
         ``net.NAME``, ``optimizer.NUMBER.STATE`` and ``records.NAME``.
     """
     kept = {
-        f"records.{name}": np.array(getattr(records, name), kind)
-        for name, kind in _RECORDS.items()
+        f"records.{name}": np.array(getattr(records, name), kind) for name, kind in _RECORDS.items()
     }
     return {**weights(net), **_optimizer_arrays(optimizer), **kept}
 
@@ -109,9 +106,7 @@ def restore(
     return Records(**{name: arrays[f"records.{name}"].tolist() for name in _RECORDS})
 
 
-def _expected_states(
-    optimizer: torch.optim.Optimizer, steps: int
-) -> dict[str, tuple[int, ...]]:
+def _expected_states(optimizer: torch.optim.Optimizer, steps: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the optimizer's states after some steps."""
     if not steps or not isinstance(optimizer, torch.optim.Adam):
         return {}

@@ -21,10 +21,17 @@ def trained(settings: list[str], values: dict[str, Any]) -> dict[str, Any]:
     values = {"rows": 1200, "dim": 8, "threads": 1, **values}
     options = TrainOptions(tuple(Setting.parse(one) for one in settings), **values)
     seen: dict[str, Any] = {}  # each setting's model
+
+    def report(trial: Any, rows: int) -> None:
+        seen[trial.setting.name] = trial
+
     with started_ranks() as ranks:
         dataset = runner.open_dataset(options)
         result = runner.run(
-            options, dataset, lambda trial, rows: seen.update({trial.setting.name: trial}), ranks=ranks
+            options,
+            dataset,
+            lambda trial, rows: seen.update({trial.setting.name: trial}),
+            ranks=ranks,
         )
     return {
         "losses": [[p["loss"] for p in run["curve"]] for run in result["runs"]],
@@ -60,3 +67,16 @@ def command(rank: int, world_size: int, by_rank: list[list[str]]) -> tuple[int, 
             status = int(left.code or 0)
     torch.set_num_threads(1)
     return status, out.getvalue(), err.getvalue()
+
+
+def one_refuses(rank: int, world_size: int) -> None:
+    """Let the second rank refuse what all of them are to do."""
+    from mpembed.train.data.clicks import DataError
+    from mpembed.train.distributed import started_ranks
+
+    def refuse() -> None:
+        if rank == 1:
+            raise DataError("no")
+
+    with started_ranks() as found:
+        found.together(refuse)

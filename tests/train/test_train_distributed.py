@@ -18,9 +18,9 @@ from mpembed.train.distributed import ALONE, Ranks, table_owners
 
 pytestmark = pytest.mark.torch
 SETTINGS = ["fp32", "int4:0.05"]
-#: Relative, of each loss: gradients are summed in another order, and the first steps of Adam, for the
-#: perceptrons, and of Adagrad are as long for tiny gradients as for large ones. Packed rows have
-#: other caches, too.
+#: Relative, of each loss: gradients are summed in another order, and the first steps of Adam, for
+#: the perceptrons, and of Adagrad are as long for tiny gradients as for large ones. Packed rows
+#: have other caches, too.
 TOLERANCES = 1e-3, 2e-2
 SGD_TOLERANCE = 1e-6
 

@@ -35,9 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
     arguments = [*train_jobs.ARGUMENTS, *OUTPUTS]
     seconds = train_jobs.timed(folder, arguments)
-    return Whole(
-        train_jobs.results(folder / "r.json"), train_jobs.model(folder / "model"), seconds
-    )
+    return Whole(train_jobs.results(folder / "r.json"), train_jobs.model(folder / "model"), seconds)
 
 
 def signalled(folder: Path, whole: Whole, point: int, number: signal.Signals) -> int:
@@ -70,9 +68,7 @@ def test_a_killed_run_goes_on(point: int, whole: Whole, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_an_interrupted_run_leaves_its_results(
-    point: int, whole: Whole, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_leaves_its_results(point: int, whole: Whole, tmp_path: Path) -> None:
     number = (signal.SIGINT, signal.SIGTERM)[point % 2]
     status = signalled(tmp_path, whole, point, number)
     told = (tmp_path / "err").read_text() if (tmp_path / "err").exists() else ""

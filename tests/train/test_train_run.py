@@ -126,7 +126,7 @@ def test_what_pytorch_cannot_allocate_is_out_of_memory(monkeypatch: pytest.Monke
     dataset = open_dataset(chosen)
 
     def refuse(message: str) -> Callable[..., None]:
-        def make(*_: Any) -> None:
+        def make(*_: Any, **__: Any) -> None:
             raise RuntimeError(message)
 
         return make

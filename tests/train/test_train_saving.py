@@ -193,9 +193,7 @@ def test_one_process_at_a_time_saves_to_a_folder(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_failed_save_leaves_the_last_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the disk is full, and the save after it succeeds."""
     chosen = options()
     saved_run(tmp_path / "model", chosen, steps=3)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mpembed.train.data.clicks import Clicks, Columns, Source
+from mpembed.train.data.clicks import Bags, Clicks, Columns, Source
 
 
 class DigestedSource:
@@ -53,8 +53,7 @@ class DigestedSource:
         found = hashlib.blake2b(digest_size=16)
         for chunk in self._source.chunks(stop):
             arrays: list[Any] = [chunk.labels, chunk.dense, *chunk.values()]
-            if isinstance(chunk.cats, tuple):
-                arrays += [bags.offsets for bags in chunk.cats]
+            arrays += [one.offsets for one in chunk.cats if isinstance(one, Bags)]
             for array in arrays:
                 found.update(np.ascontiguousarray(array).data)
             yield chunk
