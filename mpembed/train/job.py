@@ -20,7 +20,7 @@ from mpembed.train.data.dataset import TRAIN, Dataset
 from mpembed.train.data.files import expand
 from mpembed.train.data.options import OptionError
 from mpembed.train.data.sources import describe_source
-from mpembed.train.distributed import ALONE, LostRankError, Ranks, started_ranks
+from mpembed.train.distributed import ALONE, LostRankError, Ranks, lost_ranks, started_ranks
 from mpembed.train.interrupts import Interrupts
 from mpembed.train.keeper import Keeper, check_versions, resumed_options
 from mpembed.train.options_json import described
@@ -137,7 +137,8 @@ def train(request: Request, interrupts: Interrupts) -> int:
         with started_ranks() as ranks:
             if ranks.size > 1:
                 interrupts.of_ranks(ranks.rank)
-            return _train(request, ranks, interrupts)
+            with lost_ranks():
+                return _train(request, ranks, interrupts)
     except (DataError, OptionError, DamagedError) as error:
         return _fail(ranks, str(error), REFUSED)
     except DivergedError as error:

@@ -233,3 +233,12 @@ def test_an_error_of_one_rank_is_raised_on_all(tmp_path: Path) -> None:
     found = ranks.run(train_programs.one_refuses, 3, tmp_path)
     assert [one.kind for one in found] == [DataError.__name__] * 3
     assert [one.message for one in found] == ["rank 1: no", "no", "rank 1: no"]
+
+
+def test_the_death_of_a_rank_ends_the_others(tmp_path: Path) -> None:
+    arguments = ["train", *ONE, "--batch-size", "20"]
+    left, dead = ranks.run(train_programs.one_dies, 2, tmp_path, arguments, timeout=120)
+    assert dead is None
+    code, out, err = left
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("mpembed: rank 0: another rank has ended or does not")
