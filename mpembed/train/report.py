@@ -91,6 +91,8 @@ def _difference(difference: dict[str, float | None], is_base: bool) -> str:
         return "-"
     error = difference["standard_error"]
     text = f"{difference['percent']:+.2f}"
+    if float(text) == 0:  # neither better nor worse
+        text = "0.00"
     return text if error is None else f"{text} ± {error:.2f}"
 
 
