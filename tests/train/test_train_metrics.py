@@ -103,11 +103,13 @@ def _run(setting: str, seed: int, loss: float) -> dict[str, Any]:
 
 def test_summary_compares_every_setting_with_the_first_seed_by_seed() -> None:
     runs = [_run("a", 0, 0.4), _run("b", 0, 0.44), _run("a", 1, 0.5), _run("b", 1, 0.51)]
+    runs += [_run("a", 2, 0.6), _run("b", 2, 0.636)]
     first, second = summarize(runs)
-    assert (first["setting"], first["seeds"], first["log_loss"]) == ("a", 2, pytest.approx(0.45))
+    assert (first["setting"], first["seeds"], first["log_loss"]) == ("a", 3, pytest.approx(0.5))
     assert first["difference"]["percent"] == 0.0
     assert first["hit_rate"] is None
-    want = {"percent": pytest.approx((10 + 2) / 2), "standard_error": pytest.approx(4.0)}
+    assert first["log_loss_error"] == pytest.approx(0.1 / math.sqrt(3))
+    want = {"percent": pytest.approx(6), "standard_error": pytest.approx(4 / math.sqrt(3))}
     assert second["difference"] == want
     assert second["online_difference"] == want
-    assert second["online_log_loss"] == pytest.approx(0.95)
+    assert second["online_log_loss"] == pytest.approx(2 * (0.44 + 0.51 + 0.636) / 3)
