@@ -36,6 +36,10 @@ def _mean_curve(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return clicks trained on, and the smoothed loss, a mean over the seeds."""
     curves = [r["curve"] for r in result["runs"] if r["setting"] == setting]
+    # Of a run that was stopped, the last seed's may end before the others, or not have begun.
+    curves = [curve for curve in curves if len(curve) == len(curves[0])]
+    if not curves[0]:
+        return np.empty(0), np.empty(0)
     rows = np.array([point["rows"] for point in curves[0]], np.float64)
     losses = np.array([[point["loss"] for point in curve] for curve in curves], np.float64)
     width = min(_SMOOTH, max(1, len(rows) // 4))
@@ -52,15 +56,19 @@ def _curves(axes: Axes, result: dict[str, Any], colours: dict[str, Any]) -> None
     settled: list[float] = []
     for name, colour in colours.items():
         rows, loss = _mean_curve(result, name)
+        if not len(rows):
+            continue
         # Curves often coincide; the first one stays visible under the others.
         axes.plot(rows, loss, color=colour, linewidth=1.2 if ends else 2.6)
         ends.append((name, float(loss[-1])))
         settled += loss[int(len(loss) * _SETTLED) :].tolist()
+    axes.set(xlabel="clicks trained on", ylabel="training log loss, running mean")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if not ends:
+        return
     margin = 0.08 * (max(settled) - min(settled)) or 0.01
     low, high = min(settled) - margin, max(settled) + margin
     axes.set(xlim=(0, result["runs"][0]["curve"][-1]["rows"]), ylim=(low, high))
-    axes.set(xlabel="clicks trained on", ylabel="training log loss, running mean")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     gap = (high - low) / 20
     heights = plot_labels.spread([end for _, end in ends], gap)
     lift = max(0.0, low + gap / 2 - min(heights))
@@ -75,6 +83,8 @@ def _memory(axes: Axes, result: dict[str, Any], colours: dict[str, Any]) -> None
     points: list[tuple[float, float, str]] = []
     bars: list[tuple[float, float, str]] = []
     for row in result["summary"]:
+        if row["log_loss"] is None:  # stopped before that
+            continue
         size, loss, error = row["bytes"] / 1e6, row["log_loss"], row["log_loss_error"]
         axes.errorbar(
             size, loss, error, fmt="o", color=colours[row["setting"]], markersize=5, capsize=3
@@ -82,11 +92,10 @@ def _memory(axes: Axes, result: dict[str, Any], colours: dict[str, Any]) -> None
         points.append((size, loss, row["setting"]))
         # Points without a label keep labels away from the bars.
         bars += [(size, loss + end * (error or 0.0), "") for end in (-1, -0.5, 0.5, 1)]
-    seeds = result["summary"][0]["seeds"]
-    with_errors = result["summary"][0]["log_loss_error"] is not None
-    title = f"mean ± standard error of {seeds} seeds" if with_errors else None
+    with_errors = any(row["log_loss_error"] is not None for row in result["summary"])
+    title = "mean ± its standard error over the seeds" if with_errors else ""
     axes.set(xlabel="tables, all counted (MB)", ylabel="test log loss")
-    axes.set_title(title or "", fontsize=_FONT_SIZE)
+    axes.set_title(title, fontsize=_FONT_SIZE)
     axes.margins(x=0.2, y=0.15)
     axes.set_xlim(left=0.0)
     axes.figure.canvas.draw()  # the layout is final

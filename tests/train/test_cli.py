@@ -310,7 +310,7 @@ def test_a_full_disk_is_one_line_and_the_rest_is_given(tmp_path: Path) -> None:
 
 
 def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr("mpembed.train.runner.run", refuse)

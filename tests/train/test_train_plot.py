@@ -78,7 +78,7 @@ def test_names_do_not_cover_one_another_and_lie_in_the_figure(seeds: int) -> Non
 def test_error_bars_need_three_seeds(seeds: int, shown: bool) -> None:
     curves, memory = draw(result(seeds)).axes
     assert len(errorbars(memory)) == (len(NAMES) if shown else 0)
-    assert memory.get_title() == ("mean ± standard error of 3 seeds" if shown else "")
+    assert memory.get_title() == ("mean ± its standard error over the seeds" if shown else "")
     assert not errorbars(curves)
 
 
@@ -102,6 +102,16 @@ def test_short_runs_can_be_drawn(points: int, suffix: str, tmp_path: Path) -> No
     path = tmp_path / f"plot.{suffix}"
     write_plot(result(1, points), path)
     assert path.stat().st_size > 5000
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+def test_a_run_that_was_stopped_can_be_drawn(trained: int) -> None:
+    made = result(1)
+    for run in made["runs"][trained:]:
+        run.update(curve=[], test=dict.fromkeys(run["test"]))
+    made["summary"] = summarize(made["runs"])
+    for axes in draw(made).axes:
+        assert [text.get_text() for text in axes.texts] == list(NAMES[:trained])
 
 
 @pytest.mark.parametrize("write", [write_plot, write_json])

@@ -25,6 +25,7 @@ from mpembed.train.settings import (
 )
 
 pytestmark = pytest.mark.torch
+RESULT = {"config", "versions", "threads", "ranks", "complete", "data", "summary", "runs"}
 
 
 def options(*settings: str, **values: Any) -> TrainOptions:
@@ -125,7 +126,7 @@ def test_what_pytorch_cannot_allocate_is_out_of_memory(monkeypatch: pytest.Monke
     dataset = open_dataset(chosen)
 
     def refuse(message: str) -> Callable[..., None]:
-        def make(*_: Any) -> None:
+        def make(*_: Any, **__: Any) -> None:
             raise RuntimeError(message)
 
         return make
@@ -233,7 +234,7 @@ def test_online_loss_is_that_of_the_second_half_of_the_first_epoch() -> None:
 def test_result_is_complete() -> None:
     result = train(options("fp32", "int4:0.05", seeds=2, max_rows=50))
     json.dumps(result, allow_nan=False)
-    assert set(result) == {"config", "versions", "threads", "data", "summary", "runs"}
+    assert set(result) == RESULT
     assert [(r["setting"], r["seed"]) for r in result["runs"]] == [
         ("fp32", 0),
         ("int4 + 5 %", 0),

@@ -55,6 +55,13 @@ class Block:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, rows: slice) -> Block:
+        if self.offsets is None:
+            ids, offsets = np.ascontiguousarray(self.ids[:, rows]), None
+        else:
+            ids, offsets = self._cut_bags(self.offsets, rows)
+        return Block(self.part, self.labels[rows], self.dense[rows], ids, offsets)
+
     def batches(self, size: int) -> Iterator[Block]:
         """Cut the block into batches.
 
@@ -69,16 +76,13 @@ class Block:
             Batches whose arrays are contiguous.
         """
         for start in range(0, len(self), size):
-            rows = slice(start, start + size)
-            if self.offsets is None:
-                ids, offsets = np.ascontiguousarray(self.ids[:, rows]), None
-            else:
-                ids, offsets = self._cut_bags(self.offsets, rows)
-            yield Block(self.part, self.labels[rows], self.dense[rows], ids, offsets)
+            yield self[start : start + size]
 
     def _cut_bags(self, offsets: I32, rows: slice) -> tuple[I32, I32]:
         starts, ends = offsets[:-1].reshape(-1, len(self)), offsets[1:].reshape(-1, len(self))
         starts, ends = starts[:, rows], ends[:, rows]
+        if not starts.shape[1]:
+            return self.ids[:0], np.zeros(1, np.int32)
         ids = [self.ids[a:b] for a, b in zip(starts[:, 0], ends[:, -1], strict=True)]
         lengths = (ends - starts).reshape(-1)
         cut = np.zeros(len(lengths) + 1, np.int32)
