@@ -96,6 +96,8 @@ def _difference(difference: dict[str, float | None], is_base: bool) -> str:
     if is_base or percent is None:
         return "-"
     text = f"{percent:+.2f}"
+    if float(text) == 0:  # neither better nor worse
+        text = "0.00"
     return text if error is None else f"{text} ± {error:.2f}"
 
 

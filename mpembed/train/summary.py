@@ -7,6 +7,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+#: Fewer seeds say too little of how much a mean may be off.
+_SEEDS_FOR_ERROR = 3
+
+
+def standard_error(values: npt.NDArray[np.float64]) -> float | None:
+    """Return the standard error of a mean over seeds.
+
+    Parameters
+    ----------
+    values : ndarray of float64
+        One a seed.
+
+    Returns
+    -------
+    float or None
+        The error; None with fewer than three seeds.
+    """
+    if len(values) < _SEEDS_FOR_ERROR:
+        return None
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
 
 def paired_difference(
     losses: npt.NDArray[np.float64], base: npt.NDArray[np.float64]
@@ -22,11 +43,10 @@ def paired_difference(
     -------
     dict
         ``percent``, the mean over the seeds of ``100 * (loss / base - 1)``, and ``standard_error``
-        of that mean; None with a single seed.
+        of that mean, see :func:`standard_error`.
     """
     percent = 100.0 * (losses / base - 1.0)
-    error = float(percent.std(ddof=1) / np.sqrt(len(percent))) if len(percent) > 1 else None
-    return {"percent": float(percent.mean()), "standard_error": error}
+    return {"percent": float(percent.mean()), "standard_error": standard_error(percent)}
 
 
 def _measured(run: dict[str, Any], *keys: str) -> float | None:
@@ -38,9 +58,13 @@ def _measured(run: dict[str, Any], *keys: str) -> float | None:
 
 
 def _row(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
+    def measured(*keys: str) -> npt.NDArray[np.float64]:
+        values = (_measured(run, *keys) for run in runs)
+        return np.array([value for value in values if value is not None], np.float64)
+
     def mean(*keys: str) -> float | None:
-        values = [one for one in (_measured(run, *keys) for run in runs) if one is not None]
-        return float(np.mean(values)) if values else None
+        values = measured(*keys)
+        return float(values.mean()) if len(values) else None
 
     def difference(part: str) -> dict[str, float | None]:
         pairs = [
@@ -57,6 +81,7 @@ def _row(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, An
         "setting": runs[0]["setting"],
         "seeds": len(runs),
         "log_loss": mean("test", "log_loss"),
+        "log_loss_error": standard_error(measured("test", "log_loss")),
         "difference": difference("test"),
         "online_log_loss": mean("online", "log_loss"),
         "online_difference": difference("online"),

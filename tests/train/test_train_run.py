@@ -247,7 +247,7 @@ def test_result_is_complete() -> None:
     per_seed = [r["test"]["log_loss"] for r in result["runs"]]
     percent = np.array([per_seed[1] / per_seed[0] - 1, per_seed[3] / per_seed[2] - 1]) * 100
     assert int4["difference"]["percent"] == pytest.approx(percent.mean())
-    assert int4["difference"]["standard_error"] == pytest.approx(percent.std(ddof=1) / 2**0.5)
+    assert int4["difference"]["standard_error"] is None  # two seeds are too few
     assert fp32["hit_rate"] is None
     assert 0.0 < int4["hit_rate"] < 1.0
     assert int4["bytes"] < fp32["bytes"]

@@ -84,13 +84,15 @@ class Dataset:
         # the training part may decide which values have rows: the other parts are its future.
         for chunk in source.chunks(source.rows):
             seen = chunk[: max(0, self.ends[TRAIN] - done)]
+            done += len(chunk)
+            if not len(seen):  # an empty view would still hold the chunk's memory
+                continue
             for column, values in zip(counts, seen.values(), strict=True):
                 column.add(values)
             # Integers get the logarithm by default, so their mean is not needed then.
             if transform == "standard" or seen.dense.dtype == np.float64:
                 whole = False
                 statistics.add(as_floats(seen.dense))
-            done += len(chunk)
         transforms = (
             [DenseTransform("log", log_shift)] * len(columns.dense)
             if whole

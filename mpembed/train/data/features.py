@@ -122,8 +122,6 @@ class DenseStatistics:
         numbers : ndarray of float64, shape (D, n)
             Raw numbers, NaN where missing.
         """
-        if not numbers.shape[1]:
-            return
         self.fractional |= (numbers != np.floor(numbers)).any(axis=1, where=~np.isnan(numbers))
         self._pending.append(numbers)
         self._rows += numbers.shape[1]
