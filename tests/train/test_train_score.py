@@ -132,6 +132,13 @@ def test_what_cannot_be_scored_is_one_line(model: Path, tmp_path: Path) -> None:
     assert "the model was trained on Criteo's format" in refused(str(model), "--data", str(data))
 
 
+def test_a_model_of_files_is_not_asked_for_synthetic_clicks(tmp_path: Path) -> None:
+    data = tmp_path / "clicks.txt"
+    data.write_bytes(clicks(60, label=True))
+    path = train(tmp_path / "model", "--data", str(data), "--batch-size", "10", "--rows", "60")
+    assert "--data is needed: the model was not trained on synthetic" in refused(str(path))
+
+
 def test_a_bad_line_leaves_the_scores_before(model: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "new.txt", tmp_path / "scores.csv"
     data.write_bytes(clicks(30, label=True) + b"\n1\t2\n")
