@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,6 +18,9 @@ from mpembed._files.replacement import write_file
 from mpembed.train import plot_labels
 
 _FONT_SIZE = 9.0
+# Text stays text, and the same results give the same bytes.
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "mpembed"}
+_UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 _SMOOTH = 9  # points of a running mean, of about a hundred
 # The loss falls fastest at the start; what comes later decides the scale.
 _SETTLED = 0.1
@@ -142,6 +145,7 @@ def write_plot(result: dict[str, Any], path: Path) -> None:
     path : Path
         The file; its suffix chooses the format.
     """
-    drawn = BytesIO()
-    draw(result).savefig(drawn, dpi=120, format=path.suffix[1:].lower())
+    drawn, kind = BytesIO(), path.suffix[1:].lower()
+    with rc_context(_STYLE):
+        draw(result).savefig(drawn, dpi=120, format=kind, metadata=_UNDATED.get(kind))
     write_file(path, drawn.getvalue())

@@ -61,6 +61,8 @@ def test_a_model_is_saved_and_resumed_without_its_options(tmp_path: Path) -> Non
     assert rows_of(more) == rows_of(whole) != rows_of(out)
     assert "--dim is 8, in the saved run 4" in refused("--resume", model, "--dim", "8")
     assert "--seed is 1, in the saved run 0" in refused("--resume", model, "--seed", "1")
+    assert "saved with 1 thread(s), here 2" in call("--resume", model, "--threads", "2")[2]
+    assert call("--resume", model, "--threads", "1")[0] == 0
     # A default that is given, too.
     assert call("--resume", model, "--policy", "lfu")[0] == 0
     assert "--dim is 16, in the saved run 4" in refused("--resume", model, "--dim", "16")

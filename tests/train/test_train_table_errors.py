@@ -102,7 +102,11 @@ WRONG = {
         {"categorical": ("b",)},
         "this is comma-separated text without a column 'label'; it has 3: click, a, b",
     ),
-    "absent.csv": (HEAD + BODY, {**CHOSEN, "dense": ("x*",)}, "this is comma-separated text witho"),
+    "absent.csv": (
+        HEAD + BODY,
+        {**CHOSEN, "dense": ("x*",)},
+        "this is comma-separated text without a",
+    ),
     "past the end.csv": (HEAD + BODY, {**CHOSEN, "dense": ("4",)}, "this is comma-separated text"),
     "no categorical.csv": (HEAD + BODY, {"label": "click"}, "this is comma-separated text; pass"),
     "other.csv": (HEAD.replace(b",", b"^") + BODY, CHOSEN, "line 1 has no comma, tab, semicolon"),

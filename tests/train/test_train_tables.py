@@ -217,5 +217,6 @@ def test_names_positions_ranges_and_patterns(tmp_path: Path) -> None:
     assert chosen("b*") == ("b2", "b1")
     assert chosen("1", "5-7") == ("x", "b2", "b1", "column (7)")
     assert chosen("4") == ("a (4)",)
+    assert chosen("b2-b1,x-x") == ("b2", "b1", "x")
     assert chosen("*", dense=("x", "3")) == ("a (4)", "b2", "b1", "column (7)")
     assert chosen("a (3)") == ("a (3)",)

@@ -8,7 +8,9 @@ import typer
 
 from mpembed.train.data.options import TRANSFORMS
 
-_COLUMNS = "names, positions from 1, ranges such as 2-14 or patterns such as 'C*', with commas"
+_COLUMNS = (
+    "names, positions from 1, ranges such as 2-14 or C1-C9, patterns such as 'C*', with commas"
+)
 
 Data = Annotated[
     list[str] | None,

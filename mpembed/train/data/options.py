@@ -23,8 +23,8 @@ class DataOptions:
     label : str, optional
         Name or position (from 1) of the label's column.
     dense, categorical : tuple of str
-        Names, positions, ranges of positions such as ``2-14`` and patterns such as ``C*``; one text
-        may hold several, separated by commas. Without them the files are in Criteo's format.
+        Names, positions, ranges such as ``2-14`` or ``C1-C9`` and patterns such as ``C*``; one
+        text may hold several, separated by commas. Without them the files are in Criteo's format.
     header : bool, optional
         Whether the first line of a text file has names; by default this is recognised.
     delimiter : str, optional

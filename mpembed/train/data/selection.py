@@ -13,7 +13,6 @@ from mpembed.train.data.options import DataOptions
 
 DEFAULT_LABEL = "label"
 _SHOWN_NAMES = 40
-_RANGE = re.compile(r"([0-9]+)-([0-9]+)")
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -101,12 +100,20 @@ class _Names:
             return int(text) - 1
         raise self._refuse(text, option)
 
+    def _bounds(self, text: str) -> tuple[str, str] | None:
+        """Return the ends of a range; names may have hyphens of their own."""
+        for at, character in enumerate(text):
+            first, last = text[:at], text[at + 1 :]
+            known = all(end in self.names or is_position(end) for end in (first, last))
+            if character == "-" and known:
+                return first, last
+        return None
+
     def _some(self, text: str, option: str, taken: Sequence[int]) -> list[int]:
-        bounds = _RANGE.fullmatch(text)
         if text in self.names or is_position(text):
             return [self.one(text, option)]
-        if bounds:
-            first, last = (self.one(bound, option) for bound in bounds.groups())
+        if bounds := self._bounds(text):
+            first, last = (self.one(bound, option) for bound in bounds)
             if first > last:
                 raise DataError(f"--{option} {text}: the range is empty")
             return list(range(first, last + 1))
