@@ -11,7 +11,7 @@ import numpy as np
 
 import mpembed as mpe
 from mpembed.jax import JitCollection
-from mpembed.train.data.dataset import dense_features
+from mpembed.train.data.features import dense_features
 from mpembed.train.data.synthetic import generate
 
 COLUMNS, ROWS, DIM = 26, 20_000, 16  # values are hashed into the rows of their column's table
@@ -67,7 +67,7 @@ def train(steps: int = STEPS) -> list[float]:
     for number in range(steps):
         drawn = generate(number * BATCH, (number + 1) * BATCH)
         indices = (drawn.cats % ROWS).ravel().astype(np.int32)  # table by table
-        dense = dense_features(drawn.ints, shift=2) / 4
+        dense = dense_features(drawn.dense, shift=2) / 4
         loss, params, state = step(params, state, indices, dense, drawn.labels)
         losses.append(float(loss))
         if (number + 1) % WINDOW == 0:

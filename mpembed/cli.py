@@ -1,30 +1,22 @@
-"""The command line: ``mpembed info`` and ``mpembed train``."""
+"""The command line: ``mpembed info``, ``mpembed train`` and ``mpembed score``."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
 from mpembed.info import print_info
-from mpembed.train import PACKAGES
-from mpembed.train.data.synthetic import DEFAULT_ROWS
-from mpembed.train.settings import (
-    DEFAULT_LR,
-    DEFAULT_LRS,
-    DEFAULT_SETTINGS,
-    OPTIMIZERS,
-    POLICIES,
-    PRECISIONS,
-    ROUNDINGS,
-    OptionError,
-    Setting,
-    TrainOptions,
-)
+from mpembed.train import PACKAGES, SCORE_PACKAGES, arguments
+from mpembed.train.config_file import read_config
+from mpembed.train.data import arguments as data_arguments
+from mpembed.train.data.options import DataOptions, OptionError
+from mpembed.train.interrupts import Interrupted, Interrupts
+from mpembed.train.settings import TrainOptions
 
 app = typer.Typer(
     help="Mixed-precision embedding tables with a full-precision cache.",
@@ -40,10 +32,10 @@ def _fail(message: str, status: int = 2) -> NoReturn:
     raise typer.Exit(status)
 
 
-def _one_of(names: Iterable[str]) -> str:
-    """Return a list of choices for a help text."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
+def _need(command: str, packages: Sequence[str]) -> None:
+    absent = [name for name in packages if find_spec(name) is None]
+    if absent:
+        _fail(f"{command} needs {', '.join(absent)}; install mpembed[train]")
 
 
 @app.command()
@@ -52,149 +44,130 @@ def info() -> None:
     print_info()
 
 
-def _train(options: Callable[[], TrainOptions], json: Path | None, plot: Path | None) -> None:
-    """Train and report; whatever can be refused is refused before training starts."""
-    absent = [name for name in PACKAGES if find_spec(name) is None]
-    if absent:
-        _fail(f"train needs {', '.join(absent)}; install mpembed[train]")
-    from rich.console import Console
-
-    from mpembed.train.data.clicks import DataError
-    from mpembed.train.data.dataset import TRAIN
-    from mpembed.train.plot import write_plot
-    from mpembed.train.progress import progress_display
-    from mpembed.train.report import (
-        check_outputs,
-        print_table,
-        results_table,
-        rounding_notes,
-        write_json,
-    )
-    from mpembed.train.runner import open_dataset, run
-    from mpembed.train.trial import DivergedError
-
-    try:
-        chosen = options()
-        check_outputs(chosen.data, json, plot)
-        dataset = open_dataset(chosen)
-        console = Console(stderr=True)
-        with progress_display(console, chosen, dataset.ends[TRAIN]) as progress:
-            result = run(chosen, dataset, progress)
-    except (DataError, OptionError) as error:
-        _fail(str(error))
-    except DivergedError as error:
-        _fail(str(error), status=1)
-    except MemoryError:
-        _fail("out of memory; try a smaller --dim, --max-rows or --batch-size", status=1)
-    # The JSON file holds everything, so it comes first. A failure does not stop the other outputs.
-    failures = _write_output("--json", json, result, write_json)
-    print_table(results_table(result))
-    for note in rounding_notes(result):
-        typer.echo(note)
-    failures += _write_output("--plot", plot, result, write_plot)
-    if failures:
-        _fail("; ".join(failures), status=1)
-
-
-def _write_output(
-    option: str, path: Path | None, result: dict[str, Any], write: Callable[..., None]
-) -> list[str]:
-    """Write a result file, if one was asked for; return what went wrong, such as a full disk."""
-    try:
-        if path is not None:
-            write(result, path)
-    except OSError as error:
-        return [f"{option} {path}: cannot be written: {error.strerror or error}"]
-    return []
+def _use_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the options that a file has for the defaults of the command line."""
+    if path is not None:
+        hints = get_type_hints(train)
+        options = {k: v for k, v in hints.items() if k not in ("context", "config", "return")}
+        try:
+            context.default_map = read_config(path, options)
+        except OptionError as error:
+            _fail(str(error))
+    return path
 
 
 @app.command()
 def train(
-    data: Annotated[
+    context: typer.Context,
+    data: data_arguments.Data = None,
+    label: data_arguments.Label = DataOptions.label,
+    dense: data_arguments.Dense = None,
+    categorical: data_arguments.Categorical = None,
+    header: data_arguments.Header = DataOptions.header,
+    delimiter: data_arguments.Delimiter = DataOptions.delimiter,
+    list_separator: data_arguments.ListSeparator = DataOptions.list_separator,
+    dense_transform: data_arguments.DenseTransform = DataOptions.dense_transform,
+    setting: arguments.Settings = None,
+    dim: arguments.Dim = TrainOptions.dim,
+    batch_size: arguments.BatchSize = TrainOptions.batch_size,
+    epochs: arguments.Epochs = TrainOptions.epochs,
+    rows: arguments.Rows = TrainOptions.rows,
+    optimizer: arguments.OptimizerName = TrainOptions.optimizer,
+    lr: arguments.Lr = TrainOptions.lr,
+    policy: arguments.Policy = TrainOptions.policy,
+    seed: arguments.Seed = TrainOptions.seed,
+    seeds: arguments.Seeds = TrainOptions.seeds,
+    min_count: arguments.MinCount = TrainOptions.min_count,
+    max_rows: arguments.MaxRows = TrainOptions.max_rows,
+    threads: arguments.Threads = TrainOptions.threads,
+    json: arguments.Json = None,
+    plot: arguments.Plot = None,
+    save: arguments.Save = None,
+    save_every: arguments.SaveEvery = None,
+    resume: arguments.Resume = None,
+    logdir: arguments.Logdir = None,
+    config: Annotated[
         Path | None,
         typer.Option(
-            help="File of clicks in Criteo's format, plain or gzip.",
-            show_default="synthetic clicks",
+            help="TOML file of options, by their names here; those of the command line win.",
+            callback=_use_config,
+            is_eager=True,
         ),
-    ] = TrainOptions.data,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PRECISION[:CACHE[:ROUNDING]]",
-            help="Table setting to train; repeat the option to compare several with the first. "
-            f"PRECISION is {_one_of(PRECISIONS)}. CACHE is the cache rows as a share of the table "
-            f"rows, 0 to 1; {Setting.load_factor:g} by default. ROUNDING is {_one_of(ROUNDINGS)}; "
-            f"{Setting.rounding} by default.",
-            show_default=" ".join(DEFAULT_SETTINGS),
-        ),
-    ] = None,
-    dim: Annotated[int, typer.Option(help="Dimension of the embeddings.")] = TrainOptions.dim,
-    batch_size: Annotated[int, typer.Option(help="Clicks a step.")] = TrainOptions.batch_size,
-    epochs: Annotated[
-        int, typer.Option(help="Passes over the training part.")
-    ] = TrainOptions.epochs,
-    rows: Annotated[
-        int | None,
-        typer.Option(
-            help="Use the first ROWS clicks only.",
-            show_default=f"the whole file, or {DEFAULT_ROWS:,} synthetic clicks",
-        ),
-    ] = TrainOptions.rows,
-    optimizer: Annotated[
-        str, typer.Option(help=f"Optimizer of the tables: {_one_of(OPTIMIZERS)}.")
-    ] = TrainOptions.optimizer,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            help="Learning rate of the tables.",
-            show_default=f"{DEFAULT_LR:g}; "
-            + ", ".join(f"{rate:g} with {name}" for name, rate in DEFAULT_LRS.items()),
-        ),
-    ] = TrainOptions.lr,
-    policy: Annotated[
-        str, typer.Option(help=f"Replacement policy of the cache: {_one_of(POLICIES)}.")
-    ] = TrainOptions.policy,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the weights, the rows and the rounding.")
-    ] = TrainOptions.seed,
-    seeds: Annotated[
-        int, typer.Option(help="Number of seeds to average over: SEED, SEED + 1 and so on.")
-    ] = TrainOptions.seeds,
-    min_count: Annotated[
-        int,
-        typer.Option(help="Values that the training part holds less often share one row."),
-    ] = TrainOptions.min_count,
-    max_rows: Annotated[
-        int | None,
-        typer.Option(help="Most rows of a table; larger ones are hashed.", show_default="no limit"),
-    ] = TrainOptions.max_rows,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Threads of PyTorch and of mpembed each.", show_default="their own"),
-    ] = TrainOptions.threads,
-    json: Annotated[Path | None, typer.Option(help="Write all results to this file.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Plot loss curves and loss against memory to this file.")
     ] = None,
 ) -> None:
-    """Train a DLRM under several table settings and compare loss, memory and speed."""
+    """Train a DLRM under one table setting, or under several to compare loss, memory and speed."""
+    _need("train", PACKAGES)
+    values = context.params
+    given = [name for name in values if not _is_default(context, name)]
+    try:
+        with Interrupts() as interrupts:
+            from mpembed.train.job import Request
+            from mpembed.train.job import train as run  # takes seconds, as PyTorch does
 
-    def options() -> TrainOptions:
-        return TrainOptions(
-            settings=tuple(Setting.parse(text) for text in setting or DEFAULT_SETTINGS),
-            data=data,
-            dim=dim,
-            batch_size=batch_size,
-            epochs=epochs,
-            rows=rows,
-            optimizer=optimizer,
-            lr=lr,
-            policy=policy,
-            seed=seed,
-            seeds=seeds,
-            min_count=min_count,
-            max_rows=max_rows,
-            threads=threads,
+            request = Request(
+                options=lambda: arguments.train_options(values),
+                given=lambda: arguments.given_options(values, given),
+                json=json,
+                plot=plot,
+                save=save,
+                save_every=save_every,
+                resume=resume,
+                logdir=logdir,
+            )
+            status = run(request, interrupts)
+    except Interrupted:
+        if not interrupts.quiet:
+            _fail(f"{interrupts.name} before training: nothing to report", interrupts.status)
+        status = interrupts.status
+    raise typer.Exit(status)
+
+
+def _is_default(context: typer.Context, name: str) -> bool:
+    source: Any = context.get_parameter_source(name)
+    return source is None or source.name == "DEFAULT"
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(help="Folder that mpembed train --save has written.")],
+    data: data_arguments.Data = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the scores to this file, CSV or Parquet.", show_default="metrics only"
+        ),
+    ] = None,
+    rows: arguments.Rows = None,
+    header: data_arguments.Header = DataOptions.header,
+    delimiter: data_arguments.Delimiter = DataOptions.delimiter,
+    list_separator: data_arguments.ListSeparator = DataOptions.list_separator,
+) -> None:
+    """Score clicks by a saved model, and measure it where labels are there; without PyTorch."""
+    _need("score", SCORE_PACKAGES)
+    from mpembed.train.array_file import DamagedError
+    from mpembed.train.data.clicks import DataError
+    from mpembed.train.data.files import expand
+    from mpembed.train.report import check_outputs
+    from mpembed.train.score import score as run
+
+    try:
+        options = DataOptions(
+            files=tuple(data or ()),
+            header=header,
+            delimiter=delimiter,
+            list_separator=list_separator,
         )
-
-    _train(options, json, plot)
+        check_outputs(expand(options.files), {"--out": out})
+        with Interrupts() as interrupts:
+            found = run(model, options, rows, out)
+    except (DamagedError, DataError, OptionError) as error:
+        _fail(str(error))
+    except OSError as error:
+        if out is None:
+            raise
+        _fail(f"--out {out}: cannot be written: {error.strerror or error}", 1)
+    except MemoryError:
+        _fail("out of memory", 1)
+    except Interrupted:
+        _fail(f"{interrupts.name}: nothing was written", interrupts.status)
+    typer.echo(str(found))

@@ -12,7 +12,7 @@ from study.settings import Setting
 
 from mpembed.train.data.clicks import DataError as ClickDataError
 from mpembed.train.data.criteo import CriteoFile
-from mpembed.train.data.dataset import TRAIN, Dataset
+from mpembed.train.data.dataset import TEST, TRAIN, VALIDATION, Dataset
 from mpembed.train.data.synthetic import SyntheticSource
 from mpembed.train.settings import Setting as TableSetting
 from mpembed.train.settings import TrainOptions
@@ -66,11 +66,13 @@ class Clicks(Model):
                 trial.predict(block)
             done += len(block)
             advance(done / data.source.rows)
+        for part in (VALIDATION, TEST):
+            trial.end_part(part)
         return _outcome(trial, sum(data.table_rows))
 
 
 def _outcome(trial: Trial, rows: int) -> Outcome:
-    found = trial.result()
+    found = trial.result(epoch_steps=len(trial.records))
     metrics = {
         "online log loss": found["online"]["log_loss"],
         "test log loss": found["test"]["log_loss"],
@@ -78,4 +80,4 @@ def _outcome(trial: Trial, rows: int) -> Outcome:
     }
     ratios = {name: table["ratio"] for name, table in found["rounding"].items()}
     noise = {name: ratio for name, ratio in ratios.items() if ratio is not None}  # was measured
-    return Outcome(metrics, trial.losses, found["memory"], found["cache"], rows, noise)
+    return Outcome(metrics, trial.records.losses, found["memory"], found["cache"], rows, noise)

@@ -8,9 +8,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
-from study import labels
 from study.settings import BASE, Setting
 from study.summary import Group, plain
+
+from mpembed.train import plot_labels
 
 plt.switch_backend("Agg")
 # Text stays text, and the same numbers give the same bytes.
@@ -65,7 +66,7 @@ def loss_against_bytes(axes: Any, group: Group) -> list[Any]:
     axes.set_title(group.title)
     _legend(axes, {s.rounding for s, *_ in shown})
     axes.figure.canvas.draw()
-    return labels.place(axes, _named(shown))
+    return plot_labels.place(axes, _named(shown))
 
 
 def _named(shown: list[tuple[Setting, float, float, float]]) -> list[tuple[float, float, str]]:
@@ -99,7 +100,7 @@ def training_excess(axes: Any, group: Group) -> None:
         found = group.excess(name)
         if found is None:
             continue
-        mean, error = (smooth(values) for values in found)
+        mean, error = (plot_labels.smooth(values, SMOOTH) for values in found)
         x = np.linspace(0, 100, len(mean))
         axes.plot(x, mean, color=colour, lw=1.5)
         axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.15, lw=0)
@@ -109,16 +110,9 @@ def training_excess(axes: Any, group: Group) -> None:
     axes.set_xlabel("training, %")
     axes.set_title("training loss above FP32's")
     low, high = axes.get_ylim()
-    heights = labels.spread([end for *_, end in ends], (high - low) / 18)
+    heights = plot_labels.spread([end for *_, end in ends], (high - low) / 18)
     if heights:  # none beside the numbers of the axis
         lift = max(0.0, low + (high - low) / 30 - min(heights))
         heights = [height + lift for height in heights]
     for (name, colour, _), height in zip(ends, heights, strict=True):
         axes.text(101.5, height, name, color=colour, fontsize=8, va="center")
-
-
-def smooth(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return a running mean of the same length, over fewer values at the ends."""
-    half = SMOOTH // 2
-    parts = [values[max(0, at - half) : at + half + 1] for at in range(len(values))]
-    return np.array([part.mean() for part in parts])

@@ -6,3 +6,5 @@ imports none of them.
 
 #: What the extra ``mpembed[train]`` installs, by the names to import.
 PACKAGES = ("torch", "pyarrow", "rich", "typer", "matplotlib")
+#: What ``mpembed score`` needs of them.
+SCORE_PACKAGES = ("pyarrow", "rich", "typer")

@@ -8,17 +8,14 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-import mpembed as mpe
-from mpembed.optim import OPTIMIZERS as OPTIMIZER_CLASSES
-from mpembed.optim import Optimizer
 from mpembed.torch import EmbeddingBagCollection
-from mpembed.train.data.clicks import NUM_CATS, NUM_INTS
-from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
+from mpembed.torch.distributed import DistributedEmbeddingBagCollection, TableWise
+from mpembed.train.data.clicks import CRITEO_COLUMNS, Columns
+from mpembed.train.distributed import Ranks, new_group, table_owners
+from mpembed.train.settings import Setting, TrainOptions
+from mpembed.train.tables import cache_config, layer_sizes, table_configs, table_optimizer
 
-BOTTOM = (NUM_INTS, 512, 256, 64)
-TOP = (512, 256, 1)
 MLP_ADAM_LR = 1e-3
-MOMENTUM = 0.9
 
 
 def _mlp(sizes: Sequence[int], relu_last: bool, generator: torch.Generator) -> nn.Sequential:
@@ -44,15 +41,18 @@ class Perceptrons(nn.Module):
         Dimension of the embeddings.
     seed : int
         Seed of the starting weights.
+    columns : Columns
+        What the model is given: D features of numbers, at least one, and C categoricals.
     """
 
-    def __init__(self, dim: int, seed: int) -> None:
+    def __init__(self, dim: int, seed: int, columns: Columns = CRITEO_COLUMNS) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        vectors = NUM_CATS + 1
-        self.dim = dim
-        self.bottom = _mlp((*BOTTOM, dim), True, generator)
-        self.top = _mlp((dim + vectors * (vectors - 1) // 2, *TOP), False, generator)
+        sizes = layer_sizes(dim, columns)
+        self.dim, self._vectors = dim, len(columns.categorical) + 1
+        vectors = self._vectors
+        self.bottom = _mlp(sizes["bottom"], True, generator)
+        self.top = _mlp(sizes["top"], False, generator)
         self._below = torch.tril_indices(vectors, vectors, -1)
 
     def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
@@ -60,9 +60,9 @@ class Perceptrons(nn.Module):
 
         Parameters
         ----------
-        dense : Tensor, shape (B, 13)
-            Features of the integers.
-        pooled : Tensor, shape (B, 26 * dim)
+        dense : Tensor, shape (B, D)
+            Features of the numbers.
+        pooled : Tensor, shape (B, C * dim)
             Embeddings.
 
         Returns
@@ -71,7 +71,7 @@ class Perceptrons(nn.Module):
             Log odds.
         """
         bottom = self.bottom(dense)
-        vectors = torch.cat([bottom, pooled], dim=1).view(len(dense), -1, self.dim)
+        vectors = torch.cat([bottom, pooled], dim=1).view(len(dense), self._vectors, self.dim)
         products = torch.bmm(vectors, vectors.transpose(1, 2))
         pairs = products[:, self._below[0], self._below[1]]
         logits: torch.Tensor = self.top(torch.cat([bottom, pairs], dim=1)).squeeze(1)
@@ -99,27 +99,12 @@ def mlp_optimizer(net: Perceptrons, options: TrainOptions) -> torch.optim.Optimi
     return torch.optim.Adam(net.parameters(), lr=MLP_ADAM_LR, fused=True)
 
 
-def table_optimizer(options: TrainOptions) -> Optimizer:
-    """Make the optimizer of the tables.
-
-    Parameters
-    ----------
-    options : TrainOptions
-        Its name and learning rate. All else is as by default, except that "sgd-momentum" has a
-        momentum of 0.9.
-
-    Returns
-    -------
-    mpembed.optim.Optimizer
-        The optimizer.
-    """
-    kind = OPTIMIZERS[options.optimizer]
-    own = {"momentum": MOMENTUM} if kind == "sgd_momentum" else {}
-    return OPTIMIZER_CLASSES[kind](lr=options.table_lr, **own)
-
-
 def make_tables(
-    rows: Sequence[int], setting: Setting, options: TrainOptions, seed: int
+    rows: Sequence[int],
+    setting: Setting,
+    options: TrainOptions,
+    seed: int,
+    columns: Columns = CRITEO_COLUMNS,
 ) -> EmbeddingBagCollection:
     """Make the embedding tables of one setting.
 
@@ -133,26 +118,53 @@ def make_tables(
         Dimension, optimizer and cache policy.
     seed : int
         Seed of the starting rows and of the rounding.
+    columns : Columns
+        Its categoricals name the tables.
 
     Returns
     -------
     mpembed.torch.EmbeddingBagCollection
-        The tables C1 to C26.
+        A table for each categorical; the values of one click are summed.
     """
-    # DLRM's script starts tables at U(+-1/sqrt(E)), which is also the collection's default. With
-    # Adagrad, large tables would then start too close to zero and small ones too far from it.
-    init = None if options.optimizer == "sgd" else ("normal", 0.01)
-    tables = [
-        mpe.TableConfig(f"C{i}", num_rows, options.dim, precision=setting.precision, init=init)
-        for i, num_rows in enumerate(rows, 1)
-    ]
-    cache = None
-    if setting.load_factor:
-        cache = mpe.CacheConfig(load_factor=setting.load_factor, policy=options.policy)
     return EmbeddingBagCollection(
-        tables,
-        cache=cache,
+        table_configs(rows, setting, options, columns),
+        cache=cache_config(setting, options),
         optimizer=table_optimizer(options),
         seed=seed,
         rounding=setting.rounding,
+    )
+
+
+def make_sharded_tables(
+    rows: Sequence[int],
+    setting: Setting,
+    options: TrainOptions,
+    seed: int,
+    columns: Columns,
+    ranks: Ranks,
+) -> DistributedEmbeddingBagCollection:
+    """Make the embedding tables of one setting, each whole on one of several ranks.
+
+    Parameters
+    ----------
+    rows, setting, options, seed, columns
+        As in `make_tables`.
+    ranks : Ranks
+        All of them call it.
+
+    Returns
+    -------
+    mpembed.torch.distributed.DistributedEmbeddingBagCollection
+        A table for each categorical, of the same starting rows as those of `make_tables`.
+    """
+    tables = table_configs(rows, setting, options, columns)
+    owners = table_owners(tables, ranks.size)
+    return DistributedEmbeddingBagCollection(
+        tables,
+        {table.name: TableWise(owner) for table, owner in zip(tables, owners, strict=True)},
+        cache=cache_config(setting, options),
+        optimizer=table_optimizer(options),
+        seed=seed,
+        rounding=setting.rounding,
+        process_group=new_group(),
     )

@@ -14,6 +14,7 @@ from mpembed.train.trial import Trial
 
 _LINE_SHARE = 10  # a line each tenth of the run
 _LINE_SECONDS = 60.0  # or each minute, whichever comes first
+_LOSS = "training loss"  # of a batch before it is trained on
 
 
 def progress_display(
@@ -48,7 +49,9 @@ class BarDisplay:
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("loss {task.fields[loss]}  hits {task.fields[hits]}  {task.fields[speed]}"),
+            TextColumn(
+                "training loss {task.fields[loss]}  hits {task.fields[hits]}  {task.fields[speed]}"
+            ),
             console=console,
         )
         total = _clicks(options, train_rows)
@@ -99,7 +102,8 @@ class LineDisplay:
     def __enter__(self) -> LineDisplay:
         self._start = self._last = self._clock()
         names = ", ".join(self._names)
-        self._print(f"{len(self._names)} setting(s) x {self._each:,} clicks: {names}")
+        count = f"{len(self._names)} setting(s) x {self._each:,} clicks"
+        self._print(f"{count}: {names}; losses are means of the last 100 steps")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -114,14 +118,14 @@ class LineDisplay:
             hits = trial.hit_rate()
             held = "" if hits is None else f", hits {100 * hits:.1f} %"
             loss, speed = self._losses[name], trial.rows_per_second()
-            self._print(f"{name} is trained: loss {loss:.4f}{held}, {speed:,.0f} rows/s")
+            self._print(f"{name} is trained: {_LOSS} {loss:.4f}{held}, {speed:,.0f} rows/s")
         share = sum(self._done.values()) / (self._each * len(self._names))
         tenths = int(share * _LINE_SHARE)
         if tenths > self._tenths or now - self._last >= _LINE_SECONDS:
             self._tenths, self._last = tenths, now
             spent = timedelta(seconds=round(now - self._start))
             losses = ", ".join(f"{key} {loss:.4f}" for key, loss in self._losses.items())
-            self._print(f"{100 * share:.0f} % after {spent}; loss: {losses}")
+            self._print(f"{100 * share:.0f} % after {spent}; {_LOSS}: {losses}")
 
     def _print(self, line: str) -> None:
         print(f"mpembed: {line}", file=self._console.file, flush=True)

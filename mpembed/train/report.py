@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.table import Table
 from mpembed._files.replacement import write_file
 from mpembed._files.targets import check_place
 from mpembed.rounding import BAD, NOISE_LIMIT
-from mpembed.train.settings import OptionError
+from mpembed.train.data.options import OptionError
 
 _COLUMNS = (
     "log\nloss",
@@ -54,24 +55,25 @@ def _same_file(a: Path, b: Path) -> bool:
         return False
 
 
-def check_outputs(data: Path | None, json: Path | None, plot: Path | None) -> None:
+def check_outputs(data: Sequence[Path], outputs: Mapping[str, Path | None]) -> None:
     """Raise OptionError for an output file that cannot be written or is used twice.
 
     Parameters
     ----------
-    data : Path or None
-        The file of clicks.
-    json, plot : Path or None
-        The files to write; this does not touch them. They replace what is there, a link itself.
+    data : sequence of Path
+        The files of clicks.
+    outputs : mapping of str to Path or None
+        The files to write, by option; this does not touch them. They replace what is there, a link
+        itself.
 
     Raises
     ------
     OptionError
         If one is a directory, its directory does not exist, writing is not allowed, or it is
-        the same file as another of the three.
+        the same file as another one.
     """
-    used = [] if data is None else [("--data", data)]
-    for option, path in (("--json", json), ("--plot", plot)):
+    used = [("--data", path) for path in data]
+    for option, path in outputs.items():
         if path is None:
             continue
         _check_writable(option, path)
@@ -85,11 +87,17 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:{form}}"
 
 
+def _percent(share: float | None, form: str) -> str:
+    return _number(None if share is None else 100 * share, form)
+
+
 def _difference(difference: dict[str, float | None], is_base: bool) -> str:
-    if is_base:
+    percent, error = difference["percent"], difference["standard_error"]
+    if is_base or percent is None:
         return "-"
-    error = difference["standard_error"]
-    text = f"{difference['percent']:+.2f}"
+    text = f"{percent:+.2f}"
+    if float(text) == 0:  # neither better nor worse
+        text = "0.00"
     return text if error is None else f"{text} ± {error:.2f}"
 
 
@@ -116,18 +124,17 @@ def results_table(result: dict[str, Any]) -> Table:
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for index, row in enumerate(summary):
-        hits = row["hit_rate"]
         table.add_row(
             row["setting"],
             _number(row["log_loss"], ".4f"),
             _difference(row["difference"], index == 0),
             _difference(row["online_difference"], index == 0),
             _number(row["auc"], ".4f"),
-            _number(100 * row["accuracy"], ".2f"),
+            _percent(row["accuracy"], ".2f"),
             decimal(row["bytes"]),
             _number(row["ratio"], ".2f"),
             _number(row["ratio_embeddings"], ".2f"),
-            _number(None if hits is None else 100 * hits, ".1f"),
+            _percent(row["hit_rate"], ".1f"),
             _number(row["step_ms"], ".1f"),
             _number(row["embedding_ms"], ".2f"),
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from mpembed import registry
 from mpembed._arguments.scalars import FLOAT_MAX
 from mpembed._bindings.contract import MAX_SEED, MAX_THREADS
+from mpembed.train.data.options import DataOptions, OptionError
 
 PRECISIONS = tuple(registry.FORMATS)
 ROUNDINGS = tuple(registry.ROUNDINGS)
@@ -22,10 +22,6 @@ _COUNT_MAX = 2**63 - 1
 # Larger batches would overflow the 32-bit positions of their ids, 26 a click.
 _BATCH_MAX = 1 << 24
 _SYNTAX = "PRECISION[:CACHE[:ROUNDING]], such as int8:0.05 or int4:0:nearest"
-
-
-class OptionError(ValueError):
-    """An option has a value that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +92,12 @@ class Setting:
 class TrainOptions:
     """The options of a run, checked; the first setting is what the others are compared with.
 
-    The attributes are the options of ``mpembed train``, which takes its defaults from here.
+    The attributes are the options of ``mpembed train``, which takes its defaults from here; `data`
+    has those that say which data to read, and how.
     """
 
     settings: tuple[Setting, ...]
-    data: Path | None = None
+    data: DataOptions = field(default_factory=DataOptions)
     dim: int = 16
     batch_size: int = 128
     epochs: int = 1

@@ -195,8 +195,9 @@ def test_the_page_shows_losses_bytes_and_what_is_best_at_equal_bytes(tmp_path: P
 def test_no_label_of_a_plot_covers_another() -> None:
     plt = pytest.importorskip("matplotlib.pyplot")
     from study import figures
-    from study.labels import spread
     from study.summary import group_runs
+
+    from mpembed.train.plot_labels import spread
 
     (group,) = group_runs(runs())
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))

@@ -24,6 +24,8 @@ PRELOADED = [
     "mpembed.torch.distributed",
     "torchrec.distributed.model_parallel",
     "mpembed.torch.torchrec",
+    "mpembed.cli",
+    "mpembed.train.job",
 ]
 
 

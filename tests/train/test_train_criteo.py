@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mpembed.train.data import criteo_lines
+from mpembed.train.data import lines as text_lines
 from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, Clicks, DataError
 from mpembed.train.data.criteo import CriteoFile
 from mpembed.train.data.dataset import Dataset
@@ -26,7 +26,7 @@ def line(**cells: str) -> str:
 
 
 def to_lines(clicks: Clicks) -> list[str]:
-    ints = [["" if v == MISSING_INT else str(v) for v in column] for column in clicks.ints]
+    ints = [["" if v == MISSING_INT else str(v) for v in column] for column in clicks.dense]
     cats = [["" if v == MISSING_CAT else f"{v:08x}" for v in column] for column in clicks.cats]
     rows = zip(map(str, clicks.labels), *ints, *cats, strict=True)
     return ["\t".join(row) for row in rows]
@@ -44,7 +44,7 @@ def read(path: Path, max_rows: int | None = None) -> Clicks:
     assert all(len(chunk) for chunk in chunks)
     return Clicks(
         np.concatenate([c.labels for c in chunks]),
-        np.concatenate([c.ints for c in chunks], axis=1),
+        np.concatenate([c.dense for c in chunks], axis=1),
         np.concatenate([c.cats for c in chunks], axis=1),
     )
 
@@ -54,13 +54,13 @@ def read(path: Path, max_rows: int | None = None) -> Clicks:
 def test_reads_back_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
 ) -> None:
-    monkeypatch.setattr(criteo_lines, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(text_lines, "_BLOCK_BYTES", block)
     clicks = generate(0, 1500)
     path = write(tmp_path / name, to_lines(clicks))
     for rows in (1500, 700):
         got = read(path, None if rows == 1500 else rows)
         np.testing.assert_array_equal(got.labels, clicks.labels[:rows])
-        np.testing.assert_array_equal(got.ints, clicks.ints[:, :rows])
+        np.testing.assert_array_equal(got.dense, clicks.dense[:, :rows])
         np.testing.assert_array_equal(got.cats, clicks.cats[:, :rows])
 
 
@@ -77,8 +77,8 @@ def test_line_ends_case_and_short_values(tmp_path: Path) -> None:
     assert clicks.cats[0].tolist() == [0xABCDEF01, 0xABCDEF01]
     assert clicks.cats[1].tolist() == [15, 1]
     assert clicks.cats[2].tolist() == [MISSING_CAT, 2]
-    assert clicks.ints[0].tolist() == [0, MISSING_INT]
-    assert clicks.ints[1].tolist() == [1, -3]
+    assert clicks.dense[0].tolist() == [0, MISSING_INT]
+    assert clicks.dense[1].tolist() == [1, -3]
     path = tmp_path / "no_last_newline.txt"
     path.write_text("\n".join(lines))
     assert len(read(path)) == 2
@@ -107,7 +107,7 @@ BAD = {
 def test_bad_lines_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, number: int, name: str
 ) -> None:
-    monkeypatch.setattr(criteo_lines, "_BLOCK_BYTES", 4096)
+    monkeypatch.setattr(text_lines, "_BLOCK_BYTES", 4096)
     bad, message = BAD[kind]
     lines = [line()] * 60
     lines[number - 1] = bad

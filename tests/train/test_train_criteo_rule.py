@@ -59,7 +59,7 @@ def test_both_readers_take_the_same_lines_and_read_the_same_values(
         label, *cells = text.rstrip(b"\r").split(b"\t")
         assert clicks.labels[row] == int(label)
         ints = [int(cell) if cell else MISSING_INT for cell in cells[:NUM_INTS]]
-        assert clicks.ints[:, row].tolist() == ints
+        assert clicks.dense[:, row].tolist() == ints
         cats = [int(cell, 16) if cell else MISSING_CAT for cell in cells[NUM_INTS:]]
         assert clicks.cats[:, row].tolist() == cats
 
@@ -91,7 +91,7 @@ def test_integers_of_any_number_of_zeros_and_at_the_edges(tmp_path: Path) -> Non
     cells = [b"0" * 5000 + b"7", b"-0", b"9223372036854775807", b"-9223372036854775807"]
     file = CriteoFile(write(tmp_path / "clicks.txt", *[line(4, cell) for cell in cells]))
     (clicks,) = file.chunks(4)
-    assert clicks.ints[3].tolist() == [7, 0, 2**63 - 1, -(2**63) + 1]
+    assert clicks.dense[3].tolist() == [7, 0, 2**63 - 1, -(2**63) + 1]
 
 
 def test_lines_parted_by_carriage_returns_alone_are_refused(tmp_path: Path) -> None:

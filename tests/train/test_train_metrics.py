@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpembed.train.metrics import accuracy, auc, log_loss
+from mpembed.train.report import results_table
 from mpembed.train.summary import paired_difference, summarize
 
 SCORED = st.lists(
@@ -67,9 +68,22 @@ def test_pairing_cancels_what_the_seeds_share() -> None:
     assert difference["standard_error"] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_one_seed_has_no_standard_error() -> None:
-    difference = paired_difference(np.array([0.44]), np.array([0.40]))
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_have_no_standard_error(seeds: int) -> None:
+    difference = paired_difference(np.full(seeds, 0.44), np.full(seeds, 0.40))
     assert difference == {"percent": pytest.approx(10.0), "standard_error": None}
+
+
+@pytest.mark.parametrize(
+    ("percent", "shown"),
+    [(-0.004, "0.00"), (0.004, "0.00"), (0.0, "0.00"), (-0.006, "-0.01"), (1.0, "+1.00")],
+)
+def test_a_difference_is_never_a_negative_zero(percent: float, shown: str) -> None:
+    runs = [_run("a", 0, 0.5), _run("b", 0, 0.5 * (1 + percent / 100))]
+    data = {"source": "x", "rows": 9, "table_rows": [2]}
+    result = {"data": data, "config": {"dim": 2}, "summary": summarize(runs), "runs": runs}
+    cells = [list(column.cells) for column in results_table(result).columns]
+    assert cells[2] == ["-", shown]
 
 
 def _run(setting: str, seed: int, loss: float) -> dict[str, Any]:
@@ -89,11 +103,13 @@ def _run(setting: str, seed: int, loss: float) -> dict[str, Any]:
 
 def test_summary_compares_every_setting_with_the_first_seed_by_seed() -> None:
     runs = [_run("a", 0, 0.4), _run("b", 0, 0.44), _run("a", 1, 0.5), _run("b", 1, 0.51)]
+    runs += [_run("a", 2, 0.6), _run("b", 2, 0.636)]
     first, second = summarize(runs)
-    assert (first["setting"], first["seeds"], first["log_loss"]) == ("a", 2, pytest.approx(0.45))
+    assert (first["setting"], first["seeds"], first["log_loss"]) == ("a", 3, pytest.approx(0.5))
     assert first["difference"]["percent"] == 0.0
     assert first["hit_rate"] is None
-    want = {"percent": pytest.approx((10 + 2) / 2), "standard_error": pytest.approx(4.0)}
+    assert first["log_loss_error"] == pytest.approx(0.1 / math.sqrt(3))
+    want = {"percent": pytest.approx(6), "standard_error": pytest.approx(4 / math.sqrt(3))}
     assert second["difference"] == want
     assert second["online_difference"] == want
-    assert second["online_log_loss"] == pytest.approx(0.95)
+    assert second["online_log_loss"] == pytest.approx(2 * (0.44 + 0.51 + 0.636) / 3)

@@ -68,27 +68,34 @@ def test_lines_come_at_the_start_at_each_tenth_and_at_the_end() -> None:
         return list(fresh)
 
     with LineDisplay(console, OPTIONS, 100, clock=lambda: now) as display:
-        assert new() == ["mpembed: 2 setting(s) x 1,000 clicks: fp32, int4 + 5 %"]
+        assert new() == [
+            "mpembed: 2 setting(s) x 1,000 clicks: fp32, int4 + 5 %; "
+            "losses are means of the last 100 steps"
+        ]
         now += 59
         display(fp32, 100)
         assert new() == []
         display(int4, 100)
-        assert new() == ["mpembed: 10 % after 0:00:59; loss: fp32 0.5000, int4 + 5 % 0.2500"]
+        assert new() == [
+            "mpembed: 10 % after 0:00:59; training loss: fp32 0.5000, int4 + 5 % 0.2500"
+        ]
         now += 59
         display(fp32, 10)
         assert new() == []
         now += 1
         display(fp32, 10)  # a minute without a line
-        assert new() == ["mpembed: 11 % after 0:01:59; loss: fp32 0.5000, int4 + 5 % 0.2500"]
+        assert new() == [
+            "mpembed: 11 % after 0:01:59; training loss: fp32 0.5000, int4 + 5 % 0.2500"
+        ]
         display(fp32, 880)
         assert new() == [
-            "mpembed: fp32 is trained: loss 0.5000, 1,234 rows/s",
-            "mpembed: 55 % after 0:01:59; loss: fp32 0.5000, int4 + 5 % 0.2500",
+            "mpembed: fp32 is trained: training loss 0.5000, 1,234 rows/s",
+            "mpembed: 55 % after 0:01:59; training loss: fp32 0.5000, int4 + 5 % 0.2500",
         ]
         display(int4, 900)
         assert new() == [
-            "mpembed: int4 + 5 % is trained: loss 0.2500, hits 50.0 %, 1,234 rows/s",
-            "mpembed: 100 % after 0:01:59; loss: fp32 0.5000, int4 + 5 % 0.2500",
+            "mpembed: int4 + 5 % is trained: training loss 0.2500, hits 50.0 %, 1,234 rows/s",
+            "mpembed: 100 % after 0:01:59; training loss: fp32 0.5000, int4 + 5 % 0.2500",
         ]
 
 

@@ -14,17 +14,18 @@ pytest.importorskip("torch")
 import torch
 
 from mpembed.train import runner
+from mpembed.train.data.options import OptionError
 from mpembed.train.model import Perceptrons, make_tables
 from mpembed.train.runner import open_dataset, run
 from mpembed.train.settings import (
     DEFAULT_SETTINGS,
     OPTIMIZERS,
-    OptionError,
     Setting,
     TrainOptions,
 )
 
 pytestmark = pytest.mark.torch
+RESULT = {"config", "versions", "threads", "ranks", "complete", "data", "summary", "runs"}
 
 
 def options(*settings: str, **values: Any) -> TrainOptions:
@@ -125,7 +126,7 @@ def test_what_pytorch_cannot_allocate_is_out_of_memory(monkeypatch: pytest.Monke
     dataset = open_dataset(chosen)
 
     def refuse(message: str) -> Callable[..., None]:
-        def make(*_: Any) -> None:
+        def make(*_: Any, **__: Any) -> None:
             raise RuntimeError(message)
 
         return make
@@ -233,7 +234,7 @@ def test_online_loss_is_that_of_the_second_half_of_the_first_epoch() -> None:
 def test_result_is_complete() -> None:
     result = train(options("fp32", "int4:0.05", seeds=2, max_rows=50))
     json.dumps(result, allow_nan=False)
-    assert set(result) == {"config", "versions", "threads", "data", "summary", "runs"}
+    assert set(result) == RESULT
     assert [(r["setting"], r["seed"]) for r in result["runs"]] == [
         ("fp32", 0),
         ("int4 + 5 %", 0),
@@ -246,7 +247,7 @@ def test_result_is_complete() -> None:
     per_seed = [r["test"]["log_loss"] for r in result["runs"]]
     percent = np.array([per_seed[1] / per_seed[0] - 1, per_seed[3] / per_seed[2] - 1]) * 100
     assert int4["difference"]["percent"] == pytest.approx(percent.mean())
-    assert int4["difference"]["standard_error"] == pytest.approx(percent.std(ddof=1) / 2**0.5)
+    assert int4["difference"]["standard_error"] is None  # two seeds are too few
     assert fp32["hit_rate"] is None
     assert 0.0 < int4["hit_rate"] < 1.0
     assert int4["bytes"] < fp32["bytes"]

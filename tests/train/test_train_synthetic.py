@@ -21,7 +21,7 @@ columns = pytest.mark.parametrize("column", range(26), ids=lambda c: f"C{c + 1}"
 
 def assert_equal(a: Clicks, b: Clicks) -> None:
     np.testing.assert_array_equal(a.labels, b.labels)
-    np.testing.assert_array_equal(a.ints, b.ints)
+    np.testing.assert_array_equal(a.dense, b.dense)
     np.testing.assert_array_equal(a.cats, b.cats)
 
 
@@ -50,7 +50,7 @@ def test_chunks_join_to_the_whole(clicks: Clicks) -> None:
 def test_the_clicks_are_the_same_on_every_machine() -> None:
     few = generate(1234, 1238)
     assert few.labels.tolist() == [0, 0, 1, 0]
-    assert few.ints[4].tolist() == [20630, 3946, 5955, -9223372036854775808]
+    assert few.dense[4].tolist() == [20630, 3946, 5955, -9223372036854775808]
     assert few.cats[2].tolist() == [3589605351, 3292400803, 183837644, 3003449312]
 
 
@@ -91,7 +91,7 @@ def test_values_go_missing_together(clicks: Clicks) -> None:
 @pytest.mark.parametrize("column", range(13))
 def test_integers_follow_their_quantiles(clicks: Clicks, column: int) -> None:
     missing, quantiles = INT_COLUMNS[column]
-    values = clicks.ints[column]
+    values = clicks.dense[column]
     present = values[values != MISSING_INT]
     assert 1 - len(present) / ROWS == pytest.approx(missing, abs=0.012)
     assert present.min() >= quantiles[0]

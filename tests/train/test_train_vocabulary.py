@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from mpembed.train.data import clicks as c
-from mpembed.train.data.dataset import Dataset, dense_features, split_ends
+from mpembed.train.data.dataset import Dataset, split_ends
+from mpembed.train.data.features import dense_features
 from mpembed.train.data.vocabulary import MISSING_ROW, RARE_ROW, ValueCounts, Vocabulary
 
 
@@ -84,6 +86,10 @@ class ListSource:
     def rows(self) -> int:
         return len(self.clicks)
 
+    @property
+    def columns(self) -> c.Columns:
+        return c.CRITEO_COLUMNS
+
     def chunks(self, stop: int) -> Iterator[c.Clicks]:
         for start in range(0, stop, self.chunk):
             yield self.clicks[start : min(start + self.chunk, stop)]
@@ -114,6 +120,25 @@ def test_vocabulary_never_sees_the_later_parts() -> None:
     for block in dataset.blocks(64):
         if block.part != "train":
             assert set(np.unique(block.ids)) <= {RARE_ROW}
+
+
+def test_chunks_are_not_kept() -> None:
+    """An empty view of a chunk would keep all of it, and memory would grow with the file."""
+    seen: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    class Watched(ListSource):
+        def chunks(self, stop: int) -> Iterator[c.Clicks]:
+            for chunk in super().chunks(stop):
+                copy = c.Clicks(chunk.labels, chunk.dense.copy(), chunk.cats.copy())
+                seen.append(weakref.ref(copy.cats))
+                del chunk
+                yield copy
+                del copy
+                alive.append(sum(ref() is not None for ref in seen))
+
+    Dataset(Watched(make_clicks(700), 10))
+    assert alive[-1] <= alive[59] + 1  # the training part ends with the sixtieth
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])

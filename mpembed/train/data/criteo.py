@@ -1,22 +1,25 @@
 """Stream click logs in Criteo's format.
 
 A line holds a label, 13 integers and 26 hexadecimal categoricals, separated by tabs; an empty cell
-is a missing value. :mod:`mpembed.train.data.criteo_lines` has the exact rule. The file may be gzip.
+is a missing value. :mod:`mpembed.train.data.criteo_lines` has the exact rule.
 """
 
 from __future__ import annotations
 
-import stat
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mpembed.train.data.clicks import Clicks, DataError
-from mpembed.train.data.criteo_lines import first_fault, line_blocks
-from mpembed.train.data.criteo_parse import BadBlockError, parse_block
+import numpy as np
 
-_GZIP_MAGIC = b"\x1f\x8b"
+from mpembed.train.data.clicks import CRITEO_COLUMNS, MISSING_LABEL, Clicks, Columns, DataError
+from mpembed.train.data.criteo_lines import first_fault
+from mpembed.train.data.criteo_parse import BadBlockError, parse_block
+from mpembed.train.data.files import check_regular, compression_of
+from mpembed.train.data.lines import line_blocks
+
 # Fewer lines cannot be split into three parts. A fault of a line is reported before that.
 _FEW_LINES = 8
 
@@ -27,22 +30,25 @@ class CriteoFile:
     Parameters
     ----------
     path : path-like
-        The file, plain or gzip (recognised by its first bytes).
+        The file, plain, gzip or zstd (recognised by its first bytes).
     max_rows : int, optional
         Use the first `max_rows` rows only; what follows them is not read.
+    labels : bool
+        False for lines without a label: 39 cells.
 
     Raises
     ------
     DataError
-        If the file is missing, empty, not a regular file or damaged gzip, or if a line breaks the
-        rule; bad cells are found when their block is read.
+        If the file is missing, empty, not a regular file or cannot be decompressed, or if a line
+        breaks the rule; bad cells are found when their block is read.
     """
 
-    def __init__(self, path: str | Path, max_rows: int | None = None) -> None:
+    def __init__(self, path: str | Path, max_rows: int | None = None, labels: bool = True) -> None:
         self.path = Path(path)
-        self._is_gzip = self._check_start()
+        check_regular(self.path)
+        self._compression, self._labels = compression_of(self.path), labels
         stop = sys.maxsize if max_rows is None else max_rows
-        self._rows = sum(lines for _, lines in line_blocks(self.path, self._is_gzip, stop))
+        self._rows = sum(lines for _, lines in line_blocks(self.path, self._compression, stop))
         if not self._rows:
             raise DataError(f"{self.path}: the file is empty")
         if self._rows < _FEW_LINES:
@@ -55,30 +61,23 @@ class CriteoFile:
         """Number of clicks."""
         return self._rows
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether lines start with a label."""
+        return self._labels
+
+    @property
+    def columns(self) -> Columns:
+        """What the columns are."""
+        return CRITEO_COLUMNS
+
     def describe(self) -> dict[str, Any]:
         """Describe the data for the report."""
-        return {"source": self.path.name, "rows": self._rows}
+        return {"source": self.path.name, "rows": self._rows, "format": self._format()}
 
-    def _check_start(self) -> bool:
-        """Return whether the file is gzip; refuse what cannot be read."""
-        try:
-            mode = self.path.stat().st_mode
-            if stat.S_ISDIR(mode):
-                raise DataError(f"{self.path}: is a directory, not a file of clicks")
-            if not stat.S_ISREG(mode):
-                raise DataError(
-                    f"{self.path}: is not a regular file; clicks are read several times, which a "
-                    "pipe or a device does not allow, so copy them to a file first"
-                )
-            with self.path.open("rb") as file:
-                is_gzip = file.read(2) == _GZIP_MAGIC
-        except FileNotFoundError:
-            raise DataError(f"{self.path}: no such file") from None
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
-        if self.path.suffix == ".gz" and not is_gzip:
-            raise DataError(f"{self.path}: not gzip data, though the name ends in .gz")
-        return is_gzip
+    def _format(self) -> str:
+        packed = f", {self._compression}" if self._compression else ""
+        return f"Criteo's format{'' if self._labels else ' without labels'}{packed}"
 
     def chunks(self, stop: int) -> Iterator[Clicks]:
         """Yield the first `stop` clicks.
@@ -94,11 +93,13 @@ class CriteoFile:
             The clicks of one block of the file.
         """
         done = 0
-        for block, lines in line_blocks(self.path, self._is_gzip, stop):
+        for block, lines in line_blocks(self.path, self._compression, stop):
             try:
-                clicks = parse_block(block, lines)
+                clicks = parse_block(block if self._labels else _with_labels(block), lines)
             except BadBlockError as error:
                 raise self._bad_line(block, done, error) from None
+            if not self._labels:
+                clicks = replace(clicks, labels=np.full(lines, MISSING_LABEL, np.int64))
             yield clicks
             done += lines
         if done < stop:
@@ -107,8 +108,14 @@ class CriteoFile:
             )
 
     def _bad_line(self, block: bytes, done: int, error: BadBlockError) -> DataError:
-        found = first_fault(block)
+        found = first_fault(block, self._labels)
         if found is None:  # the rule holds; pyarrow may still hit a limit of its own
             return DataError(f"{self.path}: after line {done}: cannot be parsed: {error}")
         number, fault = found
         return DataError(f"{self.path}: line {done + number + 1}: {fault}")
+
+
+def _with_labels(block: bytes) -> bytes:
+    """Return lines without labels as lines that the parser takes."""
+    ended = block.removesuffix(b"\n")
+    return b"0\t" + ended.replace(b"\n", b"\n0\t") + block[len(ended) :]

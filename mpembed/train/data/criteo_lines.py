@@ -1,4 +1,4 @@
-"""The lines of a file of clicks: how they are cut into blocks, and the rule that each must keep.
+"""The rule that each line of a file in Criteo's format must keep.
 
 Lines end with LF or CR LF; the last may lack its end. Tabs separate 40 cells: a label, "0" or "1";
 13 integers, each empty or digits after an optional minus sign, of magnitude below 2**63; 26
@@ -8,21 +8,13 @@ applies this rule to whole blocks at once.
 
 from __future__ import annotations
 
-import gzip
 import io
 import re
-import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import numpy as np
+from mpembed.train.data.clicks import NUM_CATS, NUM_INTS
 
-from mpembed.train.data.clicks import NUM_CATS, NUM_INTS, DataError
-
-_BLOCK_BYTES = 4 << 20
-_GZIP_BYTES = 256 << 10
-_COLUMNS = 1 + NUM_INTS + NUM_CATS
+#: Cells of a line.
+COLUMNS = 1 + NUM_INTS + NUM_CATS
 _HEX = re.compile(rb"[0-9a-fA-F]{1,8}")
 _INT = re.compile(rb"-?[0-9]+")
 
@@ -34,13 +26,17 @@ def _is_int64(cell: bytes) -> bool:
     return bool(_INT.fullmatch(cell)) and len(digits) <= 19 and int(digits or b"0") < 2**63
 
 
-def _fault(line: bytes) -> str | None:
+def _fault(line: bytes, labels: bool = True) -> str | None:
     """Return what is wrong with a line without its end, or None."""
     if b"\r" in line:
         return "a carriage return stands alone; lines end with LF or CR LF"
     cells = line.split(b"\t")
-    if len(cells) != _COLUMNS:
-        return f"{len(cells)} columns, {_COLUMNS} expected (label, 13 integers, 26 categoricals)"
+    if not labels:
+        if len(cells) != COLUMNS - 1:
+            return f"{len(cells)} columns, {COLUMNS - 1} expected (13 integers, 26 categoricals)"
+        cells = [b"0", *cells]
+    if len(cells) != COLUMNS:
+        return f"{len(cells)} columns, {COLUMNS} expected (label, 13 integers, 26 categoricals)"
     if cells[0] not in (b"0", b"1"):
         return f"the label is {_show(cells[0])}, neither 0 nor 1"
     for column, cell in enumerate(cells[1 : 1 + NUM_INTS], 1):
@@ -59,13 +55,15 @@ def _show(cell: bytes) -> str:
     return repr(cell if len(cell) <= 24 else cell[:24] + b"...")[1:]
 
 
-def first_fault(block: bytes) -> tuple[int, str] | None:
+def first_fault(block: bytes, labels: bool = True) -> tuple[int, str] | None:
     """Find the first line of a block that breaks the rule, line by line.
 
     Parameters
     ----------
     block : bytes
-        From :func:`line_blocks`.
+        From :func:`mpembed.train.data.lines.line_blocks`.
+    labels : bool
+        Whether the lines start with a label.
 
     Returns
     -------
@@ -74,97 +72,7 @@ def first_fault(block: bytes) -> tuple[int, str] | None:
     """
     for number, line in enumerate(io.BytesIO(block)):
         ended = line.endswith(b"\n")
-        fault = _fault(line[:-1].removesuffix(b"\r") if ended else line)
+        fault = _fault(line[:-1].removesuffix(b"\r") if ended else line, labels)
         if fault:
             return number, fault
     return None
-
-
-def _gzip_pieces(path: Path) -> Iterator[bytes]:
-    """Yield all that can be decompressed, even if damaged data follow."""
-    parts: list[bytes] = []
-    size = 0
-    with gzip.open(path, "rb") as file:
-        try:
-            while part := file.read1(_GZIP_BYTES):
-                parts.append(part)
-                size += len(part)
-                if size >= _BLOCK_BYTES:
-                    yield b"".join(parts)
-                    parts, size = [], 0
-        except (EOFError, OSError, zlib.error):
-            yield b"".join(parts)
-            raise
-    yield b"".join(parts)
-
-
-def _pieces(path: Path, is_gzip: bool) -> Iterator[bytes]:
-    if is_gzip:
-        # A thread decompresses the next piece while this one is used.
-        pieces = _gzip_pieces(path)
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(next, pieces, None)
-            while (piece := coming.result()) is not None:
-                coming = pool.submit(next, pieces, None)
-                yield piece
-        return
-    with path.open("rb") as file:
-        while piece := file.read(_BLOCK_BYTES):
-            yield piece
-
-
-def _cut(path: Path, is_gzip: bool, stop: int) -> Iterator[tuple[bytes, int]]:
-    begun: list[bytes] = []  # parts of a line whose end has not been read yet
-    for piece in _pieces(path, is_gzip):
-        lines = min(piece.count(b"\n"), stop)
-        if not lines:
-            begun.append(piece)
-            continue
-        stop -= lines
-        end = piece.rfind(b"\n") + 1
-        if not stop:  # this is the last block; find the end of its last line
-            end = int(np.flatnonzero(np.frombuffer(piece, np.uint8) == 10)[lines - 1]) + 1
-        begun.append(piece[:end])
-        yield b"".join(begun), lines
-        if not stop:
-            return
-        begun = [piece[end:]]
-    rest = b"".join(begun)
-    if rest:
-        yield rest, 1
-
-
-def line_blocks(path: Path, is_gzip: bool, stop: int) -> Iterator[tuple[bytes, int]]:
-    """Cut the first lines of a file into blocks; nothing after them matters.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    is_gzip : bool
-        Whether it is compressed.
-    stop : int
-        Number of lines wanted, at least 1.
-
-    Yields
-    ------
-    tuple of bytes and int
-        A block of whole lines, and their number; only the file's last line may lack its end.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read or ends too early; the message names the file and the line.
-    """
-    done = 0
-    try:
-        for block, lines in _cut(path, is_gzip, stop):
-            yield block, lines
-            done += lines
-    except EOFError:
-        raise DataError(f"{path}: line {done + 1}: the gzip data end too early") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: line {done + 1}: the gzip data are damaged: {error}") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path}: line {done + 1}: cannot be read: {reason}") from None

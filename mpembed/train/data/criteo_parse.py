@@ -13,15 +13,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 
 from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
+from mpembed.train.data.hashing import NIBBLES, join_nibbles
 
 _NAMES = ["label"] + [f"I{i + 1}" for i in range(NUM_INTS)] + [f"C{i + 1}" for i in range(NUM_CATS)]
 # All characters of a good block. pyarrow skips spaces and a byte-order mark, and reads 0x10 as 16.
 _CHARACTERS = b"0123456789abcdefABCDEF-\t\r\n"
 _MAX_BLOCK = 2**31 - 1  # pyarrow's limit
-
-_NIBBLES = np.full(256, 255, np.uint8)
-_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
-_NIBBLES[np.frombuffer(b"ABCDEF", np.uint8)] = np.arange(10, 16)
 
 
 class BadBlockError(Exception):
@@ -39,7 +36,7 @@ def _text(column: pa.Array, width: int) -> npt.NDArray[np.uint8]:
 def _labels(column: pa.Array) -> npt.NDArray[np.int64]:
     if (np.asarray(pc.binary_length(column)) != 1).any():
         raise BadBlockError
-    digits = _NIBBLES[_text(column, 1)[:, 0]]
+    digits = NIBBLES[_text(column, 1)[:, 0]]
     if digits.max() > 1:
         raise BadBlockError
     return digits.astype(np.int64)
@@ -58,14 +55,10 @@ def _cats(column: pa.Array) -> npt.NDArray[np.int64]:
     if lengths.max() > 8:
         raise BadBlockError
     # Padded to eight digits, the cells lie in the data buffer as a plain matrix.
-    digits = np.take(_NIBBLES, _text(pc.ascii_lpad(column, width=8, padding="0"), 8))
+    digits = np.take(NIBBLES, _text(pc.ascii_lpad(column, width=8, padding="0"), 8))
     if digits.max() > 15:
         raise BadBlockError
-    # As one number, eight bytes of a nibble each are joined: into pairs, then fours, then all.
-    values = digits.reshape(-1).view(">i8").astype(np.int64)
-    values = (values | values >> 4) & 0x00FF00FF00FF00FF
-    values = (values | values >> 8) & 0x0000FFFF0000FFFF
-    values = (values | values >> 16) & 0xFFFFFFFF
+    values = join_nibbles(digits)
     values[lengths == 0] = MISSING_CAT
     return values
 
@@ -93,7 +86,7 @@ def parse_block(block: bytes, lines: int) -> Clicks:
     Parameters
     ----------
     block : bytes
-        From :func:`mpembed.train.data.criteo_lines.line_blocks`.
+        From :func:`mpembed.train.data.lines.line_blocks`.
     lines : int
         Number of its lines, at least 1.
 

@@ -3,58 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from mpembed.train.data.clicks import MISSING_INT, NUM_CATS, Clicks, DataError, Source, reblock
+from mpembed.train.data.clicks import DataError, Source, reblock
+from mpembed.train.data.encoding import Block, Encoding
+from mpembed.train.data.features import DenseStatistics, DenseTransform, as_floats
 from mpembed.train.data.vocabulary import ValueCounts, Vocabulary
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-
-
-@dataclass(frozen=True)
-class Block:
-    """Encoded clicks of one part of the data.
-
-    Attributes
-    ----------
-    part : str
-        "train", "validation" or "test".
-    labels : ndarray of float32, shape (n,)
-        Zeros and ones.
-    dense : ndarray of float32, shape (n, 13)
-        Logarithms of the integers.
-    ids : ndarray of int32, shape (26, n)
-        Rows of the tables.
-    """
-
-    part: str
-    labels: npt.NDArray[np.float32]
-    dense: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, size: int) -> Iterator[Block]:
-        """Cut the block into batches.
-
-        Parameters
-        ----------
-        size : int
-            Rows of a batch; the last one may have fewer.
-
-        Yields
-        ------
-        Block
-            Batches whose arrays are contiguous.
-        """
-        for start in range(0, len(self), size):
-            rows = slice(start, start + size)
-            ids = np.ascontiguousarray(self.ids[:, rows])
-            yield Block(self.part, self.labels[rows], self.dense[rows], ids)
 
 
 def split_ends(rows: int) -> dict[str, int]:
@@ -74,26 +31,6 @@ def split_ends(rows: int) -> dict[str, int]:
     return {TRAIN: train, VALIDATION: train + (rows - train) // 2, TEST: rows}
 
 
-def dense_features(ints: npt.NDArray[np.int64], shift: int) -> npt.NDArray[np.float32]:
-    """Take logarithms of integers.
-
-    Parameters
-    ----------
-    ints : ndarray of int64, shape (13, n)
-        Raw integers.
-    shift : int
-        2 for ``log(x + 2)`` of x no less than -1; 1 for ``log(x + 1)`` of x no less than 0.
-
-    Returns
-    -------
-    ndarray of float32, shape (n, 13)
-        The features, 0 where the integer is missing.
-    """
-    lowest = 1 - shift
-    values = np.where(ints == MISSING_INT, lowest, np.maximum(ints, lowest))
-    return np.ascontiguousarray(np.log(values.astype(np.float64) + shift).T.astype(np.float32))
-
-
 class Dataset:
     """Encoded clicks, streamed from their source each time.
 
@@ -106,7 +43,17 @@ class Dataset:
     max_rows : int, optional
         Most rows of a table.
     log_shift : int
-        See :func:`dense_features`.
+        See :func:`mpembed.train.data.features.dense_features`.
+    transform : str
+        How numbers become features, one of `mpembed.train.data.options.TRANSFORMS`. In Criteo's
+        format they are integers, so "auto" is the logarithm.
+
+    Attributes
+    ----------
+    encoding : Encoding
+        How clicks are encoded, for use by another process too.
+    ends : dict of str to int
+        Where each part ends.
 
     Raises
     ------
@@ -115,7 +62,12 @@ class Dataset:
     """
 
     def __init__(
-        self, source: Source, min_count: int = 1, max_rows: int | None = None, log_shift: int = 2
+        self,
+        source: Source,
+        min_count: int = 1,
+        max_rows: int | None = None,
+        log_shift: int = 2,
+        transform: str = "auto",
     ) -> None:
         self.source = source
         self.ends = split_ends(source.rows)
@@ -124,27 +76,40 @@ class Dataset:
                 f"{source.describe()['source']}: {source.rows} rows are too few to split into "
                 "training, validation and test parts; at least 8 are needed"
             )
-        self._log_shift = log_shift
-        counts = [ValueCounts() for _ in range(NUM_CATS)]
-        done = 0
+        columns = source.columns
+        counts = [ValueCounts() for _ in columns.categorical]
+        statistics = DenseStatistics(len(columns.dense))
+        done, whole = 0, True
         # The whole source is read, so that a bad line is found before hours of training. But only
         # the training part may decide which values have rows: the other parts are its future.
         for chunk in source.chunks(source.rows):
-            seen = chunk.cats[:, : max(0, self.ends[TRAIN] - done)]
-            for column, values in zip(counts, seen, strict=True):
-                column.add(values)
+            seen = chunk[: max(0, self.ends[TRAIN] - done)]
             done += len(chunk)
-        self.vocabularies = [Vocabulary(c, min_count, max_rows) for c in counts]
+            if not len(seen):  # an empty view would still hold the chunk's memory
+                continue
+            for column, values in zip(counts, seen.values(), strict=True):
+                column.add(values)
+            # Integers get the logarithm by default, so their mean is not needed then.
+            if transform == "standard" or seen.dense.dtype == np.float64:
+                whole = False
+                statistics.add(as_floats(seen.dense))
+        transforms = (
+            [DenseTransform("log", log_shift)] * len(columns.dense)
+            if whole
+            else statistics.transforms(transform, log_shift)
+        )
+        vocabularies = [Vocabulary(c, min_count, max_rows) for c in counts]
+        self.encoding = Encoding(columns, transforms, vocabularies)
+
+    @property
+    def vocabularies(self) -> list[Vocabulary]:
+        """The rows of each table."""
+        return list(self.encoding.vocabularies)
 
     @property
     def table_rows(self) -> list[int]:
         """Rows of each table."""
-        return [v.num_rows for v in self.vocabularies]
-
-    def _encode(self, part: str, clicks: Clicks) -> Block:
-        ids = [v.encode(c) for v, c in zip(self.vocabularies, clicks.cats, strict=True)]
-        dense = dense_features(clicks.ints, self._log_shift)
-        return Block(part, clicks.labels.astype(np.float32), dense, np.stack(ids))
+        return self.encoding.table_rows
 
     def blocks(self, size: int, last: str = TEST) -> Iterator[Block]:
         """Stream the parts in time order.
@@ -165,7 +130,7 @@ class Dataset:
         lengths = (length for _, length in plan)
         clicks = reblock(self.source.chunks(self.ends[last]), lengths)
         for (part, _), block in zip(plan, clicks, strict=True):
-            yield self._encode(part, block)
+            yield self.encoding.encode(part, block)
 
     def _plan(self, size: int, last: str) -> Iterator[tuple[str, int]]:
         start = 0

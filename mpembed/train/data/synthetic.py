@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
+from mpembed.train.data.clicks import (
+    CRITEO_COLUMNS,
+    MISSING_CAT,
+    MISSING_INT,
+    NUM_CATS,
+    NUM_INTS,
+    Clicks,
+    Columns,
+)
+from mpembed.train.data.hashing import GOLDEN, U64, mix
 from mpembed.train.data.synthetic_columns import (
     CAT_COLUMNS,
     INT_COLUMNS,
@@ -44,30 +53,19 @@ MAIN, PAIR, DENSE, BIAS = 1.4, 0.9, 0.8, -1.351
 LATENT = 4
 
 _CHUNK_ROWS = 16_384
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 # Each purpose has a stream of hashes for each column.
 _LABEL, _MISSING, _RANK, _VALUE, _EFFECT, _VECTOR, _INT_MISSING, _INT, _TOGETHER = range(9)
 
-U64 = npt.NDArray[np.uint64]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 
-def _mix(x: U64) -> U64:
-    """Apply the finaliser of SplitMix64 to each element."""
-    x = (x ^ (x >> np.uint64(30))) * _MULTIPLIERS[0]
-    x = (x ^ (x >> np.uint64(27))) * _MULTIPLIERS[1]
-    return x ^ (x >> np.uint64(31))
-
-
-@cache
 def _key(purpose: int, column: int) -> np.uint64:
-    return np.uint64(_mix(np.array([1 + purpose * 64 + column], np.uint64) * _GOLDEN)[0])
+    return np.uint64(mix(np.array([1 + purpose * 64 + column], np.uint64) * GOLDEN)[0])
 
 
 def _hash(counter: U64, purpose: int, column: int = 0) -> U64:
-    return _mix((counter + np.uint64(1)) * _GOLDEN ^ _key(purpose, column))
+    return mix((counter + np.uint64(1)) * GOLDEN ^ _key(purpose, column))
 
 
 def _uniform(counter: U64, purpose: int, column: int = 0) -> F64:
@@ -220,6 +218,11 @@ class SyntheticSource:
     def rows(self) -> int:
         """Number of clicks."""
         return self._rows
+
+    @property
+    def columns(self) -> Columns:
+        """What the columns are."""
+        return CRITEO_COLUMNS
 
     def chunks(self, stop: int) -> Iterator[Clicks]:
         """Yield the first `stop` clicks."""

@@ -7,21 +7,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from mpembed.train.data.clicks import MISSING_CAT
+from mpembed.train.data.clicks import MISSING_CAT, DataError
+from mpembed.train.data.hashing import GOLDEN, mix
+from mpembed.train.data.keys import hashed_numbers
 
 #: Every table has a row for missing values and one that rare and unseen values share.
 MISSING_ROW, RARE_ROW, FIRST_ROW = 0, 1, 2
 
 I64 = npt.NDArray[np.int64]
-_MERGE_VALUES = 1 << 20
+_MERGE_VALUES = 1 << 18
 
 
 def _bucket(values: I64, buckets: int) -> I64:
     """Hash values evenly to buckets with the finaliser of SplitMix64."""
-    x = values.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) % np.uint64(buckets)).astype(np.int64)
+    return (mix(values.astype(np.uint64) * GOLDEN) % np.uint64(buckets)).astype(np.int64)
 
 
 @dataclass
@@ -85,6 +84,40 @@ class Vocabulary:
         self.hashed = max_rows is not None and FIRST_ROW + len(self.values) > max_rows
         self.num_rows = max_rows if self.hashed and max_rows else FIRST_ROW + len(self.values)
 
+    @classmethod
+    def restore(cls, values: I64, num_rows: int, hashed: bool) -> Vocabulary:
+        """Make a vocabulary from what one had.
+
+        Parameters
+        ----------
+        values : ndarray of int64
+            Its `values`.
+        num_rows : int
+            Its `num_rows`.
+        hashed : bool
+            Whether values share rows by a hash.
+
+        Returns
+        -------
+        Vocabulary
+            It encodes as that one did.
+
+        Raises
+        ------
+        DataError
+            If the three cannot be those of a vocabulary.
+        """
+        values = np.array(values)
+        shaped = values.dtype == np.int64 and values.ndim == 1 and bool((np.diff(values) > 0).all())
+        own_rows = num_rows == FIRST_ROW + len(values)
+        if not shaped or not (
+            FIRST_ROW < num_rows < FIRST_ROW + len(values) if hashed else own_rows
+        ):
+            raise DataError("not a stored vocabulary: its values or its number of rows are wrong")
+        made = cls(ValueCounts(values, np.ones(len(values), np.int64)), 1)
+        made.hashed, made.num_rows = hashed, num_rows
+        return made
+
     def encode(self, values: I64) -> npt.NDArray[np.int32]:
         """Return the row of each value.
 
@@ -103,7 +136,7 @@ class Vocabulary:
         inside = place < len(self.values)
         known[inside] = self.values[place[inside]] == values[inside]
         if self.hashed:
-            place = _bucket(values, self.num_rows - FIRST_ROW)
+            place = _bucket(hashed_numbers(values), self.num_rows - FIRST_ROW)
         rows = np.where(known, place + FIRST_ROW, RARE_ROW)
         rows[values == MISSING_CAT] = MISSING_ROW
         return rows.astype(np.int32)

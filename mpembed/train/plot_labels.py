@@ -1,10 +1,11 @@
-"""Places labels of points so that none covers another label or a point."""
+"""Labels of points and curves that do not cover one another, and running means."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 #: Directions to try, nearest first: right, left, above, below and between.
 _ANGLES = (0, 180, 90, 270, 45, 135, 315, 225, 20, 160, 340, 200, 70, 110, 250, 290)
@@ -79,7 +80,20 @@ def _offset(
 
 
 def spread(values: list[float], gap: float) -> list[float]:
-    """Return values that are at least `gap` apart, in the same order and near the given ones."""
+    """Move values apart.
+
+    Parameters
+    ----------
+    values : list of float
+        In any order.
+    gap : float
+        How far apart they shall be.
+
+    Returns
+    -------
+    list of float
+        Values that are at least `gap` apart, in the same order and near the given ones.
+    """
     order = np.argsort(values, kind="stable")
     moved = np.array(values, np.float64)[order]
     for _ in range(200):
@@ -94,6 +108,26 @@ def spread(values: list[float], gap: float) -> list[float]:
     result = np.empty_like(moved)
     result[order] = moved
     return [float(value) for value in result]
+
+
+def smooth(values: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
+    """Take a running mean.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (n,)
+        In order.
+    width : int
+        How many of them a mean is of, an odd number; fewer at the ends.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        The means.
+    """
+    half = width // 2
+    parts = [values[max(0, at - half) : at + half + 1] for at in range(len(values))]
+    return np.array([part.mean() for part in parts])
 
 
 def _box(x: float, y: float, half_width: float, half_height: float) -> tuple[float, ...]:

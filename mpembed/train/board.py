@@ -1,0 +1,53 @@
+"""Scalars for TensorBoard."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from mpembed.train.trial import Trial
+
+
+class Board:
+    """Writes curves while a run goes on, and its scores at the end, a folder for each model.
+
+    Parameters
+    ----------
+    folder : Path
+        That of ``tensorboard --logdir``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writers: dict[str, Any] = {}
+
+    def __call__(self, trial: Trial, rows: int) -> None:
+        """Write how a trial does after some more rows."""
+        writer, trained = self._writer(trial.setting.name, trial.seed), sum(trial.records.rows)
+        writer.add_scalar("train/log_loss", trial.recent_loss(), trained)
+        writer.add_scalar("train/rows_per_second", trial.rows_per_second(), trained)
+        hits = trial.hit_rate()
+        if hits is not None:
+            writer.add_scalar("cache/hit_rate", hits, trained)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the scores of a run and close the files."""
+        for run in result["runs"]:
+            writer = self._writer(run["setting"], run["seed"])
+            rows = run["curve"][-1]["rows"] if run["curve"] else 0
+            writer.add_scalar("memory/bytes", run["memory"]["total"], rows)
+            for part in ("validation", "test"):
+                for name, value in (run[part] or {}).items():
+                    writer.add_scalar(f"{part}/{name}", value, rows)
+        for writer in self._writers.values():
+            writer.close()
+
+    def _writer(self, setting: str, seed: int) -> Any:
+        name = f"{setting.replace(' ', '').replace('%', '')}-seed{seed}"
+        if name not in self._writers:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of packages that tensorboard imports
+                from torch.utils.tensorboard import SummaryWriter
+            self._writers[name] = SummaryWriter(str(self._folder / name))
+        return self._writers[name]

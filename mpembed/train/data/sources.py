@@ -1,0 +1,192 @@
+"""Open the clicks of a run: generated ones, or files of any kind that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mpembed.train.data.clicks import Clicks, Columns, DataError, Source
+from mpembed.train.data.criteo import CriteoFile
+from mpembed.train.data.criteo_lines import COLUMNS as CRITEO_CELLS
+from mpembed.train.data.files import check_regular, compression_of, expand, is_parquet
+from mpembed.train.data.lines import line_blocks
+from mpembed.train.data.options import DataOptions
+from mpembed.train.data.parquet import ParquetTable
+from mpembed.train.data.selection import DEFAULT_LABEL, Selection, select, select_again
+from mpembed.train.data.synthetic import DEFAULT_ROWS, SyntheticSource
+from mpembed.train.data.table_lines import DELIMITERS, find_delimiter, split_line
+from mpembed.train.data.text_table import TextTable
+
+
+class FileSource(Source, Protocol):
+    """A source that may lack labels."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is a label."""
+
+
+class JoinedFiles:
+    """Several files of the same columns, one after the other.
+
+    Parameters
+    ----------
+    files : sequence of FileSource
+        The files, in order; the columns are those of the first.
+    """
+
+    def __init__(self, files: Sequence[FileSource]) -> None:
+        self._files = files
+
+    @property
+    def rows(self) -> int:
+        """Number of clicks."""
+        return sum(file.rows for file in self._files)
+
+    @property
+    def columns(self) -> Columns:
+        """What the columns are."""
+        return self._files[0].columns
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is a label."""
+        return self._files[0].has_labels
+
+    def chunks(self, stop: int) -> Iterator[Clicks]:
+        """Yield the first `stop` clicks."""
+        for file in self._files:
+            taken = min(file.rows, stop)
+            if taken:
+                yield from file.chunks(taken)
+            stop -= taken
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the data for the report."""
+        first, *others = (file.describe() for file in self._files)
+        last = f" to {others[-1]['source']}" if others else ""
+        names = [first["source"], *(other["source"] for other in others)]
+        files = f"{first['source']}{last} ({len(names)} files)"
+        return {**first, "source": files, "rows": self.rows, "files": names}
+
+
+def open_source(
+    options: DataOptions, rows: int | None = None, columns: Columns | None = None
+) -> Source:
+    """Open the data of a run.
+
+    Parameters
+    ----------
+    options : DataOptions
+        Files and columns; without files the clicks are synthetic.
+    rows : int, optional
+        Use the first `rows` clicks only.
+    columns : Columns, optional
+        Those of a stored encoding: the same columns are taken, whatever the options name, and the
+        label may be absent.
+
+    Returns
+    -------
+    Source
+        Raw clicks.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be used; bad rows are found when they are read.
+    """
+    if not options.files:
+        return SyntheticSource(rows or DEFAULT_ROWS)
+    paths = expand(options.files)
+    # The columns of a table are all named.
+    criteo = not options.selects_columns if columns is None else not columns.names
+    opened: list[FileSource] = []
+    for path in paths:
+        check_regular(path)
+        left = None if rows is None else rows - sum(file.rows for file in opened)
+        if left == 0:
+            break
+        opened.append(
+            _open_criteo(path, left, columns is not None)
+            if criteo
+            else _open_table(path, left, options, columns, opened[0] if opened else None)
+        )
+        _check_alike(path, opened)
+    return opened[0] if len(opened) == 1 else JoinedFiles(opened)
+
+
+def _check_alike(path: Path, opened: Sequence[FileSource]) -> None:
+    first, last = opened[0], opened[-1]
+    if last.has_labels != first.has_labels:
+        raise DataError(f"{path}: the first file has labels and this one has none, or the reverse")
+    if last.columns.bags and not first.columns.bags:
+        raise DataError(f"{path}: a categorical has lists here and none in the first file")
+
+
+def _first_line(path: Path) -> bytes:
+    return next((block for block, _ in line_blocks(path, compression_of(path), 1)), b"")
+
+
+def _open_criteo(path: Path, rows: int | None, label_may_be_absent: bool) -> CriteoFile:
+    """Open a file in Criteo's format; say what it is where it has another one."""
+    expected = (
+        "the model was trained on Criteo's format"
+        if label_may_be_absent
+        else "pass --categorical and, where there are any, --dense"
+    )
+    if is_parquet(path):
+        raise DataError(f"{path}: this is a Parquet file; {expected}")
+    line = _first_line(path)
+    delimiter = find_delimiter(line)
+    cells = split_line(line, delimiter) if delimiter else []
+    criteo_like = abs(len(cells) - CRITEO_CELLS) <= 2 and not cells[0].isidentifier()
+    if delimiter not in (None, "\t") or (delimiter and not criteo_like):
+        kind = f"{DELIMITERS[delimiter or ',']}-separated"
+        names = ", ".join(cells[:40])
+        raise DataError(f"{path}: {kind}; {expected}; the first line has: {names}")
+    has_labels = not (label_may_be_absent and line.count(b"\t") == CRITEO_CELLS - 2)
+    return CriteoFile(path, rows, has_labels)
+
+
+def _open_table(
+    path: Path,
+    rows: int | None,
+    options: DataOptions,
+    columns: Columns | None,
+    first: FileSource | None,
+) -> TextTable | ParquetTable:
+    def choose(names: list[str], file: str) -> Selection:
+        if columns is not None:
+            return select_again(names, columns, file)
+        if first is not None and tuple(names) != first.columns.names:
+            raise DataError(
+                f"{path}: the columns are not those of the first file: {_difference(names, first)}"
+            )
+        return select(names, options, file)
+
+    stored = columns or (first.columns if first is not None else None)
+    label = stored.label if stored else DEFAULT_LABEL
+    bags = stored is not None and stored.bags
+    if is_parquet(path):
+        return ParquetTable(path, rows, choose, label, bags)
+    header = stored.header if stored else None
+    return TextTable(path, rows, choose, label, options, bags, header)
+
+
+def _difference(names: Sequence[str], first: FileSource) -> str:
+    wanted = first.columns.names
+    if len(names) != len(wanted):
+        return f"{len(names)}, not {len(wanted)}"
+    pairs = enumerate(zip(names, wanted, strict=True), 1)
+    return next(
+        f"column {place} is {name!r}, not {other!r}"
+        for place, (name, other) in pairs
+        if name != other
+    )
+
+
+def describe_source(source: Source) -> str:
+    """Return one line that says what was recognised; empty for synthetic clicks."""
+    described = source.describe()
+    return f"{described['source']}: {described['format']}" if "format" in described else ""

@@ -1,0 +1,95 @@
+"""What text and Parquet files of any columns have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from mpembed.train.data import arrow_columns
+from mpembed.train.data.clicks import MISSING_LABEL, Clicks, Columns
+from mpembed.train.data.selection import Selection
+
+
+def to_clicks(
+    found: Mapping[int, pa.Array], rows: int, selection: Selection, columns: Columns
+) -> Clicks:
+    """Return rows of pyarrow's columns as raw clicks.
+
+    Parameters
+    ----------
+    found : mapping of int to pyarrow.Array
+        The columns by their places.
+    rows : int
+        Their length.
+    selection : Selection
+        Which columns are taken.
+    columns : Columns
+        Their names.
+
+    Returns
+    -------
+    Clicks
+        The numbers are float64.
+
+    Raises
+    ------
+    mpembed.train.data.arrow_columns.BadValueError
+        If a value cannot be used.
+    """
+    labels = (
+        np.full(rows, MISSING_LABEL, np.int64)
+        if selection.label is None
+        else arrow_columns.labels(found[selection.label], columns.label)
+    )
+    dense = np.empty((len(selection.dense), rows))
+    for row, (place, name) in enumerate(zip(selection.dense, columns.dense, strict=True)):
+        dense[row] = arrow_columns.numbers(found[place], name)
+    pairs = list(zip(selection.categorical, columns.categorical, strict=True))
+    if columns.bags:
+        none = np.empty((0, rows), np.int64)
+        bags = tuple(arrow_columns.bags(found[place], name) for place, name in pairs)
+        return Clicks(labels, dense, none, bags)
+    cats = np.empty((len(pairs), rows), np.int64)
+    for row, (place, name) in enumerate(pairs):
+        cats[row] = arrow_columns.keys(found[place], name)
+    return Clicks(labels, dense, cats)
+
+
+def make_columns(
+    names: Sequence[str], selection: Selection, label: str, bags: bool, header: bool
+) -> Columns:
+    """Return the columns of a selection by name.
+
+    Parameters
+    ----------
+    names : sequence of str
+        All names of the file.
+    selection : Selection
+        The chosen ones.
+    label : str
+        Name of the label where the selection has none.
+    bags, header : bool
+        See `Columns`.
+
+    Returns
+    -------
+    Columns
+        The names.
+    """
+    return Columns(
+        tuple(names[place] for place in selection.dense),
+        tuple(names[place] for place in selection.categorical),
+        label if selection.label is None else names[selection.label],
+        bags,
+        tuple(names),
+        header,
+    )
+
+
+def describe_columns(columns: Columns, has_label: bool) -> str:
+    """Return what is taken from a file, for a person."""
+    label = f"label {columns.label!r}" if has_label else "no label"
+    lists = " with lists" if columns.bags else ""
+    return f"{label}, {len(columns.dense)} dense, {len(columns.categorical)} categorical{lists}"

@@ -1,0 +1,289 @@
+"""The job behind ``mpembed train``: from options to a table, files and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mpembed.train import runner
+from mpembed.train.array_file import DamagedError
+from mpembed.train.board import Board
+from mpembed.train.data.clicks import DataError
+from mpembed.train.data.dataset import TRAIN, Dataset
+from mpembed.train.data.files import expand
+from mpembed.train.data.options import OptionError
+from mpembed.train.data.sources import describe_source
+from mpembed.train.distributed import ALONE, LostRankError, Ranks, lost_ranks, started_ranks
+from mpembed.train.interrupts import Interrupts
+from mpembed.train.keeper import Keeper, check_versions, resumed_options
+from mpembed.train.options_json import described
+from mpembed.train.progress import progress_display
+from mpembed.train.report import (
+    check_outputs,
+    print_table,
+    results_table,
+    rounding_notes,
+    write_json,
+)
+from mpembed.train.save_folder import SaveFolder, check_folder
+from mpembed.train.saved_model import SavedModel
+from mpembed.train.settings import TrainOptions
+from mpembed.train.trial import DivergedError, Trial
+
+FAILED, REFUSED = 1, 2  # exit statuses
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes
+    ----------
+    options : callable
+        Returns the options of a new run.
+    given : mapping
+        Those that were given and are not the default, by name, for a run that goes on.
+    json, plot, save, resume, logdir : Path or None
+        Files and folders to write, and the one to go on from.
+    save_every : int or None
+        Steps between saves.
+    """
+
+    options: Callable[[], TrainOptions]
+    given: Callable[[], Mapping[str, Any]]
+    json: Path | None = None
+    plot: Path | None = None
+    save: Path | None = None
+    save_every: int | None = None
+    resume: Path | None = None
+    logdir: Path | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder to save to."""
+        return self.resume if self.save is None else self.save
+
+
+class _Prepared:
+    """A request of which all that can be refused without reading data has been checked."""
+
+    def __init__(self, request: Request, ranks: Ranks) -> None:
+        self.start: SavedModel | None = None
+        if request.resume is None:
+            self.options = request.options()
+        else:
+            self.start = SavedModel(request.resume)
+            self.options = resumed_options(self.start, request.given())
+            check_versions(self.start, runner.versions())
+        _check_saving(request, self.options, ranks)
+        if ranks.rank == 0:  # the others write nothing
+            outputs = {"--json": request.json, "--plot": request.plot}
+            check_outputs(expand(self.options.data.files), outputs)
+            if request.folder is not None:
+                check_folder(request.folder)
+            if request.logdir is not None:
+                _check_logdir(request.logdir)
+
+
+def _check_saving(request: Request, options: TrainOptions, ranks: Ranks) -> None:
+    if request.folder is None:
+        if request.save_every is not None:
+            raise OptionError("--save-every needs --save, the folder to save to")
+        return
+    if request.save_every is not None and request.save_every < 1:
+        raise OptionError(f"--save-every is {request.save_every}; it must be at least 1")
+    if ranks.size > 1:
+        raise OptionError(
+            "--save and --resume work in one process: leave them out, or start without torchrun"
+        )
+    if len(options.settings) != 1 or options.seeds != 1:
+        raise OptionError(
+            f"--save keeps one model, but {len(options.settings)} setting(s) and {options.seeds} "
+            "seed(s) are trained; give one --setting and no --seeds"
+        )
+
+
+def _check_logdir(path: Path) -> None:
+    if find_spec("tensorboard") is None:
+        raise OptionError("--logdir needs tensorboard; install tensorboard")
+    if path.exists() and not path.is_dir():
+        raise OptionError(f"--logdir {path}: is not a folder")
+
+
+def train(request: Request, interrupts: Interrupts) -> int:
+    """Train and report; whatever can be refused is refused before training starts.
+
+    Parameters
+    ----------
+    request : Request
+        What is asked for.
+    interrupts : Interrupts
+        Entered; until training starts, they raise Interrupted.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    ranks = ALONE
+    try:
+        with started_ranks() as ranks:
+            if ranks.size > 1:
+                interrupts.of_ranks(ranks.rank)
+            with lost_ranks():
+                return _train(request, ranks, interrupts)
+    except (DataError, OptionError, DamagedError) as error:
+        return _fail(ranks, str(error), REFUSED)
+    except DivergedError as error:
+        return _fail(ranks, str(error), FAILED)
+    except LostRankError as error:
+        return _fail_alone(ranks, str(error))
+    except MemoryError:
+        return _fail_alone(ranks, "out of memory; try a smaller --dim, --max-rows or --batch-size")
+
+
+def _tell(text: str) -> None:
+    print(f"mpembed: {text}", file=sys.stderr, flush=True)
+
+
+def _fail(ranks: Ranks, text: str, status: int) -> int:
+    """Print what all ranks know; return the status."""
+    if ranks.rank == 0:
+        _tell(text)
+    return status
+
+
+def _fail_alone(ranks: Ranks, text: str) -> int:
+    """Print what the other ranks may not know; return the status."""
+    _tell(f"rank {ranks.rank}: {text}" if ranks.size > 1 else text)
+    return FAILED
+
+
+def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
+    prepared = ranks.together(lambda: _Prepared(request, ranks))
+    options = prepared.options
+    ranks.check_equal(described(options))
+    saves = request.folder is not None
+    dataset = ranks.together(lambda: runner.open_dataset(options, digested=saves))
+    if not ranks.rank and (recognised := describe_source(dataset.source)):
+        _tell(recognised)
+    ranks.check_equal({"rows": dataset.source.rows, "table rows": dataset.table_rows})
+    with ExitStack() as stack:
+        keeper = None
+        if request.folder is not None:
+            keeper = stack.enter_context(_keeper(request, request.folder, prepared, dataset))
+        if prepared.start is not None and not ranks.rank:
+            _compare_threads(prepared.start, options)
+        board = Board(request.logdir) if request.logdir is not None and not ranks.rank else None
+        interrupts.raises = False
+        with _progress(options, dataset, ranks, board) as report:
+            result = runner.run(
+                options, dataset, report, ranks=ranks, stop=interrupts.asked, keeper=keeper
+            )
+        if ranks.rank:
+            return interrupts.status
+        if not result["complete"]:
+            _tell(_stopped(result))
+        failures = _write_results(request, result, keeper, board)
+    if failures:
+        return _fail(ranks, "; ".join(failures), FAILED)
+    return interrupts.status
+
+
+@contextmanager
+def _progress(
+    options: TrainOptions, dataset: Dataset, ranks: Ranks, board: Board | None
+) -> Iterator[Callable[[Trial, int], None]]:
+    """Return what to call after each turn; the first rank alone shows something."""
+    if ranks.rank:
+        yield lambda trial, rows: None
+        return
+    console = Console(stderr=True)
+    with progress_display(console, options, dataset.ends[TRAIN]) as display:
+
+        def report(trial: Trial, rows: int) -> None:
+            display(trial, rows)
+            if board is not None:
+                board(trial, rows)
+
+        yield report
+
+
+@contextmanager
+def _keeper(
+    request: Request, path: Path, prepared: _Prepared, dataset: Dataset
+) -> Iterator[Keeper]:
+    folder, start = SaveFolder(path), prepared.start
+    folder.open()
+    try:
+        keeper = Keeper(
+            folder,
+            prepared.options,
+            dataset,
+            runner.versions(),
+            request.save_every,
+            start,
+            _tell,
+        )
+        yield keeper
+    finally:
+        folder.close()
+
+
+def _compare_threads(start: SavedModel, options: TrainOptions) -> None:
+    saved, here = start.facts.threads, options.threads or torch.get_num_threads()
+    if saved != here:
+        _tell(f"saved with {saved} thread(s), here {here}: sums may differ in their last bits")
+
+
+def _stopped(result: dict[str, Any]) -> str:
+    """Say how far a run has come that was stopped."""
+    last = result["runs"][-1]
+    rows = last["curve"][-1]["rows"] if last["curve"] else 0
+    each = result["data"]["split_ends"][TRAIN]
+    epochs = result["config"]["epochs"]
+    return (
+        f"stopped after {rows:,} of {each * epochs:,} clicks of {last['setting']}, seed "
+        f"{last['seed']}; what was not measured by then is -"
+    )
+
+
+def _write_results(
+    request: Request, result: dict[str, Any], keeper: Keeper | None, board: Board | None
+) -> list[str]:
+    """Print the table and write all outputs; return what went wrong, such as a full disk."""
+    # The JSON file holds everything, so it comes first. A failure does not stop the other outputs.
+    failures = _write("--json", request.json, lambda path: write_json(result, path))
+    print_table(results_table(result))
+    for note in rounding_notes(result):
+        print(note)
+    sys.stdout.flush()
+    failures += _write("--plot", request.plot, lambda path: _plot(result, path))
+    if keeper is not None:
+        failures += _write("--save", request.folder, lambda _: keeper.save())
+    if board is not None:
+        failures += _write("--logdir", request.logdir, lambda _: board.finish(result))
+    return failures
+
+
+def _plot(result: dict[str, Any], path: Path) -> None:
+    from mpembed.train.plot import write_plot  # matplotlib takes a second to import
+
+    write_plot(result, path)
+
+
+def _write(option: str, path: Path | None, write: Callable[[Path], None]) -> list[str]:
+    try:
+        if path is not None:
+            write(path)
+    except OSError as error:
+        return [f"{option} {path}: cannot be written: {error.strerror or error}"]
+    return []

@@ -1,0 +1,236 @@
+"""The folder of ``--save``: a manifest that names the files of one whole save.
+
+Each save writes new files beside those of the last one, and then replaces the manifest: it is the
+moment at which the new save takes the place of the old one. Files that no manifest names, of the
+last save or of one that was killed, are removed by the next save.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import stat
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mpembed._checkpoint import strict_json
+from mpembed._files.replacement import write_file
+from mpembed.train.array_file import DamagedError, header_digest
+from mpembed.train.data.options import OptionError
+
+MANIFEST = "model.json"
+KINDS = "tables", "dense", "encoding"
+FORMAT, VERSION = "mpembed-train", 1
+_MAX_MANIFEST = 64 << 20
+_SLOTS = "ab"
+_START, _REST = '{"crc32": "', '", '  # the checksum of all that follows them
+_FIELDS = {"format", "version", "files", "model"}
+
+
+def _file_name(kind: str, slot: str) -> str:
+    return f"{kind}-{slot}.safetensors"
+
+
+_NAMES = {kind: {_file_name(kind, slot) for slot in _SLOTS} for kind in KINDS}
+
+
+class SaveFolder:
+    """A folder that one process at a time saves a model to.
+
+    Parameters
+    ----------
+    path : path-like
+        The folder; its parent must exist.
+
+    Raises
+    ------
+    OptionError
+        If it cannot be one: there is something else, or another process saves to it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock = -1
+        self._files: dict[str, list[str]] = {}
+        check_folder(self.path)
+
+    def open(self) -> None:
+        """Make the folder if there is none, and keep other processes from saving to it."""
+        try:
+            self.path.mkdir(exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise OptionError(f"--save {self.path}: another process saves to it") from None
+        except OSError as error:
+            if self._lock < 0:
+                raise _unusable(self.path, error) from None
+            # The file system has no locks.
+
+    def close(self) -> None:
+        """Let other processes save; a folder that is still empty is removed."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+
+    def write(
+        self, model: Mapping[str, Any], writers: Mapping[str, Callable[[Path], None]]
+    ) -> None:
+        """Save: all of it is there afterwards, or after an error or a kill what was there before.
+
+        Parameters
+        ----------
+        model : mapping
+            What the manifest says, as JSON.
+        writers : mapping of str to callable
+            For each of `KINDS` that has changed since the last save, what writes its file.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        old = self._files or self._named()
+        files = {kind: old[kind] for kind in KINDS if kind not in writers}
+        for kind, write in writers.items():
+            slot = next(s for s in _SLOTS if old.get(kind, [""])[0] != _file_name(kind, s))
+            name = _file_name(kind, slot)
+            write(self.path / name)
+            files[kind] = [name, header_digest(self.path / name)]
+        whole = {"format": FORMAT, "version": VERSION, "files": files, "model": model}
+        write_file(self.path / MANIFEST, sealed(whole))
+        self._files = files
+        kept = {name for name, _ in files.values()}
+        for name in {one for names in _NAMES.values() for one in names} - kept:
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+
+    def _named(self) -> dict[str, list[str]]:
+        """Return the files that the manifest names; none if there is none or it is damaged."""
+        try:
+            files: dict[str, list[str]] = read_manifest(self.path)["files"]
+        except (OSError, DamagedError):
+            return {}
+        return files
+
+
+def sealed(manifest: Mapping[str, Any]) -> bytes:
+    """Return a manifest as a file has it, with its checksum."""
+    text = json.dumps(manifest, allow_nan=False)
+    return f"{_START}{_checksum(text)}{_REST}{text[1:]}".encode()
+
+
+def _checked(text: str) -> str:
+    """Return the JSON of a manifest without its checksum; ValueError if that is wrong."""
+    start, rest = text[: len(_START)], text[len(_START) + 8 :]
+    whole = "{" + rest.removeprefix(_REST)
+    if start != _START or text[len(_START) :][:8] != _checksum(whole):
+        raise ValueError("its checksum is wrong")
+    return whole
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _unusable(path: Path, error: OSError) -> OptionError:
+    return OptionError(f"--save {path}: cannot be written: {error.strerror or error}")
+
+
+def check_folder(path: Path) -> None:
+    """Raise OptionError if a model cannot be saved to a folder; nothing changes."""
+    try:
+        if not path.exists() and not path.is_symlink():
+            if not path.parent.is_dir():
+                raise OptionError(f"--save {path}: there is no directory {path.parent}")
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise OptionError(f"--save {path}: no new folder may be made in {path.parent}")
+            return
+        if not path.is_dir():
+            raise OptionError(f"--save {path}: is not a folder")
+        entries = [one.name for one in path.iterdir()]
+    except OSError as error:
+        raise _unusable(path, error) from None
+    own = {MANIFEST, *(name for names in _NAMES.values() for name in names)}
+    others = sorted(one for one in entries if one not in own and not one.endswith(".tmp"))
+    if others:
+        raise OptionError(
+            f"--save {path}: has other files, such as {others[0]}; name a new or an empty folder"
+        )
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise OptionError(f"--save {path}: cannot be written: Permission denied")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what a folder's manifest says: ``files`` and ``model``.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    DamagedError
+        If it is not a manifest, or names other files than a save writes.
+    """
+    target = path / MANIFEST
+    if not stat.S_ISREG(target.stat().st_mode):
+        raise DamagedError(f"{target}: is not a regular file")
+    with target.open("rb") as file:
+        data = file.read(_MAX_MANIFEST)
+    try:
+        found = strict_json.parse(_checked(data.decode()))
+    except ValueError as error:
+        raise DamagedError(f"{target}: is damaged: {error}") from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise DamagedError(f"{target}: was not written by mpembed train --save")
+    if found.get("version") != VERSION:
+        raise DamagedError(
+            f"{target}: has layout {found.get('version')!r}; this mpembed reads {VERSION}"
+        )
+    files = found.get("files")
+    if set(found) != _FIELDS or not isinstance(found["model"], dict) or not _fits(files):
+        raise DamagedError(f"{target}: is not a manifest of mpembed train")
+    return found
+
+
+def _fits(files: Any) -> bool:
+    """Return whether the files are one of each kind, with a name that a save gives."""
+    return (
+        isinstance(files, dict)
+        and set(files) == set(KINDS)
+        and all(
+            isinstance(one, list)
+            and len(one) == 2
+            and all(isinstance(text, str) for text in one)
+            and one[0] in _NAMES[kind]
+            for kind, one in files.items()
+        )
+    )
+
+
+def named_file(path: Path, manifest: Mapping[str, Any], kind: str) -> Path:
+    """Return a file of a save, which is the one that its manifest means.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    DamagedError
+        If it is another one.
+    """
+    name, digest = manifest["files"][kind]
+    file = path / str(name)
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise DamagedError(f"{file}: is not a regular file")
+    if header_digest(file) != digest:
+        raise DamagedError(
+            f"{file}: is not the file that {MANIFEST} names: it is damaged, or a run has saved "
+            "meanwhile; in that case try again"
+        )
+    return file
