@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ TARGETS: dict[str, object]
 
 class StaleStateError(RuntimeError): ...
 
+@final
 class Handle:
     collection: Any
     number: int

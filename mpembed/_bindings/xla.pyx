@@ -49,7 +49,7 @@ cdef enum:
     NUM_DIGITS = 4  # of a state or a ticket: two of the handle's number, two of what it counts
 DIGITS = NUM_DIGITS
 
-RENEW = "take a new state of the collection with state()"
+cdef str RENEW = "take a new state of the collection with state()"
 
 
 def stop():
