@@ -163,6 +163,8 @@ def score(
     except (DamagedError, DataError, OptionError) as error:
         _fail(str(error))
     except OSError as error:
+        if out is None:
+            raise
         _fail(f"--out {out}: cannot be written: {error.strerror or error}", 1)
     except MemoryError:
         _fail("out of memory", 1)

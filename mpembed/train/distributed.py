@@ -46,8 +46,7 @@ class Ranks:
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        with _lost_ranks():
-            dist.all_reduce(total)
+        dist.all_reduce(total)
         return [float(one) for one in total]
 
     def gather(self, value: T) -> list[T]:
@@ -55,8 +54,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         told: list[Any] = [None] * self.size
-        with _lost_ranks():
-            dist.all_gather_object(told, value)
+        dist.all_gather_object(told, value)
         return told
 
     def together(self, make: Callable[[], T]) -> T:
@@ -104,11 +102,17 @@ ALONE = Ranks()
 
 
 @contextmanager
-def _lost_ranks() -> Iterator[None]:
+def lost_ranks() -> Iterator[None]:
+    """Raise LostRankError for what gloo raises where another rank does not answer."""
     try:
         yield
     except RuntimeError as error:  # PyTorch has no other type for it
-        raise LostRankError(f"another rank has ended or does not answer: {error}") from None
+        if "gloo" not in str(error):
+            raise
+        reason = str(error).rpartition("] ")[2]
+        raise LostRankError(
+            f"another rank has ended or does not answer ({reason}); start all of them again"
+        ) from None
 
 
 @contextmanager

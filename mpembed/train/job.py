@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from mpembed.train import runner
@@ -20,7 +21,7 @@ from mpembed.train.data.dataset import TRAIN, Dataset
 from mpembed.train.data.files import expand
 from mpembed.train.data.options import OptionError
 from mpembed.train.data.sources import describe_source
-from mpembed.train.distributed import ALONE, LostRankError, Ranks, started_ranks
+from mpembed.train.distributed import ALONE, LostRankError, Ranks, lost_ranks, started_ranks
 from mpembed.train.interrupts import Interrupts
 from mpembed.train.keeper import Keeper, check_versions, resumed_options
 from mpembed.train.options_json import described
@@ -137,7 +138,8 @@ def train(request: Request, interrupts: Interrupts) -> int:
         with started_ranks() as ranks:
             if ranks.size > 1:
                 interrupts.of_ranks(ranks.rank)
-            return _train(request, ranks, interrupts)
+            with lost_ranks():
+                return _train(request, ranks, interrupts)
     except (DataError, OptionError, DamagedError) as error:
         return _fail(ranks, str(error), REFUSED)
     except DivergedError as error:
@@ -178,6 +180,8 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
         keeper = None
         if request.folder is not None:
             keeper = stack.enter_context(_keeper(request, request.folder, prepared, dataset))
+        if prepared.start is not None and not ranks.rank:
+            _compare_threads(prepared.start, options)
         board = Board(request.logdir) if request.logdir is not None and not ranks.rank else None
         interrupts.raises = False
         with _progress(options, dataset, ranks, board) as report:
@@ -232,6 +236,12 @@ def _keeper(
         yield keeper
     finally:
         folder.close()
+
+
+def _compare_threads(start: SavedModel, options: TrainOptions) -> None:
+    saved, here = start.facts.threads, options.threads or torch.get_num_threads()
+    if saved != here:
+        _tell(f"saved with {saved} thread(s), here {here}: sums may differ in their last bits")
 
 
 def _stopped(result: dict[str, Any]) -> str:

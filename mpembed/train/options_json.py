@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import asdict
+from typing import Any
 
+from mpembed.train.data.from_json import from_json
 from mpembed.train.settings import TrainOptions
-
-T = TypeVar("T")
 
 
 def described(options: TrainOptions) -> dict[str, Any]:
@@ -41,30 +39,7 @@ def restored(config: Mapping[str, Any]) -> TrainOptions:
     if not isinstance(settings, list) or not all(isinstance(one, dict) for one in settings):
         raise ValueError("settings are not a list of objects")
     unnamed = [{k: v for k, v in one.items() if k != "name"} for one in settings]
-    return _made(TrainOptions, {**config, "settings": unnamed})
-
-
-def _made(kind: type[T], found: Any) -> T:
-    """Return a dataclass of JSON, each of its fields of its type."""
-    if not isinstance(found, dict) or not is_dataclass(kind):
-        raise ValueError(f"{found!r} is not {kind.__name__}")
-    names = [one.name for one in fields(kind)]
-    if set(found) != set(names):
-        raise ValueError(f"{kind.__name__} has {sorted(found)}, not {names}")
-    hints = get_type_hints(kind)
-    return kind(**{name: _value(hints[name], found[name], name) for name in names})
-
-
-def _value(hint: Any, found: Any, name: str) -> Any:
-    if is_dataclass(hint):
-        return _made(hint, found)  # type: ignore[arg-type]  # a class
-    if get_origin(hint) is tuple and isinstance(found, list | tuple):
-        return tuple(_value(get_args(hint)[0], one, name) for one in found)
-    kinds = get_args(hint) or (hint,)
-    number = float if type(found) is int and int not in kinds else type(found)
-    if number not in kinds and not (found is None and NoneType in kinds):
-        raise ValueError(f"{name} is {found!r}")
-    return number(found) if number is float else found
+    return from_json(TrainOptions, {**config, "settings": unnamed})
 
 
 def changed(saved: TrainOptions, given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.train.array_file import Arrays, DamagedError, read_arrays
 from mpembed.train.data.encoding import Encoding
+from mpembed.train.data.from_json import from_json
 from mpembed.train.options_json import described, restored
 from mpembed.train.save_folder import MANIFEST, named_file, read_manifest
 from mpembed.train.settings import TrainOptions
@@ -103,10 +104,11 @@ class RunFacts:
 def _facts(model: Mapping[str, Any]) -> RunFacts:
     """Return what a manifest says; KeyError, TypeError or ValueError if it is not of a save."""
     options = restored(model["options"])
-    position, data = Position(**model["position"]), DataFacts(**model["data"])
+    position = from_json(Position, model["position"])
+    data = from_json(DataFacts, model["data"])
     threads, versions, scores = model["threads"], model["versions"], model["scores"]
     counts = *asdict(position).values(), data.rows, data.train_rows, threads
-    if not all(type(one) is int and one >= 0 for one in counts) or type(data.digest) is not str:
+    if not all(type(one) is int and one >= 0 for one in counts):
         raise ValueError("a number is not valid")
     if not all(isinstance(text, str) for pair in versions.items() for text in pair):
         raise ValueError("versions are not texts")

@@ -87,7 +87,12 @@ def score(
     encoding = saved.encoding()
     if data.list_separator is None:
         data = replace(data, list_separator=saved.facts.options.data.list_separator)
+    if not data.files and saved.facts.options.data.files:
+        raise OptionError("--data is needed: the model was not trained on synthetic clicks")
     source = open_source(data, rows, encoding.columns)
+    for kind in ("dense", "categorical"):
+        if getattr(source.columns, kind) != getattr(encoding.columns, kind):
+            raise DamagedError(f"{path}: its {kind} columns are not those of its kind of data")
     try:
         model = Forward(saved.arrays(), saved.tables(encoding), encoding.columns)
     except DamagedError:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -67,6 +69,23 @@ def command(rank: int, world_size: int, by_rank: list[list[str]]) -> tuple[int, 
             status = int(left.code or 0)
     torch.set_num_threads(1)
     return status, out.getvalue(), err.getvalue()
+
+
+def one_dies(rank: int, world_size: int, arguments: list[str]) -> tuple[int, str, str]:
+    """Call the command line; the second rank dies in its third step."""
+    from mpembed.train.trial import Trial
+
+    real, count = Trial._update_tables, 0
+
+    def update(self: Trial, *given: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3 and rank == 1:
+            os._exit(9)
+        real(self, *given)
+
+    with mock.patch.object(Trial, "_update_tables", update):
+        return command(rank, world_size, [arguments])
 
 
 def one_refuses(rank: int, world_size: int) -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("torch")
 
 import mpembed as mpe
 from mpembed.train.array_file import Arrays, DamagedError, header_digest, read_arrays, write_arrays
+from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, Bags, Clicks, Columns
 from mpembed.train.data.encoding import Block
 from mpembed.train.forward import Forward
 from mpembed.train.keeper import Keeper
@@ -27,7 +28,7 @@ from mpembed.train.settings import Setting, TrainOptions
 from mpembed.train.trial_state import restore
 
 pytestmark = pytest.mark.torch
-ODD: list[Any] = [None, True, -1, 0, 1, 2**31, 2**64, 1.5, -0.5, "", "x", "../x", [], {}, [0]]
+ODD: list[Any] = [None, True, -1, 0, 1, 2**31, 10**400, 1.5, -0.5, "", "x", "../x", [], {}, [0]]
 FILES = [MANIFEST, "tables-a.safetensors", "dense-a.safetensors", "encoding-a.safetensors"]
 
 
@@ -60,9 +61,20 @@ def use(path: Path) -> None:
         raise DamagedError(str(error)) from None
     records.curve()
     width = max(len(encoding.columns.dense), 1)
+    encoding.encode("score", clicks_for(encoding.columns))
     ids = np.array([[rows - 1] for rows in encoding.table_rows], np.int32)
     batch = Block("score", np.zeros(1, np.float32), np.zeros((1, width), np.float32), ids)
     assert np.isfinite(forward(batch)).all()
+
+
+def clicks_for(columns: Columns) -> Clicks:
+    """Return three clicks of any columns."""
+    keys = np.array([MISSING_CAT, 0, 5], np.int64)
+    cats: Any = np.array([keys] * len(columns.categorical))
+    if columns.bags:
+        cats = tuple(Bags(keys, np.arange(4, dtype=np.int64)) for _ in columns.categorical)
+    dense = np.array([[MISSING_INT, 0, 5]] * len(columns.dense), np.int64).reshape(-1, 3)
+    return Clicks(np.zeros(3, np.int64), dense, cats)
 
 
 def copy(saved: Path, folder: Path) -> Path:

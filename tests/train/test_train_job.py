@@ -61,6 +61,8 @@ def test_a_model_is_saved_and_resumed_without_its_options(tmp_path: Path) -> Non
     assert rows_of(more) == rows_of(whole) != rows_of(out)
     assert "--dim is 8, in the saved run 4" in refused("--resume", model, "--dim", "8")
     assert "--seed is 1, in the saved run 0" in refused("--resume", model, "--seed", "1")
+    assert "saved with 1 thread(s), here 2" in call("--resume", model, "--threads", "2")[2]
+    assert call("--resume", model, "--threads", "1")[0] == 0
     # A default that is given, too.
     assert call("--resume", model, "--policy", "lfu")[0] == 0
     assert "--dim is 16, in the saved run 4" in refused("--resume", model, "--dim", "16")
@@ -233,3 +235,12 @@ def test_an_error_of_one_rank_is_raised_on_all(tmp_path: Path) -> None:
     found = ranks.run(train_programs.one_refuses, 3, tmp_path)
     assert [one.kind for one in found] == [DataError.__name__] * 3
     assert [one.message for one in found] == ["rank 1: no", "no", "rank 1: no"]
+
+
+def test_the_death_of_a_rank_ends_the_others(tmp_path: Path) -> None:
+    arguments = ["train", *ONE, "--batch-size", "20"]
+    left, dead = ranks.run(train_programs.one_dies, 2, tmp_path, arguments, timeout=120)
+    assert dead is None
+    code, out, err = left
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("mpembed: rank 0: another rank has ended or does not")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("typer")
 
+import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import torch
@@ -39,8 +41,9 @@ def call(*arguments: str) -> tuple[int, str, str]:
 
 
 def train(folder: Path, *more: str) -> Path:
-    arguments = ["--rows", str(ROWS), "--dim", "4", "--threads", "1", "--setting", "int4:0.05"]
-    code, _, err = call("train", *arguments, "--save", str(folder), *more)
+    arguments = ["--dim", "4", "--threads", "1", "--setting", "int4:0.05"]
+    arguments += more or ("--rows", str(ROWS))
+    code, _, err = call("train", *arguments, "--save", str(folder))
     assert code == 0, err
     return folder
 
@@ -90,6 +93,38 @@ def test_scores_of_the_test_part_are_those_of_the_report(model: Path) -> None:
     assert log_loss(labels[test], logits[test]) == pytest.approx(part["log_loss"], abs=1e-6)
 
 
+def test_lists_of_values_are_scored_as_in_training(tmp_path: Path) -> None:
+    """A table with a column of lists, some of them empty, and no numbers."""
+    data, rows = tmp_path / "clicks.parquet", 210
+    rng = np.random.default_rng(3)
+    words = [[f"w{n}" for n in rng.integers(0, 9, row % 4)] for row in range(rows)]
+    users = rng.integers(0, 20, rows)
+    pq.write_table(pa.table({"label": users % 2, "words": words, "user": users}), data)
+    path = train(
+        tmp_path / "model", "--data", str(data), "--categorical", "words,user", "--batch-size", "20"
+    )
+    saved = SavedModel(path)
+    part, train_rows = saved.facts.scores["test"], rows * 6 // 7
+    assert part is not None
+    test = slice(train_rows + (rows - train_rows) // 2, None)
+    pq.write_table(pq.read_table(data)[test], data)
+    found = score(path, DataOptions((str(data),)))
+    assert found.log_loss == pytest.approx(part["log_loss"], abs=1e-6)
+    assert found.auc == pytest.approx(part["auc"], abs=1e-6)
+
+
+def test_a_signal_leaves_no_scores(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("mpembed.train.forward.Forward.__call__", interrupted)
+    code, out, err = call("score", str(model), "--rows", "50", "--out", str(tmp_path / "s.csv"))
+    assert (code, out, err) == (130, "", "mpembed: SIGINT: nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def clicks(rows: int, *, label: bool) -> bytes:
     lines = []
     for row in range(rows):
@@ -130,6 +165,13 @@ def test_what_cannot_be_scored_is_one_line(model: Path, tmp_path: Path) -> None:
     assert "is the same file as --data" in same
     data.write_bytes(b"a,b\n1,2\n")
     assert "the model was trained on Criteo's format" in refused(str(model), "--data", str(data))
+
+
+def test_a_model_of_files_is_not_asked_for_synthetic_clicks(tmp_path: Path) -> None:
+    data = tmp_path / "clicks.txt"
+    data.write_bytes(clicks(60, label=True))
+    path = train(tmp_path / "model", "--data", str(data), "--batch-size", "10")
+    assert "--data is needed: the model was not trained on synthetic" in refused(str(path))
 
 
 def test_a_bad_line_leaves_the_scores_before(model: Path, tmp_path: Path) -> None:

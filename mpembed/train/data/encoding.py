@@ -20,6 +20,7 @@ from mpembed.train.data.clicks import (
     reblock,
 )
 from mpembed.train.data.features import DenseTransform, encode_dense
+from mpembed.train.data.from_json import from_json
 from mpembed.train.data.vocabulary import Vocabulary
 
 I32 = npt.NDArray[np.int32]
@@ -198,13 +199,15 @@ class Encoding:
         try:
             if described["layout"] != _LAYOUT:
                 raise DataError(f"the encoding has layout {described['layout']}, not {_LAYOUT}")
-            columns = Columns(**{k: _tuples(v) for k, v in described["columns"].items()})
-            transforms = [DenseTransform(**one) for one in described["dense"]]
+            columns = from_json(Columns, described["columns"])
+            transforms = [_transform(one) for one in described["dense"]]
             vocabularies = [
                 Vocabulary.restore(arrays[f"values.{i}"], one["num_rows"], one["hashed"])
                 for i, one in enumerate(described["tables"])
             ]
-        except (KeyError, TypeError, AttributeError) as error:
+        except DataError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(f"not a stored encoding: {error!r}") from None
         fits = len(transforms) == len(columns.dense)
         if not fits or len(vocabularies) != len(columns.categorical):
@@ -212,8 +215,14 @@ class Encoding:
         return cls(columns, transforms, vocabularies)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _transform(described: Any) -> DenseTransform:
+    """Return a stored transform; ValueError if it is not one."""
+    found = from_json(DenseTransform, described)
+    finite = np.isfinite([found.mean, found.deviation]).all()
+    known = found.kind in ("log", "standard") and found.shift in (1, 2)
+    if not finite or not known or found.deviation <= 0.0:
+        raise ValueError(f"{found} is not valid")
+    return found
 
 
 def _join_offsets(columns: Sequence[Bags]) -> I32:
