@@ -273,6 +273,21 @@ def test_ranks_save_and_go_on(tmp_path: Path) -> None:
     assert log_loss(last.labels, rest(last)) == pytest.approx(test["log_loss"], abs=1e-6)
 
 
+def test_a_save_that_one_rank_cannot_make_is_none(tmp_path: Path) -> None:
+    """The run goes on, and the next save is whole."""
+    model = tmp_path / "model"
+    arguments = ["train", *ONE, "--batch-size", "50", "--save", str(model), "--save-every", "4"]
+    called = ranks.run(train_programs.one_cannot_save, 2, tmp_path, arguments, timeout=120)
+    (code, _, err), other = ranks.succeed(called)
+    assert (code, other) == (0, (0, "", ""))
+    (line,) = [one for one in err.splitlines() if "cannot be written" in one]
+    assert line.startswith(f"mpembed: --save {model}: cannot be written: rank 1: ")
+    assert "No space left on device" in line
+    assert line.endswith("; going on")
+    assert SavedModel(model).facts.steps == 7
+    assert score(model, DataOptions(), 20).rows == 20
+
+
 def test_an_error_of_one_rank_is_raised_on_all(tmp_path: Path) -> None:
     found = ranks.run(train_programs.one_refuses, 3, tmp_path)
     assert [one.kind for one in found] == [DataError.__name__] * 3
