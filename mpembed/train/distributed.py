@@ -15,7 +15,6 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from mpembed.config import TableConfig
 from mpembed.train.data.options import OptionError
 
 T = TypeVar("T")
@@ -76,7 +75,7 @@ class Ranks:
             rank, (kind, text) = failed[0]
             if rank == self.rank and error is not None:
                 raise error
-            raise kind(f"rank {rank}: {text}" if rank else text)
+            raise _remade(kind, f"rank {rank}: {text}" if rank else text)
         return made  # type: ignore[no-any-return]  # of type T where there is no error
 
     def check_equal(self, values: Mapping[str, Any]) -> None:
@@ -95,6 +94,14 @@ class Ranks:
         if self.size == 1:
             return net
         return nn.parallel.DistributedDataParallel(net)
+
+
+def _remade(kind: type[Exception], text: str) -> Exception:
+    """Return another rank's error; of a kind that is not made of a text alone, a RuntimeError."""
+    try:
+        return kind(text)
+    except TypeError:
+        return RuntimeError(f"{kind.__name__}: {text}")
 
 
 #: A run without ``torchrun``.
@@ -151,29 +158,6 @@ def started_ranks() -> Iterator[Ranks]:
 def new_group() -> Any:
     """Return a process group that nothing else uses, as sharded tables want it beside DDP."""
     return dist.new_group()
-
-
-def table_owners(tables: Sequence[TableConfig], ranks: int) -> list[int]:
-    """Choose the rank of each table: the largest first, each to the rank with the fewest values.
-
-    Parameters
-    ----------
-    tables : sequence of TableConfig
-        The tables.
-    ranks : int
-        Their number.
-
-    Returns
-    -------
-    list of int
-        The rank of each table.
-    """
-    sizes = [table.num_embeddings * table.embedding_dim for table in tables]
-    held, owners = [0] * ranks, [0] * len(tables)
-    for table in sorted(range(len(tables)), key=lambda one: -sizes[one]):
-        owners[table] = held.index(min(held))
-        held[owners[table]] += sizes[table]
-    return owners
 
 
 def merge_memory(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:

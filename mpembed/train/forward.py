@@ -12,6 +12,7 @@ import numpy.typing as npt
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.train.data.clicks import Columns
 from mpembed.train.data.encoding import Block
+from mpembed.train.joined_tables import JoinedTables
 from mpembed.train.tables import layer_sizes
 
 F32 = npt.NDArray[np.float32]
@@ -53,7 +54,7 @@ class Forward:
     ----------
     arrays : mapping of str to ndarray
         The weights, ``net.NAME``; others are not looked at.
-    tables : mpembed.EmbeddingBagCollection
+    tables : mpembed.EmbeddingBagCollection or JoinedTables
         One a categorical.
     columns : Columns
         What the model is given.
@@ -67,7 +68,7 @@ class Forward:
     def __init__(
         self,
         arrays: Mapping[str, npt.NDArray[Any]],
-        tables: EmbeddingBagCollection,
+        tables: EmbeddingBagCollection | JoinedTables,
         columns: Columns,
     ) -> None:
         self._tables, self._dim = tables, tables.tables[0].embedding_dim

@@ -23,7 +23,7 @@ from mpembed.train.data.options import OptionError
 from mpembed.train.data.sources import describe_source
 from mpembed.train.distributed import ALONE, LostRankError, Ranks, lost_ranks, started_ranks
 from mpembed.train.interrupts import Interrupts
-from mpembed.train.keeper import Keeper, check_versions, resumed_options
+from mpembed.train.keeper import Keeper, check_ranks, check_versions, resumed_options
 from mpembed.train.options_json import described
 from mpembed.train.progress import progress_display
 from mpembed.train.report import (
@@ -83,7 +83,8 @@ class _Prepared:
             self.start = SavedModel(request.resume)
             self.options = resumed_options(self.start, request.given())
             check_versions(self.start, runner.versions())
-        _check_saving(request, self.options, ranks)
+            check_ranks(self.start, ranks)
+        _check_saving(request, self.options)
         if ranks.rank == 0:  # the others write nothing
             outputs = {"--json": request.json, "--plot": request.plot}
             check_outputs(expand(self.options.data.files), outputs)
@@ -93,17 +94,13 @@ class _Prepared:
                 _check_logdir(request.logdir)
 
 
-def _check_saving(request: Request, options: TrainOptions, ranks: Ranks) -> None:
+def _check_saving(request: Request, options: TrainOptions) -> None:
     if request.folder is None:
         if request.save_every is not None:
             raise OptionError("--save-every needs --save, the folder to save to")
         return
     if request.save_every is not None and request.save_every < 1:
         raise OptionError(f"--save-every is {request.save_every}; it must be at least 1")
-    if ranks.size > 1:
-        raise OptionError(
-            "--save and --resume work in one process: leave them out, or start without torchrun"
-        )
     if len(options.settings) != 1 or options.seeds != 1:
         raise OptionError(
             f"--save keeps one model, but {len(options.settings)} setting(s) and {options.seeds} "
@@ -179,7 +176,8 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
     with ExitStack() as stack:
         keeper = None
         if request.folder is not None:
-            keeper = stack.enter_context(_keeper(request, request.folder, prepared, dataset))
+            where = request.folder, ranks
+            keeper = stack.enter_context(_keeper(request, *where, prepared, dataset))
         if prepared.start is not None and not ranks.rank:
             _compare_threads(prepared.start, options)
         board = Board(request.logdir) if request.logdir is not None and not ranks.rank else None
@@ -188,11 +186,11 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
             result = runner.run(
                 options, dataset, report, ranks=ranks, stop=interrupts.asked, keeper=keeper
             )
-        if ranks.rank:
-            return interrupts.status
-        if not result["complete"]:
+        if not result["complete"] and not ranks.rank:
             _tell(_stopped(result))
-        failures = _write_results(request, result, keeper, board)
+        failures = [] if ranks.rank else _write_results(request, result, board)
+        if keeper is not None:
+            failures += _write("--save", request.folder, lambda _: keeper.save())
     if failures:
         return _fail(ranks, "; ".join(failures), FAILED)
     return interrupts.status
@@ -219,10 +217,15 @@ def _progress(
 
 @contextmanager
 def _keeper(
-    request: Request, path: Path, prepared: _Prepared, dataset: Dataset
+    request: Request, path: Path, ranks: Ranks, prepared: _Prepared, dataset: Dataset
 ) -> Iterator[Keeper]:
     folder, start = SaveFolder(path), prepared.start
-    folder.open()
+    if ranks.size > len(dataset.table_rows):
+        raise OptionError(
+            f"--save needs a table for each rank, but there are {len(dataset.table_rows)} tables "
+            f"and {ranks.size} ranks; start fewer"
+        )
+    ranks.together(lambda: None if ranks.rank else folder.open())
     try:
         keeper = Keeper(
             folder,
@@ -231,7 +234,8 @@ def _keeper(
             runner.versions(),
             request.save_every,
             start,
-            _tell,
+            (lambda _: None) if ranks.rank else _tell,
+            ranks,
         )
         yield keeper
     finally:
@@ -256,10 +260,8 @@ def _stopped(result: dict[str, Any]) -> str:
     )
 
 
-def _write_results(
-    request: Request, result: dict[str, Any], keeper: Keeper | None, board: Board | None
-) -> list[str]:
-    """Print the table and write all outputs; return what went wrong, such as a full disk."""
+def _write_results(request: Request, result: dict[str, Any], board: Board | None) -> list[str]:
+    """Print the table, write all outputs but the model; return what failed, as on a full disk."""
     # The JSON file holds everything, so it comes first. A failure does not stop the other outputs.
     failures = _write("--json", request.json, lambda path: write_json(result, path))
     print_table(results_table(result))
@@ -267,8 +269,6 @@ def _write_results(
         print(note)
     sys.stdout.flush()
     failures += _write("--plot", request.plot, lambda path: _plot(result, path))
-    if keeper is not None:
-        failures += _write("--save", request.folder, lambda _: keeper.save())
     if board is not None:
         failures += _write("--logdir", request.logdir, lambda _: board.finish(result))
     return failures

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpembed.train.array_file import DamagedError, write_arrays
+from mpembed.train.array_file import DamagedError, header_digest, write_arrays
 from mpembed.train.data.dataset import TRAIN, Dataset
 from mpembed.train.data.digest import DigestedSource
 from mpembed.train.data.encoding import Block
 from mpembed.train.data.options import OptionError
+from mpembed.train.distributed import ALONE, Ranks
 from mpembed.train.options_json import changed
-from mpembed.train.save_folder import SaveFolder
+from mpembed.train.save_folder import SaveFolder, table_kind
 from mpembed.train.saved_model import DataFacts, Position, RunFacts, SavedModel, Scores
 from mpembed.train.settings import TrainOptions
 from mpembed.train.trial import Trial
@@ -31,7 +32,7 @@ class Keeper:
     Parameters
     ----------
     folder : SaveFolder
-        Where to save; open.
+        Where to save; open on the first rank.
     options : TrainOptions
         The run, of one setting and one seed.
     dataset : Dataset
@@ -44,6 +45,8 @@ class Keeper:
         What to go on from.
     tell : callable
         Is given a line when a save has failed while the run goes on.
+    ranks : Ranks
+        That train together; each saves its tables, and the first one all else.
 
     Attributes
     ----------
@@ -60,7 +63,9 @@ class Keeper:
         every: int | None = None,
         start: SavedModel | None = None,
         tell: Callable[[str], None] = print,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._folder, self._options, self._dataset = folder, options, dataset
         self._versions, self._every, self._start, self._tell = versions, every, start, tell
         self._trial: Trial | None = None
@@ -95,7 +100,7 @@ class Keeper:
         encoding = self._dataset.encoding
         if start.encoding().describe() != encoding.describe():
             raise DamagedError(f"{start.path}: its encoding is not that of the data")
-        tables, arrays = start.tables(encoding), start.arrays()
+        tables, arrays = start.tables(encoding, self._ranks.rank), start.arrays()
         try:
             trial = make(tables=tables)
             trial.records = restore(arrays, trial.net, trial.optimizer, facts.steps)
@@ -148,7 +153,7 @@ class Keeper:
         OSError
             If it cannot be written; the save before is still there.
         """
-        trial = self._trial
+        trial, ranks, folder = self._trial, self._ranks, self._folder
         if trial is None:
             return
         facts = RunFacts(
@@ -157,18 +162,34 @@ class Keeper:
             torch.get_num_threads(),
             self._data,
             self.position,
+            ranks.size,
             {part: _plain(scores) for part, scores in trial.scores.items()},
         )
         encoding = self._dataset.encoding
-        writers: dict[str, Callable[[Any], None]] = {
-            "tables": trial.tables.save,
-            "dense": lambda path: write_arrays(
+        writers: dict[str, Callable[[Any], None]] = {table_kind(ranks.rank): trial.tables.save}
+        if not ranks.rank:
+            writers["dense"] = lambda path: write_arrays(
                 path, dense_arrays(trial.net, trial.optimizer, trial.records)
-            ),
-        }
-        if not self._wrote_encoding:
+            )
+        if not ranks.rank and not self._wrote_encoding:
             writers["encoding"] = lambda path: write_arrays(path, encoding.arrays())
-        self._folder.write(facts.as_json(encoding), writers)
+        kinds = [kind for one in ranks.gather(list(writers)) for kind in one]
+        names = ranks.gather({} if ranks.rank else folder.new_names(kinds))[0]
+
+        def write() -> dict[str, list[str]]:
+            files = {}
+            for kind, write_file in writers.items():
+                path = folder.path / names[kind]
+                write_file(path)
+                files[kind] = [path.name, header_digest(path)]
+            return files
+
+        def commit() -> None:
+            if not ranks.rank:
+                folder.commit(facts.as_json(encoding), files)
+
+        files = {k: v for one in ranks.gather(ranks.together(write)) for k, v in one.items()}
+        ranks.together(commit)
         self._wrote_encoding = True
 
 
@@ -216,6 +237,15 @@ def check_versions(start: SavedModel, versions: Mapping[str, str]) -> None:
                 f"--resume {start.path}: was saved with {name} {saved}, here is {here}, whose "
                 "results may differ; install the version that saved it, or train anew"
             )
+
+
+def check_ranks(start: SavedModel, ranks: Ranks) -> None:
+    """Raise OptionError if another number of ranks has saved a run."""
+    if start.facts.ranks != ranks.size:
+        raise OptionError(
+            f"--resume {start.path}: was trained by {start.facts.ranks} process(es), here are "
+            f"{ranks.size}; start as many, or train anew"
+        )
 
 
 def resumed_options(start: SavedModel, given: Mapping[str, Any]) -> TrainOptions:

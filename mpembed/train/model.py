@@ -11,9 +11,15 @@ from torch import nn
 from mpembed.torch import EmbeddingBagCollection
 from mpembed.torch.distributed import DistributedEmbeddingBagCollection, TableWise
 from mpembed.train.data.clicks import CRITEO_COLUMNS, Columns
-from mpembed.train.distributed import Ranks, new_group, table_owners
+from mpembed.train.distributed import Ranks, new_group
 from mpembed.train.settings import Setting, TrainOptions
-from mpembed.train.tables import cache_config, layer_sizes, table_configs, table_optimizer
+from mpembed.train.tables import (
+    cache_config,
+    layer_sizes,
+    table_configs,
+    table_optimizer,
+    table_owners,
+)
 
 MLP_ADAM_LR = 1e-3
 

@@ -11,9 +11,10 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import stat
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mpembed.train.array_file import DamagedError, header_digest
 from mpembed.train.data.options import OptionError
 
 MANIFEST = "model.json"
+#: Kinds of files; further ranks have tables1, tables2 and so on.
 KINDS = "tables", "dense", "encoding"
 FORMAT, VERSION = "mpembed-train", 1
 _MAX_MANIFEST = 64 << 20
@@ -35,7 +37,12 @@ def _file_name(kind: str, slot: str) -> str:
     return f"{kind}-{slot}.safetensors"
 
 
-_NAMES = {kind: {_file_name(kind, slot) for slot in _SLOTS} for kind in KINDS}
+def table_kind(rank: int) -> str:
+    """Return the kind of the file that has the tables of a rank."""
+    return f"tables{rank}" if rank else "tables"
+
+
+_OWN_NAME = re.compile(r"(tables([1-9][0-9]{0,4})?|dense|encoding)-[ab]\.safetensors")
 
 
 class SaveFolder:
@@ -45,21 +52,22 @@ class SaveFolder:
     ----------
     path : path-like
         The folder; its parent must exist.
-
-    Raises
-    ------
-    OptionError
-        If it cannot be one: there is something else, or another process saves to it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock = -1
         self._files: dict[str, list[str]] = {}
-        check_folder(self.path)
 
     def open(self) -> None:
-        """Make the folder if there is none, and keep other processes from saving to it."""
+        """Make the folder if there is none, and keep other processes from saving to it.
+
+        Raises
+        ------
+        OptionError
+            If it cannot be one: there is something else, or another process saves to it.
+        """
+        check_folder(self.path)
         try:
             self.path.mkdir(exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -80,37 +88,43 @@ class SaveFolder:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
 
-    def write(
-        self, model: Mapping[str, Any], writers: Mapping[str, Callable[[Path], None]]
-    ) -> None:
-        """Save: all of it is there afterwards, or after an error or a kill what was there before.
+    def new_names(self, kinds: Iterable[str]) -> dict[str, str]:
+        """Return names for new files, by kind; none is that of a file of the last save."""
+        old = self._files or self._named()
+        return {
+            kind: next(
+                name
+                for name in (_file_name(kind, slot) for slot in _SLOTS)
+                if old.get(kind, [""])[0] != name
+            )
+            for kind in kinds
+        }
+
+    def commit(self, model: Mapping[str, Any], files: Mapping[str, list[str]]) -> None:
+        """Put a save in the place of the last one; after an error or a kill, that one is there.
 
         Parameters
         ----------
         model : mapping
             What the manifest says, as JSON.
-        writers : mapping of str to callable
-            For each of `KINDS` that has changed since the last save, what writes its file.
+        files : mapping of str to list
+            For each kind of file that is new, its name and its `header_digest`; the others are
+            those of this process's last save.
 
         Raises
         ------
         OSError
             If it cannot be written.
         """
-        old = self._files or self._named()
-        files = {kind: old[kind] for kind in KINDS if kind not in writers}
-        for kind, write in writers.items():
-            slot = next(s for s in _SLOTS if old.get(kind, [""])[0] != _file_name(kind, s))
-            name = _file_name(kind, slot)
-            write(self.path / name)
-            files[kind] = [name, header_digest(self.path / name)]
-        whole = {"format": FORMAT, "version": VERSION, "files": files, "model": model}
-        write_file(self.path / MANIFEST, sealed(whole))
-        self._files = files
-        kept = {name for name, _ in files.values()}
-        for name in {one for names in _NAMES.values() for one in names} - kept:
-            with contextlib.suppress(OSError):
-                (self.path / name).unlink()
+        whole = {**self._files, **files}
+        manifest = {"format": FORMAT, "version": VERSION, "files": whole, "model": model}
+        write_file(self.path / MANIFEST, sealed(manifest))
+        self._files = whole
+        kept = {name for name, _ in whole.values()}
+        with contextlib.suppress(OSError):
+            for entry in list(self.path.iterdir()):
+                if _OWN_NAME.fullmatch(entry.name) and entry.name not in kept:
+                    entry.unlink()
 
     def _named(self) -> dict[str, list[str]]:
         """Return the files that the manifest names; none if there is none or it is damaged."""
@@ -158,8 +172,11 @@ def check_folder(path: Path) -> None:
         entries = [one.name for one in path.iterdir()]
     except OSError as error:
         raise _unusable(path, error) from None
-    own = {MANIFEST, *(name for names in _NAMES.values() for name in names)}
-    others = sorted(one for one in entries if one not in own and not one.endswith(".tmp"))
+    others = sorted(
+        one
+        for one in entries
+        if one != MANIFEST and not _OWN_NAME.fullmatch(one) and not one.endswith(".tmp")
+    )
     if others:
         raise OptionError(
             f"--save {path}: has other files, such as {others[0]}; name a new or an empty folder"
@@ -201,16 +218,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _fits(files: Any) -> bool:
     """Return whether the files are one of each kind, with a name that a save gives."""
-    return (
-        isinstance(files, dict)
-        and set(files) == set(KINDS)
-        and all(
-            isinstance(one, list)
-            and len(one) == 2
-            and all(isinstance(text, str) for text in one)
-            and one[0] in _NAMES[kind]
-            for kind, one in files.items()
-        )
+    if not isinstance(files, dict):
+        return False
+    further = [table_kind(rank) for rank in range(1, len(files) - len(KINDS) + 1)]
+    return set(files) == {*KINDS, *further} and all(
+        isinstance(one, list)
+        and len(one) == 2
+        and all(isinstance(text, str) for text in one)
+        and one[0] in [_file_name(kind, slot) for slot in _SLOTS]
+        for kind, one in files.items()
     )
 
 

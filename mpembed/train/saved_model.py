@@ -11,8 +11,9 @@ from mpembed.collection import EmbeddingBagCollection
 from mpembed.train.array_file import Arrays, DamagedError, read_arrays
 from mpembed.train.data.encoding import Encoding
 from mpembed.train.data.from_json import from_json
+from mpembed.train.joined_tables import JoinedTables
 from mpembed.train.options_json import described, restored
-from mpembed.train.save_folder import MANIFEST, named_file, read_manifest
+from mpembed.train.save_folder import KINDS, MANIFEST, named_file, read_manifest, table_kind
 from mpembed.train.settings import TrainOptions
 from mpembed.train.tables import check_tables
 
@@ -70,6 +71,8 @@ class RunFacts:
         Its data.
     position : Position
         How far it has come.
+    ranks : int
+        How many trained it, and have a file of tables each.
     scores : dict of str to dict, or None
         Of the validation and the test part, where they are measured.
     """
@@ -79,6 +82,7 @@ class RunFacts:
     threads: int
     data: DataFacts
     position: Position
+    ranks: int
     scores: Scores
 
     def as_json(self, encoding: Encoding) -> dict[str, Any]:
@@ -89,6 +93,7 @@ class RunFacts:
             "threads": self.threads,
             "data": asdict(self.data),
             "position": asdict(self.position),
+            "ranks": self.ranks,
             "scores": self.scores,
             "encoding": encoding.describe(),
         }
@@ -107,7 +112,8 @@ def _facts(model: Mapping[str, Any]) -> RunFacts:
     position = from_json(Position, model["position"])
     data = from_json(DataFacts, model["data"])
     threads, versions, scores = model["threads"], model["versions"], model["scores"]
-    counts = *asdict(position).values(), data.rows, data.train_rows, threads
+    ranks = model["ranks"]
+    counts = *asdict(position).values(), data.rows, data.train_rows, threads, ranks
     if not all(type(one) is int and one >= 0 for one in counts):
         raise ValueError("a number is not valid")
     if not all(isinstance(text, str) for pair in versions.items() for text in pair):
@@ -125,7 +131,7 @@ def _facts(model: Mapping[str, Any]) -> RunFacts:
         raise ValueError("it has several settings or seeds")
     if set(scores) != {"validation", "test"} or not all(map(_are_scores, scores.values())):
         raise ValueError("its scores are not valid")
-    return RunFacts(options, versions, threads, data, position, scores)
+    return RunFacts(options, versions, threads, data, position, ranks, scores)
 
 
 def _are_scores(found: Any) -> bool:
@@ -162,6 +168,8 @@ class SavedModel:
         self._manifest: dict[str, Any] = self._read(lambda: read_manifest(self.path))
         try:
             self.facts = _facts(self._manifest["model"])
+            if self.facts.ranks != len(self._manifest["files"]) - len(KINDS) + 1:
+                raise ValueError("it has not a file of tables for each rank")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             text = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
             raise DamagedError(f"{self.path / MANIFEST}: is damaged: {text}") from None
@@ -196,9 +204,10 @@ class SavedModel:
         file = self._read(lambda: named_file(self.path, self._manifest, "dense"))
         return self._read(lambda: read_arrays(file))
 
-    def tables(self, encoding: Encoding) -> EmbeddingBagCollection:
-        """Read the tables, which have the rows of an encoding."""
-        file = self._read(lambda: named_file(self.path, self._manifest, "tables"))
+    def tables(self, encoding: Encoding, rank: int = 0) -> EmbeddingBagCollection:
+        """Read the tables of a rank, which have the rows of an encoding."""
+        kind = table_kind(rank)
+        file = self._read(lambda: named_file(self.path, self._manifest, kind))
 
         def load() -> EmbeddingBagCollection:
             try:
@@ -212,7 +221,13 @@ class SavedModel:
                 f"{file}: has made {tables.updates} updates, not the {self.facts.steps} of the run"
             )
         try:
-            check_tables(tables, encoding.table_rows, encoding.columns, self.facts.options)
+            place = rank, self.facts.ranks
+            check_tables(tables, encoding.table_rows, encoding.columns, self.facts.options, *place)
         except ValueError as error:
             raise DamagedError(f"{file}: {error}") from None
         return tables
+
+    def all_tables(self, encoding: Encoding) -> EmbeddingBagCollection | JoinedTables:
+        """Read the tables of all ranks."""
+        parts = [self.tables(encoding, rank) for rank in range(self.facts.ranks)]
+        return parts[0] if len(parts) == 1 else JoinedTables(parts, encoding.columns.categorical)

@@ -94,7 +94,7 @@ def score(
         if getattr(source.columns, kind) != getattr(encoding.columns, kind):
             raise DamagedError(f"{path}: its {kind} columns are not those of its kind of data")
     try:
-        model = Forward(saved.arrays(), saved.tables(encoding), encoding.columns)
+        model = Forward(saved.arrays(), saved.all_tables(encoding), encoding.columns)
     except DamagedError:
         raise
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import mpembed as mpe
 from mpembed.collection import collection_state
@@ -63,6 +64,29 @@ def table_configs(
     ]
 
 
+def table_owners(tables: Sequence[mpe.TableConfig], ranks: int) -> list[int]:
+    """Choose the rank of each table: the largest first, each to the rank with the fewest values.
+
+    Parameters
+    ----------
+    tables : sequence of TableConfig
+        The tables.
+    ranks : int
+        Their number.
+
+    Returns
+    -------
+    list of int
+        The rank of each table.
+    """
+    sizes = [table.num_embeddings * table.embedding_dim for table in tables]
+    held, owners = [0] * ranks, [0] * len(tables)
+    for table in sorted(range(len(tables)), key=lambda one: -sizes[one]):
+        owners[table] = held.index(min(held))
+        held[owners[table]] += sizes[table]
+    return owners
+
+
 def cache_config(setting: Setting, options: TrainOptions) -> mpe.CacheConfig | None:
     """Return the cache of a setting."""
     if not setting.load_factor:
@@ -71,7 +95,12 @@ def cache_config(setting: Setting, options: TrainOptions) -> mpe.CacheConfig | N
 
 
 def check_tables(
-    tables: mpe.EmbeddingBagCollection, rows: Sequence[int], columns: Columns, options: TrainOptions
+    tables: mpe.EmbeddingBagCollection,
+    rows: Sequence[int],
+    columns: Columns,
+    options: TrainOptions,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> None:
     """Check tables that were saved.
 
@@ -85,6 +114,8 @@ def check_tables(
         Those of the data.
     options : TrainOptions
         The run, of one setting and one seed.
+    rank, ranks : int
+        Of how many ranks they are those of which.
 
     Raises
     ------
@@ -97,8 +128,15 @@ def check_tables(
         options.settings[0],
     )
     own = found.optimizer
+    configs = table_configs(rows, setting, options, columns)
+    owners = table_owners(configs, ranks)
+    mine = [
+        _identity(one, number)
+        for number, (one, owner) in enumerate(zip(configs, owners, strict=True))
+        if owner == rank
+    ]
     for name, one, expected in (
-        ("configurations", list(found.tables), table_configs(rows, setting, options, columns)),
+        ("configurations", [_identity(one, n) for n, one in enumerate(found.tables)], mine),
         ("cache", found.cache, cache_config(setting, options)),
         ("optimizer", own and (own.kind, own.settings()), (optimizer.kind, optimizer.settings())),
         ("seed", found.seed, options.seed),
@@ -108,3 +146,9 @@ def check_tables(
     ):
         if one != expected:
             raise ValueError(f"its {name} are not those of the run")
+
+
+def _identity(table: mpe.TableConfig, number: int) -> mpe.TableConfig:
+    """Return a table with its number, which an unsharded one has by its place."""
+    kept = number if table.table_id is None else table.table_id
+    return replace(table, table_id=kept, total_rows=None)

@@ -58,7 +58,7 @@ class Trial:
         Returns whether to stop after the step that is going on. With several ranks one asks for
         all.
     tables : mpembed.EmbeddingBagCollection, optional
-        Tables to go on with, instead of new ones.
+        Tables to go on with, instead of new ones; of several ranks, this one's.
 
     Attributes
     ----------
@@ -93,6 +93,8 @@ class Trial:
         self._tables: TorchCollection | DistributedEmbeddingBagCollection
         if ranks.size > 1:
             self._tables = make_sharded_tables(*made, ranks)
+            if tables is not None:
+                self._tables.local = tables
         elif tables is None:
             self._tables = make_tables(*made)
         else:

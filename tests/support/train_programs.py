@@ -88,6 +88,21 @@ def one_dies(rank: int, world_size: int, arguments: list[str]) -> tuple[int, str
         return command(rank, world_size, [arguments])
 
 
+def one_cannot_save(rank: int, world_size: int, arguments: list[str]) -> tuple[int, str, str]:
+    """Call the command line; the second rank's disk is full at its first save."""
+    import mpembed as mpe
+
+    real, full = mpe.EmbeddingBagCollection.save, [rank == 1]
+
+    def save(self: Any, path: Any, **given: Any) -> Any:
+        if full.pop() if full else False:
+            raise OSError(28, "No space left on device", str(path))
+        return real(self, path, **given)
+
+    with mock.patch.object(mpe.EmbeddingBagCollection, "save", save):
+        return command(rank, world_size, [arguments])
+
+
 def one_refuses(rank: int, world_size: int) -> None:
     """Let the second rank refuse what all of them are to do."""
     from mpembed.train.data.clicks import DataError

@@ -14,7 +14,8 @@ import ranks
 import train_programs
 
 from mpembed.config import TableConfig
-from mpembed.train.distributed import ALONE, Ranks, table_owners
+from mpembed.train.distributed import ALONE, Ranks
+from mpembed.train.tables import table_owners
 
 pytestmark = pytest.mark.torch
 SETTINGS = ["fp32", "int4:0.05"]

@@ -14,13 +14,20 @@ pytest.importorskip("typer")
 pytest.importorskip("torch")
 
 import ranks
+import train_jobs
 import train_programs
 from typer.testing import CliRunner
 
 from mpembed import cli
 from mpembed.train import job, runner
 from mpembed.train.data.clicks import DataError
+from mpembed.train.data.options import DataOptions
+from mpembed.train.data.sources import open_source
+from mpembed.train.forward import Forward
 from mpembed.train.interrupts import Interrupted, Interrupts
+from mpembed.train.metrics import log_loss
+from mpembed.train.saved_model import SavedModel
+from mpembed.train.score import score
 from mpembed.train.trial import Trial
 
 pytestmark = pytest.mark.torch
@@ -216,7 +223,7 @@ def test_all_ranks_fail_together(tmp_path: Path) -> None:
     missing = str(tmp_path / "no.txt")
     diverging = ["--setting", "fp32", "--optimizer", "sgd", "--lr", "1e30"]
     for by_rank, status, message in (
-        ([[*ONE, "--save", str(tmp_path / "model")]], 2, "--save and --resume work in one process"),
+        ([[*FEW, "--save", str(tmp_path / "model")]], 2, "--save keeps one model"),
         ([ONE, [*ONE[:-1], "fp32"]], 2, "rank 1 has settings "),
         ([ONE, [*ONE, "--data", missing]], 2, "rank 1 has data "),
         ([[*ONE, "--data", missing]], 2, f"mpembed: {missing}: no such file"),
@@ -229,6 +236,56 @@ def test_all_ranks_fail_together(tmp_path: Path) -> None:
         first, second = on_ranks(tmp_path, *by_rank)
         assert (first[0], second) == (status, (status, "", ""))
         assert message in first[2].splitlines()[-1]
+
+
+def test_ranks_save_and_go_on(tmp_path: Path) -> None:
+    """Bit for bit, of the same number of ranks; another number is refused, and scores are equal."""
+    whole, part = str(tmp_path / "whole"), str(tmp_path / "part")
+    calls = [*ONE, "--batch-size", "50", "--epochs", "2"]
+    (code, out, err), _ = on_ranks(tmp_path, [*calls, "--save", whole])
+    assert code == 0, err
+    short = [*calls[:-1], "1", "--save", part, "--save-every", "2"]
+    assert on_ranks(tmp_path, short)[0][0] == 0
+    (code, again, err), other = on_ranks(tmp_path, ["--resume", part, "--epochs", "2"])
+    assert (code, other) == (0, (0, "", "")), err
+    assert rows_of(again) == rows_of(out)
+    first, second = SavedModel(whole), SavedModel(part)
+    assert first.facts == second.facts
+    assert first.facts.ranks == 2
+    encoding = first.encoding()
+    for rank in range(2):
+        tables = [one.tables(encoding, rank).state_arrays() for one in (first, second)]
+        train_jobs.assert_same(*tables)
+    arrays = [one.arrays() for one in (first, second)]
+    train_jobs.assert_same(
+        *({k: v for k, v in one.items() if not k.endswith("seconds")} for one in arrays)
+    )
+    assert len(list(Path(part).iterdir())) == 5  # no leftovers
+    assert "was trained by 2 process(es), here are 1; start as many" in refused("--resume", part)
+    test = first.facts.scores["test"]
+    assert test is not None
+    found = [score(Path(path), DataOptions(), 400) for path in (whole, part)]
+    assert found[0] == found[1]
+    rest = Forward(first.arrays(), first.all_tables(encoding), encoding.columns)
+    source = open_source(DataOptions(), 400, encoding.columns)
+    (block,) = encoding.blocks(source, 400)
+    last = block[slice(400 * 6 // 7 + 29, None)]
+    assert log_loss(last.labels, rest(last)) == pytest.approx(test["log_loss"], abs=1e-6)
+
+
+def test_a_save_that_one_rank_cannot_make_is_none(tmp_path: Path) -> None:
+    """The run goes on, and the next save is whole."""
+    model = tmp_path / "model"
+    arguments = ["train", *ONE, "--batch-size", "50", "--save", str(model), "--save-every", "4"]
+    called = ranks.run(train_programs.one_cannot_save, 2, tmp_path, arguments, timeout=120)
+    (code, _, err), other = ranks.succeed(called)
+    assert (code, other) == (0, (0, "", ""))
+    (line,) = [one for one in err.splitlines() if "cannot be written" in one]
+    assert line.startswith(f"mpembed: --save {model}: cannot be written: rank 1: ")
+    assert "No space left on device" in line
+    assert line.endswith("; going on")
+    assert SavedModel(model).facts.steps == 7
+    assert score(model, DataOptions(), 20).rows == 20
 
 
 def test_an_error_of_one_rank_is_raised_on_all(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from mpembed.train.data.clicks import MISSING_INT, NumberArray
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+# One number out of all proportion would undo what has been learnt.
+_MAX_DEVIATIONS = 100.0
 # Sums depend on where the rows are cut, so they are always cut here.
 _STATISTICS_ROWS = 8192
 
@@ -50,8 +52,8 @@ class DenseTransform:
     Attributes
     ----------
     kind : str
-        "log" for :func:`dense_features`, "standard" for ``(x - mean) / deviation``; a missing
-        number gives 0 in both.
+        "log" for :func:`dense_features`, "standard" for ``(x - mean) / deviation``, at most 100
+        either way; a missing number gives 0 in both.
     shift : int
         That of the logarithm.
     mean, deviation : float
@@ -91,7 +93,8 @@ def encode_dense(numbers: NumberArray, transforms: Sequence[DenseTransform]) -> 
             features[:, column] = dense_features(row, one.shift)[:, 0]
         else:
             standard = (as_floats(row)[0] - one.mean) / one.deviation
-            features[:, column] = np.where(np.isnan(standard), 0.0, standard)
+            limited = np.clip(standard, -_MAX_DEVIATIONS, _MAX_DEVIATIONS)
+            features[:, column] = np.where(np.isnan(limited), 0.0, limited)
     return features
 
 

@@ -45,6 +45,8 @@ class ParquetTable:
         Gives the selection from all names and what messages call the file.
     label : str
         Name of the label where there is none.
+    bags : bool
+        Whether categoricals are lists in any case.
 
     Raises
     ------

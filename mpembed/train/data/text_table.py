@@ -64,6 +64,8 @@ class TextTable:
         Name of the label where there is none.
     options : DataOptions
         Delimiter, header and list separator.
+    bags : bool
+        Whether categoricals are lists in any case.
     header : bool, optional
         Whether the first line has names, where that is known.
 
