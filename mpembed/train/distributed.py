@@ -89,6 +89,18 @@ class Ranks:
                         "ranks the same options and data"
                     )
 
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, rows: int) -> torch.Tensor:
+        """Return this rank's part of a mean loss over `rows` rows, times the number of ranks.
+
+        Tables and DDP divide the gradients of all ranks by their number.
+        """
+        loss: torch.Tensor
+        if self.size == 1:
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels)
+            return loss
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        return loss * self.size / rows
+
     def wrap(self, net: nn.Module) -> nn.Module:
         """Return a module whose backward averages the gradients of all ranks."""
         if self.size == 1:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from mpembed.collection import EmbeddingBagCollection
 from mpembed.rounding import TableRounding
@@ -101,7 +100,6 @@ class Trial:
             self._tables = TorchCollection.from_collection(tables)
         self._names = columns.categorical
         self._trained_net = ranks.wrap(self.net)
-        self._loss = nn.BCEWithLogitsLoss(reduction="sum")
         self.records, self.stopped = Records(), False
         self._failed: DivergedError | None = None
         self.scores: dict[str, dict[str, float] | None] = {VALIDATION: None, TEST: None}
@@ -173,22 +171,22 @@ class Trial:
         # an update that is not finite leaves no rank waiting in the middle of DDP's backward.
         vectors = pooled.detach().requires_grad_()
         logits = self._trained_net(torch.from_numpy(mine.dense), vectors)
-        loss = self._loss(logits, torch.from_numpy(mine.labels))
+        loss = self._ranks.loss(logits, torch.from_numpy(mine.labels), len(batch))
         # Several ranks agree in the middle of a step, where they exchange numbers anyway.
         agree = self._ranks.size > 1
-        total, stops = self._ranks.sums(loss.item(), agree and self._stop())
-        if not np.isfinite(total):
-            raise FloatingPointError(f"the loss is {total}")
+        shares, stops = self._ranks.sums(loss.item(), agree and self._stop())
+        mean = shares / self._ranks.size
+        if not np.isfinite(mean):
+            raise FloatingPointError(f"the loss is {mean}")
         self.optimizer.zero_grad(set_to_none=True)
-        # Tables and DDP divide by the number of ranks.
-        (loss * self._ranks.size / len(batch)).backward()
+        loss.backward()
         passed_back = perf_counter()
         self._update_tables(pooled, vectors)
         updated = perf_counter()
         self.optimizer.step()
         end = perf_counter()
         in_tables = looked_up - start + updated - passed_back
-        self.records.add(len(batch), total / len(batch), end - start, in_tables)
+        self.records.add(len(batch), mean, end - start, in_tables)
         return stops > 0 if agree else self._stop()
 
     def _update_tables(self, pooled: torch.Tensor, vectors: torch.Tensor) -> None:
