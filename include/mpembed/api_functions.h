@@ -32,7 +32,8 @@ MPE_FUNCTION(void, release, (void* p, int32_t placement))
 MPE_FUNCTION(mpe_status, borrow, (int64_t bytes, void* stream, void** out))
 MPE_FUNCTION(void, give_back, (void* p, void* stream))
 /* Between the host's memory and the kernels', in any direction; the host's (not pinned) may be
- * used again at return when it is the source, and after synchronize when it is the target. */
+ * used again at return when it is the source, and after synchronize when it is the target. Not for
+ * a stream that is captured, where the host's memory is the source. */
 MPE_FUNCTION(mpe_status, copy, (void* to, const void* from, int64_t bytes, void* stream))
 /* Sets bytes of the kernels' memory. */
 MPE_FUNCTION(mpe_status, fill, (void* p, int32_t byte, int64_t bytes, void* stream))

@@ -32,10 +32,20 @@ cudaError_t make(int device, Pool* pool) {
   properties.location.id = device;
   error = cudaMemPoolCreate(&pool->handle, &properties);
   if (error != cudaSuccess) return error;
-  uint64_t all = UINT64_MAX;
-  error = cudaMemPoolSetAttribute(pool->handle, cudaMemPoolAttrReleaseThreshold, &all);
-  pool->exists = error == cudaSuccess;
-  return error;
+  pool->exists = true;
+  uint64_t all = UINT64_MAX;  // without it the pool works too, but gives memory back too early
+  if (cudaMemPoolSetAttribute(pool->handle, cudaMemPoolAttrReleaseThreshold, &all) != cudaSuccess) {
+    forget_error();
+  }
+  return cudaSuccess;
+}
+
+// Without pools a graph cannot have memory of its own.
+cudaError_t refuse_capture(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  if (error != cudaSuccess || status == cudaStreamCaptureStatusNone) return error;
+  return cudaErrorStreamCaptureUnsupported;
 }
 
 // The pool of the thread's device, made at its first use; it lives as long as the process.
@@ -60,10 +70,12 @@ cudaError_t find(const Pool** out) {
 
 cudaError_t pool_allocate(void** out, size_t bytes, cudaStream_t stream) {
   const Pool* pool = nullptr;
-  const cudaError_t error = find(&pool);
+  cudaError_t error = find(&pool);
   if (error != cudaSuccess) return error;
-  return pool->exists ? cudaMallocFromPoolAsync(out, bytes, pool->handle, stream)
-                      : cudaMalloc(out, bytes);
+  if (pool->exists) return cudaMallocFromPoolAsync(out, bytes, pool->handle, stream);
+  const Uncaptured uncaptured;
+  error = refuse_capture(stream);
+  return error != cudaSuccess ? error : cudaMalloc(out, bytes);
 }
 
 cudaError_t pool_free(void* memory, cudaStream_t stream) {
@@ -71,6 +83,7 @@ cudaError_t pool_free(void* memory, cudaStream_t stream) {
   cudaError_t error = find(&pool);
   if (error != cudaSuccess) return error;
   if (pool->exists) return cudaFreeAsync(memory, stream);
+  const Uncaptured uncaptured;
   error = cudaStreamSynchronize(stream);
   const cudaError_t freed = cudaFree(memory);
   return error != cudaSuccess ? error : freed;

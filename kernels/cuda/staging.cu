@@ -16,30 +16,42 @@ namespace {
 constexpr size_t kSlotBytes = size_t{256} << 10;
 constexpr size_t kSlots = 8;
 
-// A device's pinned memory in slots that are used in turn.
+// A device's pinned memory in slots.
 class Ring {
  public:
   cudaError_t copy(void* to, const void* from, size_t bytes, cudaStream_t stream) {
-    if (memory_ == nullptr) {
-      const cudaError_t error = create();
+    for (;;) {
+      cudaEvent_t oldest = nullptr;
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        cudaError_t error = memory_ == nullptr ? create() : cudaSuccess;
+        if (error != cudaSuccess) return error;
+        oldest = events_[next_];
+        error = cudaEventQuery(oldest);  // of an event that was never recorded: success
+        if (error == cudaSuccess) return copy_in(next_, to, from, bytes, stream);
+        if (error != cudaErrorNotReady) return error;
+        forget_error();
+      }
+      // Other threads go on meanwhile: what is waited for may need their work.
+      const cudaError_t error = cudaEventSynchronize(oldest);
       if (error != cudaSuccess) return error;
     }
-    const cudaEvent_t last_read = events_[next_];
-    // An event that was never recorded is no wait.
-    cudaError_t error = cudaEventSynchronize(last_read);
-    if (error != cudaSuccess) return error;
-    char* slot = memory_ + next_ * kSlotBytes;
-    memcpy(slot, from, bytes);
-    error = cudaMemcpyAsync(to, slot, bytes, cudaMemcpyDefault, stream);
-    if (error != cudaSuccess) return error;
-    next_ = (next_ + 1) % kSlots;
-    return cudaEventRecord(last_read, stream);
   }
 
  private:
+  cudaError_t copy_in(size_t slot, void* to, const void* from, size_t bytes, cudaStream_t stream) {
+    char* place = memory_ + slot * kSlotBytes;
+    memcpy(place, from, bytes);
+    const cudaError_t error = cudaMemcpyAsync(to, place, bytes, cudaMemcpyDefault, stream);
+    if (error != cudaSuccess) return error;
+    next_ = (slot + 1) % kSlots;
+    return cudaEventRecord(events_[slot], stream);
+  }
+
   cudaError_t create() {
     for (; made_ < kSlots; ++made_) {
-      const cudaError_t error = cudaEventCreateWithFlags(&events_[made_], cudaEventDisableTiming);
+      const cudaError_t error =
+          cudaEventCreateWithFlags(&events_[made_], cudaEventDisableTiming | cudaEventBlockingSync);
       if (error != cudaSuccess) return error;
     }
     void* memory = nullptr;
@@ -48,6 +60,7 @@ class Ring {
     return error;
   }
 
+  std::mutex mutex_;
   char* memory_ = nullptr;
   std::array<cudaEvent_t, kSlots> events_{};
   size_t made_ = 0, next_ = 0;
@@ -59,9 +72,11 @@ struct Rings {
   std::map<int, Ring> of_device;
 };
 
-Rings& rings() {
-  static Rings* made = new Rings;
-  return *made;
+// An entry of a map stays where it is.
+Ring& ring_of(int device) {
+  static Rings* rings = new Rings;
+  const std::lock_guard<std::mutex> lock(rings->mutex);
+  return rings->of_device[device];
 }
 
 }  // namespace
@@ -81,13 +96,18 @@ bool must_be_staged(const void* from) {
 
 cudaError_t copy_staged(void* to, const void* from, size_t bytes, cudaStream_t stream) {
   const Uncaptured uncaptured;
-  const std::lock_guard<std::mutex> lock(rings().mutex);
   int device = 0;
-  cudaError_t error = cudaGetDevice(&device);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  if (error != cudaSuccess) return error;
+  // A launch of the graph would read a slot that holds something else by then.
+  if (status != cudaStreamCaptureStatusNone) return cudaErrorStreamCaptureUnsupported;
+  error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  Ring& ring = ring_of(device);
   for (size_t done = 0; error == cudaSuccess && done < bytes; done += kSlotBytes) {
-    error = rings().of_device[device].copy(static_cast<char*>(to) + done,
-                                           static_cast<const char*>(from) + done,
-                                           std::min(kSlotBytes, bytes - done), stream);
+    error = ring.copy(static_cast<char*>(to) + done, static_cast<const char*>(from) + done,
+                      std::min(kSlotBytes, bytes - done), stream);
   }
   return error;
 }

@@ -6,6 +6,7 @@ or on the one that runs the program, which has released the GIL. The handler tak
 collection's call, with its checks, its lock and its errors.
 """
 
+import os
 import secrets
 import weakref
 
@@ -43,6 +44,10 @@ cdef extern from "mpembed/_bindings/xla/handler.h" namespace "mpembed_xla" nogil
     ctypedef int (*Body)(const CallFrame*, string*) noexcept
     Error* handle(const CallFrame* frame, Body body) noexcept
     void c_stop "mpembed_xla::stop" () noexcept
+    void none_runs "mpembed_xla::none_runs" () noexcept
+
+cdef extern from "Python.h":
+    int Py_AddPendingCall(int (*call)(void*) except -1, void* argument)
 
 cdef int64_t DIGIT = 1 << 24  # float32 holds whole numbers below it
 cdef enum:
@@ -56,6 +61,10 @@ def stop():
     """Wait for the handlers that run, and let no other begin: the interpreter ends."""
     with nogil:
         c_stop()
+
+
+# The threads of the handlers that ran at a fork are not in the child.
+os.register_at_fork(after_in_child=lambda: none_runs())
 
 
 include "xla/handles.pxi"

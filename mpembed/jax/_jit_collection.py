@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mpembed._bindings.xla import DIGITS, Handle
@@ -25,7 +24,8 @@ class JitCollection:
     Parameters
     ----------
     collection : mpembed.EmbeddingBagCollection
-        On the CPU; used, not copied. Its tables are pooled, or there is one table alone.
+        On the CPU; used, not copied. Make one JitCollection of it: the states of two do not order
+        each other's programs. Its tables are pooled, or there is one table alone.
 
     Notes
     -----
@@ -61,7 +61,7 @@ class JitCollection:
         Every earlier one becomes stale, and forwards without a backward are dropped. It waits for a
         running call, not for programs that have been started and not yet run: wait for those first.
         """
-        return jnp.asarray(self._handle.new_state())
+        return jax.device_put(self._handle.new_state())
 
     def collection(self, state: Array) -> EmbeddingBagCollection:
         """Wait for the program that gives a state, and return the collection as it is then.
@@ -171,7 +171,11 @@ class JitCollection:
             returns it.
         """
         several = isinstance(grad, list | tuple)
+        if several and ticket is not None:
+            raise TypeError("ticket must be None where grad is a list of (gradient, ticket)")
         given = list(grad) if isinstance(grad, list | tuple) else [(grad, ticket)]
+        if not given or not all(not several or _is_pair(one) for one in given):
+            raise TypeError("grad must be a gradient, or a list of (gradient, ticket), not empty")
         pairs = [
             self._pair(one, its, number if several else None)
             for number, (one, its) in enumerate(given)
@@ -213,6 +217,10 @@ class JitCollection:
 
     def __repr__(self) -> str:
         return f"JitCollection({self._collection!r})"
+
+
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, tuple | list) and len(given) == 2
 
 
 def _forward(output: tuple[Shape, str], first: Array, batch: Batch) -> tuple[Array, JitTicket]:

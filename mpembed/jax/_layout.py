@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mpembed._bindings.contract import MAX_GRADIENTS
 from mpembed._bindings.xla import DIGITS
@@ -127,7 +128,15 @@ class Layout:
 def _array(name: str, given: Any) -> Array:
     if not hasattr(given, "dtype") or not hasattr(given, "shape"):
         raise TypeError(f"{name} must be an array, got {type(given).__name__}")
-    return jnp.asarray(given)
+    made = jnp.asarray(given)
+    # What a program gets as an argument JAX has cut before anybody can look.
+    cut = isinstance(given, np.ndarray) and made.dtype != given.dtype
+    if cut and (given != given.astype(made.dtype)).any():
+        raise ValueError(
+            f"{name}: JAX makes {made.dtype} of {given.dtype}, which does not hold all values: "
+            "give smaller numbers, or set jax_enable_x64"
+        )
+    return made
 
 
 def _require_float(name: str, array: Array, shape: Shape) -> None:

@@ -100,8 +100,8 @@ def test_an_update_that_is_not_finite_raises_after_the_other_rows() -> None:
 def test_states_that_are_none() -> None:
     emb, other = JitCollection(one_table()), JitCollection(one_table())
     step, state = sum_step(emb, OFFSETS), emb.state()
-    for factor in (-1.0, np.nan):
-        message = failure(partial(step, factor * state, INDICES))
+    for changed in (-1.0 * state, np.nan * state, state + 0.3):
+        message = failure(partial(step, changed, INDICES))
         assert "the state names no collection of this process" in message
     with pytest.raises(StaleStateError, match=r"another collection's: take a new state"):
         emb.collection(other.state())
@@ -148,6 +148,36 @@ def test_tickets_that_are_not_the_latest() -> None:
     state, _ = backward([(one, first), (two, second)])
     assert "not those of all forwards" in failure(lambda: backward([(one, first), (two, second)]))
     assert emb.collection(state).updates == 1
+
+
+def test_tickets_of_two_collections() -> None:
+    pairs, collections = [], []
+    for _ in range(2):
+        emb = JitCollection(one_table())
+        one, first = jax.jit(emb.forward)(emb.state(), INDICES, OFFSETS)
+        two, second = jax.jit(emb.forward)(first, INDICES, OFFSETS)
+        collections.append(emb)
+        pairs.append([(one, first), (two, second)])
+    mixed = [pairs[0][0], pairs[1][1]]
+    assert "not those of all forwards" in failure(lambda: jax.jit(collections[0].backward)(mixed))
+    assert [emb.collection(emb.state()).updates for emb in collections] == [0, 0]
+
+
+def test_pairs_that_are_none() -> None:
+    emb = JitCollection(one_table())
+    pooled, ticket = emb.forward(emb.state(), INDICES, OFFSETS)
+    with pytest.raises(TypeError, match="ticket must be None where grad is a list"):
+        emb.backward([(pooled, ticket)], ticket)
+    for wrong in ([], [pooled], [(pooled,)]):
+        with pytest.raises(TypeError, match=r"or a list of \(gradient, ticket\), not empty"):
+            emb.backward(wrong)
+
+
+@pytest.mark.parametrize("jit", [jax.jit, lambda f: f])
+def test_ids_that_jax_would_cut(jit: Callable[..., Any]) -> None:
+    emb, far = JitCollection(one_table()), INDICES.astype(np.int64) + 2**32
+    with pytest.raises(ValueError, match="indices: JAX makes int32 of int64"):
+        jit(lambda state: emb.evaluate(state, far, OFFSETS))(emb.state())
 
 
 def test_an_eager_backward_does_not_take_a_programs_forward() -> None:

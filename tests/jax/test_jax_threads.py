@@ -129,6 +129,38 @@ def test_an_interrupt_leaves_each_call_done_or_not_done() -> None:
     assert emb.collection(step(emb.state(), INDICES)).updates > 1
 
 
+ENDED_BY_A_SIGNAL = """
+import atexit
+import signal
+import sys
+import numpy as np
+import jax
+import mpembed as mpe
+from mpembed.jax import JitCollection
+
+atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
+emb = JitCollection(mpe.EmbeddingBagCollection(
+    [mpe.TableConfig("t", 100, 8)], optimizer=mpe.SGD(0.1)))
+indices, offsets = np.arange(4, dtype=np.int32), np.arange(5, dtype=np.int32)
+step = jax.jit(jax.grad(lambda state: emb.lookup(state, indices, offsets).sum()))
+state = step(emb.state())
+signal.signal(signal.SIGALRM, lambda *_: sys.exit(7))
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.5)  # one may come in a finalizer, which ends nothing
+while True:
+    try:
+        state = step(state)
+    except Exception:  # as careless loops have it
+        state = emb.state()
+"""
+
+
+def test_a_signals_handler_ends_the_process(tmp_path: Path) -> None:
+    for _ in range(3):  # mostly the signal comes while a handler of XLA's runs
+        command = [sys.executable, "-c", ENDED_BY_A_SIGNAL]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 7, done.stderr
+
+
 def copied(collection: Any) -> Any:
     """Return a collection with the same rows; SGD has no states, and rows of FP32 no noise."""
     twin = one_table()

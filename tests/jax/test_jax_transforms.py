@@ -101,6 +101,29 @@ def test_an_update_whose_state_is_not_used_is_made() -> None:
         step(first).block_until_ready()
 
 
+def test_an_inner_program_of_which_nothing_is_used_is_left_out() -> None:
+    """JAX drops it whole, before anybody is asked about the calls in it."""
+    emb = JitCollection(one_table())
+    inner = jax.jit(update(emb))
+
+    @jax.jit
+    def program(state: Any, given: Any) -> Any:
+        inner(state)
+        return given + 1
+
+    state = emb.state()
+    program(state, 1.0).block_until_ready()
+    assert emb.collection(state).updates == 0  # and the state is still the latest
+
+
+def test_without_jit_by_jaxs_switch() -> None:
+    emb = JitCollection(one_table())
+    with jax.disable_jit():
+        state = update(emb)(emb.state())
+        emb.evaluate(state, INDICES, OFFSETS)
+    assert same_bytes(emb.collection(state), trained(1))
+
+
 def test_a_forward_whose_output_is_not_used_is_made() -> None:
     collection = one_table()
     emb = JitCollection(collection)

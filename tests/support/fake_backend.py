@@ -17,6 +17,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "describe": [I32, VOID],
     "current_device": [ctypes.POINTER(I32)],
     "use_device": [I32],
+    "device_in_use": [I32, ctypes.POINTER(I32)],
     "allocate": [I64, I32, ctypes.POINTER(VOID)],
     "release": [VOID, I32],
     "borrow": [I64, VOID, ctypes.POINTER(VOID)],
@@ -52,6 +53,7 @@ class Fake:
         self.said: list[tuple[Any, ...]] = []
         self.device, self.events, self.blocks = 3, 100, 1 << 20
         self.table = Table(api_header.version(), b"fake", b"none")
+        self.in_use = {1, 3}
         self.captured: dict[int, int] = {}  # a stream's capture
         self.kept: list[Any] = []
         self.message = ctypes.create_string_buffer(b"it failed")
@@ -81,6 +83,10 @@ class Fake:
     def do_use_device(self, device: int) -> int:
         self.device = device
         self.said.append(("use", device))
+        return 0
+
+    def do_device_in_use(self, device: int, out: Any) -> int:
+        out[0] = device in self.in_use
         return 0
 
     def do_create_event(self, out: Any) -> int:

@@ -46,6 +46,10 @@ def wait_until_computed(*given):
     Call this before the lock of a call is taken: what computes them may call the same collection,
     and would wait for the lock while their export waits for it.
     """
+    wait_for_each(given, 3)
+
+
+cdef int wait_for_each(object given, int depth) except -1:
     cdef Exporter exporter
     for one in given:
         if one is None or cnp.PyArray_CheckExact(one):
@@ -58,10 +62,13 @@ def wait_until_computed(*given):
                 pass
         elif exporter.has_dlpack:
             continue
+        elif depth == 0:  # nothing that any call takes
+            continue
         elif isinstance(one, (list, tuple)):
-            wait_until_computed(*one)
+            wait_for_each(one, depth - 1)
         elif isinstance(one, Mapping):
-            wait_until_computed(*one.values())
+            wait_for_each(one.values(), depth - 1)
+    return 0
 
 
 cdef int check_bits(View v, object tensor) except -1:

@@ -1,5 +1,5 @@
 // What mpembed uses of the C ABI of XLA's foreign functions, "xla/ffi/api/c_api.h", declared anew:
-// jaxlib, which has that header, is not needed to build mpembed. tests/jax/test_abi.py compiles
+// jaxlib, which has that header, is not needed to build mpembed. tests/jax/test_jax_abi.py compiles
 // both and compares sizes, offsets and numbers.
 //
 // Structs grow at their end, and `struct_size` says how far the runtime's reaches.

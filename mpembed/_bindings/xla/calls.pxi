@@ -93,7 +93,8 @@ cdef int backward(const CallFrame* frame) except -1:
     used.lock.acquire(True)
     try:
         numbers = [counted(ticket_in(given[2 * i])) for i in range(pairs)]
-        if numbers != list(used.waiting):
+        owners = [number_of(ticket_in(given[2 * i])) for i in range(pairs)]
+        if owners != [used.number] * pairs or numbers != list(used.waiting):
             raise StaleStateError(
                 "the tickets are not those of all forwards that wait, in their order, or were used "
                 f"already: pass all of them to one backward; after an error, {RENEW}")
@@ -136,6 +137,14 @@ cdef int evaluate(const CallFrame* frame) except -1:
     return 0
 
 
+cdef list ends = []  # what a handler of signals raised to end the program, such as SystemExit
+
+
+cdef int raise_end(void* _) except -1:
+    """Raise the first of `ends`; the main thread runs this once it is out of the program."""
+    raise ends.pop(0)
+
+
 cdef int explain(object error, string* message) noexcept:
     """Return the code of an error, and say it in its own words."""
     cdef bint interrupted = isinstance(error, KeyboardInterrupt)
@@ -151,6 +160,9 @@ cdef int explain(object error, string* message) noexcept:
         message[0] = b"mpembed: an error that cannot be shown"
     if interrupted:
         PyErr_SetInterrupt()  # the main thread raises it again, once it is out of the program
+    elif not isinstance(error, Exception):
+        ends.append(error)
+        Py_AddPendingCall(raise_end, NULL)
     return code
 
 

@@ -32,6 +32,9 @@ inline void stop() {
   while (running > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
+// In a forked child.
+inline void none_runs() { running = 0; }
+
 inline Error* error(const Api* api, int code, const char* message) {
   ErrorArguments made{sizeof(ErrorArguments), nullptr, message, code};
   return api->create_error(&made);

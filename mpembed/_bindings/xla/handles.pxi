@@ -109,6 +109,8 @@ cdef int64_t joined(digit high, digit low) noexcept:
     """Return a number of two digits; -1 where they are none."""
     if not (0 <= high < DIGIT and 0 <= low < DIGIT):
         return -1
+    if <int64_t>high != high or <int64_t>low != low:  # arithmetic was done with it
+        return -1
     return <int64_t>high * DIGIT + <int64_t>low
 
 

@@ -271,7 +271,10 @@ cudaError_t cudaFree(void* p) {
 }
 
 cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t stream) {
-  ++simt::default_pool_uses;
+  {
+    const std::lock_guard<std::recursive_mutex> lock(simt::runtime_mutex());
+    ++simt::default_pool_uses;
+  }
   return cudaMallocFromPoolAsync(p, bytes, nullptr, stream);
 }
 
