@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,10 @@ def test_columns_that_are_named_twice_or_ambiguous(tmp_path: Path) -> None:
     assert refused(path, label="click", categorical=("a,2",)) == (
         "--categorical: column 'a' is named twice"
     )
+    taken = DataOptions(files=(str(path),), label="click", dense=("a",), categorical=("?,b",))
+    with pytest.raises(DataError, match="'b' is named twice"):
+        open_source(taken)  # the pattern has it already, but neither 'click' nor 'a'
+    assert open_source(replace(taken, categorical=("?",))).columns.categorical == ("b",)
     assert refused(path, label="click", categorical=("1-3",)) == (
         "--categorical: column 'click' is already the label or a number"
     )

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mpembed.train.data.clicks import MISSING_CAT, Bags, IntArray
+from mpembed.train.data.clicks import MISSING_CAT, MISSING_LABEL, Bags, IntArray
 from mpembed.train.data.keys import text_keys
 
 F64 = npt.NDArray[np.float64]
@@ -112,7 +112,7 @@ def _refuse(bad: npt.NDArray[np.bool_], column: pa.Array, name: str, wanted: str
         raise BadValueError(row, f"column {name!r} holds {_show(column, row)}, {wanted}")
 
 
-def labels(column: pa.Array, name: str) -> IntArray:
+def labels(column: pa.Array, name: str, missing: bool = False) -> IntArray:
     """Return labels as 0 and 1.
 
     Parameters
@@ -121,26 +121,31 @@ def labels(column: pa.Array, name: str) -> IntArray:
         Numbers, booleans or texts.
     name : str
         Name of the column, for messages.
+    missing : bool
+        Whether labels may be missing: null, empty or NaN.
 
     Returns
     -------
     ndarray of int64
-        Zeros and ones.
+        Zeros and ones, and ``MISSING_LABEL``.
 
     Raises
     ------
     BadValueError
-        If a value is missing or neither of the two.
+        If a value is neither of the two, or missing where it may not be.
     """
     plain = _plain(column)
     if is_text(plain.type):
         texts = plain.cast(pa.binary())
         found = np.asarray(pc.fill_null(pc.index_in(texts, value_set=_LABELS), -1)).astype(np.int64)
-        values: IntArray = np.where(found < 0, -1, found % 2)
+        values: IntArray = np.where(found < 0, MISSING_LABEL, found % 2)
+        absent = np.asarray(pc.equal(pc.fill_null(texts, b""), b""))
     else:
-        numbers = np.asarray(pc.fill_null(plain.cast(pa.float64(), safe=False), -1.0))
-        values = np.where(numbers == 1, 1, np.where(numbers == 0, 0, -1)).astype(np.int64)
-    _refuse(values < 0, column, name, "not a label: 0, 1, false or true")
+        numbers = np.asarray(pc.fill_null(plain.cast(pa.float64(), safe=False), float("nan")))
+        values = np.where(numbers == 1, 1, np.where(numbers == 0, 0, MISSING_LABEL))
+        values, absent = values.astype(np.int64), np.isnan(numbers)
+    bad = (values == MISSING_LABEL) & ~(absent & missing)
+    _refuse(bad, column, name, "not a label: 0, 1, false or true")
     return values
 
 

@@ -156,9 +156,12 @@ def _open_table(
     columns: Columns | None,
     first: FileSource | None,
 ) -> TextTable | ParquetTable:
+    parquet = is_parquet(path)
+
     def choose(names: list[str], file: str) -> Selection:
         if columns is not None:
-            return select_again(names, columns, file)
+            positions = options.header is False and not parquet
+            return select_again(names, columns, file, positions)
         if first is not None and tuple(names) != first.columns.names:
             raise DataError(
                 f"{path}: the columns are not those of the first file: {_difference(names, first)}"
@@ -168,9 +171,11 @@ def _open_table(
     stored = columns or (first.columns if first is not None else None)
     label = stored.label if stored else DEFAULT_LABEL
     bags = stored is not None and stored.bags
-    if is_parquet(path):
+    if parquet:
         return ParquetTable(path, rows, choose, label, bags)
-    header = stored.header if stored else None
+    header = options.header
+    if header is None and stored:
+        header = stored.header
     return TextTable(path, rows, choose, label, options, bags, header)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +41,7 @@ def to_clicks(
     labels = (
         np.full(rows, MISSING_LABEL, np.int64)
         if selection.label is None
-        else arrow_columns.labels(found[selection.label], columns.label)
+        else arrow_columns.labels(found[selection.label], columns.label, selection.partly_labelled)
     )
     dense = np.empty((len(selection.dense), rows))
     for row, (place, name) in enumerate(zip(selection.dense, columns.dense, strict=True)):
@@ -57,17 +57,13 @@ def to_clicks(
     return Clicks(labels, dense, cats)
 
 
-def make_columns(
-    names: Sequence[str], selection: Selection, label: str, bags: bool, header: bool
-) -> Columns:
+def make_columns(selection: Selection, label: str, bags: bool, header: bool) -> Columns:
     """Return the columns of a selection by name.
 
     Parameters
     ----------
-    names : sequence of str
-        All names of the file.
     selection : Selection
-        The chosen ones.
+        The chosen ones, and all names.
     label : str
         Name of the label where the selection has none.
     bags, header : bool
@@ -78,12 +74,13 @@ def make_columns(
     Columns
         The names.
     """
+    names = selection.names
     return Columns(
         tuple(names[place] for place in selection.dense),
         tuple(names[place] for place in selection.categorical),
         label if selection.label is None else names[selection.label],
         bags,
-        tuple(names),
+        names,
         header,
     )
 

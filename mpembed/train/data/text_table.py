@@ -103,9 +103,8 @@ class TextTable:
         self._header = _has_header(cells, options) if header is None else header
         names = unique_names(cells) if self._header else [str(n + 1) for n in range(len(cells))]
         self._selection = choose(names, f"{path}: this is {self._separated()}")
-        self.columns = make_columns(
-            names, self._selection, label, bags or self._separator is not None, self._header
-        )
+        bags = bags or self._separator is not None
+        self.columns = make_columns(self._selection, label, bags, self._header)
         stop = sys.maxsize if max_rows is None else max_rows + self._header
         lines = sum(n for _, n in line_blocks(path, self._compression, stop))
         self._rows = lines - self._header
