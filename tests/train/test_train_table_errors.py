@@ -59,6 +59,8 @@ LINES = {
     "empty": (b"\n", "the line is empty"),
     "open quote": (b'1,2,"3\n', "a quote is not closed on its line"),
     "line end in quotes": (b'1,2,"3\n4"\n', "a quote is not closed on its line"),
+    "two quotes, one open": (b'1,2"3,"4\n', "a quote is not closed on its line"),
+    "quotes over two lines": (b'1,2"3,"4\n0,5,x"z"\n', "a quote is not closed on its line"),
     "carriage return": (b"1,2\r,3\n", "a carriage return stands alone"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mpembed.train.data import parquet
 from mpembed.train.data.clicks import Clicks
 from mpembed.train.data.criteo import CriteoFile
 from mpembed.train.data.dataset import Dataset
+from mpembed.train.data.digest import DigestedSource
 from mpembed.train.data.encoding import Block
 from mpembed.train.data.options import DataOptions
 from mpembed.train.data.sources import describe_source, open_source
@@ -92,6 +94,39 @@ def test_a_csv_and_a_parquet_file_may_follow_one_another(tmp_path: Path, clicks:
     both = DataOptions(files=tuple(o.files[0] for o in options), **BY_NAME)
     whole = write_lines(tmp_path / "whole.txt", criteo_lines(clicks))
     assert_same(blocks(both), blocks(DataOptions(files=(str(whole),))))
+
+
+def digest_of(options: DataOptions) -> str:
+    source = DigestedSource(open_source(options))
+    for _ in source.chunks(source.rows):
+        pass
+    return source.digest
+
+
+def test_the_digest_does_not_depend_on_how_rows_are_cut(
+    tmp_path: Path, clicks: Clicks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [write_format(tmp_path, "CSV", clicks)]
+    want = digest_of(files[0])
+    files += [write_format(tmp_path, name, clicks) for name in ("CSV, gzip", "Parquet")]
+    parts = []
+    for number, rows in enumerate((slice(0, 300), slice(300, None))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        parts += write_format(folder, "CSV", clicks[rows]).files
+    files.append(DataOptions(files=tuple(parts), **BY_NAME))
+    monkeypatch.setattr(text_lines, "_BLOCK_BYTES", 5000)
+    assert [digest_of(options) for options in files] == [want] * 4
+    changed = write_format(tmp_path / "0", "CSV", replace(clicks, labels=1 - clicks.labels))
+    assert digest_of(changed) != want
+
+
+def test_the_digest_tells_lists_apart(tmp_path: Path) -> None:
+    path, found = tmp_path / "a.parquet", []
+    for lists in ([["a", "b"], ["c"]], [["a"], ["b", "c"]], [["a"], ["b", "d"]]):
+        pq.write_table(pa.table({"label": [0, 1], "x": lists}), path)
+        found.append(digest_of(DataOptions(files=(str(path),), categorical=("x",))))
+    assert len(set(found)) == 3
 
 
 def people(rows: int) -> dict[str, list[Any]]:

@@ -198,7 +198,8 @@ def keys(column: pa.Array, name: str) -> IntArray:
     BadValueError
         If a float is not a whole number.
     """
-    if pa.types.is_dictionary(column.type):
+    # A slice has the dictionary of the whole, which may be far longer.
+    if pa.types.is_dictionary(column.type) and len(column.dictionary) <= len(column):
         own = keys(column.dictionary, name)
         places = np.asarray(pc.fill_null(column.indices.cast(pa.int64()), len(own)))
         found: IntArray = np.append(own, MISSING_CAT)[places]

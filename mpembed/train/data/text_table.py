@@ -26,10 +26,12 @@ from mpembed.train.data.table import describe_columns, make_columns, to_clicks
 from mpembed.train.data.table_lines import (
     BOM,
     DELIMITERS,
+    OPEN_QUOTE,
     BadLineError,
     check_lines,
     find_delimiter,
     first_failure,
+    has_open_quote,
     split_line,
 )
 
@@ -185,7 +187,12 @@ class TextTable:
             number, line = first_failure(block, self._fails)
             raise BadLineError(number, self._explain(line)) from None
 
+    def _is_open(self, line: bytes) -> bool:
+        return b'"' in line and has_open_quote(line, self._delimiter.encode())
+
     def _fails(self, lines: bytes, number: int) -> bool:
+        if any(self._is_open(line) for line in lines.splitlines()):
+            return True  # alone, or before other lines, it may pass
         try:
             self._convert(lines, number)
         except (pa.ArrowInvalid, BadValueError):
@@ -212,7 +219,9 @@ class TextTable:
                 check_utf8=False,
             ),
         )
-        assert len(table) == lines  # check_lines refuses what would part them
+        last = block.rstrip(b"\r\n")
+        if len(table) != lines or self._is_open(last[last.rfind(b"\n") + 1 :]):
+            raise pa.ArrowInvalid("a quote is open at the end of a line")
         places = self._selection.places
         found = {place: self._column(table, names[place], place) for place in places}
         return to_clicks(found, lines, self._selection, self.columns)
@@ -226,6 +235,8 @@ class TextTable:
 
     def _explain(self, line: bytes) -> str:
         """Return what is wrong with a line."""
+        if self._is_open(line):
+            return OPEN_QUOTE
         try:
             self._convert(line, 1)
         except BadValueError as error:
