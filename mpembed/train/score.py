@@ -35,7 +35,7 @@ class Scored:
     labels : int
         Those with a label.
     log_loss, auc, accuracy : float
-        Of the rows with a label; NaN if there are none.
+        Of the rows with a label; NaN if there are none, the AUC also if all are of one class.
     """
 
     rows: int
@@ -48,8 +48,9 @@ class Scored:
         if not self.labels:
             return f"{self.rows:,} rows; no labels, so no metrics"
         of = "" if self.labels == self.rows else f" of the {self.labels:,} with a label"
+        area = "-" if np.isnan(self.auc) else f"{self.auc:.4f}"
         return (
-            f"{self.rows:,} rows; log loss {self.log_loss:.4f}, AUC {self.auc:.4f}, "
+            f"{self.rows:,} rows; log loss {self.log_loss:.4f}, AUC {area}, "
             f"accuracy {100 * self.accuracy:.2f} %{of}"
         )
 
@@ -83,12 +84,14 @@ def score(
     OSError
         If `out` cannot be written.
     """
+    if rows is not None and rows < 1:
+        raise OptionError(f"--rows is {rows}; it must be at least 1")
     saved = SavedModel(path)
     encoding = saved.encoding()
-    if data.list_separator is None:
-        data = replace(data, list_separator=saved.facts.options.data.list_separator)
     if not data.files and saved.facts.options.data.files:
         raise OptionError("--data is needed: the model was not trained on synthetic clicks")
+    if data.list_separator is None:
+        data = replace(data, list_separator=saved.facts.options.data.list_separator)
     source = open_source(data, rows, encoding.columns)
     for kind in ("dense", "categorical"):
         if getattr(source.columns, kind) != getattr(encoding.columns, kind):

@@ -146,6 +146,14 @@ def test_clicks_without_labels_have_scores_and_no_metrics(model: Path, tmp_path:
     assert out.read_text() == unlabelled
 
 
+def test_there_is_no_auc_of_one_class(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "new.txt"
+    data.write_bytes(clicks(1, label=True))
+    _, told, _ = call("score", str(model), "--data", str(data))
+    assert told.startswith("1 rows; log loss ")
+    assert ", AUC -, accuracy " in told
+
+
 def refused(*arguments: str) -> str:
     code, out, err = call("score", *arguments)
     assert (code, out) == (2, "")
@@ -163,6 +171,9 @@ def test_what_cannot_be_scored_is_one_line(model: Path, tmp_path: Path) -> None:
     assert "no such file" in refused(str(model), "--data", str(tmp_path / "no.txt"))
     same = refused(str(model), "--data", str(data), "--out", str(data))
     assert "is the same file as --data" in same
+    for rows in ("0", "-1"):
+        assert f"--rows is {rows}; it must be at least 1" in refused(str(model), "--rows", rows)
+    assert "need --data" in refused(str(model), "--header")
     data.write_bytes(b"a,b\n1,2\n")
     assert "the model was trained on Criteo's format" in refused(str(model), "--data", str(data))
 

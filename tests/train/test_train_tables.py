@@ -185,6 +185,23 @@ def test_lists_quotes_floats_and_missing_values_are_the_same_in_csv_and_parquet(
     assert_same(list(Dataset(got).blocks(64)), list(Dataset(want).blocks(64)))
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_binary(), "dictionary"])
+def test_a_list_separator_splits_strings_of_parquet_too(tmp_path: Path, kind: Any) -> None:
+    csv, parquet_file = tmp_path / "a.csv", tmp_path / "a.parquet"
+    cells = ["a|b", "c", "", "b|c|a"] * 5
+    csv.write_text("label,x,n\n" + "".join(f"{i % 2},{x},{i}\n" for i, x in enumerate(cells)))
+    texts = pa.array([cell or None for cell in cells])
+    texts = texts.dictionary_encode() if kind == "dictionary" else texts.cast(kind)
+    numbers = list(range(20))
+    pq.write_table(pa.table({"label": [0, 1] * 10, "x": texts, "n": numbers}), parquet_file)
+    got, want = (
+        blocks(DataOptions(files=(str(path),), categorical=("x", "n"), list_separator="|"))
+        for path in (csv, parquet_file)
+    )
+    assert_same(got, want)
+    assert np.diff(got[0].offsets)[:4].tolist() == [2, 1, 1, 3]
+
+
 def test_bags_hold_the_values_of_their_rows(tmp_path: Path) -> None:
     options = DataOptions(files=(str(write_people(tmp_path / "a.parquet")),), **PEOPLE)
     dataset, columns = Dataset(open_source(options)), people(200)

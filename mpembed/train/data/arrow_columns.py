@@ -218,7 +218,7 @@ def keys(column: pa.Array, name: str) -> IntArray:
     return text_keys(plain)
 
 
-def bags(column: pa.Array, name: str) -> Bags:
+def bags(column: pa.Array, name: str, separator: str | None = None) -> Bags:
     """Return the keys of a column that may hold lists.
 
     Parameters
@@ -227,6 +227,8 @@ def bags(column: pa.Array, name: str) -> Bags:
         Values that `keys` takes, or lists of them.
     name : str
         Name of the column, for messages.
+    separator : str, optional
+        What separates the values in a text; by default a text is one value.
 
     Returns
     -------
@@ -238,6 +240,8 @@ def bags(column: pa.Array, name: str) -> Bags:
     BadValueError
         As `keys`.
     """
+    if separator is not None and is_text(_plain_type(column.type)):
+        column = pc.split_pattern(_plain(column), separator.encode())
     if not is_list(column.type):
         own = keys(column, name)
         return Bags(own, np.arange(len(own) + 1, dtype=np.int64))

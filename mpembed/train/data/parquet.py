@@ -45,6 +45,8 @@ class ParquetTable:
         Gives the selection from all names and what messages call the file.
     label : str
         Name of the label where there is none.
+    separator : str or None
+        What separates the values in a categorical string, if anything does.
     bags : bool
         Whether categoricals are lists in any case.
 
@@ -60,6 +62,7 @@ class ParquetTable:
         max_rows: int | None,
         choose: Callable[[list[str], str], Selection],
         label: str,
+        separator: str | None,
         bags: bool = False,
     ) -> None:
         check_regular(path)
@@ -74,6 +77,8 @@ class ParquetTable:
         self._names = schema.names
         self._selection = choose(schema.names, f"{path}: this is a Parquet file")
         self._check_types(schema)
+        self._separator = separator
+        bags = bags or separator is not None
         lists = any(is_list(schema.field(place).type) for place in self._selection.categorical)
         self.columns = make_columns(self._selection, label, bags or lists, True)
 
@@ -139,7 +144,9 @@ class ParquetTable:
                 places = self._selection.places
                 found = {place: taken.column(self._names[place]) for place in places}
                 try:
-                    yield to_clicks(found, len(taken), self._selection, self.columns)
+                    yield to_clicks(
+                        found, len(taken), self._selection, self.columns, self._separator
+                    )
                 except BadValueError as error:
                     number = done + error.row + 1
                     raise DataError(f"{self.path}: row {number}: {error}") from None

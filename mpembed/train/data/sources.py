@@ -101,6 +101,10 @@ def open_source(
     paths = expand(options.files)
     # The columns of a table are all named.
     criteo = not options.selects_columns if columns is None else not columns.names
+    if criteo:
+        way_out = "" if columns else ", or pass --categorical for other files"
+        of_text = ("header", "delimiter", "list_separator")
+        _refuse(options, of_text, f"are in Criteo's format; leave it out{way_out}")
     opened: list[FileSource] = []
     for path in paths:
         check_regular(path)
@@ -113,7 +117,20 @@ def open_source(
             else _open_table(path, left, options, columns, opened[0] if opened else None)
         )
         _check_alike(path, opened)
+    if all(isinstance(file, ParquetTable) for file in opened):
+        # With --header the names are in the files, as they are here.
+        names = ("delimiter", *("header" for _ in range(options.header is False)))
+        _refuse(options, names, "are all Parquet; leave it out")
     return opened[0] if len(opened) == 1 else JoinedFiles(opened)
+
+
+def _refuse(options: DataOptions, names: Sequence[str], files: str) -> None:
+    """Refuse options that would change nothing."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None:
+            option = "no-header" if value is False else name.replace("_", "-")
+            raise DataError(f"--{option} is of no use: the files {files}")
 
 
 def _check_alike(path: Path, opened: Sequence[FileSource]) -> None:
@@ -172,7 +189,7 @@ def _open_table(
     label = stored.label if stored else DEFAULT_LABEL
     bags = stored is not None and stored.bags
     if parquet:
-        return ParquetTable(path, rows, choose, label, bags)
+        return ParquetTable(path, rows, choose, label, options.list_separator, bags)
     header = options.header
     if header is None and stored:
         header = stored.header

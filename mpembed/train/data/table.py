@@ -13,7 +13,11 @@ from mpembed.train.data.selection import Selection
 
 
 def to_clicks(
-    found: Mapping[int, pa.Array], rows: int, selection: Selection, columns: Columns
+    found: Mapping[int, pa.Array],
+    rows: int,
+    selection: Selection,
+    columns: Columns,
+    separator: str | None,
 ) -> Clicks:
     """Return rows of pyarrow's columns as raw clicks.
 
@@ -27,6 +31,8 @@ def to_clicks(
         Which columns are taken.
     columns : Columns
         Their names.
+    separator : str or None
+        What separates the values in a categorical text, if anything does.
 
     Returns
     -------
@@ -49,7 +55,7 @@ def to_clicks(
     pairs = list(zip(selection.categorical, columns.categorical, strict=True))
     if columns.bags:
         none = np.empty((0, rows), np.int64)
-        bags = tuple(arrow_columns.bags(found[place], name) for place, name in pairs)
+        bags = tuple(arrow_columns.bags(found[place], name, separator) for place, name in pairs)
         return Clicks(labels, dense, none, bags)
     cats = np.empty((len(pairs), rows), np.int64)
     for row, (place, name) in enumerate(pairs):
