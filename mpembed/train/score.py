@@ -19,6 +19,7 @@ from mpembed.train.forward import Forward
 from mpembed.train.metrics import accuracy, auc, log_loss
 from mpembed.train.saved_model import SavedModel
 from mpembed.train.score_files import ScoreFile
+from mpembed.train.score_unknown import UnknownValues
 
 F32 = npt.NDArray[np.float32]
 _BLOCK_ROWS, _BATCH_ROWS = 16_384, 2_048
@@ -36,6 +37,8 @@ class Scored:
         Those with a label.
     log_loss, auc, accuracy : float
         Of the rows with a label; NaN if there are none, the AUC also if all are of one class.
+    note : str
+        What makes the scores doubtful: columns whose values the model does not know; or empty.
     """
 
     rows: int
@@ -43,6 +46,7 @@ class Scored:
     log_loss: float
     auc: float
     accuracy: float
+    note: str = ""
 
     def __str__(self) -> str:
         if not self.labels:
@@ -102,10 +106,11 @@ def score(
         raise
     except ValueError as error:
         raise DamagedError(f"{path}: {error}") from None
+    unknown = UnknownValues(encoding)
     file = nullcontext() if out is None else ScoreFile(out)
     labels, logits = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
     with file as opened:
-        for own, found in _scored(model, encoding, source):
+        for own, found in _scored(model, encoding, source, unknown):
             if isinstance(opened, ScoreFile):
                 opened.write(_sigmoid(found))
             known = ~np.isnan(own)
@@ -113,12 +118,16 @@ def score(
             logits.append(found[known])
         if out is None and not any(map(len, labels)):
             raise OptionError("--out is needed: the data have no labels to score against")
-    return _measured(source.rows, np.concatenate(labels), np.concatenate(logits))
+    measured = _measured(source.rows, np.concatenate(labels), np.concatenate(logits))
+    return replace(measured, note=unknown.note())
 
 
-def _scored(model: Forward, encoding: Encoding, source: Source) -> Iterator[tuple[F32, F32]]:
+def _scored(
+    model: Forward, encoding: Encoding, source: Source, unknown: UnknownValues
+) -> Iterator[tuple[F32, F32]]:
     """Yield the labels, NaN without one, and the log odds of one batch after the other."""
     for block in encoding.blocks(source, _BLOCK_ROWS):
+        unknown.add(block)
         for batch in block.batches(_BATCH_ROWS):
             yield batch.labels, model(batch)
 

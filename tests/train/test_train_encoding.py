@@ -194,8 +194,22 @@ def test_what_is_no_stored_encoding_is_refused(clicks: Clicks, tmp_path: Path) -
     encoding = Dataset(open_source(options)).encoding
     described, arrays = encoding.describe(), encoding.arrays()
     values = arrays["values.3"]
+    columns, tables = described["columns"], described["tables"]
+
+    def table(**changes: Any) -> dict[str, Any]:
+        return described | {"tables": [tables[0] | changes, *tables[1:]]}
+
+    def named(*names: str) -> dict[str, Any]:
+        return described | {"columns": columns | {"names": names}}
+
     for bad, of, message in (
         ({}, arrays, "not a stored encoding"),
+        (table(num_rows=float(tables[0]["num_rows"])), arrays, "not a stored vocabulary: num_rows"),
+        (table(hashed=0), arrays, "not a stored vocabulary: num_rows [0-9]+, hashed 0"),
+        (named(*columns["names"][:-1]), arrays, "its columns are not those of a file"),
+        (named(*columns["names"][1:]), arrays, "its columns are not those of a file"),
+        (named(*columns["names"], "C1"), arrays, "its columns are not those of a file"),
+        (described | {"columns": columns | {"label": "C1"}}, arrays, "are not those of a file"),
         (described | {"layout": 99}, arrays, "the encoding has layout 99, not 1"),
         (described | {"dense": []}, arrays, "its columns and its parts differ in number"),
         (described, {}, "not a stored encoding"),

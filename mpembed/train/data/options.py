@@ -65,7 +65,8 @@ class DataOptions:
             )
         if self.selects_columns and not self.files:
             raise OptionError("--label, --dense and --categorical need --data")
-        if not self.files and not (self.header is self.delimiter is self.list_separator is None):
+        of_text = (self.header, self.delimiter, self.list_separator)
+        if not self.files and of_text != (None, None, None):
             raise OptionError("--header, --delimiter and --list-separator need --data")
         if self.dense and not self.categorical:
             raise OptionError("--dense is given without --categorical: there would be no tables")
