@@ -229,8 +229,8 @@ class TextTable:
                 check_utf8=False,
             ),
         )
-        last = block.rstrip(b"\r\n")
-        if len(table) != lines or self._is_open(last[last.rfind(b"\n") + 1 :]):
+        last = block[block.rfind(b"\n", 0, len(block) - 1) + 1 :]
+        if len(table) != lines or self._is_open(last):
             raise pa.ArrowInvalid("a quote is open at the end of a line")
         places = self._selection.places
         found = {place: _column(table, names[place]) for place in places}
