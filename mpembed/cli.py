@@ -170,4 +170,6 @@ def score(
         _fail("out of memory", 1)
     except Interrupted:
         _fail(f"{interrupts.name}: nothing was written", interrupts.status)
+    if found.note:
+        typer.echo(f"mpembed: {found.note}", err=True)
     typer.echo(str(found))

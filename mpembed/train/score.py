@@ -19,6 +19,7 @@ from mpembed.train.forward import Forward
 from mpembed.train.metrics import accuracy, auc, log_loss
 from mpembed.train.saved_model import SavedModel
 from mpembed.train.score_files import ScoreFile
+from mpembed.train.score_unknown import UnknownValues
 
 F32 = npt.NDArray[np.float32]
 _BLOCK_ROWS, _BATCH_ROWS = 16_384, 2_048
@@ -35,7 +36,9 @@ class Scored:
     labels : int
         Those with a label.
     log_loss, auc, accuracy : float
-        Of the rows with a label; NaN if there are none.
+        Of the rows with a label; NaN if there are none, the AUC also if all are of one class.
+    note : str
+        What makes the scores doubtful: columns whose values the model does not know; or empty.
     """
 
     rows: int
@@ -43,13 +46,15 @@ class Scored:
     log_loss: float
     auc: float
     accuracy: float
+    note: str = ""
 
     def __str__(self) -> str:
         if not self.labels:
             return f"{self.rows:,} rows; no labels, so no metrics"
         of = "" if self.labels == self.rows else f" of the {self.labels:,} with a label"
+        area = "-" if np.isnan(self.auc) else f"{self.auc:.4f}"
         return (
-            f"{self.rows:,} rows; log loss {self.log_loss:.4f}, AUC {self.auc:.4f}, "
+            f"{self.rows:,} rows; log loss {self.log_loss:.4f}, AUC {area}, "
             f"accuracy {100 * self.accuracy:.2f} %{of}"
         )
 
@@ -83,12 +88,14 @@ def score(
     OSError
         If `out` cannot be written.
     """
+    if rows is not None and rows < 1:
+        raise OptionError(f"--rows is {rows}; it must be at least 1")
     saved = SavedModel(path)
     encoding = saved.encoding()
-    if data.list_separator is None:
-        data = replace(data, list_separator=saved.facts.options.data.list_separator)
     if not data.files and saved.facts.options.data.files:
         raise OptionError("--data is needed: the model was not trained on synthetic clicks")
+    if data.list_separator is None:
+        data = replace(data, list_separator=saved.facts.options.data.list_separator)
     source = open_source(data, rows, encoding.columns)
     for kind in ("dense", "categorical"):
         if getattr(source.columns, kind) != getattr(encoding.columns, kind):
@@ -99,10 +106,11 @@ def score(
         raise
     except ValueError as error:
         raise DamagedError(f"{path}: {error}") from None
+    unknown = UnknownValues(encoding)
     file = nullcontext() if out is None else ScoreFile(out)
     labels, logits = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
     with file as opened:
-        for own, found in _scored(model, encoding, source):
+        for own, found in _scored(model, encoding, source, unknown):
             if isinstance(opened, ScoreFile):
                 opened.write(_sigmoid(found))
             known = ~np.isnan(own)
@@ -110,12 +118,16 @@ def score(
             logits.append(found[known])
         if out is None and not any(map(len, labels)):
             raise OptionError("--out is needed: the data have no labels to score against")
-    return _measured(source.rows, np.concatenate(labels), np.concatenate(logits))
+    measured = _measured(source.rows, np.concatenate(labels), np.concatenate(logits))
+    return replace(measured, note=unknown.note())
 
 
-def _scored(model: Forward, encoding: Encoding, source: Source) -> Iterator[tuple[F32, F32]]:
+def _scored(
+    model: Forward, encoding: Encoding, source: Source, unknown: UnknownValues
+) -> Iterator[tuple[F32, F32]]:
     """Yield the labels, NaN without one, and the log odds of one batch after the other."""
     for block in encoding.blocks(source, _BLOCK_ROWS):
+        unknown.add(block)
         for batch in block.batches(_BATCH_ROWS):
             yield batch.labels, model(batch)
 

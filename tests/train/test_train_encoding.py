@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def joined(blocks: list[Block]) -> dict[str, Any]:
 def assert_scored(encoding: Encoding, dataset: Dataset, path: Path, labels: bool) -> None:
     """Read a file as a scoring process does and compare with the blocks of training."""
     source = open_source(DataOptions(files=(str(path),)), columns=encoding.columns)
+    assert source.columns.dense == encoding.columns.dense
+    assert source.columns.categorical == encoding.columns.categorical
     blocks = list(encoding.blocks(source, 64))
     assert {block.part for block in blocks} == {"score"}
     assert [len(block) for block in blocks] == [64] * 6 + [16]
@@ -84,6 +87,56 @@ def test_labels_may_be_absent_where_columns_have_no_names(tmp_path: Path, clicks
         encoding = stored(dataset.encoding)
         assert_scored(encoding, dataset, Path(options.files[0]), labels=True)
         assert_scored(encoding, dataset, bare, labels=False)
+
+
+def ids_of(encoding: Encoding, path: Path, data: bytes, header: bool | None = None) -> Any:
+    path.write_bytes(data)
+    options = DataOptions(files=(str(path),), header=header)
+    source = open_source(options, columns=encoding.columns)
+    assert source.columns.categorical == encoding.columns.categorical
+    (block,) = encoding.blocks(source, 64)
+    return block.ids.tolist()
+
+
+def test_a_header_may_be_there_at_one_time_and_not_at_another(tmp_path: Path) -> None:
+    path, named, bare = tmp_path / "a.csv", b"label,x,y\n", b"0,a,c\n1,b,d\n" * 4
+    by_name = DataOptions(files=(str(path),), categorical=("y", "x"))
+    by_place = DataOptions(files=(str(path),), label="1", categorical=("3", "2"))
+    for data, options, default in ((named + bare, by_name, True), (bare, by_place, False)):
+        path.write_bytes(data)
+        encoding = stored(Dataset(open_source(options)).encoding)
+        want = ids_of(encoding, path, data)
+        assert want == [[2, 3] * 4] * 2
+        for header in (True, False):
+            for labels in (True, False):
+                new = (named if header else b"") + bare
+                if not labels:
+                    new = re.sub(rb"(?m)^\w+,", b"", new)
+                assert ids_of(encoding, path, new, header) == want
+                if header == default:
+                    assert ids_of(encoding, path, new) == want
+
+
+def test_rows_without_a_label_are_scored_and_not_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"label,x\n" + b"0,a\n1,b\n" * 4)
+    options = DataOptions(files=(str(path),), categorical=("x",))
+    encoding = Dataset(open_source(options)).encoding
+    path.write_bytes(b"label,x\n" + b"0,a\n,b\n" * 4)
+    new = tmp_path / "a.parquet"
+    for kind in (pa.int64(), pa.float64(), pa.string(), pa.bool_()):
+        labels = pa.array([0, None] * 4).cast(kind)
+        pq.write_table(pa.table({"label": labels, "x": ["a", "b"] * 4}), new)
+        for one in (path, new):
+            source = open_source(DataOptions(files=(str(one),)), columns=encoding.columns)
+            (block,) = encoding.blocks(source, 64)
+            np.testing.assert_array_equal(block.labels, np.array([0.0, np.nan] * 4, np.float32))
+            with pytest.raises(DataError, match="holds nothing, not a label"):
+                Dataset(open_source(DataOptions(files=(str(one),), categorical=("x",))))
+    path.write_bytes(b"label,x\n0,a\n2,b\n")
+    source = open_source(DataOptions(files=(str(path),)), columns=encoding.columns)
+    with pytest.raises(DataError, match="holds '2', not a label"):
+        list(encoding.blocks(source, 64))
 
 
 def test_bad_lines_without_labels_are_named(tmp_path: Path, clicks: Clicks) -> None:
@@ -141,8 +194,22 @@ def test_what_is_no_stored_encoding_is_refused(clicks: Clicks, tmp_path: Path) -
     encoding = Dataset(open_source(options)).encoding
     described, arrays = encoding.describe(), encoding.arrays()
     values = arrays["values.3"]
+    columns, tables = described["columns"], described["tables"]
+
+    def table(**changes: Any) -> dict[str, Any]:
+        return described | {"tables": [tables[0] | changes, *tables[1:]]}
+
+    def named(*names: str) -> dict[str, Any]:
+        return described | {"columns": columns | {"names": names}}
+
     for bad, of, message in (
         ({}, arrays, "not a stored encoding"),
+        (table(num_rows=float(tables[0]["num_rows"])), arrays, "not a stored vocabulary: num_rows"),
+        (table(hashed=0), arrays, "not a stored vocabulary: num_rows [0-9]+, hashed 0"),
+        (named(*columns["names"][:-1]), arrays, "its columns are not those of a file"),
+        (named(*columns["names"][1:]), arrays, "its columns are not those of a file"),
+        (named(*columns["names"], "C1"), arrays, "its columns are not those of a file"),
+        (described | {"columns": columns | {"label": "C1"}}, arrays, "are not those of a file"),
         (described | {"layout": 99}, arrays, "the encoding has layout 99, not 1"),
         (described | {"dense": []}, arrays, "its columns and its parts differ in number"),
         (described, {}, "not a stored encoding"),

@@ -46,6 +46,23 @@ def test_one_extreme_number_does_not_leave_the_range() -> None:
     assert np.isfinite(encode_dense(numbers, [DenseTransform()])).all()
 
 
-def test_a_column_of_one_number_is_constant() -> None:
-    (transform,) = statistics(np.full((1, 50), 3.5), 50)
-    assert not encode_dense(np.full((1, 4), 3.5), [transform]).any()
+@pytest.mark.parametrize("number", [3.5, 0.1, 9.99, 123.456, -1e-3, 1e30, 0.0])
+def test_a_column_of_one_number_is_constant(number: float) -> None:
+    """Also one that float64 does not hold, whose sums are rounded."""
+    numbers = np.full((1, 20_001), number)
+    (transform,) = statistics(numbers, 5000)
+    assert transform.deviation == 1.0
+    assert not encode_dense(numbers, [transform]).any()
+    assert encode_dense(np.array([[number + 0.5]]), [transform])[0, 0] in (0.0, pytest.approx(0.5))
+
+
+def test_what_rounding_leaves_of_a_constant_is_no_deviation() -> None:
+    (transform,) = statistics(np.array([[0.3, 0.1 + 0.2] * 20]), 40)
+    assert transform.deviation == 1.0
+
+
+def test_a_small_deviation_is_kept() -> None:
+    (transform,) = statistics(np.array([[1e6, 1e6 + 1.0] * 20]), 40)
+    assert transform.deviation == 0.5
+    (transform,) = statistics(np.array([[1e-30, -1e-30] * 20]), 40)
+    assert transform.deviation == pytest.approx(1e-30)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from mpembed.train.data import arrow_columns
 from mpembed.train.data.clicks import MISSING_CAT
-from mpembed.train.data.keys import hashed_numbers, text_keys
+from mpembed.train.data.keys import _Texts, hashed_numbers, text_keys
 
 SHORT = st.text(st.characters(max_codepoint=127), max_size=8)
 NUMBERS = st.integers(0, 10**18 - 1)
@@ -72,6 +74,40 @@ def test_numbers_sort_as_numbers_and_have_the_keys_of_their_digits(
 def test_keys_are_the_same_on_every_machine() -> None:
     texts = ["a", "00c0ffee", "123456789", "0123456789", "café", "a much longer text", "x" * 200]
     assert text_keys(pa.array(texts)).tolist() == KNOWN
+
+
+def test_long_texts_are_hashed_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in a step for every eight bytes of the longest one."""
+    steps: list[int] = []
+    word = _Texts.word
+
+    def counted(self: _Texts, number: int, rows: Any) -> Any:
+        steps.append(number)
+        return word(self, number, rows)
+
+    monkeypatch.setattr(_Texts, "word", counted)
+    texts = ["x" * 512, "x" * 513, "x" * 100_000, "x" * 99_999 + "y", "short", None]
+    found = text_keys(pa.array(texts)).tolist()
+    assert len(set(found)) == len(texts)
+    assert max(steps) == 63
+    alone = [int(text_keys(pa.array([text], pa.binary()))[0]) for text in texts]
+    assert found == alone
+    assert found[1] == 7728239483731887969
+
+
+def test_a_long_dictionary_is_not_hashed_for_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = pa.array([f"text {n}" for n in range(1000)] + [None])
+    want = text_keys(texts)
+    lengths: list[int] = []
+
+    def counted(some: pa.Array) -> Any:
+        lengths.append(len(some))
+        return text_keys(some)
+
+    monkeypatch.setattr(arrow_columns, "text_keys", counted)
+    part = texts.dictionary_encode()[990:]
+    np.testing.assert_array_equal(arrow_columns.keys(part, "x"), want[990:])
+    assert lengths == [11]
 
 
 def test_what_is_hashed_of_eight_hexadecimal_digits_is_their_number() -> None:

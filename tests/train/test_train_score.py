@@ -137,13 +137,46 @@ def test_clicks_without_labels_have_scores_and_no_metrics(model: Path, tmp_path:
     data, out = tmp_path / "new.txt.gz", tmp_path / "scores.csv"
     data.write_bytes(gzip.compress(clicks(30, label=False)))
     code, told, err = call("score", str(model), "--data", str(data), "--out", str(out))
-    assert (code, told, err) == (0, "30 rows; no labels, so no metrics\n", "")
+    assert (code, told) == (0, "30 rows; no labels, so no metrics\n")
+    assert err.startswith("mpembed: columns 'C1' (30 of 30), ")
     assert len(out.read_text().splitlines()) == 31
     unlabelled = out.read_text()
     data.write_bytes(gzip.compress(clicks(30, label=True)))
     code, told, _ = call("score", str(model), "--data", str(data), "--out", str(out))
     assert told.startswith("30 rows; log loss ")
     assert out.read_text() == unlabelled
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_columns_that_are_spelt_otherwise_are_named(tmp_path: Path, lists: bool) -> None:
+    data, rows = tmp_path / "a.parquet", 60
+    flags = [None if i % 5 == 0 else i % 3 == 0 for i in range(rows)]
+    ids = [[i % 7, 1] if lists else i % 7 for i in range(rows)]
+    labels = [i % 2 for i in range(rows)]
+    pq.write_table(pa.table({"label": labels, "id": ids, "flag": flags}), data)
+    more = ("--data", str(data), "--categorical", "id,flag", "--batch-size", "10")
+    path = train(tmp_path / "model", *more)
+    code, _, err = call("score", str(path), "--data", str(data))
+    assert (code, err) == (0, "")
+    new = tmp_path / "new.csv"
+    text = "".join(f"{i % 7},{'' if i % 5 == 0 else i % 3 == 0}\n" for i in range(rows))
+    new.write_text(f"id,flag\n{text}")
+    code, _, err = call(
+        "score", str(path), "--data", str(new), "--out", str(tmp_path / "scores.csv")
+    )
+    assert code == 0
+    assert err == (
+        "mpembed: column 'flag' (48 of 48): the model knows few of the values or none; a value is "
+        "its text, so 'True' is not 'true', and '3.0' in CSV is not 3\n"
+    )
+
+
+def test_there_is_no_auc_of_one_class(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "new.txt"
+    data.write_bytes(clicks(1, label=True))
+    _, told, _ = call("score", str(model), "--data", str(data))
+    assert told.startswith("1 rows; log loss ")
+    assert ", AUC -, accuracy " in told
 
 
 def refused(*arguments: str) -> str:
@@ -163,6 +196,9 @@ def test_what_cannot_be_scored_is_one_line(model: Path, tmp_path: Path) -> None:
     assert "no such file" in refused(str(model), "--data", str(tmp_path / "no.txt"))
     same = refused(str(model), "--data", str(data), "--out", str(data))
     assert "is the same file as --data" in same
+    for rows in ("0", "-1"):
+        assert f"--rows is {rows}; it must be at least 1" in refused(str(model), "--rows", rows)
+    assert "need --data" in refused(str(model), "--header")
     data.write_bytes(b"a,b\n1,2\n")
     assert "the model was trained on Criteo's format" in refused(str(model), "--data", str(data))
 

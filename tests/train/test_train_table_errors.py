@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ LINES = {
     "empty": (b"\n", "the line is empty"),
     "open quote": (b'1,2,"3\n', "a quote is not closed on its line"),
     "line end in quotes": (b'1,2,"3\n4"\n', "a quote is not closed on its line"),
+    "two quotes, one open": (b'1,2"3,"4\n', "a quote is not closed on its line"),
+    "quotes over two lines": (b'1,2"3,"4\n0,5,x"z"\n', "a quote is not closed on its line"),
     "carriage return": (b"1,2\r,3\n", "a carriage return stands alone"),
 }
 
@@ -87,7 +90,10 @@ def test_the_first_of_several_bad_lines_is_named(tmp_path: Path) -> None:
     assert refused(path, **CHOSEN).startswith("a.csv: line 62: column 'a' holds 'x'")
 
 
+NUMBERED: dict[str, Any] = {"label": "1", "categorical": ("3",)}
 WRONG = {
+    "pandas.csv": (b"0,1,2\n" + BODY, NUMBERED, "line 1 counts from 0 to 2; pass --header if the"),
+    "numbers.csv": (b"1,2,3\n" + BODY, NUMBERED, "line 1 counts from 1 to 3; pass --header if"),
     "no columns.csv": (HEAD + BODY, {}, "comma-separated; pass --categorical and, where"),
     "no columns.tsv": ((HEAD + BODY).replace(b",", b"\t"), {}, "tab-separated; pass --categor"),
     "not Criteo's.tsv": (BODY.replace(b",", b"\t"), {}, "tab-separated; pass --categorical"),
@@ -157,6 +163,14 @@ def test_wrong_files_are_recognised_by_their_content(tmp_path: Path, name: str) 
     assert refused(path, **options).startswith(f"{name}: {message}")
 
 
+def test_a_first_line_that_counts_is_what_the_options_say(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"0,1,2\n" + BODY)
+    for header in (True, False):
+        source = open_source(DataOptions(files=(str(path),), header=header, **NUMBERED))
+        assert source.rows == 61 - header
+
+
 def test_damaged_pages_of_parquet_name_the_row(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     rng = np.random.default_rng(0)
@@ -206,12 +220,39 @@ def test_columns_that_are_named_twice_or_ambiguous(tmp_path: Path) -> None:
     assert refused(path, label="click", categorical=("a,2",)) == (
         "--categorical: column 'a' is named twice"
     )
+    taken = DataOptions(files=(str(path),), label="click", dense=("a",), categorical=("?,b",))
+    with pytest.raises(DataError, match="'b' is named twice"):
+        open_source(taken)  # the pattern has it already, but neither 'click' nor 'a'
+    assert open_source(replace(taken, categorical=("?",))).columns.categorical == ("b",)
     assert refused(path, label="click", categorical=("1-3",)) == (
         "--categorical: column 'click' is already the label or a number"
     )
     assert refused(path, label="click", categorical=("3-2",)) == (
         "--categorical 3-2: the range is empty"
     )
+
+
+USELESS = [
+    ("a.txt", {"header": True}, "--header is of no use: the files are in Criteo's format"),
+    ("a.txt", {"header": False}, "--no-header is of no use: the files are in Criteo's format"),
+    ("a.txt", {"delimiter": ","}, "--delimiter is of no use: the files are in Criteo's format"),
+    ("a.txt", {"list_separator": "|"}, "--list-separator is of no use: the files are in Crit"),
+    ("*.parquet", {**CHOSEN, "header": False}, "--no-header is of no use: the files are all Par"),
+    ("*.parquet", {**CHOSEN, "delimiter": ","}, "--delimiter is of no use: the files are all Par"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), USELESS)
+def test_options_that_would_change_nothing(
+    tmp_path: Path, name: str, options: dict[str, Any], message: str
+) -> None:
+    for file in ("a.txt", "1.parquet", "2.parquet"):
+        line = b"\t".join([b"1"] * 40) + b"\n"
+        (tmp_path / file).write_bytes(PARQUET if file.endswith("parquet") else line * 9)
+    assert refused(tmp_path / name, **options).startswith(message)
+    if "delimiter" in options and "label" in options:  # one of the files is text
+        (tmp_path / "1.parquet").write_bytes(HEAD + BODY)
+        open_source(DataOptions(files=(str(tmp_path / name),), **options))
 
 
 @pytest.mark.parametrize(
@@ -240,6 +281,9 @@ def test_files_that_are_not_there(tmp_path: Path, files: tuple[str, ...], messag
         ({"delimiter": ";", "list_separator": ";"}, "--list-separator and --delimiter are both"),
         ({"dense_transform": "sqrt"}, "--dense-transform 'sqrt' is not one of auto, log, standard"),
         ({"dense": ("a",)}, "--dense is given without --categorical"),
+        ({"files": (), "header": False}, "--header, --delimiter and --list-separator need --data"),
+        ({"files": (), "delimiter": ";"}, "--header, --delimiter and --list-separator need"),
+        ({"files": (), "list_separator": ";"}, "--header, --delimiter and --list-separator need"),
         ({"files": (), "label": "a"}, "--label, --dense and --categorical need --data"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mpembed.train.data import parquet
 from mpembed.train.data.clicks import Clicks
 from mpembed.train.data.criteo import CriteoFile
 from mpembed.train.data.dataset import Dataset
+from mpembed.train.data.digest import DigestedSource
 from mpembed.train.data.encoding import Block
 from mpembed.train.data.options import DataOptions
 from mpembed.train.data.sources import describe_source, open_source
@@ -94,6 +96,39 @@ def test_a_csv_and_a_parquet_file_may_follow_one_another(tmp_path: Path, clicks:
     assert_same(blocks(both), blocks(DataOptions(files=(str(whole),))))
 
 
+def digest_of(options: DataOptions) -> str:
+    source = DigestedSource(open_source(options))
+    for _ in source.chunks(source.rows):
+        pass
+    return source.digest
+
+
+def test_the_digest_does_not_depend_on_how_rows_are_cut(
+    tmp_path: Path, clicks: Clicks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [write_format(tmp_path, "CSV", clicks)]
+    want = digest_of(files[0])
+    files += [write_format(tmp_path, name, clicks) for name in ("CSV, gzip", "Parquet")]
+    parts: list[str] = []
+    for number, rows in enumerate((slice(0, 300), slice(300, None))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        parts += write_format(folder, "CSV", clicks[rows]).files
+    files.append(DataOptions(files=tuple(parts), **BY_NAME))
+    monkeypatch.setattr(text_lines, "_BLOCK_BYTES", 5000)
+    assert [digest_of(options) for options in files] == [want] * 4
+    changed = write_format(tmp_path / "0", "CSV", replace(clicks, labels=1 - clicks.labels))
+    assert digest_of(changed) != want
+
+
+def test_the_digest_tells_lists_apart(tmp_path: Path) -> None:
+    path, found = tmp_path / "a.parquet", []
+    for lists in ([["a", "b"], ["c"]], [["a"], ["b", "c"]], [["a"], ["b", "d"]]):
+        pq.write_table(pa.table({"label": [0, 1], "x": lists}), path)
+        found.append(digest_of(DataOptions(files=(str(path),), categorical=("x",))))
+    assert len(set(found)) == 3
+
+
 def people(rows: int) -> dict[str, list[Any]]:
     """Make columns of several kinds, with missing values."""
     rng = np.random.default_rng(0)
@@ -148,6 +183,24 @@ def test_lists_quotes_floats_and_missing_values_are_the_same_in_csv_and_parquet(
         "a.parquet: Parquet; label 'clicked', 2 dense, 2 categorical with lists"
     )
     assert_same(list(Dataset(got).blocks(64)), list(Dataset(want).blocks(64)))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_binary(), "dictionary"])
+def test_a_list_separator_splits_strings_of_parquet_too(tmp_path: Path, kind: Any) -> None:
+    csv, parquet_file = tmp_path / "a.csv", tmp_path / "a.parquet"
+    cells = ["a|b", "c", "", "b|c|a"] * 5
+    csv.write_text("label,x,n\n" + "".join(f"{i % 2},{x},{i}\n" for i, x in enumerate(cells)))
+    texts = pa.array([cell or None for cell in cells])
+    texts = texts.dictionary_encode() if kind == "dictionary" else texts.cast(kind)
+    numbers = list(range(20))
+    pq.write_table(pa.table({"label": [0, 1] * 10, "x": texts, "n": numbers}), parquet_file)
+    got, want = (
+        blocks(DataOptions(files=(str(path),), categorical=("x", "n"), list_separator="|"))
+        for path in (csv, parquet_file)
+    )
+    assert_same(got, want)
+    assert got[0].offsets is not None
+    assert np.diff(got[0].offsets)[:4].tolist() == [2, 1, 1, 3]
 
 
 def test_bags_hold_the_values_of_their_rows(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ Delimiter = Annotated[
 ListSeparator = Annotated[
     str | None,
     typer.Option(
-        help="Character between the values of a categorical cell of text files.",
+        help="Character between the values of a categorical text.",
         show_default="one value a cell",
     ),
 ]

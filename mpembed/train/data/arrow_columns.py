@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mpembed.train.data.clicks import MISSING_CAT, Bags, IntArray
+from mpembed.train.data.clicks import MISSING_CAT, MISSING_LABEL, Bags, IntArray
 from mpembed.train.data.keys import text_keys
 
 F64 = npt.NDArray[np.float64]
@@ -112,7 +112,7 @@ def _refuse(bad: npt.NDArray[np.bool_], column: pa.Array, name: str, wanted: str
         raise BadValueError(row, f"column {name!r} holds {_show(column, row)}, {wanted}")
 
 
-def labels(column: pa.Array, name: str) -> IntArray:
+def labels(column: pa.Array, name: str, missing: bool = False) -> IntArray:
     """Return labels as 0 and 1.
 
     Parameters
@@ -121,26 +121,31 @@ def labels(column: pa.Array, name: str) -> IntArray:
         Numbers, booleans or texts.
     name : str
         Name of the column, for messages.
+    missing : bool
+        Whether labels may be missing: null, empty or NaN.
 
     Returns
     -------
     ndarray of int64
-        Zeros and ones.
+        Zeros and ones, and ``MISSING_LABEL``.
 
     Raises
     ------
     BadValueError
-        If a value is missing or neither of the two.
+        If a value is neither of the two, or missing where it may not be.
     """
     plain = _plain(column)
     if is_text(plain.type):
         texts = plain.cast(pa.binary())
         found = np.asarray(pc.fill_null(pc.index_in(texts, value_set=_LABELS), -1)).astype(np.int64)
-        values: IntArray = np.where(found < 0, -1, found % 2)
+        values: IntArray = np.where(found < 0, MISSING_LABEL, found % 2)
+        absent = np.asarray(pc.equal(pc.fill_null(texts, b""), b""))
     else:
-        numbers = np.asarray(pc.fill_null(plain.cast(pa.float64(), safe=False), -1.0))
-        values = np.where(numbers == 1, 1, np.where(numbers == 0, 0, -1)).astype(np.int64)
-    _refuse(values < 0, column, name, "not a label: 0, 1, false or true")
+        numbers = np.asarray(pc.fill_null(plain.cast(pa.float64(), safe=False), float("nan")))
+        values = np.where(numbers == 1, 1, np.where(numbers == 0, 0, MISSING_LABEL))
+        values, absent = values.astype(np.int64), np.isnan(numbers)
+    bad = (values == MISSING_LABEL) & ~(absent & missing)
+    _refuse(bad, column, name, "not a label: 0, 1, false or true")
     return values
 
 
@@ -193,7 +198,8 @@ def keys(column: pa.Array, name: str) -> IntArray:
     BadValueError
         If a float is not a whole number.
     """
-    if pa.types.is_dictionary(column.type):
+    # A slice has the dictionary of the whole, which may be far longer.
+    if pa.types.is_dictionary(column.type) and len(column.dictionary) <= len(column):
         own = keys(column.dictionary, name)
         places = np.asarray(pc.fill_null(column.indices.cast(pa.int64()), len(own)))
         found: IntArray = np.append(own, MISSING_CAT)[places]
@@ -212,7 +218,7 @@ def keys(column: pa.Array, name: str) -> IntArray:
     return text_keys(plain)
 
 
-def bags(column: pa.Array, name: str) -> Bags:
+def bags(column: pa.Array, name: str, separator: str | None = None) -> Bags:
     """Return the keys of a column that may hold lists.
 
     Parameters
@@ -221,6 +227,8 @@ def bags(column: pa.Array, name: str) -> Bags:
         Values that `keys` takes, or lists of them.
     name : str
         Name of the column, for messages.
+    separator : str, optional
+        What separates the values in a text; by default a text is one value.
 
     Returns
     -------
@@ -232,6 +240,8 @@ def bags(column: pa.Array, name: str) -> Bags:
     BadValueError
         As `keys`.
     """
+    if separator is not None and is_text(_plain_type(column.type)):
+        column = pc.split_pattern(_plain(column), separator.encode())
     if not is_list(column.type):
         own = keys(column, name)
         return Bags(own, np.arange(len(own) + 1, dtype=np.int64))

@@ -1,4 +1,7 @@
-"""A digest of all clicks of a source, taken as they pass by."""
+"""A digest of all clicks of a source, taken as they pass by.
+
+It is that of the columns' own digests, so it does not depend on how the rows are cut into chunks.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from mpembed.train.data.clicks import Bags, Clicks, Columns, Source
+from mpembed.train.data.clicks import Clicks, Columns, Source
 
 
 class DigestedSource:
@@ -50,11 +54,23 @@ class DigestedSource:
         if self._digest is not None or stop < self.rows:
             yield from self._source.chunks(stop)
             return
-        found = hashlib.blake2b(digest_size=16)
+        found: list[Any] = []
         for chunk in self._source.chunks(stop):
-            arrays: list[Any] = [chunk.labels, chunk.dense, *chunk.values()]
-            arrays += [one.offsets for one in chunk.cats if isinstance(one, Bags)]
-            for array in arrays:
-                found.update(np.ascontiguousarray(array).data)
+            for column, array in enumerate(_arrays(chunk)):
+                if column == len(found):
+                    found.append(hashlib.blake2b(digest_size=16))
+                found[column].update(np.ascontiguousarray(array).data)
             yield chunk
-        self._digest = found.hexdigest()
+        self._digest = hashlib.blake2b(
+            b"".join(one.digest() for one in found), digest_size=16
+        ).hexdigest()
+
+
+def _arrays(chunk: Clicks) -> Iterator[npt.NDArray[Any]]:
+    """Yield arrays that join to those of all clicks."""
+    yield chunk.labels
+    for row in chunk.dense:
+        # A missing number has many patterns of bits.
+        yield np.where(np.isnan(row), np.nan, row) if row.dtype == np.float64 else row
+    yield from chunk.values()
+    yield from (np.diff(one.offsets) for one in chunk.bags)

@@ -209,6 +209,13 @@ class Encoding:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(f"not a stored encoding: {error!r}") from None
+        taken = (columns.label, *columns.dense, *columns.categorical)
+        if columns.names and (
+            len({*columns.names}) < len(columns.names)
+            or len({*taken}) < len(taken)
+            or not {*taken} <= {*columns.names}
+        ):
+            raise DataError("not a stored encoding: its columns are not those of a file")
         fits = len(transforms) == len(columns.dense)
         if not fits or len(vocabularies) != len(columns.categorical):
             raise DataError("not a stored encoding: its columns and its parts differ in number")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 # One number out of all proportion would undo what has been learnt.
 _MAX_DEVIATIONS = 100.0
+# In units of the mean; less is what rounding leaves of a column that is constant.
+_LEAST_DEVIATION = 1e-12
 # Sums depend on where the rows are cut, so they are always cut here.
 _STATISTICS_ROWS = 8192
 
@@ -114,6 +116,8 @@ class DenseStatistics:
         self._count = np.zeros(columns)
         self._mean = np.zeros(columns)
         self._square = np.zeros(columns)  # the sum of squared distances from the mean
+        self._lowest = np.full(columns, np.inf)
+        self._highest = np.full(columns, -np.inf)
         self._pending: list[F64] = []
         self._rows = 0
 
@@ -147,6 +151,18 @@ class DenseStatistics:
         self._square += square + step**2 * (self._count * count / total)
         self._mean += step * (count / total)
         self._count += count
+        self._lowest = np.minimum(self._lowest, np.where(present, numbers, np.inf).min(axis=1))
+        self._highest = np.maximum(self._highest, np.where(present, numbers, -np.inf).max(axis=1))
+
+    def _measured(self) -> Iterator[tuple[float, float]]:
+        """Yield mean and deviation of each column; 1 for a deviation that is but rounding."""
+        deviations = np.sqrt(self._square / np.maximum(self._count, 1.0))
+        # A constant is its own mean to the last bit, which sums do not give.
+        means = np.where(self._lowest == self._highest, self._lowest, self._mean)
+        least = _LEAST_DEVIATION * np.abs(means)
+        safe = np.where(deviations <= least, np.maximum(least, 1.0), deviations)
+        safe[self._lowest >= self._highest] = 1.0
+        yield from zip(means.tolist(), safe.tolist(), strict=True)
 
     def transforms(self, choice: str, shift: int) -> list[DenseTransform]:
         """Choose how each column becomes a feature.
@@ -165,12 +181,9 @@ class DenseStatistics:
         """
         if self._rows:
             self._merge_pending(self._rows)
-        deviations = np.sqrt(self._square / np.maximum(self._count, 1.0))
         return [
-            DenseTransform("standard", shift, float(mean), float(deviation) or 1.0)
+            DenseTransform("standard", shift, mean, deviation)
             if choice == "standard" or (choice == "auto" and fractional)
             else DenseTransform("log", shift)
-            for fractional, mean, deviation in zip(
-                self.fractional, self._mean, deviations, strict=True
-            )
+            for fractional, (mean, deviation) in zip(self.fractional, self._measured(), strict=True)
         ]

@@ -10,10 +10,12 @@ whole numbers without leading zeros, up to 18 digits.
 | missing, or empty | ``MISSING_CAT`` |
 | up to 8 ASCII characters | length times 2^56, plus 7 bits a character |
 | 9 to 18 digits, the first of them not 0 | 2^60 plus the number |
-| others | 2^62 plus 62 bits of a hash |
+| others | 2^62 plus 62 bits of a hash, of BLAKE2b above 512 bytes |
 """
 
 from __future__ import annotations
+
+from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,7 @@ from mpembed.train.data.clicks import MISSING_CAT, IntArray
 from mpembed.train.data.hashing import GOLDEN, NIBBLES, U64, join_nibbles, mix
 
 _SHORT = 8
+_LONG = 512
 _DIGITS = 18
 _LENGTH_UNIT = 1 << 56
 _NUMBER_BASE = 1 << 60
@@ -79,6 +82,12 @@ class _Texts:
 
     def hashes(self, rows: IntArray) -> IntArray:
         """Return 62 bits of a hash of some texts."""
+        long = self.lengths[rows] > _LONG
+        if long.any():
+            found = np.empty(len(rows), np.int64)
+            found[~long] = self.hashes(rows[~long])
+            found[long] = [self._long_hash(row) for row in rows[long].tolist()]
+            return found
         lengths = self.lengths[rows]
         state = mix((lengths.astype(np.uint64) + np.uint64(1)) * GOLDEN)
         number, active = 0, np.arange(len(rows))
@@ -88,6 +97,12 @@ class _Texts:
             number += 1
             active = active[lengths[active] > 8 * number]
         return (mix(state) >> np.uint64(2)).astype(np.int64)
+
+    def _long_hash(self, row: int) -> int:
+        """Return the hash of one text; steps of eight bytes would take long."""
+        start = int(self.starts[row])
+        text = self._bytes[start : start + int(self.lengths[row])]
+        return int.from_bytes(blake2b(text.data, digest_size=8).digest(), "little") >> 2
 
     def numbers(self, rows: IntArray) -> tuple[npt.NDArray[np.bool_], IntArray]:
         """Return which of some texts are whole numbers of 9 to 18 digits, and those numbers."""

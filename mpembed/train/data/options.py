@@ -30,8 +30,7 @@ class DataOptions:
     delimiter : str, optional
         What separates the cells of a text file, one character; by default this is recognised.
     list_separator : str, optional
-        What separates the values in a categorical cell of a text file, one character; by default a
-        cell is one value.
+        What separates the values in a categorical text, one character; by default it is one value.
     dense_transform : str
         One of `TRANSFORMS`.
 
@@ -66,6 +65,9 @@ class DataOptions:
             )
         if self.selects_columns and not self.files:
             raise OptionError("--label, --dense and --categorical need --data")
+        of_text = (self.header, self.delimiter, self.list_separator)
+        if not self.files and of_text != (None, None, None):
+            raise OptionError("--header, --delimiter and --list-separator need --data")
         if self.dense and not self.categorical:
             raise OptionError("--dense is given without --categorical: there would be no tables")
 

@@ -45,6 +45,8 @@ class ParquetTable:
         Gives the selection from all names and what messages call the file.
     label : str
         Name of the label where there is none.
+    separator : str or None
+        What separates the values in a categorical string, if anything does.
     bags : bool
         Whether categoricals are lists in any case.
 
@@ -60,6 +62,7 @@ class ParquetTable:
         max_rows: int | None,
         choose: Callable[[list[str], str], Selection],
         label: str,
+        separator: str | None,
         bags: bool = False,
     ) -> None:
         check_regular(path)
@@ -71,10 +74,13 @@ class ParquetTable:
         self._rows = total if max_rows is None else min(total, max_rows)
         if not self._rows:
             raise DataError(f"{path}: the file has no rows")
+        self._names = schema.names
         self._selection = choose(schema.names, f"{path}: this is a Parquet file")
         self._check_types(schema)
+        self._separator = separator
+        bags = bags or separator is not None
         lists = any(is_list(schema.field(place).type) for place in self._selection.categorical)
-        self.columns = make_columns(schema.names, self._selection, label, bags or lists, True)
+        self.columns = make_columns(self._selection, label, bags or lists, True)
 
     def _open(self) -> Any:
         make: Any = pq.ParquetFile  # has no types
@@ -135,10 +141,12 @@ class ParquetTable:
         with self._open() as file:
             for batch in self._batches(file):
                 taken = batch.slice(0, stop - done)
-                names = self.columns.names
-                found = {place: taken.column(names[place]) for place in self._selection.places}
+                places = self._selection.places
+                found = {place: taken.column(self._names[place]) for place in places}
                 try:
-                    yield to_clicks(found, len(taken), self._selection, self.columns)
+                    yield to_clicks(
+                        found, len(taken), self._selection, self.columns, self._separator
+                    )
                 except BadValueError as error:
                     number = done + error.row + 1
                     raise DataError(f"{self.path}: row {number}: {error}") from None
@@ -148,7 +156,7 @@ class ParquetTable:
         raise DataError(f"{self.path}: row {done + 1}: the file ended, {stop} rows were expected")
 
     def _batches(self, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-        names = [self.columns.names[place] for place in self._selection.places]
+        names = [self._names[place] for place in self._selection.places]
         batches = file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False)
         done = 0
         while True:

@@ -26,11 +26,17 @@ class Selection:
         Place of the label.
     dense, categorical : tuple of int
         Places of the others, in the order of the model.
+    names : tuple of str
+        What the model calls the columns of the file, all of them.
+    partly_labelled : bool
+        Whether rows may lack a label.
     """
 
     label: int | None
     dense: tuple[int, ...]
     categorical: tuple[int, ...]
+    names: tuple[str, ...]
+    partly_labelled: bool = False
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -133,7 +139,8 @@ class _Names:
         for text in texts:
             parts = [text] if text in self.names else [p.strip() for p in text.split(",")]
             for part in parts:
-                found = self._some(part, option, [*taken, *places] if "*" in part else taken)
+                pattern = "*" in part or "?" in part
+                found = self._some(part, option, [*taken, *places] if pattern else taken)
                 places += found
         for place in places:
             if places.count(place) > 1:
@@ -176,10 +183,12 @@ def select(names: Sequence[str], options: DataOptions, file: str) -> Selection:
         )
     dense = known.many(options.dense, "dense", [label])
     categorical = known.many(options.categorical, "categorical", [label, *dense])
-    return Selection(label, tuple(dense), tuple(categorical))
+    return Selection(label, tuple(dense), tuple(categorical), tuple(names))
 
 
-def select_again(names: Sequence[str], columns: Columns, file: str) -> Selection:
+def select_again(
+    names: Sequence[str], columns: Columns, file: str, positions: bool = False
+) -> Selection:
     """Find the columns of a stored encoding; the label may be absent.
 
     Parameters
@@ -190,6 +199,8 @@ def select_again(names: Sequence[str], columns: Columns, file: str) -> Selection
         Those of the encoding.
     file : str
         What messages call the file.
+    positions : bool
+        Whether `names` are positions, as those of an encoding may be.
 
     Returns
     -------
@@ -201,9 +212,11 @@ def select_again(names: Sequence[str], columns: Columns, file: str) -> Selection
     DataError
         If a column other than the label is not there.
     """
-    if not columns.header and len(names) == len(columns.names) - 1 and columns.names:
+    if positions or not columns.header:
         # Without names, the columns after an absent label have moved.
-        names = [name for name in columns.names if name != columns.label]
+        unlabelled = [name for name in columns.names if name != columns.label]
+        by_length = {len(columns.names): columns.names, len(unlabelled): unlabelled}
+        names = by_length.get(len(names), names)
     known = _Names(names, file)
     label = list(names).index(columns.label) if columns.label in names else None
     for name in (*columns.dense, *columns.categorical):
@@ -213,4 +226,5 @@ def select_again(names: Sequence[str], columns: Columns, file: str) -> Selection
                 f"{len(names)}: {show_names(names)}"
             )
     dense = tuple(known.one(name, "dense") for name in columns.dense)
-    return Selection(label, dense, tuple(known.one(n, "categorical") for n in columns.categorical))
+    categorical = tuple(known.one(name, "categorical") for name in columns.categorical)
+    return Selection(label, dense, categorical, tuple(names), partly_labelled=True)

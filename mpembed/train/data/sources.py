@@ -101,6 +101,10 @@ def open_source(
     paths = expand(options.files)
     # The columns of a table are all named.
     criteo = not options.selects_columns if columns is None else not columns.names
+    if criteo:
+        way_out = "" if columns else ", or pass --categorical for other files"
+        of_text = ("header", "delimiter", "list_separator")
+        _refuse(options, of_text, f"are in Criteo's format; leave it out{way_out}")
     opened: list[FileSource] = []
     for path in paths:
         check_regular(path)
@@ -113,7 +117,20 @@ def open_source(
             else _open_table(path, left, options, columns, opened[0] if opened else None)
         )
         _check_alike(path, opened)
+    if all(isinstance(file, ParquetTable) for file in opened):
+        # With --header the names are in the files, as they are here.
+        names = ("delimiter", *("header" for _ in range(options.header is False)))
+        _refuse(options, names, "are all Parquet; leave it out")
     return opened[0] if len(opened) == 1 else JoinedFiles(opened)
+
+
+def _refuse(options: DataOptions, names: Sequence[str], files: str) -> None:
+    """Refuse options that would change nothing."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None:
+            option = "no-header" if value is False else name.replace("_", "-")
+            raise DataError(f"--{option} is of no use: the files {files}")
 
 
 def _check_alike(path: Path, opened: Sequence[FileSource]) -> None:
@@ -156,9 +173,12 @@ def _open_table(
     columns: Columns | None,
     first: FileSource | None,
 ) -> TextTable | ParquetTable:
+    parquet = is_parquet(path)
+
     def choose(names: list[str], file: str) -> Selection:
         if columns is not None:
-            return select_again(names, columns, file)
+            positions = options.header is False and not parquet
+            return select_again(names, columns, file, positions)
         if first is not None and tuple(names) != first.columns.names:
             raise DataError(
                 f"{path}: the columns are not those of the first file: {_difference(names, first)}"
@@ -168,9 +188,11 @@ def _open_table(
     stored = columns or (first.columns if first is not None else None)
     label = stored.label if stored else DEFAULT_LABEL
     bags = stored is not None and stored.bags
-    if is_parquet(path):
-        return ParquetTable(path, rows, choose, label, bags)
-    header = stored.header if stored else None
+    if parquet:
+        return ParquetTable(path, rows, choose, label, options.list_separator, bags)
+    header = options.header
+    if header is None and stored:
+        header = stored.header
     return TextTable(path, rows, choose, label, options, bags, header)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,11 @@ from mpembed.train.data.selection import Selection
 
 
 def to_clicks(
-    found: Mapping[int, pa.Array], rows: int, selection: Selection, columns: Columns
+    found: Mapping[int, pa.Array],
+    rows: int,
+    selection: Selection,
+    columns: Columns,
+    separator: str | None,
 ) -> Clicks:
     """Return rows of pyarrow's columns as raw clicks.
 
@@ -27,6 +31,8 @@ def to_clicks(
         Which columns are taken.
     columns : Columns
         Their names.
+    separator : str or None
+        What separates the values in a categorical text, if anything does.
 
     Returns
     -------
@@ -41,7 +47,7 @@ def to_clicks(
     labels = (
         np.full(rows, MISSING_LABEL, np.int64)
         if selection.label is None
-        else arrow_columns.labels(found[selection.label], columns.label)
+        else arrow_columns.labels(found[selection.label], columns.label, selection.partly_labelled)
     )
     dense = np.empty((len(selection.dense), rows))
     for row, (place, name) in enumerate(zip(selection.dense, columns.dense, strict=True)):
@@ -49,7 +55,7 @@ def to_clicks(
     pairs = list(zip(selection.categorical, columns.categorical, strict=True))
     if columns.bags:
         none = np.empty((0, rows), np.int64)
-        bags = tuple(arrow_columns.bags(found[place], name) for place, name in pairs)
+        bags = tuple(arrow_columns.bags(found[place], name, separator) for place, name in pairs)
         return Clicks(labels, dense, none, bags)
     cats = np.empty((len(pairs), rows), np.int64)
     for row, (place, name) in enumerate(pairs):
@@ -57,17 +63,13 @@ def to_clicks(
     return Clicks(labels, dense, cats)
 
 
-def make_columns(
-    names: Sequence[str], selection: Selection, label: str, bags: bool, header: bool
-) -> Columns:
+def make_columns(selection: Selection, label: str, bags: bool, header: bool) -> Columns:
     """Return the columns of a selection by name.
 
     Parameters
     ----------
-    names : sequence of str
-        All names of the file.
     selection : Selection
-        The chosen ones.
+        The chosen ones, and all names.
     label : str
         Name of the label where the selection has none.
     bags, header : bool
@@ -78,12 +80,13 @@ def make_columns(
     Columns
         The names.
     """
+    names = selection.names
     return Columns(
         tuple(names[place] for place in selection.dense),
         tuple(names[place] for place in selection.categorical),
         label if selection.label is None else names[selection.label],
         bags,
-        tuple(names),
+        names,
         header,
     )
 

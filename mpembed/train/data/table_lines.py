@@ -11,6 +11,7 @@ import numpy as np
 #: Delimiters that are recognised, with their names in messages.
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 BOM = b"\xef\xbb\xbf"
+OPEN_QUOTE = "a quote is not closed on its line; a quote in a cell is doubled, in a quoted cell"
 
 
 class BadLineError(Exception):
@@ -59,6 +60,34 @@ def find_delimiter(line: bytes) -> str | None:
     return best if counts[best] else None
 
 
+def has_open_quote(line: bytes, delimiter: bytes) -> bool:
+    """Return whether a quoted cell of a line is not closed on it.
+
+    Parameters
+    ----------
+    line : bytes
+        One line. A quote opens a cell only where it is its first character.
+    delimiter : bytes
+        One character.
+
+    Returns
+    -------
+    bool
+        Whether pyarrow would go on in the next line.
+    """
+    at = 0
+    while True:
+        if line[at : at + 1] == b'"':
+            at = line.find(b'"', at + 1)
+            while at >= 0 and line[at + 1 : at + 2] == b'"':
+                at = line.find(b'"', at + 2)
+            if at < 0:
+                return True
+        at = line.find(delimiter, at) + 1
+        if not at:
+            return False
+
+
 def check_lines(block: bytes) -> None:
     """Raise BadLineError for lines that pyarrow would join, split or skip.
 
@@ -85,10 +114,7 @@ def check_lines(block: bytes) -> None:
         lines = np.searchsorted(np.flatnonzero(text == 10), np.flatnonzero(text == 34))
         odd = np.bincount(lines) % 2
         if odd.any():
-            raise BadLineError(
-                int(np.argmax(odd)),
-                "a quote is not closed on its line; a quote in a cell is doubled, in a quoted cell",
-            )
+            raise BadLineError(int(np.argmax(odd)), OPEN_QUOTE)
 
 
 def first_failure(block: bytes, fails: Callable[[bytes, int], bool]) -> tuple[int, bytes]:

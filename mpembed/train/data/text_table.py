@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 
 from mpembed.train.data.arrow_columns import BadValueError
@@ -26,10 +25,12 @@ from mpembed.train.data.table import describe_columns, make_columns, to_clicks
 from mpembed.train.data.table_lines import (
     BOM,
     DELIMITERS,
+    OPEN_QUOTE,
     BadLineError,
     check_lines,
     find_delimiter,
     first_failure,
+    has_open_quote,
     split_line,
 )
 
@@ -101,11 +102,12 @@ class TextTable:
         self._check_first(first)
         cells = split_line(first, delimiter)
         self._header = _has_header(cells, options) if header is None else header
+        if options.header is None and header is None and not self._header:
+            self._check_not_numbered(cells)
         names = unique_names(cells) if self._header else [str(n + 1) for n in range(len(cells))]
         self._selection = choose(names, f"{path}: this is {self._separated()}")
-        self.columns = make_columns(
-            names, self._selection, label, bags or self._separator is not None, self._header
-        )
+        bags = bags or self._separator is not None
+        self.columns = make_columns(self._selection, label, bags, self._header)
         stop = sys.maxsize if max_rows is None else max_rows + self._header
         lines = sum(n for _, n in line_blocks(path, self._compression, stop))
         self._rows = lines - self._header
@@ -123,6 +125,15 @@ class TextTable:
                 f"{self.path}: line 1: is not UTF-8 text ({error.reason} at byte {error.start}); "
                 "convert the file with iconv"
             ) from None
+
+    def _check_not_numbered(self, cells: list[str]) -> None:
+        """Refuse a first line that may be names, as columns without names get them from tools."""
+        for first in (0, 1):
+            if len(cells) > 2 and cells == [str(first + n) for n in range(len(cells))]:
+                raise DataError(
+                    f"{self.path}: line 1 counts from {first} to {cells[-1]}; pass --header if "
+                    "these are the columns' names, --no-header if it is a row"
+                )
 
     def _separated(self) -> str:
         return f"{DELIMITERS.get(self._delimiter, repr(self._delimiter))}-separated text"
@@ -186,7 +197,12 @@ class TextTable:
             number, line = first_failure(block, self._fails)
             raise BadLineError(number, self._explain(line)) from None
 
+    def _is_open(self, line: bytes) -> bool:
+        return b'"' in line and has_open_quote(line, self._delimiter.encode())
+
     def _fails(self, lines: bytes, number: int) -> bool:
+        if any(self._is_open(line) for line in lines.splitlines()):
+            return True  # alone, or before other lines, it may pass
         try:
             self._convert(lines, number)
         except (pa.ArrowInvalid, BadValueError):
@@ -213,20 +229,17 @@ class TextTable:
                 check_utf8=False,
             ),
         )
-        assert len(table) == lines  # check_lines refuses what would part them
+        last = block[block.rfind(b"\n", 0, len(block) - 1) + 1 :]
+        if len(table) != lines or self._is_open(last):
+            raise pa.ArrowInvalid("a quote is open at the end of a line")
         places = self._selection.places
-        found = {place: self._column(table, names[place], place) for place in places}
-        return to_clicks(found, lines, self._selection, self.columns)
-
-    def _column(self, table: pa.Table, name: str, place: int) -> pa.Array:
-        chunked = table.column(name)
-        column = chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
-        if self._separator is not None and place in self._selection.categorical:
-            return pc.split_pattern(column, self._separator.encode())
-        return column
+        found = {place: _column(table, names[place]) for place in places}
+        return to_clicks(found, lines, self._selection, self.columns, self._separator)
 
     def _explain(self, line: bytes) -> str:
         """Return what is wrong with a line."""
+        if self._is_open(line):
+            return OPEN_QUOTE
         try:
             self._convert(line, 1)
         except BadValueError as error:
@@ -242,6 +255,11 @@ class TextTable:
                 shown = cell if len(cell) <= 24 else cell[:24] + "..."
                 return f"column {name!r} holds {shown!r}, not a number; is it a --categorical?"
         return "cannot be parsed"
+
+
+def _column(table: pa.Table, name: str) -> pa.Array:
+    chunked = table.column(name)
+    return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
 
 
 def _is_number(cell: str) -> bool:

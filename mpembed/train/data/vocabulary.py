@@ -107,6 +107,8 @@ class Vocabulary:
         DataError
             If the three cannot be those of a vocabulary.
         """
+        if type(num_rows) is not int or type(hashed) is not bool:
+            raise DataError(f"not a stored vocabulary: num_rows {num_rows!r}, hashed {hashed!r}")
         values = np.array(values)
         shaped = values.dtype == np.int64 and values.ndim == 1 and bool((np.diff(values) > 0).all())
         own_rows = num_rows == FIRST_ROW + len(values)
