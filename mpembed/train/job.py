@@ -25,17 +25,13 @@ from mpembed.train.distributed import ALONE, LostRankError, Ranks, lost_ranks, s
 from mpembed.train.interrupts import Interrupts
 from mpembed.train.keeper import Keeper, check_ranks, check_versions, resumed_options
 from mpembed.train.options_json import described
+from mpembed.train.outputs import write_output, write_results
 from mpembed.train.progress import progress_display
-from mpembed.train.report import (
-    check_outputs,
-    print_table,
-    results_table,
-    rounding_notes,
-    write_json,
-)
+from mpembed.train.report import check_outputs
 from mpembed.train.save_folder import SaveFolder, check_folder
 from mpembed.train.saved_model import SavedModel
 from mpembed.train.settings import TrainOptions
+from mpembed.train.streams import abandon, lossy_stderr, tell
 from mpembed.train.trial import DivergedError, Trial
 
 FAILED, REFUSED = 1, 2  # exit statuses
@@ -145,22 +141,20 @@ def train(request: Request, interrupts: Interrupts) -> int:
         return _fail_alone(ranks, str(error))
     except MemoryError:
         return _fail_alone(ranks, "out of memory; try a smaller --dim, --max-rows or --batch-size")
-
-
-def _tell(text: str) -> None:
-    print(f"mpembed: {text}", file=sys.stderr, flush=True)
+    finally:
+        abandon(sys.stderr)
 
 
 def _fail(ranks: Ranks, text: str, status: int) -> int:
     """Print what all ranks know; return the status."""
     if ranks.rank == 0:
-        _tell(text)
+        tell(text)
     return status
 
 
 def _fail_alone(ranks: Ranks, text: str) -> int:
     """Print what the other ranks may not know; return the status."""
-    _tell(f"rank {ranks.rank}: {text}" if ranks.size > 1 else text)
+    tell(f"rank {ranks.rank}: {text}" if ranks.size > 1 else text)
     return FAILED
 
 
@@ -171,7 +165,7 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
     saves = request.folder is not None
     dataset = ranks.together(lambda: runner.open_dataset(options, digested=saves))
     if not ranks.rank and (recognised := describe_source(dataset.source)):
-        _tell(recognised)
+        tell(recognised)
     ranks.check_equal({"rows": dataset.source.rows, "table rows": dataset.table_rows})
     with ExitStack() as stack:
         keeper = None
@@ -187,10 +181,16 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
                 options, dataset, report, ranks=ranks, stop=interrupts.asked, keeper=keeper
             )
         if not result["complete"] and not ranks.rank:
-            _tell(_stopped(result))
-        failures = [] if ranks.rank else _write_results(request, result, board)
+            tell(_stopped(result))
+        # The model comes first: it is what the run was for, and no other output may lose it.
+        failures = []
         if keeper is not None:
-            failures += _write("--save", request.folder, lambda _: keeper.save())
+            failures += write_output("--save", request.folder, lambda _: keeper.save())
+        if not ranks.rank:
+            failures += write_results(result, request.json, request.plot)
+        if board is not None:
+            finish = board.finish
+            failures += write_output("--logdir", request.logdir, lambda _: finish(result))
     if failures:
         return _fail(ranks, "; ".join(failures), FAILED)
     return interrupts.status
@@ -204,7 +204,7 @@ def _progress(
     if ranks.rank:
         yield lambda trial, rows: None
         return
-    console = Console(stderr=True)
+    console = Console(file=lossy_stderr())
     with progress_display(console, options, dataset.ends[TRAIN]) as display:
 
         def report(trial: Trial, rows: int) -> None:
@@ -234,7 +234,7 @@ def _keeper(
             runner.versions(),
             request.save_every,
             start,
-            (lambda _: None) if ranks.rank else _tell,
+            (lambda _: None) if ranks.rank else tell,
             ranks,
         )
         yield keeper
@@ -245,7 +245,7 @@ def _keeper(
 def _compare_threads(start: SavedModel, options: TrainOptions) -> None:
     saved, here = start.facts.threads, options.threads or torch.get_num_threads()
     if saved != here:
-        _tell(f"saved with {saved} thread(s), here {here}: sums may differ in their last bits")
+        tell(f"saved with {saved} thread(s), here {here}: sums may differ in their last bits")
 
 
 def _stopped(result: dict[str, Any]) -> str:
@@ -258,32 +258,3 @@ def _stopped(result: dict[str, Any]) -> str:
         f"stopped after {rows:,} of {each * epochs:,} clicks of {last['setting']}, seed "
         f"{last['seed']}; what was not measured by then is -"
     )
-
-
-def _write_results(request: Request, result: dict[str, Any], board: Board | None) -> list[str]:
-    """Print the table, write all outputs but the model; return what failed, as on a full disk."""
-    # The JSON file holds everything, so it comes first. A failure does not stop the other outputs.
-    failures = _write("--json", request.json, lambda path: write_json(result, path))
-    print_table(results_table(result))
-    for note in rounding_notes(result):
-        print(note)
-    sys.stdout.flush()
-    failures += _write("--plot", request.plot, lambda path: _plot(result, path))
-    if board is not None:
-        failures += _write("--logdir", request.logdir, lambda _: board.finish(result))
-    return failures
-
-
-def _plot(result: dict[str, Any], path: Path) -> None:
-    from mpembed.train.plot import write_plot  # matplotlib takes a second to import
-
-    write_plot(result, path)
-
-
-def _write(option: str, path: Path | None, write: Callable[[Path], None]) -> list[str]:
-    try:
-        if path is not None:
-            write(path)
-    except OSError as error:
-        return [f"{option} {path}: cannot be written: {error.strerror or error}"]
-    return []

@@ -141,6 +141,11 @@ def results_table(result: dict[str, Any]) -> Table:
     return table
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704 - called where the error is caught; Rich would end the process
+
+
 def print_table(table: Table) -> None:
     """Print a table to standard output, never wrapped to the width of the terminal or pipe.
 
@@ -149,9 +154,9 @@ def print_table(table: Table) -> None:
     table : rich.table.Table
         The table.
     """
-    console = Console()
+    console = _Console()
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
-    Console(width=max(needed, console.width)).print(table)
+    _Console(width=max(needed, console.width)).print(table)
 
 
 def _plain(value: Any) -> Any:

@@ -142,6 +142,19 @@ def test_fewer_epochs_than_are_trained_are_refused(tmp_path: Path) -> None:
         resumed_options(SavedModel(tmp_path / "model"), {"epochs": 1})
 
 
+def test_the_end_of_an_epoch_before_the_middle_of_the_next_is_refused(tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    saved_run(part, options(), steps=7)  # two of the second epoch
+    match = "--epochs is 1, but the saved run has trained 1 and 200 rows of the next already"
+    with pytest.raises(OptionError, match=match):
+        resumed_options(SavedModel(part), {"epochs": 1})
+    assert resumed_options(SavedModel(part), {"epochs": 2}).epochs == 2
+    # Nor is it saved, which would leave a model that cannot be read.
+    with pytest.raises(ValueError, match="at a place that the data do not have"):
+        saved_run(part, options(epochs=1), start=part)
+    assert SavedModel(part).facts.steps == 7
+
+
 def test_other_data_and_versions_are_refused_by_name(model: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="they have 600 rows, the saved run 500"):
         saved_run(tmp_path / "x", options(rows=600), start=model)
