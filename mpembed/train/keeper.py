@@ -201,7 +201,12 @@ class Keeper:
             if not ranks.rank:
                 folder.commit(model, files)
 
-        files = {k: v for one in ranks.gather(ranks.together(write)) for k, v in one.items()}
+        try:
+            written = ranks.together(write)
+        except Exception:
+            folder.discard(names[kind] for kind in writers)
+            raise
+        files = {k: v for one in ranks.gather(written) for k, v in one.items()}
         ranks.together(commit)
         self._wrote_encoding = True
 

@@ -174,6 +174,11 @@ class SavedModel:
             text = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
             raise DamagedError(f"{self.path / MANIFEST}: is damaged: {text}") from None
 
+    def check_unchanged(self) -> None:
+        """Raise DamagedError if a run has saved to the folder since this was read."""
+        if self._read(lambda: read_manifest(self.path)) != self._manifest:
+            raise DamagedError(f"{self.path}: a run has saved meanwhile; try again")
+
     def _read(self, read: Callable[[], T]) -> T:
         try:
             return read()
