@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,12 +27,13 @@ from mpembed.train.keeper import Keeper, check_ranks, check_versions, resumed_op
 from mpembed.train.options_json import described
 from mpembed.train.outputs import write_output, write_results
 from mpembed.train.progress import progress_display
-from mpembed.train.report import check_outputs
+from mpembed.train.report import check_outputs, check_outside
 from mpembed.train.save_folder import SaveFolder, check_folder
 from mpembed.train.saved_model import SavedModel
 from mpembed.train.settings import TrainOptions
 from mpembed.train.streams import abandon, lossy_stderr, tell
 from mpembed.train.trial import DivergedError, Trial
+from mpembed.train.watched_files import WatchedFiles
 
 FAILED, REFUSED = 1, 2  # exit statuses
 
@@ -83,11 +84,12 @@ class _Prepared:
         _check_saving(request, self.options)
         if ranks.rank == 0:  # the others write nothing
             outputs = {"--json": request.json, "--plot": request.plot}
-            check_outputs(expand(self.options.data.files), outputs)
+            folders = [one for one in (request.resume, request.save) if one is not None]
+            check_outputs(expand(self.options.data.files), outputs, folders)
             if request.folder is not None:
                 check_folder(request.folder)
             if request.logdir is not None:
-                _check_logdir(request.logdir)
+                _check_logdir(request.logdir, folders)
 
 
 def _check_saving(request: Request, options: TrainOptions) -> None:
@@ -104,11 +106,18 @@ def _check_saving(request: Request, options: TrainOptions) -> None:
         )
 
 
-def _check_logdir(path: Path) -> None:
+def _check_logdir(path: Path, folders: Sequence[Path]) -> None:
     if find_spec("tensorboard") is None:
         raise OptionError("--logdir needs tensorboard; install tensorboard")
     if path.exists() and not path.is_dir():
         raise OptionError(f"--logdir {path}: is not a folder")
+    check_outside("--logdir", path, folders)
+
+
+def _board(request: Request, options: TrainOptions, ranks: Ranks) -> Board | None:
+    if request.logdir is None or ranks.rank:
+        return None
+    return Board(request.logdir, options)
 
 
 def train(request: Request, interrupts: Interrupts) -> int:
@@ -163,6 +172,7 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
     options = prepared.options
     ranks.check_equal(described(options))
     saves = request.folder is not None
+    files = ranks.together(lambda: WatchedFiles(expand(options.data.files)))
     dataset = ranks.together(lambda: runner.open_dataset(options, digested=saves))
     if not ranks.rank and (recognised := describe_source(dataset.source)):
         tell(recognised)
@@ -174,16 +184,25 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
             keeper = stack.enter_context(_keeper(request, *where, prepared, dataset))
         if prepared.start is not None and not ranks.rank:
             _compare_threads(prepared.start, options)
-        board = Board(request.logdir) if request.logdir is not None and not ranks.rank else None
+        board = ranks.together(lambda: _board(request, options, ranks))
         interrupts.raises = False
         with _progress(options, dataset, ranks, board) as report:
-            result = runner.run(
-                options, dataset, report, ranks=ranks, stop=interrupts.asked, keeper=keeper
-            )
+            try:
+                result = runner.run(
+                    options,
+                    dataset,
+                    report,
+                    ranks=ranks,
+                    stop=interrupts.asked,
+                    keeper=keeper,
+                    check=files.check,
+                )
+            except DataError as error:  # only of several ranks
+                return _fail_alone(ranks, str(error))
         if not result["complete"] and not ranks.rank:
             tell(_stopped(result))
         # The model comes first: it is what the run was for, and no other output may lose it.
-        failures = []
+        failures = [] if result["error"] is None else [result["error"]]
         if keeper is not None:
             failures += write_output("--save", request.folder, lambda _: keeper.save())
         if not ranks.rank:
@@ -227,6 +246,8 @@ def _keeper(
         )
     ranks.together(lambda: None if ranks.rank else folder.open())
     try:
+        if start is not None:  # now that no other process can save there
+            ranks.together(start.check_unchanged)
         keeper = Keeper(
             folder,
             prepared.options,

@@ -1,4 +1,4 @@
-"""Standard output and error, as a run uses them: a run does not end because one cannot be written."""
+"""Standard output and error, which do not end a run where they cannot be written."""
 
 from __future__ import annotations
 
