@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -80,4 +81,20 @@ class Board:
                 warnings.simplefilter("ignore")  # of packages that tensorboard imports
                 from torch.utils.tensorboard import SummaryWriter
             self._writers[name] = SummaryWriter(str(self._folder / name))
+            _quieten()
         return self._writers[name]
+
+
+def _quieten() -> None:
+    """Let no thread of tensorboard print an OSError: its writer raises that at its next call."""
+    before = threading.excepthook
+    if getattr(before, "of_board", False):
+        return
+
+    def hook(found: threading.ExceptHookArgs) -> None:
+        written = isinstance(found.exc_value, OSError)
+        if not (written and type(found.thread).__module__.startswith("tensorboard.")):
+            before(found)
+
+    hook.of_board = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
