@@ -1,5 +1,6 @@
 """Entry point of the command line: ``mpembed`` and ``python -m mpembed``."""
 
+import signal
 import sys
 
 from mpembed.train import PACKAGES
@@ -13,6 +14,10 @@ def main() -> int:
     int
         The exit status.
     """
+    # A signal while packages are imported ends the process, without a traceback of the import;
+    # commands that have something to lose handle signals themselves.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         from mpembed.cli import app
     except ModuleNotFoundError as error:

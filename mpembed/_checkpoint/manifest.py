@@ -22,7 +22,7 @@ FORMAT = "mpembed-checkpoint"
 VERSION = 3
 DELTA_FORMAT = "mpembed-delta"
 DELTA_VERSION = 1
-_KEY = "mpembed"
+KEY = "mpembed"
 
 
 def manifest_of(state: CollectionState, on: Stream) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def metadata(manifest: Mapping[str, Any], checksums: Mapping[str, int]) -> dict[
     """Return the file's metadata; its length does not depend on the checksums."""
     text = json.dumps({**manifest, "crc32": checksums})
     # One key, its own checksum in front.
-    return {_KEY: f"{zlib.crc32(text.encode()):08x} {text}"}
+    return {KEY: f"{zlib.crc32(text.encode()):08x} {text}"}
 
 
 def identity(manifest: Mapping[str, Any]) -> str:
@@ -93,9 +93,9 @@ def read_manifest(
     target: Path, metadata: dict[str, str], wanted: str | None = FORMAT
 ) -> dict[str, Any]:
     """Return the manifest of a checkpoint, of a delta, or with None of either."""
-    if _KEY not in metadata:
+    if KEY not in metadata:
         raise ValueError(f"{target}: is not an mpembed checkpoint (it has no manifest)")
-    checksum, _, text = metadata[_KEY].partition(" ")
+    checksum, _, text = metadata[KEY].partition(" ")
     if checksum != f"{zlib.crc32(text.encode()):08x}":
         raise ValueError(f"{target}: its manifest is damaged (checksum)")
     try:

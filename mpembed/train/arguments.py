@@ -135,7 +135,9 @@ def given_options(values: Mapping[str, Any], given: Iterable[str]) -> dict[str, 
     given : iterable of str
         Names of those that were given there or in a file.
     """
-    options = train_options(values)
+    # What was not given is in the saved run: here it only lets the rest pass as options of a whole.
+    rest = {name: values[name] or ["-"] for name in ("data", "categorical")}
+    options = train_options({**values, **rest})
     found = {}
     for name in given:
         if name not in _NOT_OF_A_RUN:

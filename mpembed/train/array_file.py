@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpembed._checkpoint import strict_json
+from mpembed._checkpoint.manifest import KEY as CHECKPOINT_KEY
 from mpembed._checkpoint.tensor_file import Reader, Writer, one_place
 from mpembed._files.replacement import ReplacementFile
 
@@ -63,6 +64,17 @@ def header_digest(path: Path) -> str:
     if len(start) < _LENGTH_BYTES or len(text) != length:
         raise DamagedError(f"{path}: is not a safetensors file")
     return hashlib.blake2b(start + text, digest_size=16).hexdigest()
+
+
+def is_saved_file(path: Path) -> bool:
+    """Return whether a file is one of `write_arrays`, or a checkpoint; OSError if unreadable."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return not {_KEY, CHECKPOINT_KEY}.isdisjoint(Reader(file).metadata)
+    except (EOFError, ValueError):
+        return False
+    finally:
+        os.close(file)
 
 
 def read_arrays(path: Path) -> Arrays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -75,9 +76,10 @@ class Interrupts:
             self.number, self._time = number, now
             if self.raises:
                 raise Interrupted
-            if not self.quiet:
+            if not self.quiet and sys.__stderr__ is not None:  # else 2 may be another file
                 name = "Ctrl-C" if number == signal.SIGINT else "signal"
-                os.write(2, f"\nmpembed: {self.name}: {_ASKED.format(name)}\n".encode())
+                with contextlib.suppress(OSError):
+                    os.write(2, f"\nmpembed: {self.name}: {_ASKED.format(name)}\n".encode())
         elif now - self._time > self._together:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,18 +25,15 @@ from mpembed.train.distributed import ALONE, LostRankError, Ranks, lost_ranks, s
 from mpembed.train.interrupts import Interrupts
 from mpembed.train.keeper import Keeper, check_ranks, check_versions, resumed_options
 from mpembed.train.options_json import described
+from mpembed.train.outputs import write_output, write_results
 from mpembed.train.progress import progress_display
-from mpembed.train.report import (
-    check_outputs,
-    print_table,
-    results_table,
-    rounding_notes,
-    write_json,
-)
+from mpembed.train.report import check_outputs, check_outside
 from mpembed.train.save_folder import SaveFolder, check_folder
 from mpembed.train.saved_model import SavedModel
 from mpembed.train.settings import TrainOptions
+from mpembed.train.streams import abandon, lossy_stderr, tell
 from mpembed.train.trial import DivergedError, Trial
+from mpembed.train.watched_files import WatchedFiles
 
 FAILED, REFUSED = 1, 2  # exit statuses
 
@@ -87,11 +84,12 @@ class _Prepared:
         _check_saving(request, self.options)
         if ranks.rank == 0:  # the others write nothing
             outputs = {"--json": request.json, "--plot": request.plot}
-            check_outputs(expand(self.options.data.files), outputs)
+            folders = [one for one in (request.resume, request.save) if one is not None]
+            check_outputs(expand(self.options.data.files), outputs, folders)
             if request.folder is not None:
                 check_folder(request.folder)
             if request.logdir is not None:
-                _check_logdir(request.logdir)
+                _check_logdir(request.logdir, folders)
 
 
 def _check_saving(request: Request, options: TrainOptions) -> None:
@@ -108,11 +106,18 @@ def _check_saving(request: Request, options: TrainOptions) -> None:
         )
 
 
-def _check_logdir(path: Path) -> None:
+def _check_logdir(path: Path, folders: Sequence[Path]) -> None:
     if find_spec("tensorboard") is None:
         raise OptionError("--logdir needs tensorboard; install tensorboard")
     if path.exists() and not path.is_dir():
         raise OptionError(f"--logdir {path}: is not a folder")
+    check_outside("--logdir", path, folders)
+
+
+def _board(request: Request, options: TrainOptions, ranks: Ranks) -> Board | None:
+    if request.logdir is None or ranks.rank:
+        return None
+    return Board(request.logdir, options)
 
 
 def train(request: Request, interrupts: Interrupts) -> int:
@@ -145,22 +150,20 @@ def train(request: Request, interrupts: Interrupts) -> int:
         return _fail_alone(ranks, str(error))
     except MemoryError:
         return _fail_alone(ranks, "out of memory; try a smaller --dim, --max-rows or --batch-size")
-
-
-def _tell(text: str) -> None:
-    print(f"mpembed: {text}", file=sys.stderr, flush=True)
+    finally:
+        abandon(sys.stderr)
 
 
 def _fail(ranks: Ranks, text: str, status: int) -> int:
     """Print what all ranks know; return the status."""
     if ranks.rank == 0:
-        _tell(text)
+        tell(text)
     return status
 
 
 def _fail_alone(ranks: Ranks, text: str) -> int:
     """Print what the other ranks may not know; return the status."""
-    _tell(f"rank {ranks.rank}: {text}" if ranks.size > 1 else text)
+    tell(f"rank {ranks.rank}: {text}" if ranks.size > 1 else text)
     return FAILED
 
 
@@ -169,9 +172,10 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
     options = prepared.options
     ranks.check_equal(described(options))
     saves = request.folder is not None
+    files = ranks.together(lambda: WatchedFiles(expand(options.data.files)))
     dataset = ranks.together(lambda: runner.open_dataset(options, digested=saves))
     if not ranks.rank and (recognised := describe_source(dataset.source)):
-        _tell(recognised)
+        tell(recognised)
     ranks.check_equal({"rows": dataset.source.rows, "table rows": dataset.table_rows})
     with ExitStack() as stack:
         keeper = None
@@ -180,17 +184,32 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
             keeper = stack.enter_context(_keeper(request, *where, prepared, dataset))
         if prepared.start is not None and not ranks.rank:
             _compare_threads(prepared.start, options)
-        board = Board(request.logdir) if request.logdir is not None and not ranks.rank else None
+        board = ranks.together(lambda: _board(request, options, ranks))
         interrupts.raises = False
         with _progress(options, dataset, ranks, board) as report:
-            result = runner.run(
-                options, dataset, report, ranks=ranks, stop=interrupts.asked, keeper=keeper
-            )
+            try:
+                result = runner.run(
+                    options,
+                    dataset,
+                    report,
+                    ranks=ranks,
+                    stop=interrupts.asked,
+                    keeper=keeper,
+                    check=files.check,
+                )
+            except DataError as error:  # only of several ranks
+                return _fail_alone(ranks, str(error))
         if not result["complete"] and not ranks.rank:
-            _tell(_stopped(result))
-        failures = [] if ranks.rank else _write_results(request, result, board)
+            tell(_stopped(result))
+        # The model comes first: it is what the run was for, and no other output may lose it.
+        failures = [] if result["error"] is None else [result["error"]]
         if keeper is not None:
-            failures += _write("--save", request.folder, lambda _: keeper.save())
+            failures += write_output("--save", request.folder, lambda _: keeper.save())
+        if not ranks.rank:
+            failures += write_results(result, request.json, request.plot)
+        if board is not None:
+            finish = board.finish
+            failures += write_output("--logdir", request.logdir, lambda _: finish(result))
     if failures:
         return _fail(ranks, "; ".join(failures), FAILED)
     return interrupts.status
@@ -204,7 +223,7 @@ def _progress(
     if ranks.rank:
         yield lambda trial, rows: None
         return
-    console = Console(stderr=True)
+    console = Console(file=lossy_stderr())
     with progress_display(console, options, dataset.ends[TRAIN]) as display:
 
         def report(trial: Trial, rows: int) -> None:
@@ -227,6 +246,8 @@ def _keeper(
         )
     ranks.together(lambda: None if ranks.rank else folder.open())
     try:
+        if start is not None:  # now that no other process can save there
+            ranks.together(start.check_unchanged)
         keeper = Keeper(
             folder,
             prepared.options,
@@ -234,7 +255,7 @@ def _keeper(
             runner.versions(),
             request.save_every,
             start,
-            (lambda _: None) if ranks.rank else _tell,
+            (lambda _: None) if ranks.rank else tell,
             ranks,
         )
         yield keeper
@@ -245,7 +266,7 @@ def _keeper(
 def _compare_threads(start: SavedModel, options: TrainOptions) -> None:
     saved, here = start.facts.threads, options.threads or torch.get_num_threads()
     if saved != here:
-        _tell(f"saved with {saved} thread(s), here {here}: sums may differ in their last bits")
+        tell(f"saved with {saved} thread(s), here {here}: sums may differ in their last bits")
 
 
 def _stopped(result: dict[str, Any]) -> str:
@@ -258,32 +279,3 @@ def _stopped(result: dict[str, Any]) -> str:
         f"stopped after {rows:,} of {each * epochs:,} clicks of {last['setting']}, seed "
         f"{last['seed']}; what was not measured by then is -"
     )
-
-
-def _write_results(request: Request, result: dict[str, Any], board: Board | None) -> list[str]:
-    """Print the table, write all outputs but the model; return what failed, as on a full disk."""
-    # The JSON file holds everything, so it comes first. A failure does not stop the other outputs.
-    failures = _write("--json", request.json, lambda path: write_json(result, path))
-    print_table(results_table(result))
-    for note in rounding_notes(result):
-        print(note)
-    sys.stdout.flush()
-    failures += _write("--plot", request.plot, lambda path: _plot(result, path))
-    if board is not None:
-        failures += _write("--logdir", request.logdir, lambda _: board.finish(result))
-    return failures
-
-
-def _plot(result: dict[str, Any], path: Path) -> None:
-    from mpembed.train.plot import write_plot  # matplotlib takes a second to import
-
-    write_plot(result, path)
-
-
-def _write(option: str, path: Path | None, write: Callable[[Path], None]) -> list[str]:
-    try:
-        if path is not None:
-            write(path)
-    except OSError as error:
-        return [f"{option} {path}: cannot be written: {error.strerror or error}"]
-    return []

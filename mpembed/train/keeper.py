@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpembed._checkpoint import strict_json
 from mpembed.train.array_file import DamagedError, header_digest, write_arrays
 from mpembed.train.data.dataset import TRAIN, Dataset
 from mpembed.train.data.digest import DigestedSource
@@ -17,7 +19,14 @@ from mpembed.train.data.options import OptionError
 from mpembed.train.distributed import ALONE, Ranks
 from mpembed.train.options_json import changed
 from mpembed.train.save_folder import SaveFolder, table_kind
-from mpembed.train.saved_model import DataFacts, Position, RunFacts, SavedModel, Scores
+from mpembed.train.saved_model import (
+    DataFacts,
+    Position,
+    RunFacts,
+    SavedModel,
+    Scores,
+    facts_from,
+)
 from mpembed.train.settings import TrainOptions
 from mpembed.train.trial import Trial
 from mpembed.train.trial_state import dense_arrays, restore
@@ -137,8 +146,8 @@ class Keeper:
         if self._every is not None and len(self._trial.records) % self._every == 0:
             try:
                 self.save()
-            except OSError as error:
-                reason = error.strerror or error
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
                 self._tell(f"--save {self._folder.path}: cannot be written: {reason}; going on")
 
     def end_epoch(self) -> None:
@@ -152,6 +161,8 @@ class Keeper:
         ------
         OSError
             If it cannot be written; the save before is still there.
+        ValueError
+            If it would be a save that cannot be read again; nothing is written.
         """
         trial, ranks, folder = self._trial, self._ranks, self._folder
         if trial is None:
@@ -166,6 +177,8 @@ class Keeper:
             {part: _plain(scores) for part, scores in trial.scores.items()},
         )
         encoding = self._dataset.encoding
+        model = facts.as_json(encoding)
+        facts_from(strict_json.parse(json.dumps(model, allow_nan=False)))  # as a reader does
         writers: dict[str, Callable[[Any], None]] = {table_kind(ranks.rank): trial.tables.save}
         if not ranks.rank:
             writers["dense"] = lambda path: write_arrays(
@@ -186,9 +199,14 @@ class Keeper:
 
         def commit() -> None:
             if not ranks.rank:
-                folder.commit(facts.as_json(encoding), files)
+                folder.commit(model, files)
 
-        files = {k: v for one in ranks.gather(ranks.together(write)) for k, v in one.items()}
+        try:
+            written = ranks.together(write)
+        except Exception:
+            folder.discard(names[kind] for kind in writers)
+            raise
+        files = {k: v for one in ranks.gather(written) for k, v in one.items()}
         ranks.together(commit)
         self._wrote_encoding = True
 
@@ -274,9 +292,11 @@ def resumed_options(start: SavedModel, given: Mapping[str, Any]) -> TrainOptions
     if "files" in given:
         may["data"] = replace(options.data, files=given["files"])
     found = replace(options, **may)
-    if found.epochs < start.facts.position.epoch:
+    position = start.facts.position
+    if found.epochs < position.epoch + (position.rows > 0):
+        more = f" and {position.rows:,} rows of the next" if position.rows else ""
         raise OptionError(
             f"--resume {start.path}: --epochs is {found.epochs}, but the saved run has trained "
-            f"{start.facts.position.epoch} already; leave it out"
+            f"{position.epoch}{more} already; leave it out"
         )
     return found

@@ -61,6 +61,13 @@ def changed(saved: TrainOptions, given: Mapping[str, Any]) -> list[tuple[str, An
     for name, value in given.items():
         holder: Any = saved if hasattr(saved, name) else saved.data
         old = getattr(holder, name)
-        if value != old:
+        if _listed(value) != _listed(old):
             found.append((f"--{name.replace('_', '-')}", value, old))
     return found
+
+
+def _listed(value: Any) -> Any:
+    """Return columns one by one: "a,b" as "a" and "b"."""
+    if isinstance(value, tuple) and all(isinstance(one, str) for one in value):
+        return [name.strip() for one in value for name in one.split(",")]
+    return value

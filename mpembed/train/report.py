@@ -18,6 +18,7 @@ from mpembed._files.replacement import write_file
 from mpembed._files.targets import check_place
 from mpembed.rounding import BAD, NOISE_LIMIT
 from mpembed.train.data.options import OptionError
+from mpembed.train.save_folder import holds_model
 
 _COLUMNS = (
     "log\nloss",
@@ -55,7 +56,28 @@ def _same_file(a: Path, b: Path) -> bool:
         return False
 
 
-def check_outputs(data: Sequence[Path], outputs: Mapping[str, Path | None]) -> None:
+def check_outside(option: str, path: Path, folders: Sequence[Path] = ()) -> None:
+    """Raise OptionError for an output in the folder of a model, whose files it could replace.
+
+    Parameters
+    ----------
+    option : str
+        What names the output.
+    path : Path
+        The output.
+    folders : sequence of Path
+        Those of models, besides all that have one already.
+    """
+    for place in (path, path.parent):
+        if holds_model(place) or any(_same_file(place, one) for one in folders):
+            raise OptionError(
+                f"{option} {path}: {place} is the folder of a model; name a place outside of it"
+            )
+
+
+def check_outputs(
+    data: Sequence[Path], outputs: Mapping[str, Path | None], folders: Sequence[Path] = ()
+) -> None:
     """Raise OptionError for an output file that cannot be written or is used twice.
 
     Parameters
@@ -65,18 +87,21 @@ def check_outputs(data: Sequence[Path], outputs: Mapping[str, Path | None]) -> N
     outputs : mapping of str to Path or None
         The files to write, by option; this does not touch them. They replace what is there, a link
         itself.
+    folders : sequence of Path
+        Those of models that this run reads or writes.
 
     Raises
     ------
     OptionError
-        If one is a directory, its directory does not exist, writing is not allowed, or it is
-        the same file as another one.
+        If one lies in the folder of a model, is a directory, its directory does not exist, writing
+        is not allowed, or it is the same file as another one.
     """
     used = [("--data", path) for path in data]
     for option, path in outputs.items():
         if path is None:
             continue
         _check_writable(option, path)
+        check_outside(option, path, folders)
         for other, taken in used:
             if _same_file(path, taken):
                 raise OptionError(f"{option} {path}: is the same file as {other} {taken}")
@@ -141,6 +166,11 @@ def results_table(result: dict[str, Any]) -> Table:
     return table
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # the error that is being handled; Rich would end the process
+
+
 def print_table(table: Table) -> None:
     """Print a table to standard output, never wrapped to the width of the terminal or pipe.
 
@@ -149,9 +179,9 @@ def print_table(table: Table) -> None:
     table : rich.table.Table
         The table.
     """
-    console = Console()
+    console = _Console()
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
-    Console(width=max(needed, console.width)).print(table)
+    _Console(width=max(needed, console.width)).print(table)
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import mpembed as mpe
+from mpembed.train.data.clicks import DataError
 from mpembed.train.data.dataset import TEST, TRAIN, Dataset
 from mpembed.train.data.digest import DigestedSource
 from mpembed.train.data.encoding import Block
@@ -23,6 +24,7 @@ from mpembed.train.options_json import described
 from mpembed.train.settings import Setting, TrainOptions
 from mpembed.train.summary import summarize
 from mpembed.train.trial import Trial, never
+from mpembed.train.watched_files import ChangedError
 
 # Settings take turns after this many steps. They are few, so that one pass over the data serves all
 # settings, and enough that a model's weights are in the processor's caches for nearly every step.
@@ -79,6 +81,8 @@ class _Seed:
         As in `run`.
     keeper : Keeper or None
         That of the only trial.
+    check : callable
+        As in `run`.
     """
 
     def __init__(
@@ -88,7 +92,9 @@ class _Seed:
         dataset: Dataset,
         report: Progress,
         keeper: Keeper | None,
+        check: Callable[[], None],
     ) -> None:
+        self._check = check
         self._trials, self._options, self._dataset = trials, options, dataset
         self._report, self._keeper = report, keeper
 
@@ -107,6 +113,7 @@ class _Seed:
                 if part != TRAIN:
                     for trial in self._trials:
                         trial.end_part(part)
+            self._check()
             if keeper:
                 keeper.end_epoch()
 
@@ -142,6 +149,7 @@ def run(
     ranks: Ranks = ALONE,
     stop: Callable[[], bool] = never,
     keeper: Keeper | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train and evaluate every setting from every seed.
 
@@ -159,19 +167,31 @@ def run(
         Returns whether to stop after the step that is going on.
     keeper : Keeper, optional
         Saves the model, where there is one setting and one seed, or goes on from a saved one.
+    check : callable
+        Called at the end of each epoch; raises ChangedError if the data have changed.
 
     Returns
     -------
     dict
         All that the table shows and the JSON file holds. ``complete`` is False where the run was
-        stopped; what has not been measured by then is None.
+        stopped; what has not been measured by then is None. ``error`` says what has stopped it,
+        data that could not be read; it is None after a signal.
+
+    Raises
+    ------
+    DataError
+        If one of several ranks cannot read the data; the others do not know where it stopped.
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
         mpe.set_num_threads(options.threads)
+
+    def together() -> None:
+        ranks.together(check)
+
     results: list[dict[str, Any]] = []
     epoch_steps = -(-dataset.ends[TRAIN] // options.batch_size)
-    complete = True
+    complete, failure = True, None
     for seed in range(options.seed, options.seed + options.seeds):
 
         def make(setting: Setting, seed: int = seed, **more: Any) -> Trial:
@@ -185,9 +205,13 @@ def run(
             if done := sum(trials[0].records.rows):
                 report(trials[0], done)
         try:
-            _Seed(trials, options, dataset, report, keeper).run()
+            _Seed(trials, options, dataset, report, keeper, together).run()
         except Stopped:
             complete = False
+        except DataError as error:
+            if ranks.size > 1 and not isinstance(error, ChangedError):
+                raise
+            complete, failure = False, str(error)
         results += [trial.result(epoch_steps) for trial in trials]
         if not complete:
             break
@@ -197,6 +221,7 @@ def run(
         "threads": torch.get_num_threads(),
         "ranks": ranks.size,
         "complete": complete,
+        "error": failure,
         "data": {
             **dataset.source.describe(),
             "split_ends": dataset.ends,

@@ -20,7 +20,7 @@ from typing import Any
 
 from mpembed._checkpoint import strict_json
 from mpembed._files.replacement import write_file
-from mpembed.train.array_file import DamagedError, header_digest
+from mpembed.train.array_file import DamagedError, header_digest, is_saved_file
 from mpembed.train.data.options import OptionError
 
 MANIFEST = "model.json"
@@ -29,6 +29,7 @@ KINDS = "tables", "dense", "encoding"
 FORMAT, VERSION = "mpembed-train", 1
 _MAX_MANIFEST = 64 << 20
 _SLOTS = "ab"
+_TRIES = 100  # to lock a folder that other processes make and remove
 _START, _REST = '{"crc32": "', '", '  # the checksum of all that follows them
 _FIELDS = {"format", "version", "files", "model"}
 
@@ -56,7 +57,7 @@ class SaveFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._lock = -1
+        self._lock, self._made = -1, False
         self._files: dict[str, list[str]] = {}
 
     def open(self) -> None:
@@ -69,24 +70,46 @@ class SaveFolder:
         """
         check_folder(self.path)
         try:
-            self.path.mkdir(exist_ok=True)
-            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not any(self._lock_folder() for _ in range(_TRIES)):
+                raise BlockingIOError
         except BlockingIOError:
             self.close()
             raise OptionError(f"--save {self.path}: another process saves to it") from None
         except OSError as error:
-            if self._lock < 0:
-                raise _unusable(self.path, error) from None
-            # The file system has no locks.
+            self.close()
+            raise _unusable(self.path, error) from None
+
+    def _lock_folder(self) -> bool:
+        """Make and lock the folder; False if another process has removed it meanwhile."""
+        with contextlib.suppress(FileExistsError):
+            self.path.mkdir()
+            self._made = True
+        try:
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._made = False  # it is the other one's now
+            raise
+        except OSError:  # the file system has no locks
+            return True
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._lock), self.path.stat()):
+                return True
+        os.close(self._lock)
+        self._lock, self._made = -1, False
+        return False
 
     def close(self) -> None:
-        """Let other processes save; a folder that is still empty is removed."""
+        """Let other processes save; a folder that `open` made and nothing is in is removed."""
         if self._lock >= 0:
+            if self._made:  # before the lock is given back, so that no other process loses it
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
             os.close(self._lock)
             self._lock = -1
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
 
     def new_names(self, kinds: Iterable[str]) -> dict[str, str]:
         """Return names for new files, by kind; none is that of a file of the last save."""
@@ -125,6 +148,12 @@ class SaveFolder:
             for entry in list(self.path.iterdir()):
                 if _OWN_NAME.fullmatch(entry.name) and entry.name not in kept:
                     entry.unlink()
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Remove new files of a save that has failed before `commit`."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
 
     def _named(self) -> dict[str, list[str]]:
         """Return the files that the manifest names; none if there is none or it is damaged."""
@@ -181,8 +210,33 @@ def check_folder(path: Path) -> None:
         raise OptionError(
             f"--save {path}: has other files, such as {others[0]}; name a new or an empty folder"
         )
+    _check_ours(path, entries)
     if not os.access(path, os.W_OK | os.X_OK):
         raise OptionError(f"--save {path}: cannot be written: Permission denied")
+
+
+def _check_ours(path: Path, entries: Iterable[str]) -> None:
+    """Raise OptionError where files with the names of a save are not of one."""
+    named: set[str] = set()
+    try:
+        if MANIFEST in entries:
+            named = {name for name, _ in read_manifest(path)["files"].values()}
+        for entry in sorted(set(entries) - named):
+            if _OWN_NAME.fullmatch(entry) and not is_saved_file(path / entry):
+                raise DamagedError(f"{path / entry}: was not written by mpembed train --save")
+    except DamagedError as error:
+        raise OptionError(f"--save {error}; name a new or an empty folder") from None
+    except OSError as error:
+        raise _unusable(path, error) from None
+
+
+def holds_model(path: Path) -> bool:
+    """Return whether a folder has the manifest of a save, be it damaged."""
+    try:
+        with (path / MANIFEST).open("rb") as file:
+            return file.read(len(_START)) == _START.encode()
+    except OSError:
+        return False
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

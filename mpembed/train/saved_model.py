@@ -106,7 +106,7 @@ class RunFacts:
         return self.position.epoch * epoch + rest
 
 
-def _facts(model: Mapping[str, Any]) -> RunFacts:
+def facts_from(model: Mapping[str, Any]) -> RunFacts:
     """Return what a manifest says; KeyError, TypeError or ValueError if it is not of a save."""
     options = restored(model["options"])
     position = from_json(Position, model["position"])
@@ -167,12 +167,17 @@ class SavedModel:
         self.path = Path(path)
         self._manifest: dict[str, Any] = self._read(lambda: read_manifest(self.path))
         try:
-            self.facts = _facts(self._manifest["model"])
+            self.facts = facts_from(self._manifest["model"])
             if self.facts.ranks != len(self._manifest["files"]) - len(KINDS) + 1:
                 raise ValueError("it has not a file of tables for each rank")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             text = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
             raise DamagedError(f"{self.path / MANIFEST}: is damaged: {text}") from None
+
+    def check_unchanged(self) -> None:
+        """Raise DamagedError if a run has saved to the folder since this was read."""
+        if self._read(lambda: read_manifest(self.path)) != self._manifest:
+            raise DamagedError(f"{self.path}: a run has saved meanwhile; try again")
 
     def _read(self, read: Callable[[], T]) -> T:
         try:

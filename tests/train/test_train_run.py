@@ -25,7 +25,7 @@ from mpembed.train.settings import (
 )
 
 pytestmark = pytest.mark.torch
-RESULT = {"config", "versions", "threads", "ranks", "complete", "data", "summary", "runs"}
+RESULT = {"config", "versions", "threads", "ranks", "complete", "error", "data", "summary", "runs"}
 
 
 def options(*settings: str, **values: Any) -> TrainOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from mpembed.train.array_file import DamagedError
 from mpembed.train.data.options import OptionError
 from mpembed.train.keeper import Keeper, check_versions, resumed_options
 from mpembed.train.runner import open_dataset, run, versions
-from mpembed.train.save_folder import SaveFolder, check_folder
+from mpembed.train.save_folder import SaveFolder, check_folder, sealed
 from mpembed.train.saved_model import Position, SavedModel
 from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
 
@@ -142,6 +143,19 @@ def test_fewer_epochs_than_are_trained_are_refused(tmp_path: Path) -> None:
         resumed_options(SavedModel(tmp_path / "model"), {"epochs": 1})
 
 
+def test_the_end_of_an_epoch_before_the_middle_of_the_next_is_refused(tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    saved_run(part, options(), steps=7)  # two of the second epoch
+    match = "--epochs is 1, but the saved run has trained 1 and 200 rows of the next already"
+    with pytest.raises(OptionError, match=match):
+        resumed_options(SavedModel(part), {"epochs": 1})
+    assert resumed_options(SavedModel(part), {"epochs": 2}).epochs == 2
+    # Nor is it saved, which would leave a model that cannot be read.
+    with pytest.raises(ValueError, match="at a place that the data do not have"):
+        saved_run(part, options(epochs=1), start=part)
+    assert SavedModel(part).facts.steps == 7
+
+
 def test_other_data_and_versions_are_refused_by_name(model: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="they have 600 rows, the saved run 500"):
         saved_run(tmp_path / "x", options(rows=600), start=model)
@@ -191,6 +205,81 @@ def test_one_process_at_a_time_saves_to_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()  # nothing was saved
     second.open()
     second.close()
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    manifest = folder / "model.json"
+    later = {"format": "mpembed-train", "version": 2, "files": {}, "model": {}}
+    for text, reason in (
+        (b'{"learner": {}, "version": [3, 0, 0]}', "is damaged"),
+        (sealed({**later, "format": "other"}), "was not written by mpembed train --save"),
+        (sealed(later), "has layout 2; this mpembed reads 1"),
+    ):
+        manifest.write_bytes(text)
+        with pytest.raises(OptionError, match=f"{reason}.*; name a new or an empty folder"):
+            check_folder(folder)
+        assert manifest.read_bytes() == text
+    manifest.unlink()
+    tables = folder / "tables-a.safetensors"
+    own = (model / "tables-a.safetensors").read_bytes()
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    for foreign in (b"", b"x" * 100, len(header).to_bytes(8, "little") + header + bytes(4)):
+        tables.write_bytes(foreign)
+        with pytest.raises(OptionError, match="tables-a.safetensors: was not written by mpembed"):
+            check_folder(folder)
+    tables.write_bytes(own)  # left by a first save that was killed
+    check_folder(folder)
+
+
+def test_a_folder_of_the_user_stays(tmp_path: Path) -> None:
+    folder = SaveFolder(tmp_path)
+    folder.open()
+    folder.close()
+    assert tmp_path.is_dir()
+
+
+def test_a_folder_that_is_removed_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real, times = tmp_path / "model", fcntl.flock, iter([True, False])
+
+    def flock(file: int, how: int) -> None:
+        if next(times):  # another process, which saves nothing, ends
+            path.rmdir()
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    first, second = SaveFolder(path), SaveFolder(path)
+    first.open()
+    monkeypatch.undo()
+    with pytest.raises(OptionError, match="another process saves to it"):
+        second.open()
+    assert path.is_dir()
+    first.close()
+    assert not path.exists()
+
+
+def test_a_save_since_it_was_read_is_seen(tmp_path: Path) -> None:
+    saved_run(tmp_path / "model", options(), steps=2)
+    early = SavedModel(tmp_path / "model")
+    early.check_unchanged()
+    saved_run(tmp_path / "model", options(), start=tmp_path / "model", steps=1)
+    with pytest.raises(DamagedError, match="a run has saved meanwhile; try again"):
+        early.check_unchanged()
+
+
+def test_a_failed_first_save_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mpembed.train.keeper.write_arrays", fail)  # after the tables
+    with pytest.raises(OSError, match="No space left"):
+        saved_run(tmp_path / "model", options(), steps=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_save_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
