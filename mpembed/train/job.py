@@ -28,7 +28,7 @@ from mpembed.train.options_json import described
 from mpembed.train.outputs import write_output, write_results
 from mpembed.train.progress import progress_display
 from mpembed.train.report import check_outputs, check_outside
-from mpembed.train.save_folder import SaveFolder, check_folder
+from mpembed.train.save_folder import SaveFolder, check_folder, holds_model
 from mpembed.train.saved_model import SavedModel
 from mpembed.train.settings import TrainOptions
 from mpembed.train.streams import abandon, lossy_stderr, tell
@@ -88,6 +88,7 @@ class _Prepared:
             check_outputs(expand(self.options.data.files), outputs, folders)
             if request.folder is not None:
                 check_folder(request.folder)
+                _keep_models(request)
             if request.logdir is not None:
                 _check_logdir(request.logdir, folders)
 
@@ -103,6 +104,18 @@ def _check_saving(request: Request, options: TrainOptions) -> None:
         raise OptionError(
             f"--save keeps one model, but {len(options.settings)} setting(s) and {options.seeds} "
             "seed(s) are trained; give one --setting and no --seeds"
+        )
+
+
+def _keep_models(request: Request) -> None:
+    """Refuse to save a run where another one has saved its model."""
+    path = request.save
+    if path is None or not holds_model(path):
+        return
+    if request.resume is None or not path.samefile(request.resume):
+        raise OptionError(
+            f"--save {path}: holds a saved model, which stays: --resume {path} goes on with it; "
+            "otherwise name another folder, or remove this one"
         )
 
 

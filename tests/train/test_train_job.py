@@ -62,6 +62,7 @@ def test_a_model_is_saved_and_resumed_without_its_options(tmp_path: Path) -> Non
     code, again, err = call("--resume", model)
     assert code == 0, err
     assert rows_of(again) == rows_of(out)
+    assert f"--save {model}: holds a saved model, which stays" in refused(*ONE, "--save", model)
     code, more, err = call("--resume", model, "--epochs", "2", "--save", str(tmp_path / "two"))
     assert code == 0, err
     code, whole, err = call(*ONE, "--epochs", "2")
