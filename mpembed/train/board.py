@@ -81,11 +81,11 @@ class Board:
                 warnings.simplefilter("ignore")  # of packages that tensorboard imports
                 from torch.utils.tensorboard import SummaryWriter
             self._writers[name] = SummaryWriter(str(self._folder / name))
-            _quieten()
+            quieten()
         return self._writers[name]
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Let no thread of tensorboard print an OSError: its writer raises that at its next call."""
     before = threading.excepthook
     if getattr(before, "of_board", False):

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ pytest.importorskip("typer")
 pytest.importorskip("torch")
 
 from mpembed import cli
-from mpembed.train import outputs
+from mpembed.train import board, outputs
 from mpembed.train.data.clicks import DataError
 from mpembed.train.data.dataset import Dataset
 from mpembed.train.data.encoding import Block
@@ -225,6 +226,32 @@ def test_a_log_that_cannot_be_written_loses_no_run(
     assert call("--logdir", "/proc/no/logs", "--save", str(tmp_path / "new")) == 2
     assert "--logdir /proc/no/logs: cannot be written: " in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_threads_of_tensorboard_print_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda found: seen.append(found.exc_type))
+    board.quieten()
+    hook = threading.excepthook
+    board.quieten()
+    assert threading.excepthook is hook
+
+    class Writer(threading.Thread):
+        def __init__(self, error: Exception) -> None:
+            super().__init__()
+            self._error = error
+
+        def run(self) -> None:
+            raise self._error
+
+    Writer.__module__ = "tensorboard.summary"
+    own = threading.Thread(target=lambda: Path("/proc/no").read_text())
+    for thread in (Writer(OSError()), Writer(KeyError()), own):
+        thread.start()
+        thread.join()
+    assert seen == [KeyError, FileNotFoundError]
 
 
 def test_ctrl_c_while_packages_are_imported_prints_no_traceback() -> None:
