@@ -120,11 +120,11 @@ def _keep_models(request: Request) -> None:
 
 
 def _check_logdir(path: Path, folders: Sequence[Path]) -> None:
-    if find_spec("tensorboard") is None:
-        raise OptionError("--logdir needs tensorboard; install tensorboard")
     if path.exists() and not path.is_dir():
         raise OptionError(f"--logdir {path}: is not a folder")
     check_outside("--logdir", path, folders)
+    if find_spec("tensorboard") is None:
+        raise OptionError("--logdir needs tensorboard; install tensorboard")
 
 
 def _board(request: Request, options: TrainOptions, ranks: Ranks) -> Board | None:

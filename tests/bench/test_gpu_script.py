@@ -180,6 +180,7 @@ def test_the_training_compares_and_runs_on_the_cpu(tmp_path: Path) -> None:
     assert sorted(done.stdout.splitlines()) == sorted(expected)
 
 
+@pytest.mark.exhaustive
 def test_the_benchmarks_are_skipped_by_name_without_a_gpu(tmp_path: Path) -> None:
     # Asked in a process of its own: in this one the kernels may be emulated.
     folders = ("bench/gpu", "bench/contenders", "tools")

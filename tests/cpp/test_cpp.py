@@ -38,6 +38,7 @@ def test_headers_and_library(compiler: str, package_alone: Path, tmp_path: Path)
     ctest(tmp_path)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("compiler", CXX)
 def test_optimised(compiler: str, package_alone: Path, tmp_path: Path) -> None:
     """With instructions that fuse: the target's own flags keep the arithmetic as it is written."""

@@ -137,6 +137,7 @@ def test_what_is_wrong_is_said(program: Path, tmp_path: Path) -> None:
         assert text in done.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 def test_the_cpu_example_by_nvcc(package_alone: Path, by_python: bytes, tmp_path: Path) -> None:
     package, source = package_alone / "mpembed", sources(tmp_path)
@@ -147,6 +148,7 @@ def test_the_cpu_example_by_nvcc(package_alone: Path, by_python: bytes, tmp_path
     assert written(tmp_path / "train", tmp_path) == by_python
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 def test_the_cuda_example_compiles_by_nvcc(package_alone: Path, tmp_path: Path) -> None:
     """Without the CUDA library: test_the_cuda_example_on_a_device links it, and needs one."""

@@ -99,7 +99,7 @@ def run(folder: Path, body: str) -> None:
         finish(process)
 
 
-@pytest.mark.parametrize("deferred", [True, False])
+@pytest.mark.parametrize("deferred", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_replicas_are_equal_after_fifty_steps(deferred: bool, tmp_path: Path) -> None:
     run(tmp_path, REPLICAS.replace("{deferred}", str(deferred)))
 

@@ -239,6 +239,7 @@ def test_all_ranks_fail_together(tmp_path: Path) -> None:
         assert message in first[2].splitlines()[-1]
 
 
+@pytest.mark.exhaustive
 def test_ranks_save_and_go_on(tmp_path: Path) -> None:
     """Bit for bit, of the same number of ranks; another number is refused, and scores are equal."""
     whole, part = str(tmp_path / "whole"), str(tmp_path / "part")
