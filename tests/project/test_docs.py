@@ -65,10 +65,11 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert names["skipped"] == 0
     assert names["optimizer"].lr == 0.01
     # "For a cached row they differ from the packed row by that row's rounding", one step at most.
+    # Of its 15 steps a packed row may use 14, as its scale has 16 bits and is rounded up.
     held = mpe.ops.dequantize(names["rows"], "int4", 16)[[17]]
     differs = np.abs(held - emb.rows("item", np.array([17])))
     assert differs.any()
-    assert differs.max() <= np.ptp(held) / 15 * 1.01
+    assert differs.max() <= np.ptp(held) / 14 * 1.01
 
 
 def test_the_page_on_checkpoints_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
