@@ -100,9 +100,11 @@ def test_an_update_that_is_not_finite_raises_after_the_other_rows() -> None:
 def test_states_that_are_none() -> None:
     emb, other = JitCollection(one_table()), JitCollection(one_table())
     step, state = sum_step(emb, OFFSETS), emb.state()
-    for changed in (-1.0 * state, np.nan * state, state + 0.3):
+    for changed in (-1.0 * state, np.nan * state):
         message = failure(partial(step, changed, INDICES))
         assert "the state names no collection of this process" in message
+    message = failure(partial(step, state.at[2:].add(0.3), INDICES))
+    assert "the state was used already" in message  # its version is none
     with pytest.raises(StaleStateError, match=r"another collection's: take a new state"):
         emb.collection(other.state())
     with pytest.raises(ValueError, match=r"state must have 4 values, got shape \(3,\)"):
