@@ -4,8 +4,9 @@
 #   bash bench/gpu.sh [--dry-run] [--out DIR]
 #
 # Installs mpembed, built with the system's nvcc, into the Python of $PYTHON (python3), which must
-# have what the build and the tests need. DIR (build/gpu) gets a log of each part, and after each part
-# results.json and results.txt of all so far. A part that fails does not stop the others. The exit status is 1 if any part failed.
+# have what the build and the tests need. DIR (build/gpu) gets a log of each part, and after each
+# part results.json and results.txt of all so far. A part that fails does not stop the others. The
+# exit status is 1 if any part failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 

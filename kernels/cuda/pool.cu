@@ -40,14 +40,6 @@ cudaError_t make(int device, Pool* pool) {
   return cudaSuccess;
 }
 
-// Without pools a graph cannot have memory of its own.
-cudaError_t refuse_capture(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
-  if (error != cudaSuccess || status == cudaStreamCaptureStatusNone) return error;
-  return cudaErrorStreamCaptureUnsupported;
-}
-
 // The pool of the thread's device, made at its first use; it lives as long as the process.
 cudaError_t find(const Pool** out) {
   static std::array<Pool, kMaxDevices> pools;
@@ -74,7 +66,7 @@ cudaError_t pool_allocate(void** out, size_t bytes, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   if (pool->exists) return cudaMallocFromPoolAsync(out, bytes, pool->handle, stream);
   const Uncaptured uncaptured;
-  error = refuse_capture(stream);
+  error = refuse_capture(stream);  // a graph would go on with this memory after its return
   return error != cudaSuccess ? error : cudaMalloc(out, bytes);
 }
 

@@ -97,11 +97,8 @@ bool must_be_staged(const void* from) {
 cudaError_t copy_staged(void* to, const void* from, size_t bytes, cudaStream_t stream) {
   const Uncaptured uncaptured;
   int device = 0;
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  cudaError_t error = refuse_capture(stream);  // a slot holds something else at a later launch
   if (error != cudaSuccess) return error;
-  // A launch of the graph would read a slot that holds something else by then.
-  if (status != cudaStreamCaptureStatusNone) return cudaErrorStreamCaptureUnsupported;
   error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   Ring& ring = ring_of(device);

@@ -22,5 +22,13 @@ class Uncaptured {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
+// For what a graph that is being captured on the stream could not launch again.
+inline cudaError_t refuse_capture(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  if (error != cudaSuccess || status == cudaStreamCaptureStatusNone) return error;
+  return cudaErrorStreamCaptureUnsupported;
+}
+
 }  // namespace cuda
 }  // namespace mpembed
