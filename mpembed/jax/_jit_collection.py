@@ -30,7 +30,7 @@ class JitCollection:
     Notes
     -----
     The tables stay where they are and change in place. A program gets a *state*, four numbers that
-    name the collection and the turn, and gives the next one; that is what orders its calls. Each
+    name the collection and its version, and gives the next one; that is what orders its calls. Each
     state is good for one forward and its update: another use is a `StaleStateError`, and nothing
     changes.
 

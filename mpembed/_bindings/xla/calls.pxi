@@ -71,7 +71,7 @@ cdef int forward(const CallFrame* frame) except -1:
     used.lock.acquire(True)
     try:
         if fresh:
-            used.check_turn(counted(state_in(first)))
+            used.check_version(counted(state_in(first)))
         else:
             used.check_ticket(counted(ticket_in(first)))
         out = by_name(used, frame.results.values[0])
@@ -111,9 +111,9 @@ cdef int backward(const CallFrame* frame) except -1:
             used.collection.backward(grads, out=outs)
         except BaseException:
             if not all([ticket.open for _, ticket in grads]):  # updated, but for some rows
-                used.next_turn()
+                used.next_version()
             raise
-        used.next_turn()
+        used.next_version()
         used.write_state(state)
     finally:
         used.lock.release()
@@ -128,7 +128,7 @@ cdef int evaluate(const CallFrame* frame) except -1:
     cdef Handle used = find(number_of(state))
     used.lock.acquire(True)
     try:
-        used.check_turn(counted(state))
+        used.check_version(counted(state))
         out = by_name(used, frame.results.values[0])
         used.collection.forward(*batch, out=out, training=False)
         used.write_state(after)

@@ -9,14 +9,14 @@ class StaleStateError(RuntimeError):
 
 @cython.final
 cdef class Handle:
-    """A collection as programs know it: a number, whose turn it is, and the forwards that wait.
+    """A collection as programs know it: a number, a version, and the forwards that wait.
 
-    A state is (number, turn). It is good for one forward and the backward after it, which takes the
-    next turn. So a call that is made again, left out or made out of order is found: it changes
-    nothing and raises.
+    A state is (number, version). It is good for one forward and the backward after it, which makes
+    the next version. So a call that is made again, left out or made out of order is found: it
+    changes nothing and raises.
 
-    Its lock is that of `calls`, the collection's, which its thread may take again: a turn is
-    checked and taken as one. `detach` is called with the ticket of each forward: no backward that
+    Its lock is that of `calls`, the collection's, which its thread may take again: a version is
+    checked and used as one. `detach` is called with the ticket of each forward: no backward that
     is given none shall use it. `unpooled` is the name of the only table, if it is not pooled.
     """
 
@@ -24,7 +24,7 @@ cdef class Handle:
     cdef readonly object collection
     cdef readonly int64_t number
     cdef object unpooled, detach
-    cdef int64_t turn, tickets  # how many there were
+    cdef int64_t version, tickets  # how many there were
     cdef dict waiting  # ticket's number -> Ticket, in the order of the forwards
     cdef CallLock lock
 
@@ -41,7 +41,7 @@ cdef class Handle:
         try:
             for ticket in list(self.waiting.values()):
                 ticket.drop()
-            self.next_turn()
+            self.next_version()
             state = np.empty(NUM_DIGITS, np.float32)
             self.write_state(<float*>cnp.PyArray_DATA(state))
             return state
@@ -57,12 +57,12 @@ cdef class Handle:
         try:
             if number_of(<float*>cnp.PyArray_DATA(digits)) != self.number:
                 raise StaleStateError(f"the state is another collection's: {RENEW}")
-            self.check_turn(counted(<float*>cnp.PyArray_DATA(digits)))
+            self.check_version(counted(<float*>cnp.PyArray_DATA(digits)))
         finally:
             self.lock.release()
 
-    cdef int check_turn(self, int64_t turn) except -1:
-        if turn != self.turn:
+    cdef int check_version(self, int64_t version) except -1:
+        if version != self.version:
             raise StaleStateError(
                 "the state was used already: pass on the state that lookup's gradient, backward or "
                 f"evaluate gives; after an error, {RENEW}")
@@ -86,14 +86,14 @@ cdef class Handle:
         self.waiting[self.tickets] = ticket
         return self.tickets
 
-    cdef int next_turn(self) except -1:
-        self.turn += 1
+    cdef int next_version(self) except -1:
+        self.version += 1
         self.waiting = {}
         return 0
 
     cdef void write_state(self, float* to) noexcept:
         to[0], to[1] = self.number // DIGIT, self.number % DIGIT
-        to[2], to[3] = self.turn // DIGIT, self.turn % DIGIT
+        to[2], to[3] = self.version // DIGIT, self.version % DIGIT
 
     cdef void write_ticket(self, int32_t* to, int64_t number) noexcept:
         to[0], to[1] = <int32_t>(self.number // DIGIT), <int32_t>(self.number % DIGIT)
