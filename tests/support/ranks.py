@@ -37,6 +37,16 @@ class Failed(NamedTuple):
     trace: str
 
 
+def context() -> Any:
+    """Return what starts processes from one that has imported PyTorch."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(PRELOADED)
+    # Its imports are the installed package's, not those of the folder that the tests run in.
+    with mock.patch.dict(os.environ, PYTHONSAFEPATH="1"):
+        forkserver.ensure_running()
+    return made
+
+
 def run(
     function: Callable[..., Any],
     world_size: int,
@@ -50,17 +60,13 @@ def run(
     A rank that raises gives `Failed`, one that dies None. AssertionError after `timeout` seconds.
     `group_timeout` is that of the process group's collectives, in seconds.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    # Its imports are the installed package's, not those of the folder that the tests run in.
-    with mock.patch.dict(os.environ, PYTHONSAFEPATH="1"):
-        forkserver.ensure_running()
+    processes = context()
     given = pickle.dumps((function, arguments))  # not by torch's way, which shares memory
     store = folder / f"store-{time.monotonic_ns()}"
     started = []
     for rank in range(world_size):
-        here, there = context.Pipe(duplex=False)
-        process = context.Process(
+        here, there = processes.Pipe(duplex=False)
+        process = processes.Process(
             target=_rank,
             args=(there, sys.path, given, rank, world_size, store, group_timeout),
             daemon=True,

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import ranks
@@ -25,11 +22,9 @@ _TIMES = {"step_ms", "embedding_ms", "rows_per_second"}
 
 def start(folder: Path, arguments: Sequence[str]) -> Any:
     """Start a run in a folder, where it writes ``out`` and ``err``; return its process."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(ranks.PRELOADED)
-    with mock.patch.dict(os.environ, PYTHONSAFEPATH="1"):
-        forkserver.ensure_running()
-    process = context.Process(target=_run, args=(sys.path, folder, list(arguments)), daemon=True)
+    process = ranks.context().Process(
+        target=_run, args=(sys.path, folder, list(arguments)), daemon=True
+    )
     process.start()
     return process
 
@@ -85,7 +80,11 @@ def timed(folder: Path, arguments: Sequence[str]) -> float:
 
 def results(path: Path) -> dict[str, Any]:
     """Return what a run's JSON says, without times."""
-    found: dict[str, Any] = json.loads(path.read_text())
+    return without_times(json.loads(path.read_text()))
+
+
+def without_times(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's results without times, which are removed."""
     for one in (*found["runs"], *found["summary"]):
         for name in _TIMES & set(one):
             del one[name]

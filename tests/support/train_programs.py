@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 from unittest import mock
@@ -28,13 +29,7 @@ def trained(settings: list[str], values: dict[str, Any]) -> dict[str, Any]:
         seen[trial.setting.name] = trial
 
     with started_ranks() as ranks:
-        dataset = runner.open_dataset(options)
-        result = runner.run(
-            options,
-            dataset,
-            lambda trial, rows: seen.update({trial.setting.name: trial}),
-            ranks=ranks,
-        )
+        result = runner.run(options, runner.open_dataset(options), report, ranks=ranks)
     return {
         "losses": [[p["loss"] for p in run["curve"]] for run in result["runs"]],
         "test": [run["test"] for run in result["runs"]],
@@ -71,8 +66,8 @@ def command(rank: int, world_size: int, by_rank: list[list[str]]) -> tuple[int, 
     return status, out.getvalue(), err.getvalue()
 
 
-def one_dies(rank: int, world_size: int, arguments: list[str]) -> tuple[int, str, str]:
-    """Call the command line; the second rank dies in its third step."""
+def acting(step: int, act: Callable[[], object]) -> Callable[..., None]:
+    """Return a `Trial._update_tables` that does something in the middle of a step."""
     from mpembed.train.trial import Trial
 
     real, count = Trial._update_tables, 0
@@ -80,11 +75,22 @@ def one_dies(rank: int, world_size: int, arguments: list[str]) -> tuple[int, str
     def update(self: Trial, *given: Any) -> None:
         nonlocal count
         count += 1
-        if count == 3 and rank == 1:
-            os._exit(9)
+        if count == step:
+            act()
         real(self, *given)
 
-    with mock.patch.object(Trial, "_update_tables", update):
+    return update
+
+
+def one_dies(rank: int, world_size: int, arguments: list[str]) -> tuple[int, str, str]:
+    """Call the command line; the second rank dies in its third step."""
+    from mpembed.train.trial import Trial
+
+    def die() -> None:
+        if rank == 1:
+            os._exit(9)
+
+    with mock.patch.object(Trial, "_update_tables", acting(3, die)):
         return command(rank, world_size, [arguments])
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from folders import ROOT
 pytest.importorskip("typer")
 pytest.importorskip("torch")
 
-from typer.testing import CliRunner
+import command_line
+from command_line import call
 
 import mpembed
 from mpembed import cli, registry
@@ -25,24 +27,9 @@ from mpembed.train import PACKAGES
 from mpembed.train.settings import DEFAULT_SETTINGS, Setting, TrainOptions
 
 pytestmark = pytest.mark.torch
+refused = partial(command_line.refused, "train")
 RATES = {"adam": 0.001, "rowwise_adam": 0.001, "lamb": 0.001}
 FEW = ["--rows", "1500", "--dim", "4", "--threads", "1"]
-
-
-def call(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(cli.app, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-def refused(*arguments: str) -> str:
-    """Give the one line on standard error of a call that must be refused."""
-    code, out, err = call("train", *arguments)
-    assert code == 2
-    assert out == ""
-    (line,) = err.splitlines()
-    assert line.startswith("mpembed: ")
-    return line
 
 
 def test_info() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,11 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("torch")
 
+import command_line
 import ranks
 import train_jobs
 import train_programs
-from typer.testing import CliRunner
 
-from mpembed import cli
 from mpembed.train import job, runner
 from mpembed.train.data.clicks import DataError
 from mpembed.train.data.options import DataOptions
@@ -35,19 +35,8 @@ FEW = ["--rows", "400", "--dim", "4", "--threads", "1"]
 ONE = [*FEW, "--setting", "int4:0.05"]
 
 
-def call(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(cli.app, ["train", *arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-def refused(*arguments: str) -> str:
-    """Give the one line on standard error of a call that must be refused."""
-    code, out, err = call(*arguments)
-    assert (code, out) == (2, "")
-    (line,) = err.splitlines()
-    assert line.startswith("mpembed: ")
-    return line
+call = partial(command_line.call, "train")
+refused = partial(command_line.refused, "train")
 
 
 def rows_of(out: str) -> list[str]:
@@ -141,16 +130,8 @@ def test_tensorboard_is_named_before_training(
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int) -> None:
     """Let the signal come in the middle of a step."""
-    real, count = Trial._update_tables, 0
-
-    def update(self: Trial, *arguments: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == steps:
-            os.kill(os.getpid(), number)
-        real(self, *arguments)
-
-    monkeypatch.setattr(Trial, "_update_tables", update)
+    act = partial(os.kill, os.getpid(), number)
+    monkeypatch.setattr(Trial, "_update_tables", train_programs.acting(steps, act))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

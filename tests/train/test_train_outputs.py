@@ -18,6 +18,8 @@ import pytest
 pytest.importorskip("typer")
 pytest.importorskip("torch")
 
+import train_programs
+
 from mpembed import cli
 from mpembed.train import board, outputs
 from mpembed.train.data.clicks import DataError
@@ -103,16 +105,7 @@ def test_a_plot_that_fails_loses_no_model(tmp_path: Path, monkeypatch: pytest.Mo
 
 def on_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
     """Let something happen in the middle of a step."""
-    real, count = Trial._update_tables, 0
-
-    def update(self: Trial, *arguments: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == step:
-            act()
-        real(self, *arguments)
-
-    monkeypatch.setattr(Trial, "_update_tables", update)
+    monkeypatch.setattr(Trial, "_update_tables", train_programs.acting(step, act))
 
 
 def clicks(path: Path) -> Path:

@@ -23,7 +23,6 @@ from mpembed.train.saved_model import Position, SavedModel
 from mpembed.train.settings import OPTIMIZERS, Setting, TrainOptions
 
 pytestmark = pytest.mark.torch
-TIMES = {"step_ms", "embedding_ms", "rows_per_second"}
 
 
 def options(setting: str = "int4:0.05", **values: Any) -> TrainOptions:
@@ -51,10 +50,7 @@ def saved_run(
         keeper.save()
     finally:
         place.close()
-    for one in (*result["runs"], *result["summary"]):
-        for name in TIMES & set(one):
-            del one[name]
-    return result
+    return train_jobs.without_times(result)
 
 
 SETTINGS = ["int4:0.05", "fp32", "int8_fp16:0.5:stochastic"]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("typer")
 
+import command_line
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import torch
-from typer.testing import CliRunner
+from command_line import call
 
 from mpembed import cli
 from mpembed.train.data.options import DataOptions
@@ -31,13 +33,8 @@ from mpembed.train.saved_model import SavedModel
 from mpembed.train.score import score
 
 pytestmark = pytest.mark.torch
+refused = partial(command_line.refused, "score")
 ROWS = 400
-
-
-def call(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(cli.app, arguments)
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def train(folder: Path, *more: str) -> Path:
@@ -177,14 +174,6 @@ def test_there_is_no_auc_of_one_class(model: Path, tmp_path: Path) -> None:
     _, told, _ = call("score", str(model), "--data", str(data))
     assert told.startswith("1 rows; log loss ")
     assert ", AUC -, accuracy " in told
-
-
-def refused(*arguments: str) -> str:
-    code, out, err = call("score", *arguments)
-    assert (code, out) == (2, "")
-    (line,) = err.splitlines()
-    assert line.startswith("mpembed: ")
-    return line
 
 
 def test_what_cannot_be_scored_is_one_line(model: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_bags_of_one_value_train_as_single_values_do() -> None:
             single.train(block)
             offsets = np.arange(block.ids.size + 1, dtype=np.int32)
             bags.train(Block(block.part, block.labels, block.dense, block.ids.reshape(-1), offsets))
-        assert single.losses == bags.losses
+        assert single.records.losses == bags.records.losses
 
 
 @pytest.mark.parametrize(("dense", "categorical"), [(0, 1), (1, 1), (0, 5), (3, 2)])
