@@ -53,7 +53,7 @@ class Board:
             tell(f"--logdir {self._folder}: cannot be written: {reason}; going on without it")
 
     def _add(self, trial: Trial) -> None:
-        writer, trained = self._writer(trial.setting.name, trial.seed), sum(trial.records.rows)
+        writer, trained = self._writer(trial.setting.name, trial.seed), trial.records.trained
         writer.add_scalar("train/log_loss", trial.recent_loss(), trained)
         writer.add_scalar("train/rows_per_second", trial.rows_per_second(), trained)
         hits = trial.hit_rate()

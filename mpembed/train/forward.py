@@ -80,11 +80,7 @@ class Forward:
 
     def __call__(self, batch: Block) -> F32:
         """Return the log odds (n,) of a batch of `n` clicks."""
-        ids = batch.ids.reshape(-1)
-        offsets = np.arange(len(ids) + 1, dtype=np.int32)  # one id a bag
-        if batch.offsets is not None:
-            offsets = batch.offsets
-        pooled: Any = self._tables.forward(ids, offsets, training=False)
+        pooled: Any = self._tables.forward(*batch.bags(), training=False)
         bottom = _run(batch.dense, self._bottom, relu_last=True)
         vectors = np.concatenate([bottom, pooled], axis=1).reshape(-1, self._vectors, self._dim)
         products = vectors @ vectors.transpose(0, 2, 1)

@@ -83,7 +83,7 @@ class Keeper:
         self.position = Position() if start is None else start.facts.position
         self._data = data_facts(dataset)
         if start is not None:
-            check_data(start, dataset)
+            check_data(start, self._data)
             self._scores = dict(start.facts.scores)
             if self.position.epoch < options.epochs:
                 # Scores are those of the end; there may be more epochs than before.
@@ -127,7 +127,7 @@ class Keeper:
                 yield block
                 continue
             begin, skip = min(skip, len(block)), max(skip - len(block), 0)
-            yield from self._pieces(block[begin:] if begin else block)
+            yield from self._pieces(block[begin:])
 
     def _pieces(self, block: Block) -> Iterator[Block]:
         assert self._trial is not None
@@ -230,9 +230,9 @@ def data_facts(dataset: Dataset) -> DataFacts:
     return DataFacts(dataset.source.rows, dataset.ends[TRAIN], dataset.source.digest)
 
 
-def check_data(start: SavedModel, dataset: Dataset) -> None:
+def check_data(start: SavedModel, found: DataFacts) -> None:
     """Raise OptionError if a run was saved with other data."""
-    found, saved = data_facts(dataset), start.facts.data
+    saved = start.facts.data
     if found == saved:
         return
     what = (

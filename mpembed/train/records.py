@@ -22,6 +22,8 @@ class Records:
         Mean loss of the batch, before it was trained on.
     step_seconds, table_seconds : list of float
         Wall time of the step, and of the tables in it.
+    trained : int
+        Rows of all batches.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -29,8 +31,14 @@ class Records:
     step_seconds: list[float] = field(default_factory=list)
     table_seconds: list[float] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # Sums are asked for after each turn, and the lists are long by then.
+        self.trained, self._seconds = sum(self.rows), sum(self.step_seconds)
+
     def add(self, rows: int, loss: float, step_seconds: float, table_seconds: float) -> None:
         """Record a step."""
+        self.trained += rows
+        self._seconds += step_seconds
         self.rows.append(rows)
         self.losses.append(loss)
         self.step_seconds.append(step_seconds)
@@ -45,7 +53,7 @@ class Records:
 
     def rows_per_second(self) -> float:
         """Return the training rows a second, in the time of this model's own steps."""
-        return sum(self.rows) / sum(self.step_seconds)
+        return self.trained / self._seconds
 
     def median_ms(self) -> dict[str, float | None]:
         """Return the median times of a step; None before the first."""

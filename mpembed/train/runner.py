@@ -185,24 +185,18 @@ def run(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
         mpe.set_num_threads(options.threads)
-
-    def together() -> None:
-        ranks.together(check)
-
+    together = partial(ranks.together, check)
     results: list[dict[str, Any]] = []
     epoch_steps = -(-dataset.ends[TRAIN] // options.batch_size)
     complete, failure = True, None
     for seed in range(options.seed, options.seed + options.seeds):
-
-        def make(setting: Setting, seed: int = seed, **more: Any) -> Trial:
-            return _trial(setting, options, dataset, seed, ranks=ranks, stop=stop, **more)
-
+        make = partial(_trial, options=options, dataset=dataset, seed=seed, ranks=ranks, stop=stop)
         # Only the results are kept: one seed's tables are freed before the next ones are made.
         if keeper is None:
             trials = [make(setting) for setting in options.settings]
         else:
             trials = [keeper.begin(partial(make, options.settings[0]))]
-            if done := sum(trials[0].records.rows):
+            if done := trials[0].records.trained:
                 report(trials[0], done)
         try:
             _Seed(trials, options, dataset, report, keeper, together).run()

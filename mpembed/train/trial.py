@@ -153,12 +153,8 @@ class Trial:
             raise self._failed
 
     def _lookup(self, batch: Block) -> torch.Tensor:
-        offsets = (
-            torch.arange(batch.ids.size + 1, dtype=torch.int32)  # one id a bag
-            if batch.offsets is None
-            else torch.from_numpy(batch.offsets)
-        )
-        pooled: torch.Tensor = self._tables(torch.from_numpy(batch.ids.reshape(-1)), offsets)
+        ids, offsets = batch.bags()
+        pooled: torch.Tensor = self._tables(torch.from_numpy(ids), torch.from_numpy(offsets))
         return pooled
 
     def _step(self, batch: Block) -> bool:
@@ -235,7 +231,7 @@ class Trial:
 
         With several ranks it is that of this rank's tables.
         """
-        return self._hit_rate(self.tables.stats())
+        return self._hit_rate(self.tables.stats()) if self.setting.load_factor else None
 
     def _hit_rate(self, stats: dict[str, dict[str, int]]) -> float | None:
         if not self.setting.load_factor:
@@ -243,11 +239,6 @@ class Trial:
         hits = sum(s["hits"] for s in stats.values())
         misses = sum(s["misses"] for s in stats.values())
         return hits / (hits + misses) if hits + misses else None
-
-    @property
-    def losses(self) -> list[float]:
-        """The mean loss of each batch so far, before it was trained on."""
-        return self.records.losses
 
     def recent_loss(self) -> float:
         """Return the mean training loss of the last hundred steps."""

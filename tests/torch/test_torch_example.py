@@ -43,7 +43,7 @@ def losses_of_train(precision: str) -> list[float]:
     trial = Trial(setting, options, dataset.table_rows, options.seed)
     for block in dataset.blocks(64 * 64, last=TRAIN):
         trial.train(block)
-    return trial.losses
+    return trial.records.losses
 
 
 @pytest.mark.parametrize("kind", ["Embedding", "EmbeddingBag"])

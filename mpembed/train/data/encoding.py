@@ -57,6 +57,8 @@ class Block:
         return len(self.labels)
 
     def __getitem__(self, rows: slice) -> Block:
+        if rows.indices(len(self)) == (0, len(self), 1):
+            return self
         if self.offsets is None:
             ids, offsets = np.ascontiguousarray(self.ids[:, rows]), None
         else:
@@ -78,6 +80,13 @@ class Block:
         """
         for start in range(0, len(self), size):
             yield self[start : start + size]
+
+    def bags(self) -> tuple[I32, I32]:
+        """Return ids and offsets as a collection takes them, table by table."""
+        ids = self.ids.reshape(-1)
+        if self.offsets is not None:
+            return ids, self.offsets
+        return ids, np.arange(len(ids) + 1, dtype=np.int32)  # one id a bag
 
     def _cut_bags(self, offsets: I32, rows: slice) -> tuple[I32, I32]:
         starts, ends = offsets[:-1].reshape(-1, len(self)), offsets[1:].reshape(-1, len(self))
