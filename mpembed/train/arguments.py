@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,8 +104,8 @@ Logdir = Annotated[
 
 #: Names of the command line whose options have other ones.
 _OTHER_NAMES = {"setting": "settings", "data": "files"}
-_NOT_OF_A_RUN = {"json", "plot", "save", "save_every", "resume", "logdir", "config"}
-_DATA = ("label", "header", "delimiter", "list_separator", "dense_transform")
+_DATA = {one.name for one in fields(DataOptions)}
+_RUN = {one.name for one in fields(TrainOptions)}
 
 
 def data_options(values: Mapping[str, Any]) -> DataOptions:
@@ -113,15 +114,14 @@ def data_options(values: Mapping[str, Any]) -> DataOptions:
         own: tuple(values[name] or ())
         for name, own in (("data", "files"), ("dense", "dense"), ("categorical", "categorical"))
     }
-    return DataOptions(**lists, **{name: values[name] for name in _DATA})
+    return DataOptions(**lists, **{name: values[name] for name in _DATA - set(lists)})
 
 
 def train_options(values: Mapping[str, Any]) -> TrainOptions:
     """Return the options of a run, from the values of the command line by name."""
-    data = {"setting", "data", "dense", "categorical", *_DATA}
-    rest = {k: v for k, v in values.items() if k not in data and k not in _NOT_OF_A_RUN}
     texts = values["setting"] or DEFAULT_SETTINGS
     settings = tuple(Setting.parse(text) for text in texts)
+    rest = {name: values[name] for name in _RUN - {"settings", "data"}}
     return TrainOptions(settings=settings, data=data_options(values), **rest)
 
 
@@ -140,8 +140,9 @@ def given_options(values: Mapping[str, Any], given: Iterable[str]) -> dict[str, 
     options = train_options({**values, **rest})
     found = {}
     for name in given:
-        if name not in _NOT_OF_A_RUN:
-            own = _OTHER_NAMES.get(name, name)
-            holder: Any = options if hasattr(options, own) else options.data
-            found[own] = getattr(holder, own)
+        own = _OTHER_NAMES.get(name, name)
+        if own in _DATA:
+            found[own] = getattr(options.data, own)
+        elif own in _RUN:
+            found[own] = getattr(options, own)
     return found

@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mpembed._checkpoint import strict_json
+from mpembed._checkpoint.header import LENGTH_BYTES, header_bytes
 from mpembed._checkpoint.manifest import KEY as CHECKPOINT_KEY
 from mpembed._checkpoint.tensor_file import Reader, Writer, one_place
 from mpembed._files.replacement import ReplacementFile
 
 _KEY = "mpembed_train"
 _TYPES = {"F32": np.float32, "F64": np.float64, "I64": np.int64}
-_LENGTH_BYTES = 8
-_MAX_HEADER = 100_000_000
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -58,11 +57,11 @@ def header_digest(path: Path) -> str:
         If it has no header.
     """
     with path.open("rb") as file:
-        start = file.read(_LENGTH_BYTES)
-        length = int.from_bytes(start, "little")
-        text = file.read(length) if length <= _MAX_HEADER else b""
-    if len(start) < _LENGTH_BYTES or len(text) != length:
-        raise DamagedError(f"{path}: is not a safetensors file")
+        start = file.read(LENGTH_BYTES)
+        try:
+            text = file.read(header_bytes(start, os.fstat(file.fileno()).st_size))
+        except ValueError:
+            raise DamagedError(f"{path}: is not a safetensors file") from None
     return hashlib.blake2b(start + text, digest_size=16).hexdigest()
 
 

@@ -167,11 +167,6 @@ def started_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def new_group() -> Any:
-    """Return a process group that nothing else uses, as sharded tables want it beside DDP."""
-    return dist.new_group()
-
-
 def merge_memory(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Add up what ``memory_report()`` says on each rank.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,8 +46,8 @@ class Request:
     ----------
     options : callable
         Returns the options of a new run.
-    given : mapping
-        Those that were given and are not the default, by name, for a run that goes on.
+    given : callable
+        Returns those that were given, by name, for a run that goes on.
     json, plot, save, resume, logdir : Path or None
         Files and folders to write, and the one to go on from.
     save_every : int or None
@@ -190,11 +190,7 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
     if not ranks.rank and (recognised := describe_source(dataset.source)):
         tell(recognised)
     ranks.check_equal({"rows": dataset.source.rows, "table rows": dataset.table_rows})
-    with ExitStack() as stack:
-        keeper = None
-        if request.folder is not None:
-            where = request.folder, ranks
-            keeper = stack.enter_context(_keeper(request, *where, prepared, dataset))
+    with _keeper(request, ranks, prepared, dataset) as keeper:
         if prepared.start is not None and not ranks.rank:
             _compare_threads(prepared.start, options)
         board = ranks.together(lambda: _board(request, options, ranks))
@@ -249,9 +245,13 @@ def _progress(
 
 @contextmanager
 def _keeper(
-    request: Request, path: Path, ranks: Ranks, prepared: _Prepared, dataset: Dataset
-) -> Iterator[Keeper]:
-    folder, start = SaveFolder(path), prepared.start
+    request: Request, ranks: Ranks, prepared: _Prepared, dataset: Dataset
+) -> Iterator[Keeper | None]:
+    """Return the keeper of a run that is to be saved, or None; its folder is closed at the end."""
+    if request.folder is None:
+        yield None
+        return
+    folder, start = SaveFolder(request.folder), prepared.start
     if ranks.size > len(dataset.table_rows):
         raise OptionError(
             f"--save needs a table for each rank, but there are {len(dataset.table_rows)} tables "

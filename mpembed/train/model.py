@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from torch import distributed as dist
 from torch import nn
 
 from mpembed.torch import EmbeddingBagCollection
 from mpembed.torch.distributed import DistributedEmbeddingBagCollection, TableWise
 from mpembed.train.data.clicks import CRITEO_COLUMNS, Columns
-from mpembed.train.distributed import Ranks, new_group
+from mpembed.train.distributed import Ranks
 from mpembed.train.settings import Setting, TrainOptions
 from mpembed.train.tables import (
     cache_config,
@@ -56,10 +57,9 @@ class Perceptrons(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         sizes = layer_sizes(dim, columns)
         self.dim, self._vectors = dim, len(columns.categorical) + 1
-        vectors = self._vectors
         self.bottom = _mlp(sizes["bottom"], True, generator)
         self.top = _mlp(sizes["top"], False, generator)
-        self._below = torch.tril_indices(vectors, vectors, -1)
+        self._below = torch.tril_indices(self._vectors, self._vectors, -1)
 
     def forward(self, dense: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         """Return the log odds of a click.
@@ -172,5 +172,5 @@ def make_sharded_tables(
         optimizer=table_optimizer(options),
         seed=seed,
         rounding=setting.rounding,
-        process_group=new_group(),
+        process_group=dist.new_group(),  # its own, beside DDP's
     )

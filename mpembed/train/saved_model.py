@@ -195,9 +195,12 @@ class SavedModel:
                 f"{error.filename or self.path}: cannot be read: {error.strerror or error}"
             ) from None
 
+    def _file(self, kind: str) -> Path:
+        return self._read(lambda: named_file(self.path, self._manifest, kind))
+
     def encoding(self) -> Encoding:
         """Read how its data are encoded."""
-        file = self._read(lambda: named_file(self.path, self._manifest, "encoding"))
+        file = self._file("encoding")
         arrays = self._read(lambda: read_arrays(file))
         try:
             return Encoding.restore(self._manifest["model"]["encoding"], arrays)
@@ -206,13 +209,12 @@ class SavedModel:
 
     def arrays(self) -> Arrays:
         """Read all but the tables and the encoding."""
-        file = self._read(lambda: named_file(self.path, self._manifest, "dense"))
+        file = self._file("dense")
         return self._read(lambda: read_arrays(file))
 
     def tables(self, encoding: Encoding, rank: int = 0) -> EmbeddingBagCollection:
         """Read the tables of a rank, which have the rows of an encoding."""
-        kind = table_kind(rank)
-        file = self._read(lambda: named_file(self.path, self._manifest, kind))
+        file = self._file(table_kind(rank))
 
         def load() -> EmbeddingBagCollection:
             try:

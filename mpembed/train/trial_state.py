@@ -20,7 +20,7 @@ _RECORDS = {
 }
 
 
-def weights(net: Perceptrons) -> Arrays:
+def _weights(net: Perceptrons) -> Arrays:
     """Return the weights of the perceptrons, ``net.NAME``."""
     return {f"net.{name}": one.detach().numpy() for name, one in net.named_parameters()}
 
@@ -55,7 +55,7 @@ def dense_arrays(net: Perceptrons, optimizer: torch.optim.Optimizer, records: Re
     kept = {
         f"records.{name}": np.array(getattr(records, name), kind) for name, kind in _RECORDS.items()
     }
-    return {**weights(net), **_optimizer_arrays(optimizer), **kept}
+    return {**_weights(net), **_optimizer_arrays(optimizer), **kept}
 
 
 def restore(
