@@ -17,8 +17,7 @@ constexpr int kMaxDevices = 64;
 // is its threshold. A pool of its own can keep what it has through a synchronisation.
 struct Pool {
   std::atomic<bool> known{false};
-  bool exists = false;  // not every device has pools
-  cudaMemPool_t handle = nullptr;
+  cudaMemPool_t handle = nullptr;  // stays null: not every device has pools
 };
 
 cudaError_t make(int device, Pool* pool) {
@@ -32,7 +31,6 @@ cudaError_t make(int device, Pool* pool) {
   properties.location.id = device;
   error = cudaMemPoolCreate(&pool->handle, &properties);
   if (error != cudaSuccess) return error;
-  pool->exists = true;
   uint64_t all = UINT64_MAX;  // without it the pool works too, but gives memory back too early
   if (cudaMemPoolSetAttribute(pool->handle, cudaMemPoolAttrReleaseThreshold, &all) != cudaSuccess) {
     forget_error();
@@ -64,7 +62,7 @@ cudaError_t pool_allocate(void** out, size_t bytes, cudaStream_t stream) {
   const Pool* pool = nullptr;
   cudaError_t error = find(&pool);
   if (error != cudaSuccess) return error;
-  if (pool->exists) return cudaMallocFromPoolAsync(out, bytes, pool->handle, stream);
+  if (pool->handle != nullptr) return cudaMallocFromPoolAsync(out, bytes, pool->handle, stream);
   const Uncaptured uncaptured;
   error = refuse_capture(stream);  // a graph would go on with this memory after its return
   return error != cudaSuccess ? error : cudaMalloc(out, bytes);
@@ -74,7 +72,7 @@ cudaError_t pool_free(void* memory, cudaStream_t stream) {
   const Pool* pool = nullptr;
   cudaError_t error = find(&pool);
   if (error != cudaSuccess) return error;
-  if (pool->exists) return cudaFreeAsync(memory, stream);
+  if (pool->handle != nullptr) return cudaFreeAsync(memory, stream);
   const Uncaptured uncaptured;
   error = cudaStreamSynchronize(stream);
   const cudaError_t freed = cudaFree(memory);

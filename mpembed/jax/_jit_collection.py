@@ -15,7 +15,6 @@ from mpembed.jax._layout import Batch, JitTicket, Layout, Shape
 Array = Any
 _STATE = ((DIGITS,), "float32")
 _TICKET = ((DIGITS,), "int32")
-_Outputs = tuple[tuple[Shape, str], ...]
 
 
 class JitCollection:
@@ -170,23 +169,19 @@ class JitCollection:
             The gradient of the per-sample weights, as `mpembed.EmbeddingBagCollection.backward`
             returns it.
         """
-        several = isinstance(grad, list | tuple)
-        if several and ticket is not None:
+        if not isinstance(grad, list | tuple):
+            state, (weight_grad,) = _backward([self._pair("grad", grad, ticket)])
+            return state, weight_grad
+        if ticket is not None:
             raise TypeError("ticket must be None where grad is a list of (gradient, ticket)")
-        given = list(grad) if isinstance(grad, list | tuple) else [(grad, ticket)]
-        if not given or not all(not several or _is_pair(one) for one in given):
+        if not grad or not all(map(_is_pair, grad)):
             raise TypeError("grad must be a gradient, or a list of (gradient, ticket), not empty")
-        pairs = [
-            self._pair(one, its, number if several else None)
-            for number, (one, its) in enumerate(given)
-        ]
-        state, weight_grads = _backward(pairs)
-        return state, weight_grads if several else weight_grads[0]
+        return _backward([self._pair(f"grad[{i}]", *pair) for i, pair in enumerate(grad)])
 
-    def _pair(self, grad: Any, ticket: Any, number: int | None) -> tuple[Array, JitTicket]:
-        """Return a checked pair; `number` is its place, None where there is no list."""
+    def _pair(self, name: str, grad: Any, ticket: Any) -> tuple[Array, JitTicket]:
+        """Return a checked pair; `name` is the gradient's."""
         self._layout.ticket(ticket)
-        return self._layout.gradient("grad" if number is None else f"grad[{number}]", grad), ticket
+        return self._layout.gradient(name, grad), ticket
 
     def evaluate(
         self,
@@ -239,13 +234,15 @@ def _backward(pairs: Sequence[tuple[Array, JitTicket]]) -> tuple[Array, list[Arr
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _lookups(outputs: _Outputs, state: Array, batches: tuple[Batch, ...]) -> tuple[Array, ...]:
+def _lookups(
+    outputs: _primitives.Results, state: Array, batches: tuple[Batch, ...]
+) -> tuple[Array, ...]:
     arrays = [array for batch in batches for array in batch]
     return tuple(_primitives.lookup.bind(state, *arrays, results=outputs))
 
 
 def _lookups_forward(
-    outputs: _Outputs, state: Array, batches: tuple[Batch, ...]
+    outputs: _primitives.Results, state: Array, batches: tuple[Batch, ...]
 ) -> tuple[tuple[Array, ...], tuple[JitTicket, ...]]:
     pooled, tickets, first = [], [], state
     for output, batch in zip(outputs, batches, strict=True):
@@ -257,7 +254,7 @@ def _lookups_forward(
 
 
 def _lookups_backward(
-    outputs: _Outputs, tickets: tuple[JitTicket, ...], grads: tuple[Array, ...]
+    outputs: _primitives.Results, tickets: tuple[JitTicket, ...], grads: tuple[Array, ...]
 ) -> tuple[Array, tuple[tuple[Array | None, ...], ...]]:
     """Update the rows; the gradient of the state is the next one."""
     del outputs

@@ -100,10 +100,8 @@ def _primitive(name: str) -> Primitive:
     made.multiple_results = True
     made.def_abstract_eval(_results)
     made.def_impl(partial(_run, made))
-    mlir.register_lowering(made, partial(_refuse, _CPU_ONLY))
     batching.primitive_batchers[made] = partial(_refuse, _NO_VMAP.format(name=name))
     ad.primitive_jvps[made] = partial(_refuse, _NO_DERIVATIVE.format(name=name))
-    pe.dce_rules[made] = _keep
     pe.partial_eval_jaxpr_custom_rules[made] = _save
     return made
 
@@ -113,7 +111,9 @@ def _target(name: str) -> Primitive:
     target = f"mpembed_{name}"
     jax.ffi.register_ffi_target(target, xla.TARGETS[target], platform="cpu")
     made = _primitive(name)
+    mlir.register_lowering(made, partial(_refuse, _CPU_ONLY))
     mlir.register_lowering(made, partial(_lower, name), platform="cpu")
+    pe.dce_rules[made] = _keep
     return made
 
 
@@ -124,6 +124,5 @@ evaluate = _target("evaluate")
 # What a lookup is until it is differentiated, which makes a forward and a backward of it.
 lookup = _primitive("lookup")
 mlir.register_lowering(lookup, partial(_refuse, _NOT_DIFFERENTIATED))
-pe.dce_rules.pop(lookup)
 
 atexit.register(xla.stop)  # before JAX's own, which was imported first

@@ -76,7 +76,7 @@ cdef int forward(const CallFrame* frame) except -1:
             used.check_ticket(counted(ticket_in(first)))
         out = by_name(used, frame.results.values[0])
         made = used.collection.forward(*batch, out=out, ticket=True)[1]
-        used.write_ticket(ticket, used.next_ticket(made))
+        write_digits(ticket, used.number, used.next_ticket(made))
     finally:
         used.lock.release()
     return 0
@@ -114,7 +114,7 @@ cdef int backward(const CallFrame* frame) except -1:
                 used.next_version()
             raise
         used.next_version()
-        used.write_state(state)
+        write_digits(state, used.number, used.version)
     finally:
         used.lock.release()
     return 0
@@ -131,7 +131,7 @@ cdef int evaluate(const CallFrame* frame) except -1:
         used.check_version(counted(state))
         out = by_name(used, frame.results.values[0])
         used.collection.forward(*batch, out=out, training=False)
-        used.write_state(after)
+        write_digits(after, used.number, used.version)
     finally:
         used.lock.release()
     return 0

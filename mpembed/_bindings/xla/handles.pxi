@@ -43,7 +43,7 @@ cdef class Handle:
                 ticket.drop()
             self.next_version()
             state = np.empty(NUM_DIGITS, np.float32)
-            self.write_state(<float*>cnp.PyArray_DATA(state))
+            write_digits(<float*>cnp.PyArray_DATA(state), self.number, self.version)
             return state
         finally:
             self.lock.release()
@@ -91,14 +91,6 @@ cdef class Handle:
         self.waiting = {}
         return 0
 
-    cdef void write_state(self, float* to) noexcept:
-        to[0], to[1] = self.number // DIGIT, self.number % DIGIT
-        to[2], to[3] = self.version // DIGIT, self.version % DIGIT
-
-    cdef void write_ticket(self, int32_t* to, int64_t number) noexcept:
-        to[0], to[1] = <int32_t>(self.number // DIGIT), <int32_t>(self.number % DIGIT)
-        to[2], to[3] = <int32_t>(number // DIGIT), <int32_t>(number % DIGIT)
-
 
 ctypedef fused digit:
     float
@@ -112,6 +104,12 @@ cdef int64_t joined(digit high, digit low) noexcept:
     if <int64_t>high != high or <int64_t>low != low:  # arithmetic was done with it
         return -1
     return <int64_t>high * DIGIT + <int64_t>low
+
+
+cdef void write_digits(digit* to, int64_t number, int64_t count) noexcept:
+    """Write a state or a ticket: the handle's number, and what it counts."""
+    to[0], to[1] = <digit>(number // DIGIT), <digit>(number % DIGIT)
+    to[2], to[3] = <digit>(count // DIGIT), <digit>(count % DIGIT)
 
 
 cdef int64_t number_of(digit* digits) noexcept:
