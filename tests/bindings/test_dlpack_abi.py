@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import compilers
 import pytest
 from folders import ROOT
+
+from mpembed_build.host import package_directory
 
 OURS = ROOT / "mpembed" / "_bindings" / "dlpack_abi.h"
 STRUCTS = (
@@ -25,10 +26,7 @@ STRUCTS = (
 
 def theirs() -> Path:
     """Return the DLPack header of Arrow, which has DLPack 1.0 and later."""
-    spec = find_spec("pyarrow")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "include" / "arrow" / "c" / "dlpack_abi.h"
+    return package_directory("pyarrow") / "include" / "arrow" / "c" / "dlpack_abi.h"
 
 
 def fields(text: str, struct: str) -> list[str]:
@@ -68,9 +66,8 @@ def program(ours: str) -> str:
 
 
 def compile_text(text: str, folder: Path) -> None:
-    source = folder / "program.cpp"
-    source.write_text(text)
-    compilers.run([*compilers.CXX["g++"], "-std=c++17", "-fsyntax-only", source])
+    command = [*compilers.FIRST, "-std=c++17", "-fsyntax-only"]
+    compilers.compile_text(command, folder / "program.cpp", text)
 
 
 def test_the_declarations_agree(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import ctypes
 import inspect
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,7 @@ CC = [*os.environ.get("CC", "gcc").split(), "-std=c11"]
 
 def compile_text(command: list[str], source: Path, text: str, *flags: str) -> None:
     """Compile a source file that holds `text`; the compiler's words are the failure's."""
-    source.write_text(text)
-    done = subprocess.run(
-        [*command, *WARNINGS, f"-I{INCLUDE}", *flags, str(source)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    compilers.compile_text(command, source, text, *WARNINGS, f"-I{INCLUDE}", *flags)
 
 
 def test_there_are_headers() -> None:

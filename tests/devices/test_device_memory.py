@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cuda_backend
+import programs
 import pytest
-from folders import environment
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,14 +63,9 @@ def test_a_training_has_the_bytes_of_the_cpu(
     traits: dict[str, str], kept: int, cuda: str, tmp_path: Path
 ) -> None:
     # A program of its own: traits are read once.
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "tables")],
-        cwd=tmp_path,  # the package under test, not the folder's
-        env={**environment(), **traits},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = programs.call(tmp_path, program, tmp_path / "tables", timeout=120, **traits)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["0", str(kept)]  # the process's pool is left alone
     on_cpu, on_device = ((tmp_path / f"tables-{name}").read_bytes() for name in ("cpu", "cuda"))

@@ -19,12 +19,10 @@ pytest.importorskip("jax")
 import jax
 import jax.numpy as jnp
 from helpers import digest
-from jitted import ROWS, one_table, same_bytes, sum_step, tables
+from jitted import INDICES, OFFSETS, ROWS, one_table, same_bytes, sum_step, tables
 
 import mpembed as mpe
 from mpembed.jax import JitCollection, JitTicket, StaleStateError
-
-INDICES, OFFSETS = np.array([1, 2, 3, 2], np.int32), np.array([0, 1, 3, 4], np.int32)
 
 
 def failure(call: Callable[[], Any]) -> str:

@@ -16,12 +16,20 @@ pytest.importorskip("jax")
 import jax
 import jax.numpy as jnp
 from interrupts import Interrupt
-from jitted import batches, jitted_step, one_table, same_bytes, sum_step, tables, weights
+from jitted import (
+    INDICES,
+    OFFSETS,
+    batches,
+    jitted_step,
+    one_table,
+    same_bytes,
+    sum_step,
+    tables,
+    weights,
+)
 
 import mpembed as mpe
 from mpembed.jax import JitCollection
-
-INDICES, OFFSETS = np.array([1, 2, 3, 2], np.int32), np.array([0, 1, 3, 4], np.int32)
 
 
 def test_eager_calls_of_other_threads_are_taken_in_turn(tmp_path: Path) -> None:

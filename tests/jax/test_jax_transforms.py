@@ -16,11 +16,10 @@ pytest.importorskip("jax")
 
 import jax
 import jax.numpy as jnp
-from jitted import one_table, same_bytes, sum_step
+from jitted import INDICES, OFFSETS, one_table, same_bytes, sum_step
 
 from mpembed.jax import JitCollection
 
-INDICES, OFFSETS = np.array([1, 2, 3, 2], np.int32), np.array([0, 1, 3, 4], np.int32)
 PAIR = np.stack([INDICES, INDICES])
 
 

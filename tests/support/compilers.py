@@ -14,6 +14,7 @@ _GXX = shlex.split(os.environ.get("CXX") or "g++")
 _CLANG = ["clang++"] if shutil.which("clang++") and "clang" not in _GXX[0] else []
 # C++ compilers by what they are called in a test's name.
 CXX: dict[str, list[str]] = {Path(words[0]).name: words for words in (_GXX, _CLANG) if words}
+FIRST = next(iter(CXX.values()))
 NVCC = shutil.which("nvcc")
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 # Both halves of each file are compiled: for a device (its assembler left out) and for the host.
@@ -50,6 +51,12 @@ def run(command: Sequence[object], timeout: float = 300, **options: object) -> s
     )
     assert done.returncode == 0, f"{shlex.join(map(str, command))}\n{done.stdout}"
     return str(done.stdout)
+
+
+def compile_text(command: Sequence[object], source: Path, text: str, *flags: object) -> None:
+    """Compile a source file that holds `text`; the compiler's words are the failure's."""
+    source.write_text(text)
+    run([*command, *flags, source])
 
 
 def tool(name: str) -> str:
