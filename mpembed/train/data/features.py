@@ -41,10 +41,8 @@ def dense_features(numbers: NumberArray, shift: int) -> F32:
     ndarray of float32, shape (n, D)
         The features, 0 where the number is missing.
     """
-    lowest = 1 - shift
-    missing = numbers == MISSING_INT if numbers.dtype == np.int64 else np.isnan(numbers)
-    values = np.where(missing, lowest, np.maximum(numbers, lowest))
-    return np.ascontiguousarray(np.log(values.astype(np.float64) + shift).T.astype(np.float32))
+    values = np.fmax(as_floats(numbers), 1 - shift)  # of NaN and a number, it takes the number
+    return np.ascontiguousarray(np.log(values + shift).T.astype(np.float32))
 
 
 @dataclass(frozen=True)
