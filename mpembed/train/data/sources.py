@@ -33,7 +33,7 @@ class JoinedFiles:
     Parameters
     ----------
     files : sequence of FileSource
-        The files, in order; the columns are those of the first.
+        At least two files, in order; the columns are those of the first.
     """
 
     def __init__(self, files: Sequence[FileSource]) -> None:
@@ -49,11 +49,6 @@ class JoinedFiles:
         """What the columns are."""
         return self._files[0].columns
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether there is a label."""
-        return self._files[0].has_labels
-
     def chunks(self, stop: int) -> Iterator[Clicks]:
         """Yield the first `stop` clicks."""
         for file in self._files:
@@ -64,11 +59,10 @@ class JoinedFiles:
 
     def describe(self) -> dict[str, Any]:
         """Describe the data for the report."""
-        first, *others = (file.describe() for file in self._files)
-        last = f" to {others[-1]['source']}" if others else ""
-        names = [first["source"], *(other["source"] for other in others)]
-        files = f"{first['source']}{last} ({len(names)} files)"
-        return {**first, "source": files, "rows": self.rows, "files": names}
+        described = [file.describe() for file in self._files]
+        names = [one["source"] for one in described]
+        files = f"{names[0]} to {names[-1]} ({len(names)} files)"
+        return {**described[0], "source": files, "rows": self.rows, "files": names}
 
 
 def open_source(
@@ -119,7 +113,7 @@ def open_source(
         _check_alike(path, opened)
     if all(isinstance(file, ParquetTable) for file in opened):
         # With --header the names are in the files, as they are here.
-        names = ("delimiter", *("header" for _ in range(options.header is False)))
+        names = ["delimiter", "header"] if options.header is False else ["delimiter"]
         _refuse(options, names, "are all Parquet; leave it out")
     return opened[0] if len(opened) == 1 else JoinedFiles(opened)
 
@@ -158,8 +152,8 @@ def _open_criteo(path: Path, rows: int | None, label_may_be_absent: bool) -> Cri
     delimiter = find_delimiter(line)
     cells = split_line(line, delimiter) if delimiter else []
     criteo_like = abs(len(cells) - CRITEO_CELLS) <= 2 and not cells[0].isidentifier()
-    if delimiter not in (None, "\t") or (delimiter and not criteo_like):
-        kind = f"{DELIMITERS[delimiter or ',']}-separated"
+    if delimiter and (delimiter != "\t" or not criteo_like):
+        kind = f"{DELIMITERS[delimiter]}-separated"
         names = ", ".join(cells[:40])
         raise DataError(f"{path}: {kind}; {expected}; the first line has: {names}")
     has_labels = not (label_may_be_absent and line.count(b"\t") == CRITEO_CELLS - 2)
