@@ -17,7 +17,6 @@ from mpembed.train.data.arrow_columns import (
     is_number,
 )
 from mpembed.train.data.clicks import Clicks, DataError
-from mpembed.train.data.files import check_regular
 from mpembed.train.data.selection import Selection
 from mpembed.train.data.table import describe_columns, make_columns, to_clicks
 
@@ -38,7 +37,7 @@ class ParquetTable:
     Parameters
     ----------
     path : Path
-        The file.
+        A regular file.
     max_rows : int or None
         Use the first `max_rows` rows only.
     choose : callable
@@ -65,7 +64,6 @@ class ParquetTable:
         separator: str | None,
         bags: bool = False,
     ) -> None:
-        check_regular(path)
         self.path = path
         with self._open() as file:
             schema, total = file.schema_arrow, file.metadata.num_rows

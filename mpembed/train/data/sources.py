@@ -10,7 +10,7 @@ from mpembed.train.data.clicks import Clicks, Columns, DataError, Source
 from mpembed.train.data.criteo import CriteoFile
 from mpembed.train.data.criteo_lines import COLUMNS as CRITEO_CELLS
 from mpembed.train.data.files import check_regular, compression_of, expand, is_parquet
-from mpembed.train.data.lines import line_blocks
+from mpembed.train.data.lines import first_line
 from mpembed.train.data.options import DataOptions
 from mpembed.train.data.parquet import ParquetTable
 from mpembed.train.data.selection import DEFAULT_LABEL, Selection, select, select_again
@@ -135,10 +135,6 @@ def _check_alike(path: Path, opened: Sequence[FileSource]) -> None:
         raise DataError(f"{path}: a categorical has lists here and none in the first file")
 
 
-def _first_line(path: Path) -> bytes:
-    return next((block for block, _ in line_blocks(path, compression_of(path), 1)), b"")
-
-
 def _open_criteo(path: Path, rows: int | None, label_may_be_absent: bool) -> CriteoFile:
     """Open a file in Criteo's format; say what it is where it has another one."""
     expected = (
@@ -148,7 +144,7 @@ def _open_criteo(path: Path, rows: int | None, label_may_be_absent: bool) -> Cri
     )
     if is_parquet(path):
         raise DataError(f"{path}: this is a Parquet file; {expected}")
-    line = _first_line(path)
+    line = first_line(path, compression_of(path))
     delimiter = find_delimiter(line)
     cells = split_line(line, delimiter) if delimiter else []
     criteo_like = abs(len(cells) - CRITEO_CELLS) <= 2 and not cells[0].isidentifier()

@@ -17,8 +17,8 @@ import pyarrow.csv
 
 from mpembed.train.data.arrow_columns import BadValueError
 from mpembed.train.data.clicks import Clicks, DataError
-from mpembed.train.data.files import check_regular, compression_of
-from mpembed.train.data.lines import line_blocks
+from mpembed.train.data.files import compression_of
+from mpembed.train.data.lines import first_line, line_blocks
 from mpembed.train.data.options import DataOptions
 from mpembed.train.data.selection import DEFAULT_LABEL, Selection, is_position, unique_names
 from mpembed.train.data.table import describe_columns, make_columns, to_clicks
@@ -56,7 +56,7 @@ class TextTable:
     Parameters
     ----------
     path : Path
-        The file, plain, gzip or zstd (recognised by its first bytes).
+        A regular file, plain, gzip or zstd (recognised by its first bytes).
     max_rows : int or None
         Use the first `max_rows` rows only; what follows them is not read.
     choose : callable
@@ -86,10 +86,9 @@ class TextTable:
         bags: bool = False,
         header: bool | None = None,
     ) -> None:
-        check_regular(path)
         self.path = path
         self._compression = compression_of(path)
-        first = next((block for block, _ in line_blocks(path, self._compression, 1)), b"")
+        first = first_line(path, self._compression)
         if not first.strip():
             raise DataError(f"{path}: the file is empty, or its first line is")
         delimiter = options.delimiter or find_delimiter(first)
