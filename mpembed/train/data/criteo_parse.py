@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 
-from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
+from mpembed.train.data.arrow_columns import one_chunk, read_options
+from mpembed.train.data.clicks import CRITEO_COLUMNS, MISSING_CAT, MISSING_INT, NUM_INTS, Clicks
 from mpembed.train.data.hashing import NIBBLES, join_nibbles
 
-_NAMES = ["label"] + [f"I{i + 1}" for i in range(NUM_INTS)] + [f"C{i + 1}" for i in range(NUM_CATS)]
+_NAMES = (CRITEO_COLUMNS.label, *CRITEO_COLUMNS.dense, *CRITEO_COLUMNS.categorical)
 # All characters of a good block. pyarrow skips spaces and a byte-order mark, and reads 0x10 as 16.
 _CHARACTERS = b"0123456789abcdefABCDEF-\t\r\n"
-_MAX_BLOCK = 2**31 - 1  # pyarrow's limit
 
 
 class BadBlockError(Exception):
@@ -65,12 +65,10 @@ def _cats(column: pa.Array) -> npt.NDArray[np.int64]:
 
 def _read(block: bytes) -> pa.Table:
     types = dict.fromkeys(_NAMES, pa.string())
-    types |= dict.fromkeys(_NAMES[1 : 1 + NUM_INTS], pa.int64())
+    types |= dict.fromkeys(CRITEO_COLUMNS.dense, pa.int64())
     return csv.read_csv(
         pa.BufferReader(block),
-        read_options=csv.ReadOptions(
-            column_names=_NAMES, block_size=min(len(block) + 1, _MAX_BLOCK)
-        ),
+        read_options=read_options(block, _NAMES),
         parse_options=csv.ParseOptions(
             delimiter="\t", quote_char=False, escape_char=False, ignore_empty_lines=False
         ),
@@ -108,8 +106,7 @@ def parse_block(block: bytes, lines: int) -> Clicks:
         raise BadBlockError(str(error)) from None
     if len(table) != lines:  # pyarrow ends a line at a lone carriage return
         raise BadBlockError
-    # A column has one chunk unless the block is very large; combining copies.
-    columns = [c.chunk(0) if c.num_chunks == 1 else c.combine_chunks() for c in table.columns]
+    columns = [one_chunk(column) for column in table.columns]
     return Clicks(
         _labels(columns[0]),
         np.stack([_ints(column) for column in columns[1 : 1 + NUM_INTS]]),

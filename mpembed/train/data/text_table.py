@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from mpembed.train.data.arrow_columns import BadValueError
+from mpembed.train.data.arrow_columns import BadValueError, one_chunk, read_options
 from mpembed.train.data.clicks import Clicks, DataError
 from mpembed.train.data.files import compression_of
 from mpembed.train.data.lines import first_line, line_blocks
@@ -37,7 +37,6 @@ from mpembed.train.data.table_lines import (
 #: Texts of a missing number.
 MISSING_NUMBERS = ["", "NA", "NaN", "nan", "N/A", "null", "NULL", "None", "\\N"]
 _LABEL_TEXTS = re.compile(r"[01](\.0)?|true|false", re.IGNORECASE)
-_MAX_BLOCK = 2**31 - 1  # pyarrow's limit
 
 
 def _has_header(cells: list[str], options: DataOptions) -> bool:
@@ -214,9 +213,7 @@ class TextTable:
         types |= {names[place]: pa.float64() for place in self._selection.dense}
         table = pyarrow.csv.read_csv(
             pa.BufferReader(block),
-            read_options=pyarrow.csv.ReadOptions(
-                column_names=names, block_size=min(len(block) + 1, _MAX_BLOCK)
-            ),
+            read_options=read_options(block, names),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=self._delimiter, ignore_empty_lines=False
             ),
@@ -232,7 +229,7 @@ class TextTable:
         if len(table) != lines or self._is_open(last):
             raise pa.ArrowInvalid("a quote is open at the end of a line")
         places = self._selection.places
-        found = {place: _column(table, names[place]) for place in places}
+        found = {place: one_chunk(table.column(names[place])) for place in places}
         return to_clicks(found, lines, self._selection, self.columns, self._separator)
 
     def _explain(self, line: bytes) -> str:
@@ -254,11 +251,6 @@ class TextTable:
                 shown = cell if len(cell) <= 24 else cell[:24] + "..."
                 return f"column {name!r} holds {shown!r}, not a number; is it a --categorical?"
         return "cannot be parsed"
-
-
-def _column(table: pa.Table, name: str) -> pa.Array:
-    chunked = table.column(name)
-    return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
 
 
 def _is_number(cell: str) -> bool:
