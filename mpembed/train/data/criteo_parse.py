@@ -6,6 +6,8 @@ characters that no cell may hold, labels such as "00", and other ends of lines.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -13,7 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 
 from mpembed.train.data.arrow_columns import one_chunk, read_options
-from mpembed.train.data.clicks import CRITEO_COLUMNS, MISSING_CAT, MISSING_INT, NUM_INTS, Clicks
+from mpembed.train.data.clicks import (
+    CRITEO_COLUMNS,
+    MISSING_CAT,
+    MISSING_INT,
+    MISSING_LABEL,
+    NUM_INTS,
+    Clicks,
+)
 from mpembed.train.data.hashing import NIBBLES, join_nibbles
 
 _NAMES = (CRITEO_COLUMNS.label, *CRITEO_COLUMNS.dense, *CRITEO_COLUMNS.categorical)
@@ -63,12 +72,12 @@ def _cats(column: pa.Array) -> npt.NDArray[np.int64]:
     return values
 
 
-def _read(block: bytes) -> pa.Table:
-    types = dict.fromkeys(_NAMES, pa.string())
+def _read(block: bytes, names: Sequence[str]) -> pa.Table:
+    types = dict.fromkeys(names, pa.string())
     types |= dict.fromkeys(CRITEO_COLUMNS.dense, pa.int64())
     return csv.read_csv(
         pa.BufferReader(block),
-        read_options=read_options(block, _NAMES),
+        read_options=read_options(block, names),
         parse_options=csv.ParseOptions(
             delimiter="\t", quote_char=False, escape_char=False, ignore_empty_lines=False
         ),
@@ -78,7 +87,7 @@ def _read(block: bytes) -> pa.Table:
     )
 
 
-def parse_block(block: bytes, lines: int) -> Clicks:
+def parse_block(block: bytes, lines: int, labels: bool = True) -> Clicks:
     """Parse a block of whole lines.
 
     Parameters
@@ -87,11 +96,13 @@ def parse_block(block: bytes, lines: int) -> Clicks:
         From :func:`mpembed.train.data.lines.line_blocks`.
     lines : int
         Number of its lines, at least 1.
+    labels : bool
+        Whether the lines start with a label.
 
     Returns
     -------
     Clicks
-        One a line.
+        One a line, with ``MISSING_LABEL`` where lines have no label.
 
     Raises
     ------
@@ -101,14 +112,18 @@ def parse_block(block: bytes, lines: int) -> Clicks:
     if block.translate(None, _CHARACTERS) or block.endswith(b"\r"):
         raise BadBlockError
     try:
-        table = _read(block)
+        table = _read(block, _NAMES if labels else _NAMES[1:])
     except (pa.ArrowInvalid, pa.ArrowCapacityError) as error:
         raise BadBlockError(str(error)) from None
     if len(table) != lines:  # pyarrow ends a line at a lone carriage return
         raise BadBlockError
+    # An empty line passes for a row of empty cells; a label is not empty.
+    if not labels and block.count(b"\t") != lines * (len(table.columns) - 1):
+        raise BadBlockError
     columns = [one_chunk(column) for column in table.columns]
+    found = _labels(columns.pop(0)) if labels else np.full(lines, MISSING_LABEL, np.int64)
     return Clicks(
-        _labels(columns[0]),
-        np.stack([_ints(column) for column in columns[1 : 1 + NUM_INTS]]),
-        np.stack([_cats(column) for column in columns[1 + NUM_INTS :]]),
+        found,
+        np.stack([_ints(column) for column in columns[:NUM_INTS]]),
+        np.stack([_cats(column) for column in columns[NUM_INTS:]]),
     )
