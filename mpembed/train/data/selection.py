@@ -116,6 +116,7 @@ class _Names:
         return None
 
     def _some(self, text: str, option: str, taken: Sequence[int]) -> list[int]:
+        """Return the places of a name, position or range, or of a pattern but for `taken`."""
         if text in self.names or is_position(text):
             return [self.one(text, option)]
         if bounds := self._bounds(text):
@@ -139,9 +140,7 @@ class _Names:
         for text in texts:
             parts = [text] if text in self.names else [p.strip() for p in text.split(",")]
             for part in parts:
-                pattern = "*" in part or "?" in part
-                found = self._some(part, option, [*taken, *places] if pattern else taken)
-                places += found
+                places += self._some(part, option, [*taken, *places])
         for place in places:
             if places.count(place) > 1:
                 raise DataError(f"--{option}: column {self.names[place]!r} is named twice")
@@ -217,14 +216,14 @@ def select_again(
         unlabelled = [name for name in columns.names if name != columns.label]
         by_length = {len(columns.names): columns.names, len(unlabelled): unlabelled}
         names = by_length.get(len(names), names)
-    known = _Names(names, file)
-    label = list(names).index(columns.label) if columns.label in names else None
+    places = {name: place for place, name in enumerate(names)}
     for name in (*columns.dense, *columns.categorical):
-        if name not in names:
+        if name not in places:
             raise DataError(
                 f"{file} without the column {name!r} that the model was trained on; it has "
                 f"{len(names)}: {show_names(names)}"
             )
-    dense = tuple(known.one(name, "dense") for name in columns.dense)
-    categorical = tuple(known.one(name, "categorical") for name in columns.categorical)
+    dense = tuple(places[name] for name in columns.dense)
+    categorical = tuple(places[name] for name in columns.categorical)
+    label = places.get(columns.label)
     return Selection(label, dense, categorical, tuple(names), partly_labelled=True)
