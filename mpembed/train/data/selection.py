@@ -77,6 +77,27 @@ def is_position(text: str) -> bool:
     return bool(_NUMBER.fullmatch(text))
 
 
+def place_of(text: str, columns: int) -> int | None:
+    """Return which of some columns a text names by its position.
+
+    Parameters
+    ----------
+    text : str
+        Any text; a position counts from 1 and may have leading zeros.
+    columns : int
+        Number of columns.
+
+    Returns
+    -------
+    int or None
+        The place, from 0; None for other texts and positions that are not there.
+    """
+    digits = text.lstrip("0")
+    # Python refuses to convert thousands of digits.
+    known = is_position(text) and len(digits) <= 10 and 1 <= int(digits or "0") <= columns
+    return int(digits) - 1 if known else None
+
+
 class _Names:
     """The names of a file's columns, and what texts of the user mean by them.
 
@@ -102,9 +123,10 @@ class _Names:
         """Return the place of a name or position."""
         if text in self.names:
             return self.names.index(text)
-        if is_position(text) and 1 <= int(text[:10]) <= len(self.names):
-            return int(text) - 1
-        raise self._refuse(text, option)
+        place = place_of(text, len(self.names))
+        if place is None:
+            raise self._refuse(text, option)
+        return place
 
     def _bounds(self, text: str) -> tuple[str, str] | None:
         """Return the ends of a range; names may have hyphens of their own."""

@@ -20,7 +20,7 @@ from mpembed.train.data.clicks import Clicks, DataError
 from mpembed.train.data.files import compression_of
 from mpembed.train.data.lines import first_line, line_blocks
 from mpembed.train.data.options import DataOptions
-from mpembed.train.data.selection import DEFAULT_LABEL, Selection, is_position, unique_names
+from mpembed.train.data.selection import DEFAULT_LABEL, Selection, place_of, unique_names
 from mpembed.train.data.table import describe_columns, make_columns, to_clicks
 from mpembed.train.data.table_lines import (
     BOM,
@@ -43,10 +43,8 @@ def _has_header(cells: list[str], options: DataOptions) -> bool:
     """Return whether a file's first line has names: its label column does not hold a label."""
     if options.header is not None:
         return options.header
-    label = options.label or DEFAULT_LABEL
-    if not is_position(label) or not 1 <= int(label[:10]) <= len(cells):
-        return True
-    return not _LABEL_TEXTS.fullmatch(cells[int(label) - 1])
+    place = place_of(options.label or DEFAULT_LABEL, len(cells))
+    return place is None or not _LABEL_TEXTS.fullmatch(cells[place])
 
 
 class TextTable:
