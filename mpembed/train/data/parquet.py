@@ -42,8 +42,6 @@ class ParquetTable:
         Use the first `max_rows` rows only.
     choose : callable
         Gives the selection from all names and what messages call the file.
-    label : str
-        Name of the label where there is none.
     separator : str or None
         What separates the values in a categorical string, if anything does.
     bags : bool
@@ -60,7 +58,6 @@ class ParquetTable:
         path: Path,
         max_rows: int | None,
         choose: Callable[[list[str], str], Selection],
-        label: str,
         separator: str | None,
         bags: bool = False,
     ) -> None:
@@ -78,7 +75,7 @@ class ParquetTable:
         self._separator = separator
         bags = bags or separator is not None
         lists = any(is_list(schema.field(place).type) for place in self._selection.categorical)
-        self.columns = make_columns(self._selection, label, bags or lists, True)
+        self.columns = make_columns(self._selection, bags or lists, True)
 
     def _open(self) -> Any:
         make: Any = pq.ParquetFile  # has no types

@@ -28,6 +28,8 @@ class Selection:
         Places of the others, in the order of the model.
     names : tuple of str
         What the model calls the columns of the file, all of them.
+    label_name : str
+        What the model calls the label, also where it is absent.
     partly_labelled : bool
         Whether rows may lack a label.
     """
@@ -36,6 +38,7 @@ class Selection:
     dense: tuple[int, ...]
     categorical: tuple[int, ...]
     names: tuple[str, ...]
+    label_name: str
     partly_labelled: bool = False
 
     @property
@@ -204,7 +207,7 @@ def select(names: Sequence[str], options: DataOptions, file: str) -> Selection:
         )
     dense = known.many(options.dense, "dense", [label])
     categorical = known.many(options.categorical, "categorical", [label, *dense])
-    return Selection(label, tuple(dense), tuple(categorical), tuple(names))
+    return Selection(label, tuple(dense), tuple(categorical), tuple(names), names[label])
 
 
 def select_again(
@@ -248,4 +251,4 @@ def select_again(
     dense = tuple(places[name] for name in columns.dense)
     categorical = tuple(places[name] for name in columns.categorical)
     label = places.get(columns.label)
-    return Selection(label, dense, categorical, tuple(names), partly_labelled=True)
+    return Selection(label, dense, categorical, tuple(names), columns.label, partly_labelled=True)

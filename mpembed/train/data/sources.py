@@ -13,7 +13,7 @@ from mpembed.train.data.files import check_regular, compression_of, expand, is_p
 from mpembed.train.data.lines import first_line
 from mpembed.train.data.options import DataOptions
 from mpembed.train.data.parquet import ParquetTable
-from mpembed.train.data.selection import DEFAULT_LABEL, Selection, select, select_again
+from mpembed.train.data.selection import Selection, select, select_again
 from mpembed.train.data.synthetic import DEFAULT_ROWS, SyntheticSource
 from mpembed.train.data.table_lines import DELIMITERS, find_delimiter, split_line
 from mpembed.train.data.text_table import TextTable
@@ -176,14 +176,13 @@ def _open_table(
         return select(names, options, file)
 
     stored = columns or (first.columns if first is not None else None)
-    label = stored.label if stored else DEFAULT_LABEL
     bags = stored is not None and stored.bags
     if parquet:
-        return ParquetTable(path, rows, choose, label, options.list_separator, bags)
+        return ParquetTable(path, rows, choose, options.list_separator, bags)
     header = options.header
     if header is None and stored:
         header = stored.header
-    return TextTable(path, rows, choose, label, options, bags, header)
+    return TextTable(path, rows, choose, options, bags, header)
 
 
 def _difference(names: Sequence[str], first: FileSource) -> str:

@@ -58,8 +58,6 @@ class TextTable:
         Use the first `max_rows` rows only; what follows them is not read.
     choose : callable
         Gives the selection from all names and what messages call the file.
-    label : str
-        Name of the label where there is none.
     options : DataOptions
         Delimiter, header and list separator.
     bags : bool
@@ -78,7 +76,6 @@ class TextTable:
         path: Path,
         max_rows: int | None,
         choose: Callable[[list[str], str], Selection],
-        label: str,
         options: DataOptions,
         bags: bool = False,
         header: bool | None = None,
@@ -103,7 +100,7 @@ class TextTable:
         names = unique_names(cells) if self._header else [str(n + 1) for n in range(len(cells))]
         self._selection = choose(names, f"{path}: this is {self._separated()}")
         bags = bags or self._separator is not None
-        self.columns = make_columns(self._selection, label, bags, self._header)
+        self.columns = make_columns(self._selection, bags, self._header)
         stop = sys.maxsize if max_rows is None else max_rows + self._header
         lines = sum(n for _, n in line_blocks(path, self._compression, stop))
         self._rows = lines - self._header
