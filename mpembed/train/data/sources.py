@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -179,10 +180,11 @@ def _open_table(
     bags = stored is not None and stored.bags
     if parquet:
         return ParquetTable(path, rows, choose, options.list_separator, bags)
-    header = options.header
-    if header is None and stored:
-        header = stored.header
-    return TextTable(path, rows, choose, options, bags, header)
+    # Only what the user says of the header makes names positions: `choose` keeps `options`.
+    of_text = options
+    if options.header is None and stored:
+        of_text = replace(options, header=stored.header)
+    return TextTable(path, rows, choose, of_text, bags)
 
 
 def _difference(names: Sequence[str], first: FileSource) -> str:

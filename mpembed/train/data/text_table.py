@@ -62,8 +62,6 @@ class TextTable:
         Delimiter, header and list separator.
     bags : bool
         Whether categoricals are lists in any case.
-    header : bool, optional
-        Whether the first line has names, where that is known.
 
     Raises
     ------
@@ -78,7 +76,6 @@ class TextTable:
         choose: Callable[[list[str], str], Selection],
         options: DataOptions,
         bags: bool = False,
-        header: bool | None = None,
     ) -> None:
         self.path = path
         self._compression = compression_of(path)
@@ -94,8 +91,8 @@ class TextTable:
         self._delimiter, self._separator = delimiter, options.list_separator
         self._check_first(first)
         cells = split_line(first, delimiter)
-        self._header = _has_header(cells, options) if header is None else header
-        if options.header is None and header is None and not self._header:
+        self._header = _has_header(cells, options)
+        if options.header is None and not self._header:
             self._check_not_numbered(cells)
         names = unique_names(cells) if self._header else [str(n + 1) for n in range(len(cells))]
         self._selection = choose(names, f"{path}: this is {self._separated()}")
