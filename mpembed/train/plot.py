@@ -84,7 +84,7 @@ def _curves(axes: Axes, result: dict[str, Any], colours: dict[str, Any]) -> None
 
 def _memory(axes: Axes, result: dict[str, Any], colours: dict[str, Any]) -> None:
     points: list[tuple[float, float, str]] = []
-    bars: list[tuple[float, float, str]] = []
+    bars: list[tuple[float, float]] = []
     for row in result["summary"]:
         if row["log_loss"] is None:  # stopped before that
             continue
@@ -93,8 +93,7 @@ def _memory(axes: Axes, result: dict[str, Any], colours: dict[str, Any]) -> None
             size, loss, error, fmt="o", color=colours[row["setting"]], markersize=5, capsize=3
         )
         points.append((size, loss, row["setting"]))
-        # Points without a label keep labels away from the bars.
-        bars += [(size, loss + end * (error or 0.0), "") for end in (-1, -0.5, 0.5, 1)]
+        bars += [(size, loss + end * (error or 0.0)) for end in (-1, -0.5, 0.5, 1)]
     with_errors = any(row["log_loss_error"] is not None for row in result["summary"])
     title = "mean ± its standard error over the seeds" if with_errors else ""
     axes.set(xlabel="tables, all counted (MB)", ylabel="test log loss")
@@ -102,7 +101,7 @@ def _memory(axes: Axes, result: dict[str, Any], colours: dict[str, Any]) -> None
     axes.margins(x=0.2, y=0.15)
     axes.set_xlim(left=0.0)
     axes.figure.canvas.draw()  # the layout is final
-    plot_labels.place(axes, [*points, *(bars if with_errors else [])], _FONT_SIZE)
+    plot_labels.place(axes, points, _FONT_SIZE, bars if with_errors else ())
 
 
 def draw(result: dict[str, Any]) -> Figure:

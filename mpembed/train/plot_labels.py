@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,24 @@ _ANGLES = (0, 180, 90, 270, 45, 135, 315, 225, 20, 160, 340, 200, 70, 110, 250, 
 _RADII = (7, 14, 22, 32, 44, 58, 74, 92)
 
 
-def place(axes: Any, points: list[tuple[float, float, str]], size: float = 7) -> list[Any]:
+def place(
+    axes: Any,
+    points: Sequence[tuple[float, float, str]],
+    size: float = 7,
+    obstacles: Sequence[tuple[float, float]] = (),
+) -> list[Any]:
     """Label points of an axes whose limits and scales are final.
 
     Parameters
     ----------
     axes : Axes
         Of matplotlib, in a figure with a canvas.
-    points : list of (x, y, str)
+    points : sequence of (x, y, str)
         In data coordinates.
     size : float
         Font size.
+    obstacles : sequence of (x, y)
+        More points that labels keep away from, in data coordinates.
 
     Returns
     -------
@@ -31,13 +39,14 @@ def place(axes: Any, points: list[tuple[float, float, str]], size: float = 7) ->
     """
     renderer = axes.figure.canvas.get_renderer()
     scale = axes.figure.dpi / 72.0
-    spots = axes.transData.transform([(x, y) for x, y, _ in points]) if points else []
+    all_points = [*((x, y) for x, y, _ in points), *obstacles]
+    spots = axes.transData.transform(all_points) if all_points else []
     inside = axes.get_window_extent(renderer)
     taken = [_box(x, y, 4 * scale, 4 * scale) for x, y in spots]
     if axes.get_legend() is not None:
         taken.append(axes.get_legend().get_window_extent(renderer).extents)
     made = []
-    for (x, y, text), spot in zip(points, spots, strict=True):
+    for (x, y, text), spot in zip(points, spots, strict=False):
         probe = axes.text(0, 0, text, fontsize=size)
         extent = probe.get_window_extent(renderer)
         probe.remove()

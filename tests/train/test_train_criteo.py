@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click_files import criteo_lines
 
 from mpembed.train.data import lines as text_lines
 from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, Clicks, DataError
@@ -23,13 +24,6 @@ def line(**cells: str) -> str:
     for key, value in cells.items():
         values[int(key[1:])] = value
     return "\t".join(values)
-
-
-def to_lines(clicks: Clicks) -> list[str]:
-    ints = [["" if v == MISSING_INT else str(v) for v in column] for column in clicks.dense]
-    cats = [["" if v == MISSING_CAT else f"{v:08x}" for v in column] for column in clicks.cats]
-    rows = zip(map(str, clicks.labels), *ints, *cats, strict=True)
-    return ["\t".join(row) for row in rows]
 
 
 def write(path: Path, lines: list[str], end: str = "\n") -> Path:
@@ -56,7 +50,7 @@ def test_reads_back_what_was_written(
 ) -> None:
     monkeypatch.setattr(text_lines, "_BLOCK_BYTES", block)
     clicks = generate(0, 1500)
-    path = write(tmp_path / name, to_lines(clicks))
+    path = write(tmp_path / name, criteo_lines(clicks))
     for rows in (1500, 700):
         got = read(path, None if rows == 1500 else rows)
         np.testing.assert_array_equal(got.labels, clicks.labels[:rows])
@@ -149,7 +143,7 @@ def test_not_gzip_though_named_so(tmp_path: Path) -> None:
 
 
 def incompressible(rows: int) -> bytes:
-    return "\n".join(to_lines(generate(0, rows))).encode() + b"\n"
+    return "\n".join(criteo_lines(generate(0, rows))).encode() + b"\n"
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.9, 0.9999])

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, DataError
+from mpembed.train.data.clicks import (
+    MISSING_CAT,
+    MISSING_INT,
+    MISSING_LABEL,
+    NUM_CATS,
+    NUM_INTS,
+    DataError,
+)
 from mpembed.train.data.criteo import CriteoFile
 from mpembed.train.data.criteo_lines import first_fault
 from mpembed.train.data.criteo_parse import BadBlockError, parse_block
@@ -41,23 +48,30 @@ ROWS = st.tuples(
 )
 
 
-@given(st.lists(ROWS, min_size=1, max_size=4), st.sampled_from([b"", b"\n", b"\r\n", b"\r"]))
+@given(
+    st.lists(ROWS, min_size=1, max_size=4),
+    st.sampled_from([b"", b"\n", b"\r\n", b"\r"]),
+    st.booleans(),
+)
 def test_both_readers_take_the_same_lines_and_read_the_same_values(
-    rows: list[tuple[int, bytes, bytes]], last: bytes
+    rows: list[tuple[int, bytes, bytes]], last: bytes, labels: bool
 ) -> None:
     ends = [*(end for _, _, end in rows[:-1]), last]
-    block = b"".join(line(c, cell) + end for (c, cell, _), end in zip(rows, ends, strict=True))
+    lines = [line(c, cell) for c, cell, _ in rows]
+    if not labels:
+        lines = [text.split(b"\t", 1)[1] for text in lines]
+    block = b"".join(text + end for text, end in zip(lines, ends, strict=True))
     texts = block.removesuffix(b"\n").split(b"\n")
-    fault = first_fault(block)
+    fault = first_fault(block, labels)
     try:
-        clicks = parse_block(block, len(texts))
+        clicks = parse_block(block, len(texts), labels)
     except BadBlockError:
         assert fault is not None
         return
     assert fault is None
     for row, text in enumerate(texts):
-        label, *cells = text.rstrip(b"\r").split(b"\t")
-        assert clicks.labels[row] == int(label)
+        cells = text.rstrip(b"\r").split(b"\t")
+        assert clicks.labels[row] == (int(cells.pop(0)) if labels else MISSING_LABEL)
         ints = [int(cell) if cell else MISSING_INT for cell in cells[:NUM_INTS]]
         assert clicks.dense[:, row].tolist() == ints
         cats = [int(cell, 16) if cell else MISSING_CAT for cell in cells[NUM_INTS:]]
@@ -85,6 +99,22 @@ def test_what_pyarrow_would_take_is_refused_by_line(
     with pytest.raises(DataError) as error:
         Dataset(CriteoFile(path))
     assert str(error.value).startswith(f"{path}: line 21: {message}")
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("empty", [b"", b"\r"])
+@pytest.mark.parametrize("place", [0, 20, 40])
+def test_an_empty_line_is_refused(tmp_path: Path, labels: bool, empty: bytes, place: int) -> None:
+    good = line() if labels else line().split(b"\t", 1)[1]
+    missing = (b"1" if labels else b"") + b"\t" * good.count(b"\t")  # of which all is missing
+    lines = [good, missing] * 20
+    path = write(tmp_path / "clicks.txt", *lines)
+    (clicks,) = CriteoFile(path, labels=labels).chunks(40)
+    assert (clicks.dense[:, 1] == MISSING_INT).all()
+    assert (clicks.cats[:, 1] == MISSING_CAT).all()
+    write(path, *lines[:place], empty, *lines[place:])
+    with pytest.raises(DataError, match=f"line {place + 1}: 1 columns, {39 + labels} expected"):
+        list(CriteoFile(path, labels=labels).chunks(41))
 
 
 def test_integers_of_any_number_of_zeros_and_at_the_edges(tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from mpembed.train.plot import draw, write_plot
+from mpembed.train.plot_labels import place
 from mpembed.train.report import write_json
 from mpembed.train.summary import summarize
 
@@ -72,6 +75,22 @@ def test_names_do_not_cover_one_another_and_lie_in_the_figure(seeds: int) -> Non
         for box in boxes:
             assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
             assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+
+
+def test_a_label_keeps_away_from_obstacles() -> None:
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    obstacle = (0.6, 0.5)
+
+    def hidden(obstacles: list[tuple[float, float]]) -> bool:
+        (label,) = place(axes, [(0.5, 0.5, "a long label")], 9.0, obstacles)
+        figure.canvas.draw()  # puts it in its place
+        box = Text.get_window_extent(label)
+        return bool(box.contains(*axes.transData.transform(obstacle)))
+
+    assert hidden([])
+    assert not hidden([obstacle])
 
 
 @pytest.mark.parametrize(("seeds", "shown"), [(1, False), (2, False), (3, True)])

@@ -232,6 +232,19 @@ def test_columns_that_are_named_twice_or_ambiguous(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("header", [HEAD, b""])
+@pytest.mark.parametrize("zeros", [0, 1, 9, 10, 60])
+def test_a_position_may_have_zeros_before_it(tmp_path: Path, header: bytes, zeros: int) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(header + BODY)
+    for number in ("0", "4", "11", "1" * 5000):
+        said = refused(path, label="0" * zeros + number, categorical=("3",))
+        assert f"text without a column '{'0' * zeros}{number}'; it has 3: " in said
+    label, last = "0" * zeros + "1", "0" * zeros + "3"
+    columns = open_source(DataOptions((str(path),), label, categorical=(last,))).columns
+    assert (columns.label, *columns.categorical) == (("click", "b") if header else ("1", "3"))
+
+
 USELESS = [
     ("a.txt", {"header": True}, "--header is of no use: the files are in Criteo's format"),
     ("a.txt", {"header": False}, "--no-header is of no use: the files are in Criteo's format"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as csv
 
 from mpembed.train.data.clicks import MISSING_CAT, MISSING_LABEL, Bags, IntArray
 from mpembed.train.data.keys import text_keys
@@ -16,6 +19,7 @@ _LABELS = pa.array(
     [b"0", b"1", b"false", b"true", b"False", b"True", b"FALSE", b"TRUE", b"0.0", b"1.0"],
     pa.binary(),
 )
+_MAX_BLOCK = 2**31 - 1  # pyarrow's limit
 _FP32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -33,6 +37,16 @@ class BadValueError(Exception):
     def __init__(self, row: int, message: str) -> None:
         super().__init__(message)
         self.row = row
+
+
+def read_options(block: bytes, names: Sequence[str]) -> csv.ReadOptions:
+    """Return what makes pyarrow's reader take a block without a header at once."""
+    return csv.ReadOptions(column_names=names, block_size=min(len(block) + 1, _MAX_BLOCK))
+
+
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column in one piece; it is, unless its block was very large, and joining copies."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def is_text(kind: pa.DataType) -> bool:

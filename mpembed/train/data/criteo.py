@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mpembed.train.data.clicks import CRITEO_COLUMNS, MISSING_LABEL, Clicks, Columns, DataError
+from mpembed.train.data.clicks import CRITEO_COLUMNS, Clicks, Columns, DataError
 from mpembed.train.data.criteo_lines import first_fault
 from mpembed.train.data.criteo_parse import BadBlockError, parse_block
 from mpembed.train.data.files import check_regular, compression_of
@@ -95,12 +92,9 @@ class CriteoFile:
         done = 0
         for block, lines in line_blocks(self.path, self._compression, stop):
             try:
-                clicks = parse_block(block if self._labels else _with_labels(block), lines)
+                yield parse_block(block, lines, self._labels)
             except BadBlockError as error:
                 raise self._bad_line(block, done, error) from None
-            if not self._labels:
-                clicks = replace(clicks, labels=np.full(lines, MISSING_LABEL, np.int64))
-            yield clicks
             done += lines
         if done < stop:
             raise DataError(
@@ -113,9 +107,3 @@ class CriteoFile:
             return DataError(f"{self.path}: after line {done}: cannot be parsed: {error}")
         number, fault = found
         return DataError(f"{self.path}: line {done + number + 1}: {fault}")
-
-
-def _with_labels(block: bytes) -> bytes:
-    """Return lines without labels as lines that the parser takes."""
-    ended = block.removesuffix(b"\n")
-    return b"0\t" + ended.replace(b"\n", b"\n0\t") + block[len(ended) :]

@@ -6,19 +6,28 @@ characters that no cell may hold, labels such as "00", and other ends of lines.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 
-from mpembed.train.data.clicks import MISSING_CAT, MISSING_INT, NUM_CATS, NUM_INTS, Clicks
+from mpembed.train.data.arrow_columns import one_chunk, read_options
+from mpembed.train.data.clicks import (
+    CRITEO_COLUMNS,
+    MISSING_CAT,
+    MISSING_INT,
+    MISSING_LABEL,
+    NUM_INTS,
+    Clicks,
+)
 from mpembed.train.data.hashing import NIBBLES, join_nibbles
 
-_NAMES = ["label"] + [f"I{i + 1}" for i in range(NUM_INTS)] + [f"C{i + 1}" for i in range(NUM_CATS)]
+_NAMES = (CRITEO_COLUMNS.label, *CRITEO_COLUMNS.dense, *CRITEO_COLUMNS.categorical)
 # All characters of a good block. pyarrow skips spaces and a byte-order mark, and reads 0x10 as 16.
 _CHARACTERS = b"0123456789abcdefABCDEF-\t\r\n"
-_MAX_BLOCK = 2**31 - 1  # pyarrow's limit
 
 
 class BadBlockError(Exception):
@@ -63,14 +72,12 @@ def _cats(column: pa.Array) -> npt.NDArray[np.int64]:
     return values
 
 
-def _read(block: bytes) -> pa.Table:
-    types = dict.fromkeys(_NAMES, pa.string())
-    types |= dict.fromkeys(_NAMES[1 : 1 + NUM_INTS], pa.int64())
+def _read(block: bytes, names: Sequence[str]) -> pa.Table:
+    types = dict.fromkeys(names, pa.string())
+    types |= dict.fromkeys(CRITEO_COLUMNS.dense, pa.int64())
     return csv.read_csv(
         pa.BufferReader(block),
-        read_options=csv.ReadOptions(
-            column_names=_NAMES, block_size=min(len(block) + 1, _MAX_BLOCK)
-        ),
+        read_options=read_options(block, names),
         parse_options=csv.ParseOptions(
             delimiter="\t", quote_char=False, escape_char=False, ignore_empty_lines=False
         ),
@@ -80,7 +87,7 @@ def _read(block: bytes) -> pa.Table:
     )
 
 
-def parse_block(block: bytes, lines: int) -> Clicks:
+def parse_block(block: bytes, lines: int, labels: bool = True) -> Clicks:
     """Parse a block of whole lines.
 
     Parameters
@@ -89,11 +96,13 @@ def parse_block(block: bytes, lines: int) -> Clicks:
         From :func:`mpembed.train.data.lines.line_blocks`.
     lines : int
         Number of its lines, at least 1.
+    labels : bool
+        Whether the lines start with a label.
 
     Returns
     -------
     Clicks
-        One a line.
+        One a line, with ``MISSING_LABEL`` where lines have no label.
 
     Raises
     ------
@@ -103,15 +112,18 @@ def parse_block(block: bytes, lines: int) -> Clicks:
     if block.translate(None, _CHARACTERS) or block.endswith(b"\r"):
         raise BadBlockError
     try:
-        table = _read(block)
+        table = _read(block, _NAMES if labels else _NAMES[1:])
     except (pa.ArrowInvalid, pa.ArrowCapacityError) as error:
         raise BadBlockError(str(error)) from None
     if len(table) != lines:  # pyarrow ends a line at a lone carriage return
         raise BadBlockError
-    # A column has one chunk unless the block is very large; combining copies.
-    columns = [c.chunk(0) if c.num_chunks == 1 else c.combine_chunks() for c in table.columns]
+    # An empty line passes for a row of empty cells; a label is not empty.
+    if not labels and block.count(b"\t") != lines * (len(table.columns) - 1):
+        raise BadBlockError
+    columns = [one_chunk(column) for column in table.columns]
+    found = _labels(columns.pop(0)) if labels else np.full(lines, MISSING_LABEL, np.int64)
     return Clicks(
-        _labels(columns[0]),
-        np.stack([_ints(column) for column in columns[1 : 1 + NUM_INTS]]),
-        np.stack([_cats(column) for column in columns[1 + NUM_INTS :]]),
+        found,
+        np.stack([_ints(column) for column in columns[:NUM_INTS]]),
+        np.stack([_cats(column) for column in columns[NUM_INTS:]]),
     )

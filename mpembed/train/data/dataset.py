@@ -8,7 +8,7 @@ import numpy as np
 
 from mpembed.train.data.clicks import DataError, Source, reblock
 from mpembed.train.data.encoding import Block, Encoding
-from mpembed.train.data.features import DenseStatistics, DenseTransform, as_floats
+from mpembed.train.data.features import DenseStatistics, as_floats
 from mpembed.train.data.vocabulary import ValueCounts, Vocabulary
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -79,7 +79,7 @@ class Dataset:
         columns = source.columns
         counts = [ValueCounts() for _ in columns.categorical]
         statistics = DenseStatistics(len(columns.dense))
-        done, whole = 0, True
+        done = 0
         # The whole source is read, so that a bad line is found before hours of training. But only
         # the training part may decide which values have rows: the other parts are its future.
         for chunk in source.chunks(source.rows):
@@ -89,15 +89,10 @@ class Dataset:
                 continue
             for column, values in zip(counts, seen.values(), strict=True):
                 column.add(values)
-            # Integers get the logarithm by default, so their mean is not needed then.
-            if transform == "standard" or seen.dense.dtype == np.float64:
-                whole = False
+            # The logarithm needs no mean, and integers get it by default.
+            if transform == "standard" or (transform == "auto" and seen.dense.dtype == np.float64):
                 statistics.add(as_floats(seen.dense))
-        transforms = (
-            [DenseTransform("log", log_shift)] * len(columns.dense)
-            if whole
-            else statistics.transforms(transform, log_shift)
-        )
+        transforms = statistics.transforms(transform, log_shift)
         vocabularies = [Vocabulary(c, min_count, max_rows) for c in counts]
         self.encoding = Encoding(columns, transforms, vocabularies)
 

@@ -253,8 +253,3 @@ def _join_offsets(columns: Sequence[Bags]) -> I32:
     if total > np.iinfo(np.int32).max:
         raise DataError(f"{total:,} values in {len(columns[0]):,} clicks: use a smaller batch size")
     return np.concatenate(parts).astype(np.int32)
-
-
-def singles(keys: Sequence[IntArray]) -> tuple[Bags, ...]:
-    """Return columns of one value a row as bags."""
-    return tuple(Bags(k, np.arange(len(k) + 1, dtype=np.int64)) for k in keys)

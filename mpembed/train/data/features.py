@@ -41,10 +41,8 @@ def dense_features(numbers: NumberArray, shift: int) -> F32:
     ndarray of float32, shape (n, D)
         The features, 0 where the number is missing.
     """
-    lowest = 1 - shift
-    missing = numbers == MISSING_INT if numbers.dtype == np.int64 else np.isnan(numbers)
-    values = np.where(missing, lowest, np.maximum(numbers, lowest))
-    return np.ascontiguousarray(np.log(values.astype(np.float64) + shift).T.astype(np.float32))
+    values = np.fmax(as_floats(numbers), 1 - shift)  # of NaN and a number, it takes the number
+    return np.ascontiguousarray(np.log(values + shift).T.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -132,13 +130,16 @@ class DenseStatistics:
         self.fractional |= (numbers != np.floor(numbers)).any(axis=1, where=~np.isnan(numbers))
         self._pending.append(numbers)
         self._rows += numbers.shape[1]
-        while self._rows >= _STATISTICS_ROWS:
-            self._merge_pending(_STATISTICS_ROWS)
+        if self._rows >= _STATISTICS_ROWS:
+            self._merge_pending(self._rows // _STATISTICS_ROWS * _STATISTICS_ROWS)
 
     def _merge_pending(self, rows: int) -> None:
         joined = np.concatenate(self._pending, axis=1)
-        self._merge(np.ascontiguousarray(joined[:, :rows]))
-        self._pending, self._rows = [joined[:, rows:]], joined.shape[1] - rows
+        for start in range(0, rows, _STATISTICS_ROWS):
+            stop = min(start + _STATISTICS_ROWS, rows)
+            self._merge(np.ascontiguousarray(joined[:, start:stop]))
+        # A view would hold the memory of all.
+        self._pending, self._rows = [joined[:, rows:].copy()], joined.shape[1] - rows
 
     def _merge(self, numbers: F64) -> None:
         present = ~np.isnan(numbers)

@@ -41,8 +41,8 @@ _OTHER_KINDS = (
     (b'{"', "JSON", _CONVERT),
     (b"{\n", "JSON", _CONVERT),
     (b"[{", "JSON", _CONVERT),
-    (b"\x1f\x8b", "gzip", "decompress it"),  # inside another compression
-    (b"\x28\xb5\x2f\xfd", "zstd", "decompress it"),
+    # Inside another compression.
+    *((magic, name, "decompress it") for magic, name, _ in _COMPRESSIONS),
 )
 
 

@@ -159,9 +159,10 @@ def text_keys(texts: pa.Array) -> IntArray:
     exact = (found.lengths <= _SHORT) & (words & np.uint64(0x8080808080808080) == 0)
     rest = np.flatnonzero(~exact)
     if len(rest):
-        keys[rest] = _HASH_BASE + found.hashes(rest)
-        are_numbers, numbers = found.numbers(rest[found.lengths[rest] > _SHORT])
-        keys[rest[found.lengths[rest] > _SHORT][are_numbers]] = _NUMBER_BASE + numbers
+        are_numbers, numbers = found.numbers(rest)
+        keys[rest[are_numbers]] = _NUMBER_BASE + numbers
+        others = rest[~are_numbers]
+        keys[others] = _HASH_BASE + found.hashes(others)
     keys[found.lengths == 0] = MISSING_CAT
     if texts.null_count:
         keys[np.asarray(pc.is_null(texts))] = MISSING_CAT

@@ -185,3 +185,26 @@ def line_blocks(path: Path, compression: str | None, stop: int) -> Iterator[tupl
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path}: line {done + 1}: cannot be read: {reason}") from None
+
+
+def first_line(path: Path, compression: str | None) -> bytes:
+    """Return the first line of a file, with its end; empty if the file is.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    compression : str or None
+        A key of `READERS`, or None.
+
+    Returns
+    -------
+    bytes
+        The line.
+
+    Raises
+    ------
+    DataError
+        As `line_blocks`.
+    """
+    return next((block for block, _ in line_blocks(path, compression, 1)), b"")

@@ -17,7 +17,6 @@ from mpembed.train.data.arrow_columns import (
     is_number,
 )
 from mpembed.train.data.clicks import Clicks, DataError
-from mpembed.train.data.files import check_regular
 from mpembed.train.data.selection import Selection
 from mpembed.train.data.table import describe_columns, make_columns, to_clicks
 
@@ -38,13 +37,11 @@ class ParquetTable:
     Parameters
     ----------
     path : Path
-        The file.
+        A regular file.
     max_rows : int or None
         Use the first `max_rows` rows only.
     choose : callable
         Gives the selection from all names and what messages call the file.
-    label : str
-        Name of the label where there is none.
     separator : str or None
         What separates the values in a categorical string, if anything does.
     bags : bool
@@ -61,11 +58,9 @@ class ParquetTable:
         path: Path,
         max_rows: int | None,
         choose: Callable[[list[str], str], Selection],
-        label: str,
         separator: str | None,
         bags: bool = False,
     ) -> None:
-        check_regular(path)
         self.path = path
         with self._open() as file:
             schema, total = file.schema_arrow, file.metadata.num_rows
@@ -80,7 +75,7 @@ class ParquetTable:
         self._separator = separator
         bags = bags or separator is not None
         lists = any(is_list(schema.field(place).type) for place in self._selection.categorical)
-        self.columns = make_columns(self._selection, label, bags or lists, True)
+        self.columns = make_columns(self._selection, bags or lists, True)
 
     def _open(self) -> Any:
         make: Any = pq.ParquetFile  # has no types

@@ -28,6 +28,8 @@ class Selection:
         Places of the others, in the order of the model.
     names : tuple of str
         What the model calls the columns of the file, all of them.
+    label_name : str
+        What the model calls the label, also where it is absent.
     partly_labelled : bool
         Whether rows may lack a label.
     """
@@ -36,6 +38,7 @@ class Selection:
     dense: tuple[int, ...]
     categorical: tuple[int, ...]
     names: tuple[str, ...]
+    label_name: str
     partly_labelled: bool = False
 
     @property
@@ -77,6 +80,27 @@ def is_position(text: str) -> bool:
     return bool(_NUMBER.fullmatch(text))
 
 
+def place_of(text: str, columns: int) -> int | None:
+    """Return which of some columns a text names by its position.
+
+    Parameters
+    ----------
+    text : str
+        Any text; a position counts from 1 and may have leading zeros.
+    columns : int
+        Number of columns.
+
+    Returns
+    -------
+    int or None
+        The place, from 0; None for other texts and positions that are not there.
+    """
+    digits = text.lstrip("0")
+    # Python refuses to convert thousands of digits.
+    known = is_position(text) and len(digits) <= 10 and 1 <= int(digits or "0") <= columns
+    return int(digits) - 1 if known else None
+
+
 class _Names:
     """The names of a file's columns, and what texts of the user mean by them.
 
@@ -102,9 +126,10 @@ class _Names:
         """Return the place of a name or position."""
         if text in self.names:
             return self.names.index(text)
-        if is_position(text) and 1 <= int(text[:10]) <= len(self.names):
-            return int(text) - 1
-        raise self._refuse(text, option)
+        place = place_of(text, len(self.names))
+        if place is None:
+            raise self._refuse(text, option)
+        return place
 
     def _bounds(self, text: str) -> tuple[str, str] | None:
         """Return the ends of a range; names may have hyphens of their own."""
@@ -116,6 +141,7 @@ class _Names:
         return None
 
     def _some(self, text: str, option: str, taken: Sequence[int]) -> list[int]:
+        """Return the places of a name, position or range, or of a pattern but for `taken`."""
         if text in self.names or is_position(text):
             return [self.one(text, option)]
         if bounds := self._bounds(text):
@@ -139,9 +165,7 @@ class _Names:
         for text in texts:
             parts = [text] if text in self.names else [p.strip() for p in text.split(",")]
             for part in parts:
-                pattern = "*" in part or "?" in part
-                found = self._some(part, option, [*taken, *places] if pattern else taken)
-                places += found
+                places += self._some(part, option, [*taken, *places])
         for place in places:
             if places.count(place) > 1:
                 raise DataError(f"--{option}: column {self.names[place]!r} is named twice")
@@ -183,7 +207,7 @@ def select(names: Sequence[str], options: DataOptions, file: str) -> Selection:
         )
     dense = known.many(options.dense, "dense", [label])
     categorical = known.many(options.categorical, "categorical", [label, *dense])
-    return Selection(label, tuple(dense), tuple(categorical), tuple(names))
+    return Selection(label, tuple(dense), tuple(categorical), tuple(names), names[label])
 
 
 def select_again(
@@ -217,14 +241,14 @@ def select_again(
         unlabelled = [name for name in columns.names if name != columns.label]
         by_length = {len(columns.names): columns.names, len(unlabelled): unlabelled}
         names = by_length.get(len(names), names)
-    known = _Names(names, file)
-    label = list(names).index(columns.label) if columns.label in names else None
+    places = {name: place for place, name in enumerate(names)}
     for name in (*columns.dense, *columns.categorical):
-        if name not in names:
+        if name not in places:
             raise DataError(
                 f"{file} without the column {name!r} that the model was trained on; it has "
                 f"{len(names)}: {show_names(names)}"
             )
-    dense = tuple(known.one(name, "dense") for name in columns.dense)
-    categorical = tuple(known.one(name, "categorical") for name in columns.categorical)
-    return Selection(label, dense, categorical, tuple(names), partly_labelled=True)
+    dense = tuple(places[name] for name in columns.dense)
+    categorical = tuple(places[name] for name in columns.categorical)
+    label = places.get(columns.label)
+    return Selection(label, dense, categorical, tuple(names), columns.label, partly_labelled=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,10 +11,10 @@ from mpembed.train.data.clicks import Clicks, Columns, DataError, Source
 from mpembed.train.data.criteo import CriteoFile
 from mpembed.train.data.criteo_lines import COLUMNS as CRITEO_CELLS
 from mpembed.train.data.files import check_regular, compression_of, expand, is_parquet
-from mpembed.train.data.lines import line_blocks
+from mpembed.train.data.lines import first_line
 from mpembed.train.data.options import DataOptions
 from mpembed.train.data.parquet import ParquetTable
-from mpembed.train.data.selection import DEFAULT_LABEL, Selection, select, select_again
+from mpembed.train.data.selection import Selection, select, select_again
 from mpembed.train.data.synthetic import DEFAULT_ROWS, SyntheticSource
 from mpembed.train.data.table_lines import DELIMITERS, find_delimiter, split_line
 from mpembed.train.data.text_table import TextTable
@@ -33,7 +34,7 @@ class JoinedFiles:
     Parameters
     ----------
     files : sequence of FileSource
-        The files, in order; the columns are those of the first.
+        At least two files, in order; the columns are those of the first.
     """
 
     def __init__(self, files: Sequence[FileSource]) -> None:
@@ -49,11 +50,6 @@ class JoinedFiles:
         """What the columns are."""
         return self._files[0].columns
 
-    @property
-    def has_labels(self) -> bool:
-        """Whether there is a label."""
-        return self._files[0].has_labels
-
     def chunks(self, stop: int) -> Iterator[Clicks]:
         """Yield the first `stop` clicks."""
         for file in self._files:
@@ -64,11 +60,10 @@ class JoinedFiles:
 
     def describe(self) -> dict[str, Any]:
         """Describe the data for the report."""
-        first, *others = (file.describe() for file in self._files)
-        last = f" to {others[-1]['source']}" if others else ""
-        names = [first["source"], *(other["source"] for other in others)]
-        files = f"{first['source']}{last} ({len(names)} files)"
-        return {**first, "source": files, "rows": self.rows, "files": names}
+        described = [file.describe() for file in self._files]
+        names = [one["source"] for one in described]
+        files = f"{names[0]} to {names[-1]} ({len(names)} files)"
+        return {**described[0], "source": files, "rows": self.rows, "files": names}
 
 
 def open_source(
@@ -119,7 +114,7 @@ def open_source(
         _check_alike(path, opened)
     if all(isinstance(file, ParquetTable) for file in opened):
         # With --header the names are in the files, as they are here.
-        names = ("delimiter", *("header" for _ in range(options.header is False)))
+        names = ["delimiter", "header"] if options.header is False else ["delimiter"]
         _refuse(options, names, "are all Parquet; leave it out")
     return opened[0] if len(opened) == 1 else JoinedFiles(opened)
 
@@ -141,10 +136,6 @@ def _check_alike(path: Path, opened: Sequence[FileSource]) -> None:
         raise DataError(f"{path}: a categorical has lists here and none in the first file")
 
 
-def _first_line(path: Path) -> bytes:
-    return next((block for block, _ in line_blocks(path, compression_of(path), 1)), b"")
-
-
 def _open_criteo(path: Path, rows: int | None, label_may_be_absent: bool) -> CriteoFile:
     """Open a file in Criteo's format; say what it is where it has another one."""
     expected = (
@@ -154,12 +145,12 @@ def _open_criteo(path: Path, rows: int | None, label_may_be_absent: bool) -> Cri
     )
     if is_parquet(path):
         raise DataError(f"{path}: this is a Parquet file; {expected}")
-    line = _first_line(path)
+    line = first_line(path, compression_of(path))
     delimiter = find_delimiter(line)
     cells = split_line(line, delimiter) if delimiter else []
     criteo_like = abs(len(cells) - CRITEO_CELLS) <= 2 and not cells[0].isidentifier()
-    if delimiter not in (None, "\t") or (delimiter and not criteo_like):
-        kind = f"{DELIMITERS[delimiter or ',']}-separated"
+    if delimiter and (delimiter != "\t" or not criteo_like):
+        kind = f"{DELIMITERS[delimiter]}-separated"
         names = ", ".join(cells[:40])
         raise DataError(f"{path}: {kind}; {expected}; the first line has: {names}")
     has_labels = not (label_may_be_absent and line.count(b"\t") == CRITEO_CELLS - 2)
@@ -186,14 +177,14 @@ def _open_table(
         return select(names, options, file)
 
     stored = columns or (first.columns if first is not None else None)
-    label = stored.label if stored else DEFAULT_LABEL
     bags = stored is not None and stored.bags
     if parquet:
-        return ParquetTable(path, rows, choose, label, options.list_separator, bags)
-    header = options.header
-    if header is None and stored:
-        header = stored.header
-    return TextTable(path, rows, choose, label, options, bags, header)
+        return ParquetTable(path, rows, choose, options.list_separator, bags)
+    # Only what the user says of the header makes names positions: `choose` keeps `options`.
+    of_text = options
+    if options.header is None and stored:
+        of_text = replace(options, header=stored.header)
+    return TextTable(path, rows, choose, of_text, bags)
 
 
 def _difference(names: Sequence[str], first: FileSource) -> str:

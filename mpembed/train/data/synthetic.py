@@ -60,6 +60,7 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 
+@cache
 def _key(purpose: int, column: int) -> np.uint64:
     return np.uint64(mix(np.array([1 + purpose * 64 + column], np.uint64) * GOLDEN)[0])
 

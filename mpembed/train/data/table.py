@@ -63,15 +63,13 @@ def to_clicks(
     return Clicks(labels, dense, cats)
 
 
-def make_columns(selection: Selection, label: str, bags: bool, header: bool) -> Columns:
+def make_columns(selection: Selection, bags: bool, header: bool) -> Columns:
     """Return the columns of a selection by name.
 
     Parameters
     ----------
     selection : Selection
         The chosen ones, and all names.
-    label : str
-        Name of the label where the selection has none.
     bags, header : bool
         See `Columns`.
 
@@ -84,7 +82,7 @@ def make_columns(selection: Selection, label: str, bags: bool, header: bool) -> 
     return Columns(
         tuple(names[place] for place in selection.dense),
         tuple(names[place] for place in selection.categorical),
-        label if selection.label is None else names[selection.label],
+        selection.label_name,
         bags,
         names,
         header,

@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from mpembed.train.data.arrow_columns import BadValueError
+from mpembed.train.data.arrow_columns import BadValueError, one_chunk, read_options
 from mpembed.train.data.clicks import Clicks, DataError
-from mpembed.train.data.files import check_regular, compression_of
-from mpembed.train.data.lines import line_blocks
+from mpembed.train.data.files import compression_of
+from mpembed.train.data.lines import first_line, line_blocks
 from mpembed.train.data.options import DataOptions
-from mpembed.train.data.selection import DEFAULT_LABEL, Selection, is_position, unique_names
+from mpembed.train.data.selection import DEFAULT_LABEL, Selection, place_of, unique_names
 from mpembed.train.data.table import describe_columns, make_columns, to_clicks
 from mpembed.train.data.table_lines import (
     BOM,
@@ -37,17 +37,14 @@ from mpembed.train.data.table_lines import (
 #: Texts of a missing number.
 MISSING_NUMBERS = ["", "NA", "NaN", "nan", "N/A", "null", "NULL", "None", "\\N"]
 _LABEL_TEXTS = re.compile(r"[01](\.0)?|true|false", re.IGNORECASE)
-_MAX_BLOCK = 2**31 - 1  # pyarrow's limit
 
 
 def _has_header(cells: list[str], options: DataOptions) -> bool:
     """Return whether a file's first line has names: its label column does not hold a label."""
     if options.header is not None:
         return options.header
-    label = options.label or DEFAULT_LABEL
-    if not is_position(label) or not 1 <= int(label[:10]) <= len(cells):
-        return True
-    return not _LABEL_TEXTS.fullmatch(cells[int(label) - 1])
+    place = place_of(options.label or DEFAULT_LABEL, len(cells))
+    return place is None or not _LABEL_TEXTS.fullmatch(cells[place])
 
 
 class TextTable:
@@ -56,19 +53,15 @@ class TextTable:
     Parameters
     ----------
     path : Path
-        The file, plain, gzip or zstd (recognised by its first bytes).
+        A regular file, plain, gzip or zstd (recognised by its first bytes).
     max_rows : int or None
         Use the first `max_rows` rows only; what follows them is not read.
     choose : callable
         Gives the selection from all names and what messages call the file.
-    label : str
-        Name of the label where there is none.
     options : DataOptions
         Delimiter, header and list separator.
     bags : bool
         Whether categoricals are lists in any case.
-    header : bool, optional
-        Whether the first line has names, where that is known.
 
     Raises
     ------
@@ -81,15 +74,12 @@ class TextTable:
         path: Path,
         max_rows: int | None,
         choose: Callable[[list[str], str], Selection],
-        label: str,
         options: DataOptions,
         bags: bool = False,
-        header: bool | None = None,
     ) -> None:
-        check_regular(path)
         self.path = path
         self._compression = compression_of(path)
-        first = next((block for block, _ in line_blocks(path, self._compression, 1)), b"")
+        first = first_line(path, self._compression)
         if not first.strip():
             raise DataError(f"{path}: the file is empty, or its first line is")
         delimiter = options.delimiter or find_delimiter(first)
@@ -101,13 +91,13 @@ class TextTable:
         self._delimiter, self._separator = delimiter, options.list_separator
         self._check_first(first)
         cells = split_line(first, delimiter)
-        self._header = _has_header(cells, options) if header is None else header
-        if options.header is None and header is None and not self._header:
+        self._header = _has_header(cells, options)
+        if options.header is None and not self._header:
             self._check_not_numbered(cells)
         names = unique_names(cells) if self._header else [str(n + 1) for n in range(len(cells))]
         self._selection = choose(names, f"{path}: this is {self._separated()}")
         bags = bags or self._separator is not None
-        self.columns = make_columns(self._selection, label, bags, self._header)
+        self.columns = make_columns(self._selection, bags, self._header)
         stop = sys.maxsize if max_rows is None else max_rows + self._header
         lines = sum(n for _, n in line_blocks(path, self._compression, stop))
         self._rows = lines - self._header
@@ -215,9 +205,7 @@ class TextTable:
         types |= {names[place]: pa.float64() for place in self._selection.dense}
         table = pyarrow.csv.read_csv(
             pa.BufferReader(block),
-            read_options=pyarrow.csv.ReadOptions(
-                column_names=names, block_size=min(len(block) + 1, _MAX_BLOCK)
-            ),
+            read_options=read_options(block, names),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=self._delimiter, ignore_empty_lines=False
             ),
@@ -233,7 +221,7 @@ class TextTable:
         if len(table) != lines or self._is_open(last):
             raise pa.ArrowInvalid("a quote is open at the end of a line")
         places = self._selection.places
-        found = {place: _column(table, names[place]) for place in places}
+        found = {place: one_chunk(table.column(names[place])) for place in places}
         return to_clicks(found, lines, self._selection, self.columns, self._separator)
 
     def _explain(self, line: bytes) -> str:
@@ -255,11 +243,6 @@ class TextTable:
                 shown = cell if len(cell) <= 24 else cell[:24] + "..."
                 return f"column {name!r} holds {shown!r}, not a number; is it a --categorical?"
         return "cannot be parsed"
-
-
-def _column(table: pa.Table, name: str) -> pa.Array:
-    chunked = table.column(name)
-    return chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
 
 
 def _is_number(cell: str) -> bool:
