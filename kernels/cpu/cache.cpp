@@ -76,18 +76,6 @@ uint64_t* sorted_misses(const Admission& admission, int64_t misses, uint64_t* li
   return radix_sort(list, spare, misses, 32, bits_for(static_cast<uint64_t>(num_sets)));
 }
 
-// Adds the misses to the sketch. Each task owns a slice of one row's cells and looks at every miss,
-// which is cheaper than sharing cells. So there are only as many tasks as threads ask for.
-void count_misses(const mpe_cache& cache, const uint64_t* hashes, int64_t misses) {
-  const int64_t slices = misses < kTaskRows ? 1 : ceil_div(cpu::max_threads(), kSketchRows);
-  const auto count = [&](int64_t task) {
-    const SketchSlice slice(cache, static_cast<uint32_t>(task / slices), task % slices, slices);
-    for (int64_t i = 0; i < misses; ++i) slice.add(hashes[i]);
-  };
-  if (misses >= kTaskRows) return cpu::parallel(kSketchRows * slices, count);
-  for (int64_t row = 0; row < kSketchRows; ++row) count(row);  // too little to wake a thread for
-}
-
 // Steps 3 and 4. sorted: the misses; hashes and estimates: room for as many if the policy has a
 // sketch.
 template <class Policy>
@@ -95,13 +83,13 @@ void admit_misses(const Admission& admission, const uint64_t* sorted, int64_t mi
                   uint64_t* hashes, uint32_t* estimates, const EncoderWorkspace& workspace) {
   const mpe_cache& cache = admission.cache;
   const int64_t tasks = task_count(misses, kTaskRows);
-  if (Policy::kSketch) {
+  if constexpr (Policy::kSketch) {
     const uint64_t* rows = admission.unique.rows;
-    parallel_each(misses, tasks,
-                  [=](int64_t i) { hashes[i] = splitmix64(rows[miss_row(sorted[i])]); });
-    count_misses(cache, hashes, misses);
-    parallel_each(misses, tasks,
-                  [&](int64_t i) { estimates[i] = sketch_estimate(cache, hashes[i]); });
+    // All estimates are read before a cell changes; then the order does not matter.
+    parallel_each(misses, tasks, [=](int64_t i) {
+      hashes[i] = splitmix64(rows[miss_row(sorted[i])]);
+      estimates[i] = Policy::next(sketch_estimate(cache, hashes[i]));
+    });
   }
   // A set belongs to one task: a border moves up to the next place where a set begins.
   const auto next_set = [&](int64_t i) {
@@ -117,6 +105,7 @@ void admit_misses(const Admission& admission, const uint64_t* sorted, int64_t mi
       if (ahead < misses && (!Policy::kSketch || estimates[ahead] > 1)) {
         admitting.prefetch(miss_row(sorted[ahead]));
       }
+      if (Policy::kSketch) sketch_raise(cache, hashes[i], estimates[i]);
       admitting.admit(sorted[i], Policy::kSketch ? estimates[i] : 0);
     }
   });

@@ -19,29 +19,7 @@ inline uint8_t* cell_address(const mpe_cache& cache, uint64_t hash, uint32_t row
   return cache.sketch + row * width + sketch_cell(hash, row, width);
 }
 
-// One of `slices` equal ranges of a row of the sketch, which no other task changes meanwhile.
-class SketchSlice {
- public:
-  SketchSlice(const mpe_cache& cache, uint32_t row, int64_t slice, int64_t slices)
-      : width_(static_cast<uint64_t>(cache.sketch_width)),
-        cells_(cache.sketch + row * width_),
-        row_(row),
-        begin_(static_cast<uint32_t>(task_begin(cache.sketch_width, slices, slice))),
-        size_(static_cast<uint32_t>(task_begin(cache.sketch_width, slices, slice + 1)) - begin_) {}
-
-  // Counts a hash whose cell lies in this slice.
-  void add(uint64_t hash) const {
-    const uint32_t cell = sketch_cell(hash, row_, width_);
-    if (cell - begin_ >= size_) return;
-    cells_[cell] = static_cast<uint8_t>(cells_[cell] + (cells_[cell] < kSketchMax ? 1 : 0));
-  }
-
- private:
-  const uint64_t width_;
-  uint8_t* const cells_;
-  const uint32_t row_, begin_, size_;
-};
-
+// Makes the cells of a hash at least `count`.
 inline void sketch_raise(const mpe_cache& cache, uint64_t hash, uint32_t count) {
   const uint8_t limited = static_cast<uint8_t>(count < kSketchMax ? count : kSketchMax);
   for (uint32_t row = 0; row < kSketchRows; ++row) {
@@ -49,6 +27,7 @@ inline void sketch_raise(const mpe_cache& cache, uint64_t hash, uint32_t count) 
   }
 }
 
+// How often the sketch has seen a hash: never less than the truth.
 inline uint32_t sketch_estimate(const mpe_cache& cache, uint64_t hash) {
   uint32_t smallest = kSketchMax;
   for (uint32_t row = 0; row < kSketchRows; ++row) {

@@ -54,23 +54,19 @@ __global__ void find_kernel(Admission admission, uint32_t* sets, int32_t* order)
   admission.cache.meta[slot] = Policy::on_hit(admission.cache.meta[slot], admission.clock());
 }
 
-// Step 3.
-__global__ void sketch_add_kernel(Admission admission, const uint32_t* sets, const int32_t* order) {
-  const int64_t i = thread_index();
-  if (i < admission.n && sets[i] < admission.cache.num_sets)
-    sketch_add(admission.cache, admission.unique.rows[order[i]]);
-}
-
-__global__ void sketch_estimate_kernel(Admission admission, const uint32_t* sets,
-                                       const int32_t* order, uint32_t* estimates) {
+// Step 3: all estimates are read before a cell changes.
+template <class Policy>
+__global__ void estimate_kernel(Admission admission, const uint32_t* sets, const int32_t* order,
+                                uint32_t* estimates) {
   const int64_t i = thread_index();
   if (i < admission.n && sets[i] < admission.cache.num_sets) {
-    estimates[i] = sketch_estimate(admission.cache, admission.unique.rows[order[i]]);
+    const uint64_t key = admission.unique.rows[order[i]];
+    estimates[i] = Policy::next(sketch_estimate(admission.cache, key));
   }
 }
 
-// Step 4. A warp looks at 32 misses and admits those of the sets that begin there, with the next
-// sets' tags on their way.
+// The rest of step 3, and step 4: cells only rise, so their order does not matter. A warp looks at
+// 32 misses and admits those of the sets that begin there, with the next sets' tags on their way.
 template <class Policy>
 __global__ void admit_kernel(Admission admission, Misses misses) {
   constexpr int kSetsInFlight = 4;
@@ -78,6 +74,13 @@ __global__ void admit_kernel(Admission admission, Misses misses) {
   const Miss mine = Miss::load<Policy>(admission, misses, i);
   const bool head =
       mine.set < admission.cache.num_sets && (i == 0 || misses.sets[i - 1] != mine.set);
+  if constexpr (Policy::kSketch) {
+    if (mine.set < admission.cache.num_sets) {
+      for (uint32_t j = 0; j < kSketchRows; ++j) {
+        sketch_raise(admission.cache, mine.key, j, mine.estimate);
+      }
+    }
+  }
   const uint32_t clock = admission.clock();
   for (unsigned left = __ballot_sync(kFullMask, head); left != 0;) {
     Set<Policy> sets[kSetsInFlight];
@@ -165,9 +168,8 @@ mpe_status admit(const Admission& admission, void* stream) {
   MPE_TRY(sort.run(kName));
   const uint32_t* sets = sort.keys();
   const int32_t* order = sort.values();
-  if (Policy::kSketch) {
-    MPE_TRY(launch(kName, stream, admission.n, sketch_add_kernel, admission, sets, order));
-    MPE_TRY(launch(kName, stream, admission.n, sketch_estimate_kernel, admission, sets, order,
+  if constexpr (Policy::kSketch) {
+    MPE_TRY(launch(kName, stream, admission.n, estimate_kernel<Policy>, admission, sets, order,
                    estimates.get()));
   }
   const Misses misses{sets, order, estimates.get(), outcomes.get()};

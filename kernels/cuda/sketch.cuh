@@ -8,18 +8,16 @@
 namespace mpembed {
 namespace cuda {
 
-// Changes an 8-bit cell through its 32-bit word. The changes below saturate or raise, so their
-// order does not matter.
-template <class Change>
-__device__ inline void change_cell(uint8_t* cell, Change change) {
+// Makes an 8-bit cell at least `count`, through its 32-bit word. The order of threads does not
+// matter.
+__device__ inline void raise_cell(uint8_t* cell, unsigned count) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(cell);
   unsigned* word = reinterpret_cast<unsigned*>(address & ~uintptr_t{3});
   const unsigned shift = static_cast<unsigned>(address & 3) * 8;
   unsigned seen = __ldcg(word);
   for (;;) {
-    const unsigned before = (seen >> shift) & 0xFFu, after = change(before);
-    if (after == before) return;
-    const unsigned next = (seen & ~(0xFFu << shift)) | (after << shift);
+    if (((seen >> shift) & 0xFFu) >= count) return;
+    const unsigned next = (seen & ~(0xFFu << shift)) | (count << shift);
     const unsigned found = atomicCAS(word, seen, next);
     if (found == seen) return;
     seen = found;
@@ -31,21 +29,13 @@ __device__ inline uint8_t* sketch_address(const mpe_cache& cache, uint64_t key, 
   return cache.sketch + row * width + sketch_cell(splitmix64(key), row, width);
 }
 
-__device__ inline void sketch_add(const mpe_cache& cache, uint64_t key) {
-  for (uint32_t j = 0; j < kSketchRows; ++j) {
-    change_cell(sketch_address(cache, key, j),
-                [](unsigned count) { return count < kSketchMax ? count + 1 : count; });
-  }
-}
-
-// Raises one row of the sketch; lanes 0 to 3 take one row each.
+// Makes a key's cell in one row of the sketch at least `count`.
 __device__ inline void sketch_raise(const mpe_cache& cache, uint64_t key, uint32_t row,
                                     uint32_t count) {
-  const unsigned floor = count < kSketchMax ? count : kSketchMax;
-  change_cell(sketch_address(cache, key, row),
-              [=](unsigned cell) { return cell < floor ? floor : cell; });
+  raise_cell(sketch_address(cache, key, row), count < kSketchMax ? count : kSketchMax);
 }
 
+// How often the sketch has seen a key: never less than the truth.
 __device__ inline uint32_t sketch_estimate(const mpe_cache& cache, uint64_t key) {
   uint32_t least = kSketchMax;
   for (uint32_t j = 0; j < kSketchRows; ++j) {

@@ -142,7 +142,7 @@ void apart() {
     CHECK(CPU_EQUAL(&given, &kept));
   }
   bool apart = false;
-  for (int attempt = 0; attempt < 5 && !apart; ++attempt) {  // threads may be moved meanwhile
+  for (int attempt = 0; attempt < 50 && !apart; ++attempt) {  // threads may be moved
     allow(run_all(2, &here).thread, all);
     Worker worker = run_all(2);
     if (left(worker, cpu)) {

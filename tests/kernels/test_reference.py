@@ -224,6 +224,16 @@ def test_lfu_admits_only_what_is_more_frequent_than_the_victim() -> None:
     assert (cache.sketch[:, 0] >= 3).all()
 
 
+def test_lfu_counts_the_misses_of_a_batch_at_once() -> None:
+    cache = make_cache(1, 1, "lfu", [])
+    for _ in range(4):
+        cache.unpin(cache.admit([1]))
+    cache.unpin(cache.admit([2, 3]))
+    # Both read 1, which row 1 has left; so the cell that they share grows by one, not by two.
+    assert (cache.sketch[:, 0] == 2).all()
+    assert cache.find(1) is not None
+
+
 def test_lfu_halves_its_counts() -> None:
     cache = make_cache(1, 1, "lfu", [])
     for _ in range(15):

@@ -156,10 +156,17 @@ class RefCache:
     def _estimates(self, misses: list[int]) -> dict[int, int]:
         if self.policy != "lfu":
             return {}
+        estimates = {
+            row: min(1 + min(int(self.sketch[cell]) for cell in self._cells(row)), 255)
+            for row in misses
+        }
         for row in misses:
-            for cell in self._cells(row):
-                self.sketch[cell] = min(int(self.sketch[cell]) + 1, 255)
-        return {row: min(int(self.sketch[cell]) for cell in self._cells(row)) for row in misses}
+            self._raise_cells(row, estimates[row])
+        return estimates
+
+    def _raise_cells(self, row: int, count: int) -> None:
+        for cell in self._cells(row):
+            self.sketch[cell] = max(int(self.sketch[cell]), count)
 
     def _victim(self, first: int) -> int | None:
         best, best_key = None, None
@@ -190,8 +197,7 @@ class RefCache:
             old = self.tags[slot] & ROW_BITS
             self.count(old, "evictions")
             if self.policy == "lfu":
-                for cell in self._cells(old):
-                    self.sketch[cell] = max(int(self.sketch[cell]), min(self.meta[slot], 255))
+                self._raise_cells(old, min(self.meta[slot], 255))
         self.tags[slot] = row | PIN
         self.meta[slot] = estimate if self.policy == "lfu" else self.clock & M32
 
