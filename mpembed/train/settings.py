@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from mpembed import registry
@@ -22,6 +23,7 @@ _COUNT_MAX = 2**63 - 1
 # Larger batches would overflow the 32-bit positions of their ids, 26 a click.
 _BATCH_MAX = 1 << 24
 _SYNTAX = "PRECISION[:CACHE[:ROUNDING]], such as int8:0.05 or int4:0:nearest"
+_REPORTED = re.compile(r"(?P<precision>\w+)(?: \+ (?P<percent>[\w.+-]+) %)?(?: (?P<rounding>\w+))?")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ class Setting:
 
     @classmethod
     def parse(cls, text: str) -> Setting:
-        """Read ``PRECISION[:CACHE[:ROUNDING]]``.
+        """Read ``PRECISION[:CACHE[:ROUNDING]]``, or a name from a report.
 
         Parameters
         ----------
         text : str
-            Such as "fp32", "int8:0.05" or "int4:0:nearest".
+            Such as "fp32", "int8:0.05", "int4:0:nearest" or "int4 + 5 %".
 
         Returns
         -------
@@ -61,7 +63,7 @@ class Setting:
         OptionError
             If a part is not known or out of range.
         """
-        parts = text.split(":")
+        parts = _written(text).split(":")
         if len(parts) > 3:
             raise OptionError(f"--setting {text!r}: expected {_SYNTAX}")
         defaults = ["", str(cls.load_factor), cls.rounding]
@@ -86,6 +88,18 @@ class Setting:
         cache = f" + {100 * self.load_factor:g} %" if self.load_factor else ""
         rounding = "" if self.rounding == type(self).rounding else f" {self.rounding}"
         return f"{self.precision}{cache}{rounding}"
+
+
+def _written(text: str) -> str:
+    """Return a setting as the command line takes it, also if a report named it."""
+    found = _REPORTED.fullmatch(text.strip())
+    try:
+        load = float(found["percent"] or 0) / 100 if found else 0.0
+    except ValueError:
+        return text
+    if found is None or not (found["percent"] or found["rounding"]):
+        return text
+    return ":".join(filter(None, (found["precision"], repr(load), found["rounding"])))
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def losses(result: dict[str, Any]) -> list[list[float]]:
 )
 def test_settings_are_read(text: str, setting: Setting, name: str) -> None:
     assert Setting.parse(text) == setting
+    assert Setting.parse(name) == setting
     assert setting.name == name
 
 
@@ -71,6 +72,8 @@ def test_settings_are_read(text: str, setting: Setting, name: str) -> None:
         ("int4:", "cache ''"),
         ("int4:5%", "cache '5%'"),
         ("int4:0:up", "rounding 'up' is not nearest or stochastic"),
+        ("int4 + five %", "no precision 'int4 + five %'"),
+        ("int4 + 500 %", "cache '5.0' is not a number from 0 to 1"),
         ("int4:0:nearest:1", "expected PRECISION"),
     ],
 )
