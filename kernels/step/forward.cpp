@@ -61,13 +61,15 @@ class Lookup {
     return results_.fill(stream_);
   }
 
-  mpe_status run() {
+  // just_admitted: nothing can have been admitted since the batch was.
+  mpe_status run(bool just_admitted) {
     for (size_t g = 0; g < rooms_.size(); ++g) {
       mpe_lookup_args& arguments = arguments_[g];
       arguments.group = &open_.group(g);
       arguments.lookups = &open_.shares[g].lookups;
       arguments.outputs = results_.of(g);
-      MPE_TRY(lookup_slots(open_, g, rooms_[g], nullptr, stream_, &arguments.slots));
+      const int32_t* fresh = just_admitted ? open_.shares[g].slots : nullptr;
+      MPE_TRY(lookup_slots(open_, g, rooms_[g], fresh, stream_, &arguments.slots));
     }
     const int32_t count = static_cast<int32_t>(arguments_.size());
     return open_.backend().lookup(arguments_.data(), count, stream_);
@@ -82,8 +84,9 @@ class Lookup {
   std::vector<mpe_lookup_args> arguments_;
 };
 
-mpe_status look_up_and_count(mpe_open_batch* open, Lookup* lookup, bool* counted, void* stream) {
-  MPE_TRY(lookup->run());
+mpe_status look_up_and_count(mpe_open_batch* open, Lookup* lookup, bool just_admitted,
+                             bool* counted, void* stream) {
+  MPE_TRY(lookup->run(just_admitted));
   *counted = true;
   for (size_t g = 0; g < open->shares.size(); ++g) {
     const mpe_group& group = open->group(g);
@@ -101,11 +104,12 @@ mpe_status forward(mpe_open_batch* open, mpe_open_batch* replaced, const mpe_res
   MPE_TRY(lookup.allocate());
   MPE_TRY(advance(open->collection, stream));
   if (replaced != nullptr) MPE_TRY(close(replaced, stream));
-  const bool admits = !open->admitted && has_cache(*open->collection);
-  if (!open->admitted) MPE_TRY(admit(open, stream));
+  const bool admits = !open->admitted;
+  if (admits) MPE_TRY(admit(open, stream));
   bool counted = false;
-  const mpe_status status = look_up_and_count(open, &lookup, &counted, stream);
-  return status == MPE_OK ? status : fail(open, admits || counted, status, stream);
+  const mpe_status status = look_up_and_count(open, &lookup, admits, &counted, stream);
+  const bool changed = counted || (admits && has_cache(*open->collection));
+  return status == MPE_OK ? status : fail(open, changed, status, stream);
 }
 
 mpe_status evaluate(mpe_open_batch* open, const mpe_results& results, void* stream) {
@@ -113,7 +117,7 @@ mpe_status evaluate(mpe_open_batch* open, const mpe_results& results, void* stre
   MPE_TRY(discard_refused(open, stream));
   Lookup lookup(*open, results, stream);
   MPE_TRY(lookup.allocate());
-  return lookup.run();
+  return lookup.run(false);
 }
 
 }  // namespace

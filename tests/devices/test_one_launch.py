@@ -88,3 +88,21 @@ def test_launches_of_a_forward(
         if training:
             here.backward(np.ones_like(expected))
             there.backward(mpe.to_device(np.ones_like(expected), cuda))
+
+
+@emulated.alone
+@pytest.mark.parametrize(("policy", "launches"), [(None, 18), ("lru", 25), ("lfu", 28)])
+def test_launches_of_a_step(policy: str | None, launches: int, cuda: str) -> None:
+    """Of a group's forward and backward; those of CUB's sorts are not counted."""
+    emb = mpe.EmbeddingBagCollection(
+        [mpe.TableConfig(f"t{i}", 30, 8, "int4") for i in range(3)],
+        cache=policy and mpe.CacheConfig(num_sets=1, policy=policy),
+        optimizer=mpe.RowwiseAdagrad(0.1),
+        device=cuda,
+    )
+    arrays = [mpe.to_device(array, cuda) for array in batch(3)]
+    grad = mpe.to_device(np.ones((BATCH, 24), np.float32), cuda)
+    before = emulated.launches()
+    emb.forward(*arrays)
+    emb.backward(grad)
+    assert emulated.launches() - before == launches
