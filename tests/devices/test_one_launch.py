@@ -96,7 +96,7 @@ def test_launches_of_a_step(policy: str | None, launches: int, cuda: str) -> Non
     """Of a group's forward and backward; those of CUB's sorts are not counted."""
     emb = mpe.EmbeddingBagCollection(
         [mpe.TableConfig(f"t{i}", 30, 8, "int4") for i in range(3)],
-        cache=policy and mpe.CacheConfig(num_sets=1, policy=policy),
+        cache=mpe.CacheConfig(num_sets=1, policy=policy) if policy else None,
         optimizer=mpe.RowwiseAdagrad(0.1),
         device=cuda,
     )
