@@ -132,8 +132,7 @@ def collections(draw: st.DrawFn) -> tuple[list[Any], Any]:
     seed=st.integers(0, 2**64 - 1),
     operations=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=14),
 )
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
-def test_random_operations(
+def any_operations(
     made: tuple[list[Any], Any],
     optimizer: str,
     decay: str,
@@ -152,6 +151,14 @@ def test_random_operations(
     scenario = Scenario(pair, batches, {"batch": batch, "longest": longest, "bad": bad})
     for operation in operations:
         scenario.run(operation)
+
+
+@pytest.mark.parametrize(
+    "examples", [60, pytest.param(250, marks=pytest.mark.exhaustive)], ids=["few", "many"]
+)
+def test_random_operations(examples: int) -> None:
+    checks = list(HealthCheck)
+    settings(max_examples=examples, deadline=None, suppress_health_check=checks)(any_operations)()
 
 
 @pytest.mark.pairwise

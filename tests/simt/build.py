@@ -21,7 +21,7 @@ SIMT = Path(__file__).resolve().parent
 ROOT = SIMT.parent.parent
 ENGINE = sorted((SIMT / "emu").glob("*.cpp"))
 FLAGS = [
-    *("-std=c++17", "-O1", "-g", "-fPIC", "-fno-omit-frame-pointer", "-ffp-contract=off"),
+    *("-std=c++17", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Werror", "-DMPE_SIMT=1"),
     *(f"-I{SIMT}", f"-I{ROOT / 'include'}", f"-I{ROOT / 'kernels'}"),
 ]
