@@ -120,18 +120,20 @@ def collections(draw: st.DrawFn) -> tuple[list[Any], Any]:
     return tables, make_cache(policy, draw(st.integers(1, 3)), ways)
 
 
-@given(
-    made=collections(),
-    optimizer=st.sampled_from(kinds.NAMES),
-    decay=st.sampled_from(list(DECAYS)),
-    rounding=st.sampled_from(ROUNDINGS),
-    index_type=st.sampled_from([np.int32, np.int64]),
-    batch=st.integers(0, 6),
-    longest=st.integers(0, 8),
-    bad=st.sampled_from([0.0, 0.1]),
-    seed=st.integers(0, 2**64 - 1),
-    operations=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=14),
-)
+ANY: dict[str, Any] = {
+    "made": collections(),
+    "optimizer": st.sampled_from(kinds.NAMES),
+    "decay": st.sampled_from(list(DECAYS)),
+    "rounding": st.sampled_from(ROUNDINGS),
+    "index_type": st.sampled_from([np.int32, np.int64]),
+    "batch": st.integers(0, 6),
+    "longest": st.integers(0, 8),
+    "bad": st.sampled_from([0.0, 0.1]),
+    "seed": st.integers(0, 2**64 - 1),
+    "operations": st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=14),
+}
+
+
 def any_operations(
     made: tuple[list[Any], Any],
     optimizer: str,
@@ -157,8 +159,8 @@ def any_operations(
     "examples", [60, pytest.param(250, marks=pytest.mark.exhaustive)], ids=["few", "many"]
 )
 def test_random_operations(examples: int) -> None:
-    checks = list(HealthCheck)
-    settings(max_examples=examples, deadline=None, suppress_health_check=checks)(any_operations)()
+    chosen = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    chosen(given(**ANY)(any_operations))()
 
 
 @pytest.mark.pairwise
