@@ -17,6 +17,7 @@ from mpembed.train.data import arguments as data_arguments
 from mpembed.train.data.options import DataOptions, OptionError
 from mpembed.train.interrupts import Interrupted, Interrupts
 from mpembed.train.settings import TrainOptions
+from mpembed.train.streams import is_stdout, output_path
 
 app = typer.Typer(
     help="Mixed-precision embedding tables with a full-precision cache.",
@@ -107,7 +108,7 @@ def train(
             request = Request(
                 options=lambda: arguments.train_options(values),
                 given=lambda: arguments.given_options(values, given),
-                json=json,
+                json=output_path(json),
                 plot=plot,
                 save=save,
                 save_every=save_every,
@@ -130,20 +131,23 @@ def _is_default(context: typer.Context, name: str) -> bool:
 @app.command()
 def score(
     model: Annotated[Path, typer.Argument(help="Folder that mpembed train --save has written.")],
-    data: data_arguments.Data = None,
+    data: data_arguments.ScoreData = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write the scores to this file, CSV or Parquet.", show_default="metrics only"
+            help="Write the scores to this file, CSV or Parquet; - is standard output, as CSV, and "
+            "the metrics then go to standard error.",
+            show_default="metrics only",
         ),
     ] = None,
     rows: arguments.Rows = None,
-    header: data_arguments.Header = DataOptions.header,
+    header: data_arguments.ScoreHeader = DataOptions.header,
     delimiter: data_arguments.Delimiter = DataOptions.delimiter,
-    list_separator: data_arguments.ListSeparator = DataOptions.list_separator,
+    list_separator: data_arguments.ScoreListSeparator = DataOptions.list_separator,
 ) -> None:
     """Score clicks by a saved model, and measure it where labels are there; without PyTorch."""
     _need("score", SCORE_PACKAGES)
+    out = output_path(out)
     from mpembed.train.array_file import DamagedError
     from mpembed.train.data.clicks import DataError
     from mpembed.train.data.files import expand
@@ -172,4 +176,4 @@ def score(
         _fail(f"{interrupts.name}: nothing was written", interrupts.status)
     if found.note:
         typer.echo(f"mpembed: {found.note}", err=True)
-    typer.echo(str(found))
+    typer.echo(str(found), err=out is not None and is_stdout(out))

@@ -78,7 +78,13 @@ Threads = Annotated[
     int | None,
     typer.Option(help="Threads of PyTorch and of mpembed each.", show_default="their own"),
 ]
-Json = Annotated[Path | None, typer.Option(help="Write all results to this file.")]
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write all results to this file; - is standard output, and the table then goes to "
+        "standard error."
+    ),
+]
 Plot = Annotated[
     Path | None, typer.Option(help="Plot loss curves and loss against memory to this file.")
 ]

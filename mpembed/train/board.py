@@ -58,7 +58,8 @@ class Board:
         writer.add_scalar("train/rows_per_second", trial.rows_per_second(), trained)
         hits = trial.hit_rate()
         if hits is not None:
-            writer.add_scalar("cache/hit_rate", hits, trained)
+            of = "_of_rank_0" if trial.ranks.size > 1 else ""
+            writer.add_scalar(f"cache/hit_rate{of}", hits, trained)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the scores of a run and close the files; OSError also if it failed before."""

@@ -20,7 +20,7 @@ from mpembed.train.data.clicks import DataError
 from mpembed.train.data.dataset import TRAIN, Dataset
 from mpembed.train.data.files import expand
 from mpembed.train.data.options import OptionError
-from mpembed.train.data.sources import describe_source
+from mpembed.train.data.sources import describe_source, source_note
 from mpembed.train.distributed import ALONE, LostRankError, Ranks, lost_ranks, started_ranks
 from mpembed.train.interrupts import Interrupts
 from mpembed.train.keeper import Keeper, check_ranks, check_versions, resumed_options
@@ -187,8 +187,9 @@ def _train(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
     saves = request.folder is not None
     files = ranks.together(lambda: WatchedFiles(expand(options.data.files)))
     dataset = ranks.together(lambda: runner.open_dataset(options, digested=saves))
-    if not ranks.rank and (recognised := describe_source(dataset.source)):
-        tell(recognised)
+    if not ranks.rank:
+        for line in filter(None, (describe_source(dataset.source), source_note(dataset.source))):
+            tell(line)
     ranks.check_equal({"rows": dataset.source.rows, "table rows": dataset.table_rows})
     with _keeper(request, ranks, prepared, dataset) as keeper:
         if prepared.start is not None and not ranks.rank:

@@ -284,10 +284,10 @@ def resumed_options(start: SavedModel, given: Mapping[str, Any]) -> TrainOptions
     options = start.facts.options
     may = {name: given[name] for name in ("threads", "epochs") if name in given}
     others = {name: value for name, value in given.items() if name not in (*may, "files")}
-    for name, value, old in changed(options, others):
+    for now, before in changed(options, others):
         raise OptionError(
-            f"--resume {start.path}: {name} is {value}, in the saved run {old}; leave it out, or "
-            "train anew"
+            f"--resume {start.path}: {now} is given, but the saved run has {before}; leave it out, "
+            "or train anew"
         )
     if "files" in given:
         may["data"] = replace(options.data, files=given["files"])

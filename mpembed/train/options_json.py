@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from shlex import quote
 from typing import Any
 
 from mpembed.train.data.from_json import from_json
 from mpembed.train.settings import TrainOptions
+
+#: What the command line calls options that have other names here.
+_OPTIONS = {"settings": "setting", "files": "data"}
+TAB = "\t"
 
 
 def described(options: TrainOptions) -> dict[str, Any]:
@@ -42,7 +47,7 @@ def restored(config: Mapping[str, Any]) -> TrainOptions:
     return from_json(TrainOptions, {**config, "settings": unnamed})
 
 
-def changed(saved: TrainOptions, given: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def changed(saved: TrainOptions, given: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the options that differ from those of a saved run.
 
     Parameters
@@ -55,15 +60,28 @@ def changed(saved: TrainOptions, given: Mapping[str, Any]) -> list[tuple[str, An
     Returns
     -------
     list of tuple
-        Name on the command line, what is given, and what was saved.
+        What is given and what was saved, as on the command line.
     """
     found = []
     for name, value in given.items():
         holder: Any = saved if hasattr(saved, name) else saved.data
         old = getattr(holder, name)
         if _listed(value) != _listed(old):
-            found.append((f"--{name.replace('_', '-')}", value, old))
+            found.append((_typed(name, value), _typed(name, old)))
     return found
+
+
+def _typed(name: str, value: Any) -> str:
+    """Return an option as a user types it."""
+    option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
+    if value is None or value == ():
+        return f"no {option}"
+    if isinstance(value, bool):
+        return option if value else option.replace("--", "--no-")
+    if isinstance(value, tuple) and name != "settings":
+        value = ",".join(value)  # of columns
+    values = [one.text for one in value] if isinstance(value, tuple) else [str(value)]
+    return " ".join(f"{option} {quote('tab' if one == TAB else one)}" for one in values)
 
 
 def _listed(value: Any) -> Any:

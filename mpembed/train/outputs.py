@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mpembed.train.report import print_table, results_table, rounding_notes, write_json
-from mpembed.train.streams import abandon
+from mpembed.train.streams import abandon, is_stdout
 
 
 def write_output(option: str, path: Path | None, write: Callable[[Path], None]) -> list[str]:
@@ -25,6 +25,8 @@ def write_output(option: str, path: Path | None, write: Callable[[Path], None]) 
 def write_results(result: dict[str, Any], json: Path | None, plot: Path | None) -> list[str]:
     """Print the table and write the files; return what failed.
 
+    The table goes to standard error where the JSON goes to standard output.
+
     Parameters
     ----------
     result : dict
@@ -39,22 +41,24 @@ def write_results(result: dict[str, Any], json: Path | None, plot: Path | None) 
     """
     # The JSON file holds everything, so it comes first.
     failures = write_output("--json", json, lambda path: write_json(result, path))
-    failures += _print_results(result)
+    if json is not None and is_stdout(json):
+        failures += _print_results(result, "stderr", sys.stderr)
+    else:
+        failures += _print_results(result, "stdout", sys.stdout)
     return failures + write_output("--plot", plot, lambda path: _plot(result, path))
 
 
-def _print_results(result: dict[str, Any]) -> list[str]:
-    stdout: Any = sys.stdout
-    if stdout is None:  # it was closed before the program started
+def _print_results(result: dict[str, Any], name: str, stream: TextIO | None) -> list[str]:
+    if stream is None:  # it was closed before the program started
         return []
     try:
-        print_table(results_table(result))
+        print_table(results_table(result), stream)
         for note in rounding_notes(result):
-            print(note)
-        stdout.flush()
+            print(note, file=stream)
+        stream.flush()
     except OSError as error:
-        abandon(stdout)
-        return [f"stdout: cannot be written: {error.strerror or error}"]
+        abandon(stream)
+        return [f"{name}: cannot be written: {error.strerror or error}"]
     return []
 
 

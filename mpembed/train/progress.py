@@ -40,6 +40,14 @@ def _clicks(options: TrainOptions, train_rows: int) -> int:
     return train_rows * options.epochs * options.seeds
 
 
+def _hits(trial: Trial) -> str | None:
+    """Return the hit rate, None without a cache; it is one rank's, as the others show nothing."""
+    hits = trial.hit_rate()
+    if hits is None:
+        return None
+    return f"{100 * hits:.1f} %{' (rank 0)' if trial.ranks.size > 1 else ''}"
+
+
 class BarDisplay:
     """A bar for each setting, with its loss, hit rate and speed; see `progress_display`."""
 
@@ -69,12 +77,11 @@ class BarDisplay:
 
     def __call__(self, trial: Trial, rows: int) -> None:
         """Count `rows` more clicks of a trial as trained on."""
-        hits = trial.hit_rate()
         self._progress.update(
             self._tasks[trial.setting.name],
             advance=rows,
             loss=f"{trial.recent_loss():.4f}",
-            hits="-" if hits is None else f"{100 * hits:.1f} %",
+            hits=_hits(trial) or "-",
             speed=f"{trial.rows_per_second():,.0f} rows/s",
         )
 
@@ -115,8 +122,8 @@ class LineDisplay:
         self._done[name] += rows
         self._losses[name] = trial.recent_loss()
         if self._done[name] == self._each:
-            hits = trial.hit_rate()
-            held = "" if hits is None else f", hits {100 * hits:.1f} %"
+            hits = _hits(trial)
+            held = "" if hits is None else f", hits {hits}"
             loss, speed = self._losses[name], trial.rows_per_second()
             self._print(f"{name} is trained: {_LOSS} {loss:.4f}{held}, {speed:,.0f} rows/s")
         share = sum(self._done.values()) / (self._each * len(self._names))

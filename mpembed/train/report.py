@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -19,6 +19,7 @@ from mpembed._files.targets import check_place
 from mpembed.rounding import BAD, NOISE_LIMIT
 from mpembed.train.data.options import OptionError
 from mpembed.train.save_folder import holds_model
+from mpembed.train.streams import is_stdout
 
 _COLUMNS = (
     "log\nloss",
@@ -171,17 +172,19 @@ class _Console(Console):
         raise  # the error that is being handled; Rich would end the process
 
 
-def print_table(table: Table) -> None:
-    """Print a table to standard output, never wrapped to the width of the terminal or pipe.
+def print_table(table: Table, stream: TextIO) -> None:
+    """Print a table, never wrapped to the width of the terminal or pipe.
 
     Parameters
     ----------
     table : rich.table.Table
         The table.
+    stream : text stream
+        Where to print it.
     """
-    console = _Console()
+    console = _Console(file=stream)
     needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
-    _Console(width=max(needed, console.width)).print(table)
+    _Console(file=stream, width=max(needed, console.width)).print(table)
 
 
 def _plain(value: Any) -> Any:
@@ -230,5 +233,9 @@ def write_json(result: dict[str, Any], path: Path) -> None:
     path : Path
         The file.
     """
-    text = json.dumps(_plain(result), indent=1, allow_nan=False)
-    write_file(path, f"{text}\n".encode())
+    data = f"{json.dumps(_plain(result), indent=1, allow_nan=False)}\n".encode()
+    if is_stdout(path):  # opened by its name, a file would lose what is there before
+        with open(1, "wb", closefd=False) as file:
+            file.write(data)
+    else:
+        write_file(path, data)

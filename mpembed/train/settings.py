@@ -83,6 +83,16 @@ class Setting:
         return cls(precision, load_factor, rounding)
 
     @property
+    def text(self) -> str:
+        """What `parse` makes this setting of, as short as it can be."""
+        load = f"{self.load_factor:g}"
+        if float(load) != self.load_factor:
+            load = repr(self.load_factor)
+        if self.rounding != type(self).rounding:
+            return f"{self.precision}:{load}:{self.rounding}"
+        return f"{self.precision}:{load}" if self.load_factor else self.precision
+
+    @property
     def name(self) -> str:
         """Name in the report; it leaves out what is as by default."""
         cache = f" + {100 * self.load_factor:g} %" if self.load_factor else ""

@@ -6,7 +6,10 @@ import contextlib
 import io
 import os
 import sys
+from pathlib import Path
 from typing import TextIO, cast
+
+from mpembed._files.targets import is_special
 
 
 class _Lossy(io.TextIOBase):
@@ -44,6 +47,21 @@ def lossy_stderr() -> TextIO:
 def tell(text: str) -> None:
     """Print a line to standard error, if it can be written."""
     print(f"mpembed: {text}", file=lossy_stderr(), flush=True)
+
+
+def output_path(path: Path | None) -> Path | None:
+    """Return the file that an option of an output means: ``-`` is standard output."""
+    return Path("/dev/stdout") if path == Path("-") else path
+
+
+def is_stdout(path: Path) -> bool:
+    """Return whether a name of a device, such as /dev/stdout, leads to standard output."""
+    try:
+        here, out = path.stat(), os.fstat(1)
+        nowhere = os.path.samestat(here, Path(os.devnull).stat())
+    except OSError:
+        return False
+    return is_special(path) and os.path.samestat(here, out) and not nowhere
 
 
 def abandon(stream: TextIO | None) -> None:

@@ -61,6 +61,8 @@ class Trial:
 
     Attributes
     ----------
+    ranks : Ranks
+        As given.
     net : Perceptrons
         The model without its tables.
     optimizer : torch.optim.Optimizer
@@ -85,7 +87,7 @@ class Trial:
         tables: EmbeddingBagCollection | None = None,
     ) -> None:
         self.setting, self.seed = setting, seed
-        self._batch_size, self._ranks, self._stop = options.batch_size, ranks, stop
+        self._batch_size, self.ranks, self._stop = options.batch_size, ranks, stop
         self.net = Perceptrons(options.dim, seed, columns)
         self.optimizer = mlp_optimizer(self.net, options)
         made = table_rows, setting, options, seed, columns
@@ -139,7 +141,7 @@ class Trial:
             done += len(batch)
             if self.stopped:
                 break
-        self._ranks.together(self._raise_failed)
+        self.ranks.together(self._raise_failed)
         return done
 
     def _diverged(self, error: FloatingPointError) -> DivergedError:
@@ -159,7 +161,7 @@ class Trial:
 
     def _step(self, batch: Block) -> bool:
         """Train on a batch; return whether to stop after it."""
-        mine = batch[self._ranks.share(len(batch))]
+        mine = batch[self.ranks.share(len(batch))]
         start = perf_counter()
         pooled = self._lookup(mine)
         looked_up = perf_counter()
@@ -167,11 +169,11 @@ class Trial:
         # an update that is not finite leaves no rank waiting in the middle of DDP's backward.
         vectors = pooled.detach().requires_grad_()
         logits = self._trained_net(torch.from_numpy(mine.dense), vectors)
-        loss = self._ranks.loss(logits, torch.from_numpy(mine.labels), len(batch))
+        loss = self.ranks.loss(logits, torch.from_numpy(mine.labels), len(batch))
         # Several ranks agree in the middle of a step, where they exchange numbers anyway.
-        agree = self._ranks.size > 1
-        shares, stops = self._ranks.sums(loss.item(), agree and self._stop())
-        mean = shares / self._ranks.size
+        agree = self.ranks.size > 1
+        shares, stops = self.ranks.sums(loss.item(), agree and self._stop())
+        mean = shares / self.ranks.size
         if not np.isfinite(mean):
             raise FloatingPointError(f"the loss is {mean}")
         self.optimizer.zero_grad(set_to_none=True)
@@ -189,7 +191,7 @@ class Trial:
         try:
             pooled.backward(vectors.grad)
         except FloatingPointError as error:
-            if self._ranks.size == 1:
+            if self.ranks.size == 1:
                 raise
             # It may be this rank's alone. All other rows of all ranks have been updated; at the
             # end of the turn, the ranks tell each other.
@@ -206,15 +208,15 @@ class Trial:
         """
         labels, logits = self._predicted.setdefault(block.part, ([], []))
         for batch in block.batches(self._batch_size):
-            mine = batch[self._ranks.share(len(batch))]
+            mine = batch[self.ranks.share(len(batch))]
             found = self.net(torch.from_numpy(mine.dense), self._lookup(mine))
             labels.append(mine.labels)
             logits.append(found.numpy())
-        self.stopped = any(self._ranks.sums(self._stop()))
+        self.stopped = any(self.ranks.sums(self._stop()))
 
     def end_part(self, part: str) -> None:
         """Score what was predicted, which is all of a part, and forget it."""
-        by_rank = self._ranks.gather(self._predicted.pop(part))
+        by_rank = self.ranks.gather(self._predicted.pop(part))
         # Batch by batch, each in the order of the ranks: the order of the data.
         labels, logits = (
             np.concatenate([one for batch in zip(*lists, strict=True) for one in batch])
@@ -264,7 +266,7 @@ class Trial:
         """
         tables = self.tables
         memory, stats, rounding = zip(
-            *self._ranks.gather(
+            *self.ranks.gather(
                 (tables.memory_report(), tables.stats(), dict(tables.rounding_report()))
             ),
             strict=True,

@@ -97,7 +97,7 @@ def drawn(default: int, count: int, seed: int) -> pytest.MarkDecorator:
 
 
 @pytest.mark.gpu
-@drawn(18, 40, 0)
+@drawn(9, 40, 0)
 def test_random_training(replicas: Any, case: dict[str, int]) -> None:
     assert replicas.scenario(case) == ""
 
@@ -117,7 +117,8 @@ def test_a_hot_row_has_blocks_of_its_own(replicas: Any, optimizer: str, dim: int
     """Few rows and long bags: more than 64 occurrences a row, so that partial sums are combined."""
     number = registry.OPTIMIZERS[optimizer]
     case = next(program.cases(1, dim + number))
-    wide = {"dim": dim, "rows": 1, "batch_size": 16, "longest": 90, "steps": 2, "drop": 0}
+    bags = 6 if dim == 7 else 16
+    wide = {"dim": dim, "rows": 1, "batch_size": bags, "longest": 90, "steps": 2, "drop": 0}
     assert replicas.scenario({**case, **wide, "optimizer": number}) == ""
 
 

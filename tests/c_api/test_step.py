@@ -95,7 +95,9 @@ def test_the_step_is_its_functions(cpu: Driver, seed: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(
+    "seed", [*range(6), *(pytest.param(seed, marks=EXHAUSTIVE) for seed in range(6, 12))]
+)
 def test_so_it_is_on_a_device(device: Driver, seed: int) -> None:
     assert device.scenario(seed) == ""
 

@@ -120,20 +120,21 @@ def collections(draw: st.DrawFn) -> tuple[list[Any], Any]:
     return tables, make_cache(policy, draw(st.integers(1, 3)), ways)
 
 
-@given(
-    made=collections(),
-    optimizer=st.sampled_from(kinds.NAMES),
-    decay=st.sampled_from(list(DECAYS)),
-    rounding=st.sampled_from(ROUNDINGS),
-    index_type=st.sampled_from([np.int32, np.int64]),
-    batch=st.integers(0, 6),
-    longest=st.integers(0, 8),
-    bad=st.sampled_from([0.0, 0.1]),
-    seed=st.integers(0, 2**64 - 1),
-    operations=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=14),
-)
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
-def test_random_operations(
+ANY: dict[str, Any] = {
+    "made": collections(),
+    "optimizer": st.sampled_from(kinds.NAMES),
+    "decay": st.sampled_from(list(DECAYS)),
+    "rounding": st.sampled_from(ROUNDINGS),
+    "index_type": st.sampled_from([np.int32, np.int64]),
+    "batch": st.integers(0, 6),
+    "longest": st.integers(0, 8),
+    "bad": st.sampled_from([0.0, 0.1]),
+    "seed": st.integers(0, 2**64 - 1),
+    "operations": st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=14),
+}
+
+
+def any_operations(
     made: tuple[list[Any], Any],
     optimizer: str,
     decay: str,
@@ -152,6 +153,14 @@ def test_random_operations(
     scenario = Scenario(pair, batches, {"batch": batch, "longest": longest, "bad": bad})
     for operation in operations:
         scenario.run(operation)
+
+
+@pytest.mark.parametrize(
+    "examples", [60, pytest.param(250, marks=pytest.mark.exhaustive)], ids=["few", "many"]
+)
+def test_random_operations(examples: int) -> None:
+    chosen = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    chosen(given(**ANY)(any_operations))()
 
 
 @pytest.mark.pairwise

@@ -116,11 +116,12 @@ def test_large_counts_saturate() -> None:
 
 def test_lfu_follows_a_new_hot_set_within_a_halving_period() -> None:
     """Rows that were hot for long give way to those that are hot now."""
-    same_set = [row for row in range(2000) if ((splitmix64(row) >> 32) * 32) >> 32 == 5]
+    sets, ways = 8, 8
+    same_set = [row for row in range(2000) if ((splitmix64(row) >> 32) * sets) >> 32 == 5]
     old, new = np.array(same_set[:8]), np.array(same_set[8:16])
     tables = [mpe.TableConfig("a", 2000, 4, "int4")]
-    emb = on_device.make(tables, cache=make_cache("lfu", num_sets=32), optimizer=mpe.SGD(0.1))
-    steps = 16 * 32 * 8 // 8  # a period: 16 unique rows a slot, of which a step has 8
+    emb = on_device.make(tables, cache=make_cache("lfu", sets, ways), optimizer=mpe.SGD(0.1))
+    steps = 16 * sets * ways // 8  # a period: 16 unique rows a slot, of which a step has 8
 
     def run(rows: Any, count: int) -> int:
         before = emb.stats()["a"]["hits"]

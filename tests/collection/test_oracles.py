@@ -42,6 +42,7 @@ def test_ftrl_follows_the_oracle_with_other_powers(lr_power: float) -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.pairwise
 @pytest.mark.parametrize("policy", [None, "lru"])
 @pytest.mark.parametrize("kind", ["adam", "adagrad", "sgd", "sgd_momentum"])
 def test_a_hundred_steps_follow_pytorch(kind: str, policy: str | None) -> None:

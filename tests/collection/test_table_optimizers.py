@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("each_device")
 each_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("mode", ["none", "l2", "decoupled"])
 @each_policy
 def test_every_optimizer_side_by_side(policy: str | None, mode: str) -> None:

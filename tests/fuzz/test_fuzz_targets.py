@@ -14,8 +14,10 @@ from pathlib import Path
 import fuzz_targets as targets
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a sanitizer's runtime")
-SEEDS = [0, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in range(1, 4))]
+pytestmark = [
+    pytest.mark.exhaustive,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs a sanitizer's runtime"),
+]
 
 PLANTED = """
 #include "target.h"
@@ -55,21 +57,19 @@ def counted(done: subprocess.CompletedProcess[str], name: str) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", range(4))
 def test_damaged_checkpoints(checkpoint: Path, seed: int, tmp_path: Path) -> None:
     inputs = targets.first_inputs("checkpoint", tmp_path)
     opened = counted(fuzz(checkpoint, inputs, 3000, seed), "opened")
     assert 60 < opened < 1500  # some damage is harmless, such as another seed
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(3))
 def test_any_bytes_as_rows(rows: Path, seed: int, tmp_path: Path) -> None:
     inputs = targets.first_inputs("rows", tmp_path)
     assert counted(fuzz(rows, inputs, 100_000, seed), "storable") > 30_000
 
 
-@pytest.mark.exhaustive
 @pytest.mark.skipif(targets.LIBFUZZER, reason="libFuzzer finds faults by itself")
 @pytest.mark.parametrize(
     ("fault", "report"), [(VIOLATED, "violated: size < 1"), (BEYOND, "heap-buffer-overflow")]

@@ -47,7 +47,7 @@ class Size:
         ]
 
 
-SMALL = Size(tuple(mpe.registry.FORMATS), (1, 16, 33, 64), 900, 128, 14, 16, 30)
+SMALL = Size(tuple(mpe.registry.FORMATS), (1, 16, 33, 64), 900, 128, 14, 16, 14)
 # One group; every kernel cuts its work into several tasks.
 LARGE = Size(("int4", "int8", "fp16"), (16,), 25_000, 1024, 90, 32, 2)
 TINY = Size(SMALL.precisions, SMALL.dims, 120, 128, 14, 16, 2)

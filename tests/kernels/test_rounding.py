@@ -55,6 +55,7 @@ def _power_of_two_below(x: F32, least: float) -> F64:
     return np.exp2(np.floor(np.log2(np.maximum(np.abs(x).astype(np.float64), least))))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("precision", FORMATS)
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("mirrored", [False, True])

@@ -54,6 +54,7 @@ def test_the_numbers_are_the_contracts() -> None:
     assert contract.NOISE_MAX == MOST
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dim", [1, 7, 40, 300])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("precision", FORMATS)

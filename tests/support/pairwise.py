@@ -1,7 +1,7 @@
 """The marker ``pairwise``: a few cases of a test's full product of parameters for every run.
 
-The cases kept show each value of every parameter together with each value of every other one, on
-the CPU alone and on a device alone, because a machine may have no device. The rest are marked
+On the CPU, the cases kept show each value of every parameter together with each value of every
+other one. On a device, they show each value: an emulated device is slow. The rest are marked
 ``exhaustive``: `pytest` leaves them out, `pytest -m exhaustive` runs them. The values are the parts
 between the hyphens of a case's name, ``cpu-sgd-lru-int8``.
 """
@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 
-def pairs(case: str) -> set[tuple[Any, ...]]:
-    """Return what a case shows: its values, and each two of them."""
+def shown_by(case: str, most: int) -> set[tuple[Any, ...]]:
+    """Return what a case shows: its values, and each group of at most `most` of them."""
     values = list(enumerate(case.split("-")))
-    return {*((value,) for value in values), *combinations(values, 2)}
+    return {group for size in range(1, most + 1) for group in combinations(values, size)}
 
 
-def cover(cases: Sequence[str]) -> set[str]:
-    """Return few cases that show all pairs which are shown at all, always the same ones."""
-    shown = {case: pairs(case) for case in cases}
+def cover(cases: Sequence[str], most: int = 2) -> set[str]:
+    """Return few cases that show all groups which are shown at all, always the same ones."""
+    shown = {case: shown_by(case, most) for case in cases}
     missing = set().union(*shown.values())
     chosen = set()
     while missing:
@@ -34,13 +34,13 @@ def cover(cases: Sequence[str]) -> set[str]:
 
 
 def mark(items: Iterable[pytest.Item]) -> None:
-    """Mark the cases of `pairwise` tests that are not needed for the pairs."""
+    """Mark the cases of `pairwise` tests that are not needed for the pairs, or for the values."""
     tests: dict[tuple[str, bool], dict[str, pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("pairwise"):
             test, _, case = item.nodeid.removesuffix("]").partition("[")
             on_device = item.get_closest_marker("gpu") is not None
             tests.setdefault((test, on_device), {})[case] = item
-    for cases in tests.values():
-        for case in cases.keys() - cover(list(cases)):
+    for (_, on_device), cases in tests.items():
+        for case in cases.keys() - cover(list(cases), 1 if on_device else 2):
             cases[case].add_marker(pytest.mark.exhaustive)

@@ -88,6 +88,58 @@ def test_train_prints_a_table_and_writes_json_and_plot(tmp_path: Path) -> None:
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert result["config"]["seeds"] == 3
     assert result["data"]["rows"] == 1500
+    for row in result["summary"]:
+        losses = [
+            run["validation"]["log_loss"]
+            for run in result["runs"]
+            if run["setting"] == row["setting"]
+        ]
+        assert row["validation_log_loss"] == pytest.approx(sum(losses) / 3)
+
+
+def test_the_help_of_score_has_what_it_uses() -> None:
+    text = " ".join(call("score", "--help")[1].replace("│", " ").split())
+    for option in ("data", "out", "rows", "header", "delimiter", "list-separator"):
+        assert f"--{option}" in text
+    for other in ("--categorical", "in order of time"):
+        assert other not in text
+
+
+STREAMS = """
+import sys
+from mpembed.cli import app
+app(sys.argv[1:])
+"""
+
+
+def streams(folder: Path, *arguments: str, mode: str = "w") -> tuple[str, str]:
+    """Return what a command writes to a file that is its standard output, and to its errors."""
+    with (folder / "out").open(mode) as out:
+        command = [sys.executable, "-c", STREAMS, *arguments]
+        done = subprocess.run(command, cwd=folder, stdout=out, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    return (folder / "out").read_text(), done.stderr
+
+
+def test_json_and_scores_on_standard_output_are_alone_there(tmp_path: Path) -> None:
+    one = ["train", "--rows", "400", "--dim", "4", "--threads", "1", "--setting", "int4:0.05"]
+    (tmp_path / "out").write_text("before\n")
+    out, err = streams(tmp_path, *one, "--save", "m", "--json", "/dev/stdout", mode="a")
+    assert out.startswith("before\n")
+    assert json.loads(out.removeprefix("before\n"))["complete"]
+    assert "accuracy" in err
+    out, err = streams(tmp_path, "score", "m", "--rows", "400", "--out", "-")
+    header, *scores = out.splitlines()
+    assert (header, len(scores)) == ("score", 400)
+    assert all(0 < float(one) < 1 for one in scores)
+    assert "400 rows; log loss" in err
+
+
+def test_the_table_stays_where_the_json_goes_elsewhere(tmp_path: Path) -> None:
+    for path in (tmp_path / "r.json", "/dev/null"):
+        code, out, _ = call("train", *FEW, "--setting", "fp32", "--json", str(path))
+        assert code == 0
+        assert "fp32" in out
 
 
 def test_train_shows_its_six_settings_by_default() -> None:

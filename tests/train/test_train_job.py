@@ -56,13 +56,19 @@ def test_a_model_is_saved_and_resumed_without_its_options(tmp_path: Path) -> Non
     assert code == 0, err
     code, whole, err = call(*ONE, "--epochs", "2")
     assert rows_of(more) == rows_of(whole) != rows_of(out)
-    assert "--dim is 8, in the saved run 4" in refused("--resume", model, "--dim", "8")
-    assert "--seed is 1, in the saved run 0" in refused("--resume", model, "--seed", "1")
+    assert "--dim 8 is given, but the saved run has --dim 4;" in refused(
+        "--resume", model, "--dim", "8"
+    )
+    assert "--seed 1 is given, but the saved run has --seed 0;" in refused(
+        "--resume", model, "--seed", "1"
+    )
     assert "saved with 1 thread(s), here 2" in call("--resume", model, "--threads", "2")[2]
     assert call("--resume", model, "--threads", "1")[0] == 0
     # A default that is given, too.
     assert call("--resume", model, "--policy", "lfu")[0] == 0
-    assert "--dim is 16, in the saved run 4" in refused("--resume", model, "--dim", "16")
+    assert "--dim 16 is given, but the saved run has --dim 4;" in refused(
+        "--resume", model, "--dim", "16"
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +109,9 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     # What a file gives counts as given.
     call(*ONE, "--save", str(tmp_path / "model"))
     config.write_text("dim = 8")
-    assert "--dim is 8" in refused("--resume", str(tmp_path / "model"), "--config", str(config))
+    assert "--dim 8 is given" in refused(
+        "--resume", str(tmp_path / "model"), "--config", str(config)
+    )
 
 
 def test_curves_for_tensorboard(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 
 from rich.console import Console
 
+from mpembed.train.distributed import Ranks
 from mpembed.train.progress import BarDisplay, LineDisplay, progress_display
 from mpembed.train.settings import Setting, TrainOptions
 from mpembed.train.trial import Trial
@@ -22,8 +23,8 @@ OPTIONS = TrainOptions((Setting("fp32"), Setting("int4", 0.05)), epochs=2, seeds
 class FakeTrial:
     """As much of a trial as a display asks for."""
 
-    def __init__(self, setting: Setting, loss: float) -> None:
-        self.setting, self._loss = setting, loss
+    def __init__(self, setting: Setting, loss: float, ranks: int = 1) -> None:
+        self.setting, self._loss, self.ranks = setting, loss, Ranks(ranks)
 
     def recent_loss(self) -> float:
         return self._loss
@@ -54,6 +55,15 @@ def test_bars_show_loss_hits_and_speed() -> None:
     shown = cast("Any", console.file).getvalue()
     for text in ("fp32", "int4 + 5 %", "loss 0.2500", "hits 50.0 %", "1,234 rows/s"):
         assert text in shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_hits_of_several_ranks_are_called_the_first_ones(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=130)
+    trial = cast("Trial", FakeTrial(OPTIONS.settings[1], 0.25, ranks=2))
+    with progress_display(console, OPTIONS, 100) as display:
+        display(trial, 1000)
+    assert "hits 50.0 % (rank 0)" in cast("Any", console.file).getvalue()
 
 
 def test_lines_come_at_the_start_at_each_tenth_and_at_the_end() -> None:

@@ -58,6 +58,7 @@ def losses(result: dict[str, Any]) -> list[list[float]]:
 def test_settings_are_read(text: str, setting: Setting, name: str) -> None:
     assert Setting.parse(text) == setting
     assert Setting.parse(name) == setting
+    assert Setting.parse(setting.text) == setting
     assert setting.name == name
 
 

@@ -15,8 +15,9 @@ pytest.importorskip("torch")
 import train_jobs
 
 from mpembed.train.array_file import DamagedError
-from mpembed.train.data.options import OptionError
+from mpembed.train.data.options import DataOptions, OptionError
 from mpembed.train.keeper import Keeper, check_versions, resumed_options
+from mpembed.train.options_json import changed
 from mpembed.train.runner import open_dataset, run, versions
 from mpembed.train.save_folder import SaveFolder, check_folder, sealed
 from mpembed.train.saved_model import Position, SavedModel
@@ -110,12 +111,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"dim": 8}, "--dim is 8, in the saved run 4; leave it out, or train anew"),
-        ({"batch_size": 64}, "--batch-size is 64, in the saved run 100"),
-        ({"optimizer": "adam"}, "--optimizer is adam, in the saved run rowwise-adagrad"),
-        ({"lr": 0.5}, "--lr is 0.5, in the saved run 0.1"),
-        ({"settings": (Setting("fp32"),)}, "--settings is"),
-        ({"dense_transform": "log"}, "--dense-transform is log, in the saved run auto"),
+        (
+            {"dim": 8},
+            "--dim 8 is given, but the saved run has --dim 4; leave it out, or train anew",
+        ),
+        ({"batch_size": 64}, "--batch-size 64 is given, but the saved run has --batch-size 100;"),
+        (
+            {"optimizer": "adam"},
+            "--optimizer adam is given, but the saved run has --optimizer rowwise-adagrad;",
+        ),
+        ({"lr": 0.5}, "--lr 0.5 is given, but the saved run has --lr 0.1;"),
+        (
+            {"settings": (Setting("fp32"),)},
+            "--setting fp32 is given, but the saved run has --setting",
+        ),
+        (
+            {"dense_transform": "log"},
+            "--dense-transform log is given, but the saved run has --dense-transform auto;",
+        ),
         ({"epochs": 0}, "--epochs is 0"),
     ],
 )
@@ -125,6 +138,29 @@ def test_other_options_are_refused_by_name(
     with pytest.raises(OptionError) as error:
         resumed_options(SavedModel(model), given)
     assert message in str(error.value)
+
+
+def test_refused_values_are_written_as_a_user_types_them() -> None:
+    data = DataOptions(("a.csv",), categorical=("a,b", "c d"), header=False, delimiter="\t")
+    settings = Setting("fp32"), Setting("int4", 0.05), Setting("int8", 0, "nearest")
+    saved = TrainOptions(settings, data, rows=None)
+    given = {
+        "rows": 5,
+        "settings": (Setting("int2", 1 / 3),),
+        "categorical": ("a",),
+        "header": True,
+        "delimiter": ";",
+        "list_separator": "|",
+    }
+    assert dict(changed(saved, given)) == {
+        "--rows 5": "no --rows",
+        "--setting int2:0.3333333333333333": "--setting fp32 --setting int4:0.05 --setting "
+        "int8:0:nearest",
+        "--categorical a": "--categorical 'a,b,c d'",
+        "--header": "--no-header",
+        "--delimiter ';'": "--delimiter tab",
+        "--list-separator '|'": "no --list-separator",
+    }
 
 
 def test_what_may_change_does(model: Path) -> None:

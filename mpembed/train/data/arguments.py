@@ -21,6 +21,14 @@ Data = Annotated[
         show_default="synthetic clicks",
     ),
 ]
+ScoreData = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="File of clicks, or a quoted glob; repeat the option for several files. They have "
+        "the columns that the model was trained on; text may be gzip or zstd.",
+        show_default="synthetic clicks, if the model was trained on them",
+    ),
+]
 Label = Annotated[
     str | None,
     typer.Option(help="Column of the label, by name or position.", show_default="label"),
@@ -42,6 +50,13 @@ Header = Annotated[
         help="Whether text files start with the columns' names.", show_default="recognised"
     ),
 ]
+ScoreHeader = Annotated[
+    bool | None,
+    typer.Option(
+        help="Whether text files start with the columns' names.",
+        show_default="as the training data",
+    ),
+]
 Delimiter = Annotated[
     str | None,
     typer.Option(
@@ -54,6 +69,13 @@ ListSeparator = Annotated[
     typer.Option(
         help="Character between the values of a categorical text.",
         show_default="one value a cell",
+    ),
+]
+ScoreListSeparator = Annotated[
+    str | None,
+    typer.Option(
+        help="Character between the values of a categorical text.",
+        show_default="as in training",
     ),
 ]
 DenseTransform = Annotated[

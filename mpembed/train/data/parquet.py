@@ -18,7 +18,7 @@ from mpembed.train.data.arrow_columns import (
 )
 from mpembed.train.data.clicks import Clicks, DataError
 from mpembed.train.data.selection import Selection
-from mpembed.train.data.table import describe_columns, make_columns, to_clicks
+from mpembed.train.data.table import describe_columns, first_hint, make_columns, noted, to_clicks
 
 _BATCH_ROWS = 16_384
 # Column chunks are read through a buffer of this size, not as a whole.
@@ -76,6 +76,7 @@ class ParquetTable:
         bags = bags or separator is not None
         lists = any(is_list(schema.field(place).type) for place in self._selection.categorical)
         self.columns = make_columns(self._selection, bags or lists, True)
+        self._hint: str | None = None  # before any rows are read
 
     def _open(self) -> Any:
         make: Any = pq.ParquetFile  # has no types
@@ -117,7 +118,8 @@ class ParquetTable:
     def describe(self) -> dict[str, Any]:
         """Describe the data for the report."""
         what = describe_columns(self.columns, self.has_labels)
-        return {"source": self.path.name, "rows": self._rows, "format": f"Parquet; {what}"}
+        described = {"source": self.path.name, "rows": self._rows, "format": f"Parquet; {what}"}
+        return noted(described, self._hint)
 
     def chunks(self, stop: int) -> Iterator[Clicks]:
         """Yield the first `stop` clicks.
@@ -138,6 +140,8 @@ class ParquetTable:
                 taken = batch.slice(0, stop - done)
                 places = self._selection.places
                 found = {place: taken.column(self._names[place]) for place in places}
+                if self._hint is None:
+                    self._hint = first_hint(found, self._selection, self.columns, self._separator)
                 try:
                     yield to_clicks(
                         found, len(taken), self._selection, self.columns, self._separator

@@ -203,3 +203,9 @@ def describe_source(source: Source) -> str:
     """Return one line that says what was recognised; empty for synthetic clicks."""
     described = source.describe()
     return f"{described['source']}: {described['format']}" if "format" in described else ""
+
+
+def source_note(source: Source) -> str:
+    """Return one line on what may be wrong with what has been read; empty if nothing is."""
+    described = source.describe()
+    return f"{described['source']}: {described['note']}" if "note" in described else ""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from mpembed.train.data import arrow_columns
 from mpembed.train.data.clicks import MISSING_LABEL, Clicks, Columns
+from mpembed.train.data.list_hint import list_hint
 from mpembed.train.data.selection import Selection
 
 
@@ -61,6 +63,21 @@ def to_clicks(
     for row, (place, name) in enumerate(pairs):
         cats[row] = arrow_columns.keys(found[place], name)
     return Clicks(labels, dense, cats)
+
+
+def first_hint(
+    found: Mapping[int, pa.Array], selection: Selection, columns: Columns, separator: str | None
+) -> str:
+    """Return what is to be said of the first rows of a file, or ""; see `to_clicks`."""
+    if separator is not None:
+        return ""
+    pairs = zip(columns.categorical, selection.categorical, strict=True)
+    return list_hint({name: found[place] for name, place in pairs})
+
+
+def noted(described: dict[str, Any], hint: str | None) -> dict[str, Any]:
+    """Return a description of a file with what is to be said of it, if anything is."""
+    return {**described, "note": hint} if hint else described
 
 
 def make_columns(selection: Selection, bags: bool, header: bool) -> Columns:

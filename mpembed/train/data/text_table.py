@@ -21,7 +21,7 @@ from mpembed.train.data.files import compression_of
 from mpembed.train.data.lines import first_line, line_blocks
 from mpembed.train.data.options import DataOptions
 from mpembed.train.data.selection import DEFAULT_LABEL, Selection, place_of, unique_names
-from mpembed.train.data.table import describe_columns, make_columns, to_clicks
+from mpembed.train.data.table import describe_columns, first_hint, make_columns, noted, to_clicks
 from mpembed.train.data.table_lines import (
     BOM,
     DELIMITERS,
@@ -98,6 +98,7 @@ class TextTable:
         self._selection = choose(names, f"{path}: this is {self._separated()}")
         bags = bags or self._separator is not None
         self.columns = make_columns(self._selection, bags, self._header)
+        self._hint: str | None = None  # before any rows are read
         stop = sys.maxsize if max_rows is None else max_rows + self._header
         lines = sum(n for _, n in line_blocks(path, self._compression, stop))
         self._rows = lines - self._header
@@ -145,7 +146,8 @@ class TextTable:
     def describe(self) -> dict[str, Any]:
         """Describe the data for the report."""
         what = f"{self._kind()}; {describe_columns(self.columns, self.has_labels)}"
-        return {"source": self.path.name, "rows": self._rows, "format": what}
+        described = {"source": self.path.name, "rows": self._rows, "format": what}
+        return noted(described, self._hint)
 
     def chunks(self, stop: int) -> Iterator[Clicks]:
         """Yield the first `stop` clicks.
@@ -222,6 +224,8 @@ class TextTable:
             raise pa.ArrowInvalid("a quote is open at the end of a line")
         places = self._selection.places
         found = {place: one_chunk(table.column(names[place])) for place in places}
+        if self._hint is None:
+            self._hint = first_hint(found, self._selection, self.columns, self._separator)
         return to_clicks(found, lines, self._selection, self.columns, self._separator)
 
     def _explain(self, line: bytes) -> str:
