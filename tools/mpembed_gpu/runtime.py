@@ -234,3 +234,4 @@ class Runtime:
             graph.destroy()
         for memory in self.held:
             self("cudaFree", memory)
+        self.graphs, self.held, self.scratch = [], [], (0, VOID())
