@@ -11,7 +11,8 @@ from typing import Any
 def add(kind: str, text: str, **values: Any) -> None:
     """Print a line, and append it as JSON to the file that MPEMBED_GPU_FIGURES names."""
     print(f"{kind}: {text}", flush=True)
-    append(os.environ.get("MPEMBED_GPU_FIGURES"), {"kind": kind, "text": text, **values})
+    line = {"part": os.environ.get("MPEMBED_GPU_PART"), "kind": kind, "text": text, **values}
+    append(os.environ.get("MPEMBED_GPU_FIGURES"), line)
 
 
 def append(path: str | Path | None, values: dict[str, Any]) -> None:

@@ -8,10 +8,14 @@ too old, may be carried as well.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import gpu_figures
@@ -44,8 +48,27 @@ def runs() -> bool:
     return call(sys.executable, "-P", "-c", TRIAL)
 
 
+def unmet() -> list[str]:
+    """Return what the build needs and the machine lacks, or has too old."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["build-system"]["requires"]
+    found = []
+    for requirement in wanted:
+        name, _, least = requirement.partition(">=")
+        try:
+            have = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            have = "0"
+        numbers = [[int(n) for n in re.findall(r"\d+", v)[:2]] for v in (have, least)]
+        if numbers[0] < numbers[1]:
+            found.append(requirement)
+    return found
+
+
 def build(made: Path) -> Path | None:
     """Build a wheel; return it."""
+    importlib.invalidate_caches()  # what was installed a moment ago
+    for requirement in unmet():
+        print(f"the build needs {requirement}: put its wheel into --wheels", flush=True)
     command = [*PIP, "wheel", "--no-build-isolation", *OFFLINE, "--verbose"]
     if not call(*command, "--wheel-dir", str(made), str(ROOT)):
         return None

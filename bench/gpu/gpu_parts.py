@@ -132,7 +132,7 @@ class Parts:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,
+                process_group=0,  # no session of its own, which would outlive the command's end
             )
         except OSError as error:
             log.add(f"{error}\n".encode())

@@ -69,12 +69,12 @@ def text(results: dict[str, Any]) -> str:
     for one in found["failed"]:
         reason = " ".join(one["why"].split())
         lines += [f"  {one['test']}", f"    ... {reason[-SHOWN:]}"]
-    kind = ""
+    part = None
     for figure in results["figures"]:
-        if figure["kind"] != kind:
-            kind = figure["kind"]
-            lines += ["", kind]
-        lines.append(f"  {figure['text']}")
+        if figure.get("part") != part:
+            part = figure["part"]
+            lines += ["", f"-- {part}"]
+        lines.append(f"  {figure['kind']}: {figure['text']}")
     group = ""
     for line in results["benchmarks"]:
         if line["group"] != group:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import compilers
 import gpu_counters
 import gpu_figures
+import gpu_install
 import gpu_kernels
 import gpu_outcomes
 import pytest
@@ -88,7 +90,8 @@ def test_the_training_compares_and_runs_on_the_cpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     trained = itertools.product(registry.OPTIMIZERS, [*registry.POLICIES, None])
-    expected = [f"{optimizer}, cache {policy}: same bytes" for optimizer, policy in trained]
+    said = "training: {}, cache {}: same bytes"
+    expected = [said.format(optimizer, policy) for optimizer, policy in trained]
     assert sorted(done.stdout.splitlines()) == sorted(expected)
 
 
@@ -122,6 +125,59 @@ def test_the_benchmarks_are_skipped_by_name_without_a_gpu(tmp_path: Path) -> Non
     assert "passed" not in done.stdout
     assert "SKIPPED" in done.stdout
     assert "gpu: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("runs", "builds", "wheel"),
+    [
+        ([True], False, "mpembed-1-cp312.whl runs"),
+        ([False, True], True, "mpembed-2-built.whl was built"),
+        ([False, False], True, "nothing runs"),
+    ],
+)
+def test_a_carried_wheel_or_a_build(
+    runs: list[bool], builds: bool, wheel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried, site, made = (tmp_path / name for name in ("wheels", "site", "made"))
+    carried.mkdir()
+    for name in ("mpembed-1-cp312.whl", "setuptools-80.whl"):
+        (carried / name).touch()
+    built: list[Path] = []
+
+    def build(folder: Path) -> Path:
+        built.append(folder / "mpembed-2-built.whl")
+        return built[0]
+
+    installed: list[str] = []
+
+    def install(wheel: Path, site: Path) -> bool:
+        installed.append(wheel.name)
+        return True
+
+    monkeypatch.setattr(gpu_install, "install", install)
+    monkeypatch.setattr(gpu_install, "runs", lambda: runs.pop(0))
+    monkeypatch.setattr(gpu_install, "build", build)
+    monkeypatch.setattr(gpu_install, "call", lambda *_: True)
+    monkeypatch.setattr(sys, "argv", ["gpu_install", "--wheels", str(carried)])
+    monkeypatch.setenv("MPEMBED_GPU_SITE", str(site))
+    monkeypatch.setenv("MPEMBED_GPU_MADE", str(made))
+    monkeypatch.setenv("MPEMBED_GPU_FIGURES", str(tmp_path / "figures.jsonl"))
+    assert gpu_install.main() == (wheel == "nothing runs")
+    assert bool(built) == builds
+    assert installed[:2] == ["setuptools-80.whl", "mpembed-1-cp312.whl"]
+    assert gpu_figures.lines(tmp_path / "figures.jsonl")[-1]["text"] == wheel
+
+
+def test_what_the_build_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    have = {"setuptools": "65.5.0", "numpy": "2.4.6"}
+
+    def version(name: str) -> str:
+        if name not in have:
+            raise metadata.PackageNotFoundError(name)
+        return have[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert gpu_install.unmet() == ["setuptools>=77", "cython>=3.1"]
 
 
 def test_a_table_of_kernels() -> None:
