@@ -13,12 +13,10 @@ import os
 import subprocess
 import sys
 import threading
-import traceback
-from collections.abc import Callable
 from typing import Any
 
-import gpu_figures
 import numpy as np
+from gpu_checks import Checks, LeftOutError
 from gpu_sizes import AHEAD
 
 import mpembed as mpe
@@ -29,22 +27,6 @@ IMPLICIT = 906  # cudaErrorStreamCaptureImplicit
 EXTERNAL = 1
 RELAXED = 2
 BYTES = 4096
-Check = Callable[["Bench"], str]
-CHECKS: dict[str, Check] = {}
-
-
-class NoGraphsError(Exception):
-    """The runtime knows no graphs, so that a check of them is left out."""
-
-
-def check(title: str) -> Callable[[Check], Check]:
-    """Register a check under the words of docs/gpu.md."""
-
-    def register(function: Check) -> Check:
-        CHECKS[title] = function
-        return function
-
-    return register
 
 
 class Bench:
@@ -81,7 +63,10 @@ class Bench:
 
     def need_graphs(self) -> None:
         if not self.runtime.has_graphs:
-            raise NoGraphsError
+            raise LeftOutError("the runtime knows no graphs")
+
+
+check: Checks[Bench] = Checks("assumption")
 
 
 @check("the device has memory pools, and maps the host's memory")
@@ -277,20 +262,7 @@ def main() -> int:
     if options.captured:
         captured_step()
         return 0
-    wrong = 0
-    for title, function in CHECKS.items():
-        bench = Bench(options.ahead)
-        try:
-            holds, said = True, function(bench)
-        except NoGraphsError:
-            holds, said = None, "left out: the runtime knows no graphs"
-        except Exception as error:  # one that does not hold says nothing of the others
-            traceback.print_exc()
-            holds, said = False, f"DOES NOT HOLD: {error}"
-            wrong += 1
-        gpu_figures.add("assumption", f"{title}: {said}", title=title, holds=holds)
-        bench.runtime.close()
-    return wrong
+    return check.run(lambda: Bench(options.ahead), lambda bench: bench.runtime.close())
 
 
 if __name__ == "__main__":

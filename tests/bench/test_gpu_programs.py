@@ -41,7 +41,8 @@ def run(folder: Path, name: str, *arguments: str) -> list[dict[str, Any]]:
     program.write_text(PROGRAM)
     variables = environment()
     figures = folder / "figures.jsonl"
-    variables |= {"MPEMBED_GPU_SMALLER": "8000", "MPEMBED_GPU_FIGURES": str(figures)}
+    variables |= {"MPEMBED_GPU_SMALLER": "8000", "OMP_NUM_THREADS": "1"}
+    variables |= {"MPEMBED_GPU_FIGURES": str(figures)}
     variables["PYTHONPATH"] += f"{os.pathsep}{GPU}"
     done = subprocess.run(
         [sys.executable, "-P", str(program), str(GPU / f"{name}.py"), *arguments],
@@ -93,6 +94,18 @@ def test_the_training_compares_and_runs_on_the_cpu(tmp_path: Path) -> None:
     said = "training: {}, cache {}: same bytes"
     expected = [said.format(optimizer, policy) for optimizer, policy in trained]
     assert sorted(done.stdout.splitlines()) == sorted(expected)
+
+
+def test_modules_of_pytorch_on_the_cpu(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    found = {line["title"]: line["holds"] for line in run(tmp_path, "gpu_torch", "--device=cpu")}
+    assert found == {
+        "a module trains as on the CPU": True,
+        "per-sample weights get their gradient": True,
+        "calls follow PyTorch's current stream": None,
+        "PyTorch captures a step in a graph": None,
+        "a converted model trains": True,
+    }
 
 
 @pytest.mark.exhaustive

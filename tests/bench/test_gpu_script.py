@@ -18,10 +18,10 @@ import gpu_visit
 import pytest
 from folders import ROOT
 
-FIRST = ["device", "install", "assumptions", "training", "costs", "dlrm", "kernels", "host"]
-FIRST += ["prefetch", "benchmarks", "graphs", "tests", "memcheck", "synccheck"]
-ALL = ["device", "build", "assumptions", "tests", "training", "memcheck", "racecheck", "initcheck"]
-ALL += ["synccheck", "benchmarks", "costs", "dlrm", "kernels", "host", "prefetch"]
+FIRST = ["device", "install", "assumptions", "training", "torch", "costs", "dlrm", "kernels"]
+FIRST += ["host", "prefetch", "benchmarks", "graphs", "tests", "memcheck", "synccheck"]
+ALL = ["device", "build", "assumptions", "tests", "training", "torch", "memcheck", "racecheck"]
+ALL += ["initcheck", "synccheck", "benchmarks", "costs", "dlrm", "kernels", "host", "prefetch"]
 MOST_FILES = 8  # that a lent machine gives back
 
 # Stands in for Python: logs the call, keeps figures and outcomes as the programs would.
