@@ -132,10 +132,13 @@ def floor_seconds(model: Model, dim: int, unique: int) -> float | None:
         return None
     fmt = next(one for one in FORMATS if one.name == model.precision)
     optimizer = next(one for one in OPTIMIZERS if one.name == OPTIMIZER)
-    out = 4 * dim / model.inputs.pool - 4 * dim / traffic.POOL  # for its number of rows a bag
-    lookup = traffic.forward(fmt, dim).floor + traffic.dedup().floor + out
-    row = traffic.update(fmt, dim, optimizer).floor + out
-    return float(lookup * model.inputs.lookups + row * unique) / known[0].memory
+    lookups, columns = model.inputs.lookups, 4 * dim
+    # A row counts once, however many lookups it has, and so do a bag's sum and its gradient.
+    of_bags = 2 * columns * lookups / model.inputs.pool
+    lookup = traffic.forward(fmt, dim).floor - fmt.row(dim) - columns / traffic.POOL
+    row = fmt.row(dim) + traffic.update(fmt, dim, optimizer).floor - columns / traffic.POOL
+    total = of_bags + lookups * (lookup + traffic.dedup().floor) + unique * row
+    return float(total) / known[0].memory
 
 
 def counts(emb: Any) -> dict[str, int]:
