@@ -10,8 +10,8 @@
 # --first is for a machine that is there for minutes: nine in all, the most important answers first.
 #   It installs the wheels in build/gpu_wheels (--wheels) for itself alone, and builds mpembed where
 #   none of them is one that runs.
-# --second, four minutes: what failed in the first by its results.json (--after), then ncu's
-#   counters, the other tests and tools.
+# --second, four minutes: what failed in the first by its results.json (--after), ncu's counters,
+#   what was cut short, the other tests and tools.
 #
 # DIR (build/gpu) gets log.txt, what the parts print; lines of JSON that grow as they run:
 # parts.jsonl, figures.jsonl, tests.jsonl; after each part results.json and results.txt of all so

@@ -74,14 +74,20 @@ def first(wheels: str) -> list[Part]:
     ]
 
 
-def second(wheels: str, failed: list[str]) -> list[Part]:
-    """Return the parts of a second visit: what failed in the first, then the counters of ncu."""
-    again = [Part(p.name, p.limit, p.command, 2) for p in first(wheels) if p.name in failed]
-    again = [part for part in again if part.name not in ("device", "install")]
+def second(wheels: str, statuses: dict[str, int | str]) -> list[Part]:
+    """Return the parts of a second visit: what failed in the first, ncu's counters, the rest.
+
+    `statuses` are those of the first visit's parts; a word stands for one that was cut short.
+    """
+    parts = {part.name: part for part in first(wheels)}
+    begin = [parts.pop(name) for name in ("device", "install")]
+    again = [Part(p.name, p.limit, p.command, 2) for p in parts.values() if statuses.get(p.name)]
+    failed = [part for part in again if isinstance(statuses[part.name], int)]
     return [
-        *(part for part in first(wheels) if part.name in ("device", "install")),
-        *again,
+        *begin,
+        *failed,
         Part("ncu", 60, program("gpu_counters", "--out", str(MADE)), 2),
+        *(part for part in again if part not in failed),
         Part("rest", 60, pytest("-m", "gpu", "tests", processes=min(8, os.cpu_count() or 1)), 3),
         sanitizer("racecheck", 30, 2),
         sanitizer("initcheck", 20, 2),
@@ -135,10 +141,10 @@ def gpu_capability() -> str:
     return "".join(found.groups()) if found else ""
 
 
-def failed_parts(results: str) -> list[str]:
-    """Return the parts that failed, by a visit's results.json."""
+def statuses(results: str) -> dict[str, int | str]:
+    """Return the parts' statuses of a visit's results.json."""
     parts = json.loads(Path(results).read_text("utf-8"))["parts"]
-    return [part["part"] for part in parts if part["status"] != 0]
+    return {part["part"]: part["status"] for part in parts}
 
 
 def arguments() -> argparse.Namespace:
@@ -161,7 +167,7 @@ def chosen(options: argparse.Namespace) -> list[Part]:
     if options.which == "first":
         return first(options.wheels)
     if options.which == "second":
-        return second(options.wheels, failed_parts(options.after) if options.after else [])
+        return second(options.wheels, statuses(options.after) if options.after else {})
     return everything()
 
 
