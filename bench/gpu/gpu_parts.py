@@ -34,12 +34,16 @@ RESERVE = 5  # seconds for the archive
 
 @dataclass(frozen=True)
 class Part:
-    """A command, its limit in seconds, and how much longer it may take if others took less."""
+    """A command, its limit in seconds, and how much longer it may take if others took less.
+
+    What all later parts need is `vital`: it may take their time as well.
+    """
 
     name: str
     limit: float
     command: Sequence[str]
     stretch: float = 1.5
+    vital: bool = False
 
 
 class Log:
@@ -97,8 +101,8 @@ class Parts:
         """Return the seconds that a part may take, those after it needing `later`."""
         if self.seconds is None:
             return part.limit
-        spare = min(part.limit * part.stretch, self.left() - later)
-        return min(self.left(), max(part.limit, spare))
+        spare = self.left() - (0 if part.vital else later)
+        return min(self.left(), max(part.limit, min(part.limit * part.stretch, spare)))
 
     def run_all(self, parts: Sequence[Part]) -> None:
         """Run them in order; each has its own limit, and some of what those before it left."""

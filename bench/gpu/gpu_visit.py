@@ -57,7 +57,7 @@ def first(wheels: str) -> list[Part]:
     processes = min(8, os.cpu_count() or 1)
     return [
         Part("device", 15, program("gpu_device")),
-        Part("install", 105, program("gpu_install", "--wheels", wheels)),
+        Part("install", 105, program("gpu_install", "--wheels", wheels), 3, vital=True),
         Part("assumptions", 25, program("gpu_assumptions")),
         Part("training", 40, program("gpu_training")),
         Part("torch", 20, program("gpu_torch")),

@@ -199,8 +199,10 @@ def test_the_limits_of_a_first_visit_fit_into_its_time() -> None:
     runs = gpu_parts.Parts(Path(), {}, seconds)
     later = sum(part.limit for part in parts[1:])
     assert runs.share(parts[0], later) == pytest.approx(parts[0].limit, abs=1)
-    # Of what those before it left, a part gets some.
+    # Of what those before it left, a part gets some; what all need, whatever there is.
     assert runs.share(parts[0], 0) == parts[0].limit * parts[0].stretch
+    assert [part.name for part in parts if part.vital] == ["install"]
+    assert runs.share(parts[1], later) == parts[1].limit * parts[1].stretch
 
 
 def test_the_archive_has_a_limit(tmp_path: Path) -> None:
