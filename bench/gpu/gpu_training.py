@@ -11,6 +11,7 @@ import itertools
 import sys
 from typing import Any
 
+import gpu_figures
 import numpy as np
 
 import mpembed as mpe
@@ -87,7 +88,8 @@ def main() -> int:
         pair = [train(device, optimizer, policy, steps) for device in ("cpu", options.device)]
         same = all(a.tobytes() == b.tobytes() for a, b in zip(*pair, strict=True))
         wrong += not same
-        print(f"{optimizer}, cache {policy}: {'same bytes' if same else 'DIFFERENT'}", flush=True)
+        said = "same bytes" if same else "DIFFERENT"
+        gpu_figures.add("training", f"{optimizer}, cache {policy}: {said}", same=same)
     return wrong
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
 import fbgemm_peer
 import numpy as np
 import workloads
+from gpu_sizes import AHEAD, size
 
 import mpembed as mpe
 from mpembed_gpu.devices import MEASURED
 from mpembed_gpu.registry import FORMATS, OPTIMIZERS
+from mpembed_gpu.runtime import Runtime
 from mpembed_gpu.traffic import POOL, Bytes
 
-ROWS, BAGS = 10_000_000, 1 << 16
+ROWS, BAGS = size(10_000_000), size(1 << 16)
+CALLS, ROUNDS = 10, 10
 LOOKUPS = BAGS * POOL
 OFFSETS = np.arange(0, LOOKUPS + 1, POOL)
 BATCHES = 4
@@ -35,6 +41,36 @@ def missing() -> str | None:
     return None
 
 
+@functools.cache
+def runtime() -> Runtime:
+    """Return the runtime whose events time the calls."""
+    return Runtime()
+
+
+def times(step: Step, wait: Wait) -> tuple[float, float]:
+    """Return the device's and the host's seconds for a call, the medians of several rounds.
+
+    The host's are those that it takes to queue a call. The device starts behind other work, and so
+    does not wait for the host, unless calls wait for the device themselves.
+    """
+    queued: list[float] = []
+
+    def queue() -> None:
+        start = time.perf_counter()
+        for i in range(CALLS):
+            step(i)
+        queued.append((time.perf_counter() - start) / CALLS)
+
+    for _ in range(2):
+        queue()
+    wait()
+    queued.clear()
+    device = [runtime().seconds(queue, 0, AHEAD) / CALLS for _ in range(ROUNDS)]
+    wait()
+    return statistics.median(device), statistics.median(queued)
+
+
+@functools.cache
 def batches(distribution: str) -> list[Any]:
     """Return index batches: "uniform", or "zipf" with exponent 1.05 over shuffled rows."""
     rng = np.random.default_rng(0)

@@ -13,18 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import (
-    ERRORS,
-    ODD,
-    collection,
-    fuzz,
-    odd_arrays,
-    train,
-)
+from helpers import collection, train
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from strategies import ERRORS, ODD, fuzz, odd_arrays
 
 import mpembed as mpe
 from mpembed import registry

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ERRORS, ODD, Array, bag_offsets, digest, floats, fuzz, odd_arrays, row_numbers
+from helpers import Array, digest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import ERRORS, ODD, bag_offsets, floats, fuzz, odd_arrays, row_numbers
 
 import mpembed as mpe
 from mpembed import registry

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from helpers import ERRORS, ODD, Array, bag_offsets, floats, fuzz, odd_arrays, row_numbers, twisted
+from helpers import Array
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import ERRORS, ODD, bag_offsets, floats, fuzz, odd_arrays, row_numbers, twisted
 
 from mpembed import ops, registry
 

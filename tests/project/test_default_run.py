@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from itertools import product
@@ -91,3 +92,26 @@ def test_the_files_of_other_runs_exist(name: str) -> None:
     listed = (TESTS / name).read_text().split()
     assert listed
     assert [file for file in listed if not (ROOT / file).is_file()] == []
+
+
+@pytest.mark.parametrize("which", ["gpu", "not exhaustive"])
+def test_the_tests_of_a_device_need_no_hypothesis(which: str) -> None:
+    code = "import sys; sys.modules['hypothesis'] = None\nimport pytest; sys.exit(pytest.main())"
+    command = [sys.executable, "-P", "-c", code, "--collect-only", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, "-m", which, "tests/collection"],
+        cwd=ROOT,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = done.stdout + done.stderr
+    if which == "gpu":
+        assert done.returncode == 0, said
+        assert "because Hypothesis is not installed: test_random_operations.py" in said
+        assert "test_random_operations.py>" not in said
+        assert "test_collection_bytes.py>" in said
+    else:
+        assert done.returncode == 4
+        assert "Hypothesis is not installed" in said
