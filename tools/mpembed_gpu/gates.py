@@ -43,9 +43,10 @@ LIMITS = (
     Limit(r"cache move_kernel<true", 80, 24),
     Limit(r"cache (admit|move|flush)_kernel", 64, 32),
     Limit(r"cache ", 32, 64),
-    Limit(r"convert init_rows_kernel<true", 72, 24),
     # Their code is that of every format; write_rows also has what paired rounding reads.
+    Limit(r"convert (init|write)_rows_kernel<true", 72, 24),
     Limit(r"convert (init|write)_rows_kernel<false", 48, 40),
+    Limit(r"convert quantize_kernel<\w+, true", 48, 40),
     Limit(r"convert \w+<(\w+, )?true", 64, 32),
     Limit(r"", 40, 48),
 )
