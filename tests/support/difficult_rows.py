@@ -1,4 +1,4 @@
-"""Rows that are difficult to encode: all magnitudes, ties, rows far from zero, at a format's limit."""
+"""Rows that are difficult to encode: all magnitudes, ties, far from zero, at the limit."""
 
 from __future__ import annotations
 
