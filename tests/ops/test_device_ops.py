@@ -84,7 +84,8 @@ def test_difficult_rows_in_pairs(precision: str, send: Any) -> None:
     limit = REFERENCE[precision].limit / 8
     x = np.concatenate([rows_of(kind, rng, 2, dim, limit) for kind in KINDS])
     weights, ids = ops.quantize(x, precision), np.arange(len(x))
-    there, kept, signs = send(weights), REFERENCE[precision].header, set()
+    there, kept = send(weights), REFERENCE[precision].header
+    signs: set[float] = set()
     assert kept is not None
     options: dict[str, Any] = {"precision": precision, "dim": dim, "rounding": "paired", "seed": 3}
     for step in range(3):
