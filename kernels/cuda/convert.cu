@@ -74,7 +74,7 @@ Matrix make_matrix(int64_t n, int64_t dim, const uint8_t* rows) {
 template <class Format, bool kLong>
 constexpr int quantize_blocks() {
   if (std::is_same<typename Format::Family, PlainFamily>::value) return kLong ? 6 : 8;
-  return kLong ? 5 : 6;
+  return kLong ? 4 : 6;
 }
 
 template <class Format, bool kLong>
