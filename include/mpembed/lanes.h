@@ -13,6 +13,14 @@ MPE_HD int32_t to_int(float x) { return static_cast<int32_t>(x); }
 MPE_HD float to_float(int32_t k) { return static_cast<float>(k); }
 MPE_HD float root(float x) { return sqrtf(x); }
 MPE_HD float fused(float a, float b, float c) { return fmaf(a, b, c); }
+// a * b + c with one rounding or two, as is quicker: for what only has to be near.
+MPE_HD float about(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 MPE_HD float select(bool chosen, float a, float b) { return chosen ? a : b; }
 MPE_HD int32_t select(bool chosen, int32_t a, int32_t b) { return chosen ? a : b; }
 MPE_HD float smaller(float a, float b) { return a < b ? a : b; }

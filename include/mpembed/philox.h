@@ -23,15 +23,28 @@ struct Philox4 {
   uint32_t w[4];
 };
 
+// The halves of a product. On a device, nvcc would take two moves more out of one of 64 bits.
+MPE_HD void multiply_wide(uint32_t a, uint32_t b, uint32_t* high, uint32_t* low) {
+#if defined(__CUDA_ARCH__)
+  *high = __umulhi(a, b);
+  *low = a * b;
+#else
+  const uint64_t product = static_cast<uint64_t>(a) * b;
+  *high = static_cast<uint32_t>(product >> 32);
+  *low = static_cast<uint32_t>(product);
+#endif
+}
+
 MPE_HD void philox_round(uint32_t c[4], uint32_t k0, uint32_t k1) {
-  const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c[0];
-  const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * c[2];
-  const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ k0;
-  const uint32_t n2 = static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ k1;
+  uint32_t h0, l0, h1, l1;
+  multiply_wide(0xD2511F53u, c[0], &h0, &l0);
+  multiply_wide(0xCD9E8D57u, c[2], &h1, &l1);
+  const uint32_t n0 = h1 ^ c[1] ^ k0;
+  const uint32_t n2 = h0 ^ c[3] ^ k1;
   c[0] = n0;
-  c[1] = static_cast<uint32_t>(p1);
+  c[1] = l1;
   c[2] = n2;
-  c[3] = static_cast<uint32_t>(p0);
+  c[3] = l0;
 }
 
 MPE_HD Philox4 philox(uint64_t seed, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3) {

@@ -12,14 +12,21 @@
 
 MPE_BEGIN
 
-// FP16 codes in an int32_t or a vector of them, as the types of kernels/cpu/lanes.h have it.
+// FP16 codes in an int32_t or a vector of them, as the types of kernels/cpu/lanes.h have it. A
+// device has one value only, and an instruction that is as exact, except for NaNs.
 template <class K>
 MPE_HD auto half_value(K h) {
+#if defined(__CUDA_ARCH__)
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(static_cast<uint16_t>(h)));
+  return x;
+#else
   const auto u = (h & 0x7FFF) << 13;
   // 2^112 moves the exponent bias from 15 to 127, subnormals included; infinities and NaNs follow.
   const auto finite = int_bits(bits_value(u) * 5.192296858534828e33f);
   const auto magnitude = select(u > 0x0F7FFFFF, u | 0x7F800000, finite);
   return bits_value(magnitude | ((h & 0x8000) << 16));
+#endif
 }
 
 MPE_HD float half_to_float(uint16_t h) {
@@ -58,12 +65,18 @@ MPE_HD uint16_t half_stochastic(float x, uint32_t r) {
 // FP16 step at x makes the adder do the rounding.
 template <class X>
 MPE_HD auto half_code(X x) {
+#if defined(__CUDA_ARCH__)
+  uint16_t code;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(code) : "f"(x));
+  return static_cast<int32_t>(code);
+#else
   const auto bits = int_bits(x);
   const auto a = bits & 0x7FFFFFFF;
   const auto e = larger(a >> 23, 113);
   const auto magic = (e + 13) << 23;  // spacing 2^(e - 127 - 10)
   const auto m = int_bits(bits_value(a) + bits_value(magic)) - magic;
   return ((bits >> 16) & 0x8000) | (((e - 113) << 10) + m);
+#endif
 }
 
 MPE_HD uint16_t half_nearest(float x) { return static_cast<uint16_t>(half_code(x)); }

@@ -121,7 +121,7 @@ class QuickCodes {
     if constexpr (kStochastic) {
       sum = sum + load_halves(draws_ + c);
     } else {
-      sum = sum + 32768;
+      sum = sum + kQuickNearest;
     }
     near_ = near_ | affine_is_near(sum);
     return sum >> 16;

@@ -183,6 +183,15 @@ inline Floats fused(Floats a, Floats b, Floats c) {
 #endif
 }
 
+// See include/mpembed/lanes.h.
+inline Floats about(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__) || (defined(__FMA__) && defined(__AVX2__))
+  return fused(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // Copies n values by vectors: a call of memcpy costs more than a short row. `to` needs no
 // alignment.
 inline void copy_floats(const float* from, void* to, int64_t n) {

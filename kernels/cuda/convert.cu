@@ -70,9 +70,17 @@ Matrix make_matrix(int64_t n, int64_t dim, const uint8_t* rows) {
   return Matrix{n, columns, alignment.columns(), tile_shift(columns)};
 }
 
+// Blocks that a multiprocessor should hold.
 template <class Format, bool kLong>
-__global__ void quantize_kernel(Matrix matrix, const float* x, uint64_t seed, uint64_t step,
-                                int32_t random, uint8_t* rows) {
+constexpr int quantize_blocks() {
+  if (std::is_same<typename Format::Family, PlainFamily>::value) return kLong ? 6 : 8;
+  return kLong ? 4 : 6;
+}
+
+template <class Format, bool kLong>
+__global__ void __launch_bounds__(kThreads, (quantize_blocks<Format, kLong>()))
+    quantize_kernel(Matrix matrix, const float* x, uint64_t seed, uint64_t step, int32_t random,
+                    uint8_t* rows) {
   const Tile tile(matrix.shift);
   const int64_t i = tile.index();
   if (i >= matrix.n) return;

@@ -2,7 +2,7 @@
 // 256 columns in rounds.
 #pragma once
 
-#include "cuda/chunk.cuh"
+#include "cuda/codes.cuh"
 
 namespace mpembed {
 namespace cuda {
@@ -34,8 +34,8 @@ struct Tile {
   __device__ void range(float& low, float& high) const {
     for (int s = 1 << shift >> 1; s > 0; s >>= 1) {
       const float lower = __shfl_xor_sync(mask, low, s), higher = __shfl_xor_sync(mask, high, s);
-      low = lower < low ? lower : low;
-      high = higher > high ? higher : high;
+      low = fminf(low, lower);
+      high = fmaxf(high, higher);
     }
   }
 };
@@ -158,8 +158,8 @@ struct AffineWriter {
       fill_beyond(x, target.dim - c, x[0]);
       MPE_UNROLL
       for (int j = 0; j < kChunk; ++j) {
-        low = x[j] < low ? x[j] : low;
-        high = x[j] > high ? x[j] : high;
+        low = fminf(low, x[j]);
+        high = fmaxf(high, x[j]);
       }
     });
     tile.range(low, high);
@@ -174,14 +174,14 @@ struct AffineWriter {
         Chunk<Format, decltype(columns)::value>::store_header(to, header);
       });
     }
-    const float inv = header.scale == 0.0f ? 0.0f : 1.0f / header.scale;
+    const RowCodes<Format> codes(header, low, high);
     each_chunk<kLong>(tile, target.dim, [&](int32_t c) {
       uint32_t words[Chunk<Format, kChunk>::kWords] = {};
       if (header.scale != 0.0f) {
         float x[kChunk];
         values(c, x);
         fill_beyond(x, target.dim - c, header.bias);  // pad bits are zero, the code of the bias
-        encode<kStochastic>(x, header, inv, target.draws(c, kStochastic), words);
+        codes.template encode<kStochastic>(x, target.dim - c, target.draws(c, kStochastic), words);
       }
       store_words<Format>(target.row, target.dim, c, target.alignment, words);
     });
@@ -213,18 +213,6 @@ struct AffineWriter {
     const AffineHeader header = Format::fit(mirror ? -high : low, mirror ? -low : high);
     const AffineHeader other = mirrored(header);
     return {mirror ? other.scale : header.scale, mirror ? other.bias : header.bias};
-  }
-
-  template <bool kStochastic>
-  static __device__ __forceinline__ void encode(const float* x, AffineHeader header, float inv,
-                                                const Philox4& draws, uint32_t* words) {
-    MPE_UNROLL
-    for (int j = 0; j < kChunk; ++j) {
-      const uint32_t code =
-          kStochastic ? affine_stochastic(x[j], header, inv, Format::kLevels, draw16(draws, j))
-                      : affine_nearest(x[j], header, inv, Format::kLevels);
-      put_bits<Format::kBitsPerCode>(words, j, code);
-    }
   }
 };
 

@@ -167,23 +167,30 @@ class RowUpdate {
     });
   }
 
+  template <int32_t kMode>
+  __device__ __forceinline__ void decay_all(const float* coefficients) {
+    change([&](float& w, float& g, float* states) {
+      decay<Optimizer>(kMode, coefficients, w, g, states);
+    });
+  }
+
   __device__ __forceinline__ void step(const float* coefficients) {
+    // In registers a pass of its own is free, and asks for the mode once. Long rows are in memory.
+    constexpr bool kApart = !kLong || Optimizer::kSquares;
     const int32_t mode = update_.decay_mode;
+    if (kApart && mode == kDecayL2) {
+      decay_all<kDecayL2>(coefficients);
+    } else if (kApart && mode == kDecayDecoupled) {
+      decay_all<kDecayDecoupled>(coefficients);
+    }
     float scale = 0.0f;
     if constexpr (Optimizer::kSquares) {
-      change([&](float& w, float& g, float* states) {
-        decay<Optimizer>(mode, coefficients, w, g, states);
-      });
       scale = Optimizer::scale(coefficients, sum_of_squares(grad_), &value_, update_.dim());
-      change([&](float& w, float& g, float* states) {
-        Optimizer::apply(coefficients, scale, w, g, states);
-      });
-    } else {
-      change([&](float& w, float& g, float* states) {
-        decay<Optimizer>(mode, coefficients, w, g, states);
-        Optimizer::apply(coefficients, scale, w, g, states);
-      });
     }
+    change([&](float& w, float& g, float* states) {
+      if constexpr (!kApart) decay<Optimizer>(mode, coefficients, w, g, states);
+      Optimizer::apply(coefficients, scale, w, g, states);
+    });
     if constexpr (Optimizer::kTrust) {
       const float weights = sum_of_squares(weights_), direction = sum_of_squares(grad_);
       const float trust = Optimizer::trust(coefficients, weights, direction);

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from difficult_rows import KINDS, rows_of
+from reference import FORMATS as REFERENCE
 
 import mpembed as mpe
 from mpembed import ops
@@ -42,6 +44,58 @@ def test_conversions(precision: str, dim: int, rounding: str, send: Any) -> None
     out = send(np.zeros_like(x))
     assert ops.dequantize(send(rows), precision, dim, out=out, stream=1) is out
     same(out, ops.dequantize(rows, precision, dim))
+
+
+INTEGER = [name for name in FORMATS if REFERENCE[name].header is not None]
+
+
+@pytest.mark.parametrize("dim", [3, 65])
+@pytest.mark.parametrize("precision", FORMATS)
+def test_difficult_rows(precision: str, dim: int, send: Any) -> None:
+    rng = np.random.default_rng(dim)
+    x = np.concatenate([rows_of(kind, rng, 3, dim, REFERENCE[precision].limit) for kind in KINDS])
+    for rounding in mpe.registry.ROUNDINGS_OF_NEW_ROWS:
+        options: dict[str, Any] = {"rounding": rounding, "seed": 5, "step": dim}
+        rows = ops.quantize(x, precision, **options)
+        same(ops.quantize(send(x), precision, **options), rows)
+
+
+@pytest.mark.parametrize("precision", INTEGER)
+def test_codes_that_draws_come_near(precision: str, send: Any) -> None:
+    """In rows so far from zero that floats are 2^-13 of a step apart, a product alone is wrong."""
+    levels = REFERENCE[precision].levels
+    high = np.float32(2047 * 1.01)
+    x = (high - RNG.random((400, 64)) * min(19.0, levels * 1.01)).astype(np.float32)
+    x[:, 0], x[:, 1] = high - levels * 1.01, high
+    grid = np.zeros((400, 64), np.float32)
+    grid[:] = RNG.integers(0, 2 * levels, grid.shape) / 2
+    grid[:, 0], grid[:, 1] = 0, levels  # a step is 1: every other value is a tie
+    for values in (x, -x, grid):
+        for rounding in mpe.registry.ROUNDINGS_OF_NEW_ROWS:
+            options: dict[str, Any] = {"rounding": rounding, "seed": 5, "step": 3}
+            rows = ops.quantize(values, precision, **options)
+            same(ops.quantize(send(values), precision, **options), rows)
+
+
+@pytest.mark.parametrize("precision", INTEGER)
+def test_difficult_rows_in_pairs(precision: str, send: Any) -> None:
+    """Two writes of a pair: the first stores a negative scale."""
+    rng, dim = np.random.default_rng(1), 9
+    limit = REFERENCE[precision].limit / 8
+    x = np.concatenate([rows_of(kind, rng, 2, dim, limit) for kind in KINDS])
+    weights, ids = ops.quantize(x, precision), np.arange(len(x))
+    there, kept = send(weights), REFERENCE[precision].header
+    signs: set[float] = set()
+    assert kept is not None
+    options: dict[str, Any] = {"precision": precision, "dim": dim, "rounding": "paired", "seed": 3}
+    for step in range(3):
+        grad = (x * rng.uniform(-1, 1, x.shape)).astype(np.float32)
+        ops.sgd_(weights, ids, grad, lr=1.0, step=step, **options)
+        ops.sgd_(there, send(ids), send(grad), lr=1.0, step=step, **options)
+        same(there, weights)
+        headers = np.ascontiguousarray(weights[:, -2 * np.dtype(kept).itemsize :]).view(kept)
+        signs.update(np.sign(headers[:, 0]))
+    assert {-1, 1} <= signs
 
 
 class _Shifted:

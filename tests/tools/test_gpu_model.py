@@ -171,6 +171,23 @@ def test_the_longer_side_counts_unless_another_is_preferred() -> None:
     assert "MUFU.RCP" in opcodes(text, avoid="ATOM")
 
 
+def test_codes_that_are_computed_anew_count_by_their_share() -> None:
+    text = """
+    @P0 BRA `(.L_x_2)
+    .L_x_1:
+    FCHK P1, R4, R0
+    MUFU.RCP R0, R0
+    @P0 BRA `(.L_x_1)
+    .L_x_2:
+    STG.E desc[UR4][R6.64], R4
+    EXIT
+    """
+    quantize = next(one for one in SCENARIOS if one.title == "quantize")
+    units = quantize.path(FORMATS[-1], 64, code(text)).units
+    assert units["lsu"] == 1
+    assert units["xu"] == pytest.approx(1 - (2047 / 2048) ** 256)
+
+
 def test_copies_of_bytes_are_not_taken_where_there_is_a_wide_access() -> None:
     text = """
     @P0 BRA `(.L_x_1)

@@ -147,29 +147,33 @@ MPE_HD auto affine_nearest(X x, AffineHeader h, float inv, int32_t levels) {
 }
 
 // A quicker way to the same code: (x - bias) / scale in 2^-16 of a step, with one rounding after
-// the other. In a row that affine_is_quick accepts it lies within 11 of the k and p of
-// affine_split: at most 3 of that from the inverse, the difference and the product (255 codes at
-// 2^-24 each), 6 from the two neighbours (512 steps, at 2^-24 each), the rest from going over to
-// integers. A draw is added to either; where that does not come within kQuickError of a whole code,
-// both give the same one.
-constexpr int32_t kQuickError = 16;  // a power of two
+// the other. In a row that affine_is_quick accepts it lies within 13 of the k and p of
+// affine_split: less than 4 of that from the inverse, the difference, the product and going over to
+// integers (255 codes at 2^-24 each, half of that for the last two), 8 from the two neighbours,
+// between which p weighs (2048 steps at 2^-24), half a one from the rounding of p. A draw is added
+// to either; where that does not come within kQuickError of a whole code, both give the same one.
+constexpr int32_t kQuickError = 16;     // a power of two
+constexpr float kQuickReach = 2048.0f;  // steps between zero and a value
 
+constexpr int32_t kQuickNearest = 32768;  // the draw where codes are rounded to nearest
+
+// That, and kQuickError. With a draw added, bits 16 and up are the code unless affine_is_near.
 constexpr float kQuickSteps = 65536.0f;
 template <class X>
 MPE_HD auto affine_quick(X x, float bias, float inv) {
-  return to_int((x - bias) * (inv * kQuickSteps));
+  return to_int(about(x - bias, X(inv * kQuickSteps), X(static_cast<float>(kQuickError))));
 }
 
-// Whether a sum of affine_quick and a draw is as near as that to a whole code.
+// Whether the sum of affine_quick and a draw is as near as that to a whole code.
 template <class K>
 MPE_HD auto affine_is_near(K sum) {
-  return ((sum + kQuickError) & (0xFFFF & ~(2 * kQuickError - 1))) == 0;
+  return (sum & (0xFFFF & ~(2 * kQuickError - 1))) == 0;
 }
 
 // scale: its magnitude. range: what the header's type limits a row to; beyond it codes are clamped.
 MPE_HD bool affine_is_quick(float mn, float mx, float scale, float range) {
   const float most = larger(-mn, mx);
-  return most <= 512.0f * scale && most <= range && scale >= 0x1p-100f;
+  return most <= kQuickReach * scale && most <= range && scale >= 0x1p-100f;
 }
 
 // code: an integer below 2^31 or a vector of them.
