@@ -34,7 +34,7 @@ python=${PYTHON:-}
 if [[ -z $python ]]; then
   python=$PWD/build/sanitize/venv/bin/python
   python3 -m venv build/sanitize/venv
-  "$python" -m pip install --quiet -c constraints.txt setuptools cython numpy \
+  "$python" -m pip install --quiet --upgrade -c constraints.txt setuptools cython numpy \
     safetensors pytest hypothesis
 fi
 
