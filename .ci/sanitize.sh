@@ -38,10 +38,11 @@ if [[ -z $python ]]; then
     safetensors pytest hypothesis
 fi
 
-mkdir -p "$base"
+mkdir -p "$base/lib"
 echo "building with $sanitizers"
 env -u MPEMBED_WERROR MPEMBED_CUDA=0 MPEMBED_SANITIZE="$sanitizers" \
-  "$python" -P setup.py -q build --build-base "$base" --build-lib "$base/lib" >"$base/build.log" 2>&1 ||
+  "$python" -P setup.py -q egg_info --egg-base "$base/lib" \
+  build --build-base "$base" --build-lib "$base/lib" >"$base/build.log" 2>&1 ||
   { tail -n 40 "$base/build.log"; exit 1; }
 
 # The program is Python, which is not instrumented: it must load the runtime first. So must
