@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 
 from mpembed import registry
 from mpembed._arguments.scalars import FLOAT_MAX
@@ -103,9 +104,9 @@ class Setting:
 def _written(text: str) -> str:
     """Return a setting as the command line takes it, also if a report named it."""
     found = _REPORTED.fullmatch(text.strip())
-    try:
-        load = float(found["percent"] or 0) / 100 if found else 0.0
-    except ValueError:
+    try:  # in decimals, as the name was: 0.7 / 100 is not 0.007 in binary
+        load = float(Decimal(found["percent"] or 0) / 100) if found else 0.0
+    except InvalidOperation:
         return text
     if found is None or not (found["percent"] or found["rounding"]):
         return text

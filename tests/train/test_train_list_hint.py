@@ -33,6 +33,11 @@ def test_lists_are_noticed(separator: str, kind: pa.DataType) -> None:
     assert hint.endswith(f"pass --list-separator '{separator}'")
 
 
+def test_a_long_list_is_shown_in_short() -> None:
+    cells = ["|".join(GENRES * (500 + i % 3)) for i in range(200)]
+    assert len(list_hint({"genres": pa.array(cells)})) < 200
+
+
 @pytest.mark.parametrize(
     "cells",
     [

@@ -53,6 +53,8 @@ def losses(result: dict[str, Any]) -> list[list[float]]:
         ("int4:0:stochastic", Setting("int4", 0.0, "stochastic"), "int4 stochastic"),
         ("int4:.01:paired", Setting("int4", 0.01), "int4 + 1 %"),
         ("fp32:1", Setting("fp32", 1.0), "fp32 + 100 %"),
+        ("int4:.007", Setting("int4", 0.007), "int4 + 0.7 %"),
+        ("int4:.913", Setting("int4", 0.913), "int4 + 91.3 %"),
     ],
 )
 def test_settings_are_read(text: str, setting: Setting, name: str) -> None:

@@ -149,7 +149,7 @@ MPE_HD auto affine_nearest(X x, AffineHeader h, float inv, int32_t levels) {
 // A quicker way to the same code: (x - bias) / scale in 2^-16 of a step, with one rounding after
 // the other. In a row that affine_is_quick accepts it lies within 13 of the k and p of
 // affine_split: less than 4 of that from the inverse, the difference, the product and going over to
-// integers (255 codes at 2^-24 each, half of that for the last two), 8 from the two neighbours,
+// integers (255 codes at 2^-24 each, half of that for the product, up to 1), 8 from the neighbours,
 // between which p weighs (2048 steps at 2^-24), half a one from the rounding of p. A draw is added
 // to either; where that does not come within kQuickError of a whole code, both give the same one.
 constexpr int32_t kQuickError = 16;     // a power of two

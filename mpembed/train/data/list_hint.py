@@ -13,6 +13,7 @@ _SEPARATORS = "|;,"
 _SAMPLE_ROWS = 1000
 # Fewer such texts, or a smaller share of all, may be chance.
 _FEW, _SHARE = 20, 0.3
+_SHOWN = 60  # characters
 
 
 def list_hint(columns: Mapping[str, pa.Array]) -> str:
@@ -28,8 +29,9 @@ def list_hint(columns: Mapping[str, pa.Array]) -> str:
         for separator in _SEPARATORS:
             lists = [cell for cell in cells if separator in cell]
             if len(lists) >= max(_FEW, _SHARE * len(cells)) and _are_lists(lists, separator):
+                first = lists[0] if len(lists[0]) <= _SHOWN else f"{lists[0][:_SHOWN]}…"
                 return (
-                    f"column {name!r}: {lists[0]!r} and others like it count as one value each; "
+                    f"column {name!r}: {first!r} and others like it count as one value each; "
                     f"if they are lists, pass --list-separator '{separator}'"
                 )
     return ""
