@@ -22,7 +22,7 @@ from gpu_sizes import AHEAD, size
 
 import mpembed as mpe
 from mpembed_gpu import traffic
-from mpembed_gpu.devices import MEASURED
+from mpembed_gpu.devices import measured
 from mpembed_gpu.registry import FORMATS, OPTIMIZERS
 from mpembed_gpu.runtime import ON_DEVICE, Graph, Runtime
 
@@ -126,9 +126,8 @@ def floor_seconds(model: Model, dim: int, unique: int) -> float | None:
     """
     from mpembed.devices import cuda_devices
 
-    name = cuda_devices()[0]["name"]
-    known = [device for device in MEASURED if device.name in name]
-    if not known:
+    known = measured(cuda_devices()[0]["name"])
+    if known is None:
         return None
     fmt = next(one for one in FORMATS if one.name == model.precision)
     optimizer = next(one for one in OPTIMIZERS if one.name == OPTIMIZER)
@@ -138,7 +137,7 @@ def floor_seconds(model: Model, dim: int, unique: int) -> float | None:
     lookup = traffic.forward(fmt, dim).floor - fmt.row(dim) - columns / traffic.POOL
     row = fmt.row(dim) + traffic.update(fmt, dim, optimizer).floor - columns / traffic.POOL
     total = of_bags + lookups * (lookup + traffic.dedup().floor) + unique * row
-    return float(total) / known[0].memory
+    return float(total) / known.memory
 
 
 def counts(emb: Any) -> dict[str, int]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gpu_figures
+import gpu_kernels
 import numpy as np
 from gpu_dlrm import SETTINGS, draw
 from gpu_sizes import AHEAD, size
@@ -45,17 +46,6 @@ def device_copy(runtime: Runtime, stream: int, size: int) -> Callable[[], object
     """Return what queues a copy of `size` squared two-byte values, for want of PyTorch."""
     a, b = runtime.memory(2 * size * size), runtime.memory(2 * size * size)
     return lambda: runtime.copy(b.value, a.value, 2 * size * size, ON_DEVICE, stream)
-
-
-def has_torch() -> bool:
-    """Whether PyTorch is here and sees the GPU."""
-    import importlib.util
-
-    if importlib.util.find_spec("torch") is None:
-        return False
-    import torch
-
-    return bool(torch.cuda.is_available())
 
 
 class Loop:
@@ -149,7 +139,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--beside", choices=("product", "copy"), default="product")
     options = parser.parse_args()
-    if options.beside == "product" and not has_torch():
+    if options.beside == "product" and gpu_kernels.missing() is not None:
         print("no PyTorch that sees a GPU to multiply matrices with: --beside=copy", flush=True)
         options.beside = "copy"
     make = matrix_product if options.beside == "product" else device_copy

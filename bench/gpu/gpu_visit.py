@@ -23,6 +23,18 @@ SITE, MADE = ROOT / "build/gpu_site", ROOT / "build/gpu_made"
 MINUTES = {"first": 9.0, "second": 4.0, "all": None}
 PYTHON = [os.environ.get("PYTHON") or sys.executable, "-P"]
 NO_PLUGINS = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
+# Parts that are a program of this folder: its name and arguments.
+PROGRAMS = {
+    "device": ("gpu_device",),
+    "assumptions": ("gpu_assumptions",),
+    "training": ("gpu_training",),
+    "torch": ("gpu_torch",),
+    "costs": ("gpu_costs",),
+    "dlrm": ("gpu_dlrm",),
+    "kernels": ("gpu_dlrm", "--profile"),
+    "host": ("gpu_dlrm", "--placement=host", "--cached"),
+    "prefetch": ("gpu_prefetch",),
+}
 
 
 def program(name: str, *arguments: str) -> list[str]:
@@ -50,22 +62,27 @@ def sanitizer(tool: str, limit: float, stretch: float = 1.5) -> Part:
     return Part(tool, limit, command, stretch)
 
 
+def programmed(name: str, limit: float, *more: str) -> Part:
+    """Return the part of PROGRAMS that has a name."""
+    return Part(name, limit, program(*PROGRAMS[name], *more))
+
+
 def first(wheels: str) -> list[Part]:
     """Return the parts of a first visit of nine minutes, the most important answers first."""
     some = "((test_forward and (64 or 128)) or (test_train and rowwise_adagrad) or test_convert)"
     rest = ("-m", "gpu and not exhaustive", "tests", "--ignore=tests/graphs")
     processes = min(8, os.cpu_count() or 1)
     return [
-        Part("device", 15, program("gpu_device")),
+        programmed("device", 15),
         Part("install", 105, program("gpu_install", "--wheels", wheels), 3, vital=True),
-        Part("assumptions", 25, program("gpu_assumptions")),
-        Part("training", 40, program("gpu_training")),
-        Part("torch", 20, program("gpu_torch")),
-        Part("costs", 25, program("gpu_costs")),
-        Part("dlrm", 60, program("gpu_dlrm")),
-        Part("kernels", 35, program("gpu_dlrm", "--profile")),
-        Part("host", 25, program("gpu_dlrm", "--placement=host", "--lookups=1", "--cached")),
-        Part("prefetch", 25, program("gpu_prefetch")),
+        programmed("assumptions", 25),
+        programmed("training", 40),
+        programmed("torch", 20),
+        programmed("costs", 25),
+        programmed("dlrm", 60),
+        programmed("kernels", 35),
+        programmed("host", 25, "--lookups=1"),
+        programmed("prefetch", 25),
         Part("benchmarks", 40, pytest("bench/test_gpu.py", "-k", some)),
         Part("graphs", 30, pytest("-m", "gpu", "tests/graphs", processes=processes), 3),
         Part("tests", 40, pytest(*rest, processes=processes), 3),
@@ -99,19 +116,19 @@ def everything() -> list[Part]:
     build = ["-m", "pip", "install", "--no-build-isolation", "--no-deps", "--no-index"]
     jobs = int(os.environ.get("MPEMBED_GPU_JOBS", "4"))  # tests at a time; they share the GPU
     return [
-        Part("device", 60, program("gpu_device")),
+        programmed("device", 60),
         Part("build", 3600, [*PYTHON, *build, "--force-reinstall", "--verbose", "."]),
-        Part("assumptions", 300, program("gpu_assumptions")),
+        programmed("assumptions", 300),
         Part("tests", 5400, pytest("-m", "", processes=jobs)),
-        Part("training", 600, program("gpu_training")),
-        Part("torch", 300, program("gpu_torch")),
+        programmed("training", 600),
+        programmed("torch", 300),
         *(sanitizer(tool, 1800) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
         Part("benchmarks", 3600, pytest("bench/test_gpu.py")),
-        Part("costs", 300, program("gpu_costs")),
-        Part("dlrm", 600, program("gpu_dlrm")),
-        Part("kernels", 600, program("gpu_dlrm", "--profile")),
-        Part("host", 600, program("gpu_dlrm", "--placement=host", "--cached")),
-        Part("prefetch", 300, program("gpu_prefetch")),
+        programmed("costs", 300),
+        programmed("dlrm", 600),
+        programmed("kernels", 600),
+        programmed("host", 600),
+        programmed("prefetch", 300),
     ]
 
 

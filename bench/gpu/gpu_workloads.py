@@ -14,7 +14,7 @@ import workloads
 from gpu_sizes import AHEAD, size
 
 import mpembed as mpe
-from mpembed_gpu.devices import MEASURED
+from mpembed_gpu.devices import measured
 from mpembed_gpu.registry import FORMATS, OPTIMIZERS
 from mpembed_gpu.runtime import Runtime
 from mpembed_gpu.traffic import POOL, Bytes
@@ -87,9 +87,8 @@ def floor_seconds(moved: Bytes, rows: int) -> float | None:
     """Return the time of the floor on this GPU, None if its memory's speed is not known."""
     from mpembed.devices import cuda_devices
 
-    name = cuda_devices()[0]["name"]
-    known = [device for device in MEASURED if device.name in name]
-    return moved.floor * rows / known[0].memory if known else None
+    known = measured(cuda_devices()[0]["name"])
+    return moved.floor * rows / known.memory if known else None
 
 
 def ours(precision: str, dim: int, optimizer: str, **more: Any) -> Any:

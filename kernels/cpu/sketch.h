@@ -27,7 +27,7 @@ inline void sketch_raise(const mpe_cache& cache, uint64_t hash, uint32_t count) 
   }
 }
 
-// How often the sketch has seen a hash: never less than it has, up to the maximum.
+// How often a hash was counted, or more: rows may share cells.
 inline uint32_t sketch_estimate(const mpe_cache& cache, uint64_t hash) {
   uint32_t smallest = kSketchMax;
   for (uint32_t row = 0; row < kSketchRows; ++row) {

@@ -35,7 +35,7 @@ __device__ inline void sketch_raise(const mpe_cache& cache, uint64_t key, uint32
   raise_cell(sketch_address(cache, key, row), count < kSketchMax ? count : kSketchMax);
 }
 
-// How often the sketch has seen a key: never less than it has, up to the maximum.
+// How often a key was counted, or more: rows may share cells.
 __device__ inline uint32_t sketch_estimate(const mpe_cache& cache, uint64_t key) {
   uint32_t least = kSketchMax;
   for (uint32_t j = 0; j < kSketchRows; ++j) {

@@ -12,7 +12,7 @@ from mpembed.train.settings import TrainOptions
 
 #: What the command line calls options that have other names here.
 _OPTIONS = {"settings": "setting", "files": "data"}
-TAB = "\t"
+_TAB = "\t"
 
 
 def described(options: TrainOptions) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _typed(name: str, value: Any) -> str:
     if isinstance(value, tuple) and name != "settings":
         value = ",".join(value)  # of columns
     values = [one.text for one in value] if isinstance(value, tuple) else [str(value)]
-    return " ".join(f"{option} {quote('tab' if one == TAB else one)}" for one in values)
+    return " ".join(f"{option} {quote('tab' if one == _TAB else one)}" for one in values)
 
 
 def _listed(value: Any) -> Any:

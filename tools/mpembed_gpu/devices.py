@@ -50,3 +50,8 @@ MEASURED = (
     *DEVICES,
     Device("H200", "90", 4.8e12, 5.5e12, 55e9, 132, 1.755e9, 32, 0.6e-6, 0.02e-6, 0.25e-6),
 )
+
+
+def measured(name: str) -> Device | None:
+    """Return the device of a driver's name for a GPU, None if its rates are not known."""
+    return next((device for device in MEASURED if device.name in name), None)
