@@ -1,7 +1,7 @@
 """Read the hardware's counters of the kernels of a DLRM's step with ncu, for gpu.sh --second.
 
-The clocks are left as they are, because the machine may be lent. The report, for ncu's own viewer,
-is kept beside what is printed.
+The clocks are left as they are, because the machine may be others' too. The report, for ncu's own
+viewer, is kept beside what is printed.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import gpu_figures
 import gpu_install
 import gpu_kernels
 import gpu_outcomes
+import programs
 import pytest
 from folders import ROOT, environment
 
@@ -39,19 +40,11 @@ def run(folder: Path, name: str, *arguments: str) -> list[dict[str, Any]]:
     """Return the figures of a program."""
     program = folder / "program.py"
     program.write_text(PROGRAM)
-    variables = environment()
     figures = folder / "figures.jsonl"
-    variables |= {"MPEMBED_GPU_SMALLER": "8000", "OMP_NUM_THREADS": "1"}
+    variables = {"MPEMBED_GPU_SMALLER": "8000", "OMP_NUM_THREADS": "1"}
     variables |= {"MPEMBED_GPU_FIGURES": str(figures)}
-    variables["PYTHONPATH"] += f"{os.pathsep}{GPU}"
-    done = subprocess.run(
-        [sys.executable, "-P", str(program), str(GPU / f"{name}.py"), *arguments],
-        cwd=folder,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    variables["PYTHONPATH"] = os.pathsep.join((environment()["PYTHONPATH"], str(GPU)))
+    done = programs.call(folder, program, GPU / f"{name}.py", *arguments, timeout=300, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return gpu_figures.lines(figures)
 

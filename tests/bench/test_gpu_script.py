@@ -22,7 +22,7 @@ FIRST = ["device", "install", "assumptions", "training", "torch", "costs", "dlrm
 FIRST += ["host", "prefetch", "benchmarks", "graphs", "tests", "memcheck", "synccheck"]
 ALL = ["device", "build", "assumptions", "tests", "training", "torch", "memcheck", "racecheck"]
 ALL += ["initcheck", "synccheck", "benchmarks", "costs", "dlrm", "kernels", "host", "prefetch"]
-MOST_FILES = 8  # that a lent machine gives back
+MOST_FILES = 8
 
 # Stands in for Python: logs the call, keeps figures and outcomes as the programs would.
 PYTHON = """#!/bin/bash
