@@ -46,7 +46,8 @@ struct Setup {
   float coefficients[MPE_MAX_COEFFICIENTS] = {};
   mpe_table table{};
   mpe_cache cache{};
-  mpe_optimizer optimizer{MPE_optimizer_rowwise_adagrad, MPE_decay_none, coefficients};
+  mpe_optimizer optimizer{MPE_optimizer_rowwise_adagrad, MPE_decay_none, coefficients, nullptr,
+                          nullptr};
   mpe_group group;
 
   Vec<int64_t> indices = Vec<int64_t>(kLookups), offsets = Vec<int64_t>(kBags + 1);

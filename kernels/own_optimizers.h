@@ -30,6 +30,24 @@ class OwnOptimizer {
 
   const mpe_own_optimizer& fields() const { return fields_; }
 
+  // Whether another one is the same, functions included.
+  bool is(const mpe_own_optimizer& other) const {
+    if (fields_.num_states != other.num_states || fields_.num_parameters != other.num_parameters ||
+        fields_.coefficients != other.coefficients || fields_.step != other.step) {
+      return false;
+    }
+    bool same = name_ == other.name;
+    for (int i = 0; i < other.num_states; ++i) {
+      same = same && states_[i] == other.state_names[i] &&
+             fields_.state_shapes[i] == other.state_shapes[i] &&
+             fields_.state_initials[i] == other.state_initials[i];
+    }
+    for (int i = 0; i < other.num_parameters; ++i) {
+      same = same && parameters_[i] == other.parameters[i];
+    }
+    return same;
+  }
+
   // Whether its counts and shapes are such as kernels can bear.
   static bool is_valid(const mpe_own_optimizer& given) {
     int values = 0;
@@ -56,10 +74,13 @@ class OwnOptimizer {
 // The list of a library. Any thread may read it while another one adds to it.
 class OwnOptimizers {
  public:
-  const mpe_own_optimizer* find(int32_t kind) const {
+  const OwnOptimizer* entry(int32_t kind) const {
     const int32_t place = kind - MPE_NUM_OPTIMIZERS;
     if (place < 0 || place >= MPE_MAX_OWN_OPTIMIZERS) return nullptr;
-    const OwnOptimizer* found = entries_[static_cast<size_t>(place)].load();
+    return entries_[static_cast<size_t>(place)].load();
+  }
+  const mpe_own_optimizer* find(int32_t kind) const {
+    const OwnOptimizer* found = entry(kind);
     return found == nullptr ? nullptr : &found->fields();
   }
 

@@ -71,9 +71,9 @@ MPE_EXPORT float mpe_state_initial(int32_t optimizer, int32_t state);
  * end. */
 MPE_EXPORT const char* mpe_parameter_name(int32_t optimizer, int32_t i);
 /* Makes an optimizer of the caller's own known to this process, for good: `number` is what stands
- * for it as MPE_optimizer_... does for those of registry.h. Texts are copied. MPE_ERR_VALUE if the
- * name is taken, there are MPE_MAX_OWN_OPTIMIZERS already, or its states or parameters are too
- * many. */
+ * for it as MPE_optimizer_... does for those of registry.h; the same one again gets the same
+ * number. Texts are copied. MPE_ERR_VALUE if another one has the name, there are
+ * MPE_MAX_OWN_OPTIMIZERS already, or its states or parameters are too many. */
 MPE_EXPORT mpe_status mpe_register_optimizer(const mpe_own_optimizer* optimizer, int32_t* number);
 /* Gives the CUDA backend the kernels of such an optimizer, once for each device, set of formats and
  * size of rows: for the current device and for groups whose tables' precisions are among `formats`,

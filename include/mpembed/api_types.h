@@ -130,8 +130,8 @@ typedef struct mpe_cache {
 
 /* What may change from one update of a table to the next. Where the kernels run. */
 typedef struct mpe_parameters {
-  int32_t optimizer;                 /* MPE_optimizer_..., or -1: the table is frozen */
-  int32_t decay_mode;                /* MPE_decay_... */
+  int32_t optimizer;  /* MPE_optimizer_..., of mpe_register_optimizer, or -1: the table is frozen */
+  int32_t decay_mode; /* MPE_decay_... */
   double values[MPE_MAX_PARAMETERS]; /* lr, weight_decay, then mpe_parameter_name's */
 } mpe_parameters;
 
@@ -153,7 +153,7 @@ typedef struct mpe_own_optimizer {
 
 /* How the tables of a group are trained. */
 typedef struct mpe_optimizer {
-  int32_t kind;              /* MPE_optimizer_... */
+  int32_t kind;              /* MPE_optimizer_..., or of mpe_register_optimizer */
   int32_t decay_mode;        /* MPE_decay_... */
   const float* coefficients; /* T x MPE_MAX_COEFFICIENTS, of begin_update, where the kernels run */
   /* Of one of the caller's own, see mpe_register_optimizer; else not read. What begin_update had of

@@ -34,10 +34,12 @@ def build(source: Source, unit: str, arch: str) -> bytes:
         try:
             made = core.Program(unit, "c++", given).compile("cubin")
         except Exception as error:
+            head, found, log = str(error).partition("compilation log:")
             if type(error).__name__ != "NVRTCError":
                 raise
-            log = str(error).partition("compilation log:")
-            raise failed(source, "NVRTC", (log[2] or log[0]).strip("\0")) from None
+            if not found or "NVRTC_ERROR_COMPILATION" not in head:
+                raise RuntimeError(f"NVRTC {version} cannot compile for {arch}: {error}") from error
+            raise failed(source, "NVRTC", log.strip("\0")) from None
         return bytes(made.code)
 
     return _code_cache.kept(".cubin", what, compiled).read_bytes()

@@ -71,7 +71,7 @@ struct Collection {
     const int64_t n = static_cast<int64_t>(tables.size());
     parameters = replica.make<mpe_parameters>(n, host_parameters.data());
     coefficients = replica.make<float>(n * MPE_MAX_COEFFICIENTS);
-    optimizer = mpe_optimizer{o.optimizer, o.decay, coefficients};
+    optimizer = mpe_optimizer{o.optimizer, o.decay, coefficients, nullptr, nullptr};
     if (o.policy >= 0) cache = make_cache(replica, o.optimizer, o.policy, o.sets, o.dim);
     make_group(o);
   }

@@ -35,7 +35,7 @@ struct Far {
     table.pooling = MPE_pooling_sum;
     step = replica.make<uint64_t>(1);
     coefficients = replica.make<float>(MPE_MAX_COEFFICIENTS);
-    optimizer = {MPE_optimizer_rowwise_adagrad, MPE_decay_none, coefficients};
+    optimizer = {MPE_optimizer_rowwise_adagrad, MPE_decay_none, coefficients, nullptr, nullptr};
     group.tables = &table;
     group.device_tables = replica.make<mpe_table>(1, &table);
     group.optimizer = &optimizer;

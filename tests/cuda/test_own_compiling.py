@@ -200,6 +200,13 @@ def test_nvrtc_compiles_it(arch: str, long_rows: bool, cache_folder: Path) -> No
 
 
 @needs_nvrtc
+def test_nvrtc_does_not_know_every_device(cache_folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="NVRTC [0-9.]+ cannot compile for sm_9999: "):
+        _nvrtc.build(SOURCE, SOURCE.to_describe(), "sm_9999")
+    assert list(cache_folder.iterdir()) == []
+
+
+@needs_nvrtc
 def test_nvrtc_compiles_every_format_at_once() -> None:
     every = SOURCE.for_cuda(frozenset(mpe.registry.FORMATS), False)
     one = SOURCE.for_cuda(frozenset(["int8"]), False)

@@ -79,7 +79,7 @@ struct Group {
     cache.sketch = sketch.data(), cache.counters = counters;
     cache.num_sets = kSets, cache.ways = kWays;
     cache.sketch_width = 8192, cache.policy = policy;
-    optimizer = {kind, MPE_decay_none, coefficients.data()};
+    optimizer = {kind, MPE_decay_none, coefficients.data(), nullptr, nullptr};
     group = {tables, nullptr, &cache, &optimizer, &step, 7, kTables, kDim, MPE_rounding_stochastic};
   }
 

@@ -30,12 +30,14 @@ MPE_EXPORT mpe_status mpe_register_optimizer(const mpe_own_optimizer* given, int
   using namespace mpembed;
   if (is_taken(given->name)) return MPE_ERR_VALUE;
   const std::lock_guard<std::mutex> lock(g_adding);
-  int32_t next = MPE_NUM_OPTIMIZERS;
-  for (; own_optimizer(next) != nullptr; ++next) {
-    if (std::strcmp(own_optimizer(next)->name, given->name) == 0) return MPE_ERR_VALUE;
+  int32_t place = MPE_NUM_OPTIMIZERS;
+  for (; own_optimizer(place) != nullptr; ++place) {
+    if (std::strcmp(own_optimizer(place)->name, given->name) != 0) continue;
+    *number = place;
+    return g_optimizers.entry(place)->is(*given) ? MPE_OK : MPE_ERR_VALUE;
   }
-  const mpe_status status = g_optimizers.add(next, *given);
-  if (status == MPE_OK) *number = next;
+  const mpe_status status = g_optimizers.add(place, *given);
+  if (status == MPE_OK) *number = place;
   return status;
 }
 }

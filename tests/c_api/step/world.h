@@ -109,7 +109,8 @@ class World {
     mpe_group& group = groups[g];
     optimizers_[g] = mpe_optimizer{
         kind_[g], decay_[g],
-        coefficients + (static_cast<int64_t>(parameters_.size()) - count) * MPE_MAX_COEFFICIENTS};
+        coefficients + (static_cast<int64_t>(parameters_.size()) - count) * MPE_MAX_COEFFICIENTS,
+        nullptr, nullptr};
     group.tables = tables_[g].data();
     group.device_tables = replica.make<mpe_table>(count, tables_[g].data());
     group.optimizer = kind_[g] < 0 ? nullptr : &optimizers_[g];
