@@ -195,7 +195,7 @@ typedef struct mpe_unique {
 } mpe_unique;
 
 typedef struct mpe_matrix {
-  float* data;
+  void* data;
   int64_t stride; /* elements between rows */
 } mpe_matrix;
 
@@ -203,6 +203,7 @@ typedef struct mpe_matrix {
 typedef struct mpe_outputs {
   mpe_matrix shared;        /* each table at its column; used where `tables` is NULL */
   const mpe_matrix* tables; /* T, one matrix a table, where the kernels run */
+  int32_t format;           /* of all elements: one of MPE_OUTPUT_FORMATS */
 } mpe_outputs;
 
 /* What a forward needs of one group. */

@@ -128,8 +128,7 @@ class TableUpdate {
   template <class Rows>
   void prefetch_gradients(const Rows& grads, int64_t first, int64_t last, int64_t end) const {
     for (int64_t i = first; i < min64(last, end - kGradPrefetchDistance); ++i) {
-      const int64_t position = first_position(i + kGradPrefetchDistance);
-      prefetch_bytes(grads.row(position), work_.dim * 4, false);
+      grads.prefetch(first_position(i + kGradPrefetchDistance));
     }
     for (int64_t i = first; i < min64(last, end - kBagPrefetchDistance); ++i) {
       grads.prefetch_bag(first_position(i + kBagPrefetchDistance));

@@ -13,7 +13,7 @@ struct Lookup {
   mpe_lookups lookups;
   const float* cached;   // the cache's rows, or NULL
   const int32_t* slots;  // one per lookup, or NULL
-  Outputs out;
+  mpe_outputs out;
   bool slotted, weighted;  // whether there are slots and weights
   int32_t shift;           // 1 << shift lanes are a tile
   int32_t tiles;           // that share a bag's or lookup's row

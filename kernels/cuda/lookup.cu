@@ -6,6 +6,7 @@
 
 #include "cuda/bag_sum.cuh"
 #include "cuda/kernels.h"
+#include "cuda/outputs.cuh"
 #include "cuda/row.cuh"
 
 namespace mpembed {
@@ -56,14 +57,13 @@ __global__ void __launch_bounds__(kThreads, (blocks_of<Format, kAlignment>()))
   // is a sum.
   const bool divided = table.pooling == MPE_pooling_mean && end > begin;
   const float n = divided ? static_cast<float>(end - begin) : 1.0f;
-  const mpe_matrix out = lookup.out.of(table, t);
-  float* to = out.data + (bag - t * lookup.lookups.batch_size) * out.stride + c;
+  uint8_t* to = OutputRows(lookup.out, table, t).at(bag - t * lookup.lookups.batch_size, c);
   float acc[kChunk] = {};
   sum_table<Format, kAlignment, kRowsInFlight>(lookup, table, begin, end, c, acc);
   if (n != 1.0f) {
     for (int j = 0; j < kChunk; ++j) acc[j] /= n;
   }
-  store_floats(to, dim - c, acc);
+  store_outputs(to, lookup.out.format, dim - c, acc);
 }
 
 // Tables without pooling: every lookup is a bag of one.
@@ -79,10 +79,8 @@ __global__ void lookups_kernel(Lookup lookup) {
   float acc[kChunk] = {};
   const int32_t first = static_cast<int32_t>(p);
   sum_table<AnyFormat, kAlignment, 1>(lookup, table, first, first + 1, c, acc);
-  const mpe_matrix out = lookup.out.of(table, t);
-  store_floats(
-      out.data + (p - lookup.lookups.bag_offsets[t * lookup.lookups.batch_size]) * out.stride + c,
-      dim - c, acc);
+  const int64_t line = p - lookup.lookups.bag_offsets[t * lookup.lookups.batch_size];
+  store_outputs(OutputRows(lookup.out, table, t).at(line, c), lookup.out.format, dim - c, acc);
 }
 
 // Reads a stored row column by column; the header is decoded once.
@@ -108,11 +106,13 @@ __device__ float fold(const Tile& tile, float v) {
 
 // This lane's share of the dot product of a gradient with a row's current values.
 __device__ float dot(const Lookup& lookup, const Tile& tile, const mpe_table& table, int64_t p,
-                     const float* grad) {
-  const int32_t dim = lookup.tables.dim, lanes = 1 << tile.shift;
+                     const uint8_t* grad) {
+  const int32_t dim = lookup.tables.dim, lanes = 1 << tile.shift, format = lookup.out.format;
   float lane = 0.0f;
   const auto add = [&](auto row) {
-    for (int32_t c = tile.lane; c < dim; c += lanes) lane = fmaf(grad[c], row(c), lane);
+    for (int32_t c = tile.lane; c < dim; c += lanes) {
+      lane = fmaf(output_value(grad, format, c), row(c), lane);
+    }
   };
   if (const float* cached = lookup.cache_row(p)) {
     add([=](int64_t c) { return cached[c]; });
@@ -135,10 +135,10 @@ __global__ void weight_grad_kernel(Lookup lookup, int32_t shift, float* out) {
   const int64_t first = lookup.lookups.bag_offsets[t * lookup.lookups.batch_size];
   float result = 0.0f;
   if (lookup.lookups.keys[p] != MPE_DROPPED) {
-    const mpe_matrix grads = lookup.out.of(table, static_cast<int32_t>(t));
     const int64_t line =
         table.pooling == MPE_pooling_none ? p - first : bag - t * lookup.lookups.batch_size;
-    result = fold(tile, dot(lookup, tile, table, p, grads.data + line * grads.stride));
+    const uint8_t* grad = OutputRows(lookup.out, table, t).row(line);
+    result = fold(tile, dot(lookup, tile, table, p, grad));
     if (table.pooling == MPE_pooling_mean) {
       result /=
           static_cast<float>(lookup.lookups.bag_offsets[bag + 1] - lookup.lookups.bag_offsets[bag]);
@@ -174,8 +174,7 @@ Lookup make_lookup(const mpe_group& group, const mpe_lookups& lookups, const int
   const int32_t tiles = static_cast<int32_t>(ceil_div(group.dim, kChunk << shift));
   const float* cached = group.cache != nullptr ? group.cache->rows : nullptr;
   const bool slotted = slots != nullptr, weighted = lookups.weights != nullptr;
-  return Lookup{Tables(group), lookups,  cached, slots, Outputs{out},
-                slotted,       weighted, shift,  tiles};
+  return Lookup{Tables(group), lookups, cached, slots, out, slotted, weighted, shift, tiles};
 }
 
 // Gathers the pooled tables of several groups, to launch one kernel for as many as it takes.

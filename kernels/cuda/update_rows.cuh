@@ -27,7 +27,7 @@ __device__ void report_nonfinite(mpe_error* error, const mpe_table& table, uint6
 // slot or -1, and its gradient's address if it occurs once.
 struct UniqueRow {
   uint64_t key;
-  const float* grad;
+  const uint8_t* grad;
   float factor;
   int32_t table, slot;
   uint32_t u;
@@ -57,16 +57,17 @@ __device__ __forceinline__ void update_row(const Update& update, const HotRows& 
   const bool single = kModel || found.grad != nullptr;
   if (single) {
     each_chunk<kLong>(tile, update.dim(), [&](int32_t c) {
-      float x[kChunk];
-      load_floats(found.grad + c, update.dim() - c, x);
-      gradient.save(c, x);
+      GradientChunk grad;
+      grad.load(found.grad, update.batches.format, c, update.dim());
+      grad.decode(update.batches.format);
+      gradient.save(c, grad.x);
     });
   } else {
     const int64_t begin = update.unique.starts[found.u], end = update.unique.starts[found.u + 1];
     if (end - begin > kBlock) {
       add_partials(update, tile, hot, found.u, end - begin, gradient);
     } else {
-      sum_block<1>(update, tile, found.table, begin, end, gradient);
+      sum_block<kLong ? 1 : 2>(update, tile, found.table, begin, end, gradient);
     }
   }
   const int64_t row = static_cast<int64_t>(found.key) - table.base;
@@ -104,7 +105,8 @@ __global__ void __launch_bounds__(kThreads, (blocks_of<Optimizer, kLong>()))
 
 // The partial sums of one block of a hot row.
 template <bool kLong>
-__global__ void partials_kernel(const __grid_constant__ Update update, HotRows hot, int32_t shift) {
+__global__ void __launch_bounds__(kThreads, 3)
+    partials_kernel(const __grid_constant__ Update update, HotRows hot, int32_t shift) {
   const Tile tile(shift);
   const int64_t i = tile.index();
   if (i >= *hot.blocks) return;

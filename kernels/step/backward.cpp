@@ -87,6 +87,9 @@ class Backward {
   bool has_rows(size_t g) const { return single() && group(g).cache != nullptr; }
 
   mpe_status collect() {
+    for (const mpe_batch_gradient& batch : batches_) {
+      if (batch.grad.format != batches_[0].grad.format) return MPE_ERR_VALUE;
+    }
     for (size_t g = 0; g < updates_.size(); ++g) {
       GroupUpdate& update = updates_[g];
       update.gradients.reserve(batches_.size());

@@ -157,7 +157,7 @@ class Engine(OpenBatches):
     def _clear(self, results: Iterable[View], on: Stream) -> None:
         """Set results to zero that kernels do not write where the batch is refused later."""
         for view in results:
-            on.clear(view.address, 4 * view.size)
+            on.clear(view.address, view.nbytes)
 
     def _same_batch(self, ticket: Ticket, batch: Batch, opened: OpenedBatch) -> bool:
         """Whether a batch is the one of a prefetch.

@@ -157,13 +157,13 @@ class Storage:
         return {name: stored.memory for name, stored in reversed(self.arrays().items())}
 
     def refuse_own_memory(self, values: View | dict[str, View]) -> None:
-        """Raise ValueError if a float32 argument lies in these arrays, which its call changes."""
+        """Raise ValueError if an argument lies in these arrays, which its call changes."""
         if self._spans is None:  # they are never moved
             owned = {array_ops.address(a): (a.nbytes, name) for name, a in self._memory().items()}
             self._spans = sorted((begin, *rest) for begin, rest in owned.items())
         for one in values.values() if isinstance(values, dict) else (values,):
             # The last array that begins before the argument ends.
-            at = bisect.bisect_left(self._spans, (one.address + 4 * one.size,)) - 1
+            at = bisect.bisect_left(self._spans, (one.address + one.nbytes,)) - 1
             if one.size and at >= 0:
                 begin, nbytes, name = self._spans[at]
                 if one.address < begin + nbytes:

@@ -141,7 +141,7 @@ uint64_t train(const mpe_backend& backend, int32_t policy, int32_t optimizer) {
     must(backend.init_rows(group, t, MPE_init_uniform, -1.0f, 1.0f, nullptr));
   }
   Vec<float> out(kBatch * kTables * kDim), weight_grad(kLookups);
-  const mpe_outputs outputs{mpe_matrix{out.data(), kTables * kDim}, nullptr};
+  const mpe_outputs outputs{mpe_matrix{out.data(), kTables * kDim}, nullptr, MPE_format_fp32};
   uint64_t sum = 0xCBF29CE484222325u;
   for (int step = 0; step < 3; ++step) {
     Batch memory;

@@ -119,13 +119,13 @@ class PlainBatch {
   }
 
   mpe_outputs outputs(int32_t g, const mpe_results& results) {
-    if (results.tables == nullptr) return mpe_outputs{results.shared, nullptr};
+    if (results.tables == nullptr) return mpe_outputs{results.shared, nullptr, results.format};
     std::vector<mpe_matrix> tables;
     for (int32_t t = 0; t < w_.groups[g].num_tables; ++t) {
       tables.push_back(results.tables[w_.groups[g].tables[t].feature]);
     }
     const int64_t n = static_cast<int64_t>(tables.size());
-    return mpe_outputs{{}, w_.replica.make<mpe_matrix>(n, tables.data())};
+    return mpe_outputs{{}, w_.replica.make<mpe_matrix>(n, tables.data()), results.format};
   }
 
   void find_slots(int32_t g) {
