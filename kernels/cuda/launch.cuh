@@ -123,6 +123,13 @@ __device__ inline int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
+// Hides where a value comes from: what follows from it is found where it is needed, instead of
+// being kept in registers.
+__device__ __forceinline__ int32_t opaque(int32_t v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x) & (kWarp - 1); }
 
 // The first i in [0, n] with measure(i) >= target; measure ascends.

@@ -207,7 +207,7 @@ class ForwardCalls:
         indices: Tensor,
         offsets: Tensor,
         dtype: torch.dtype,
-        **kind: bool,
+        **kind: Any,
     ) -> Any:
         """Look up; an error speaks of the caller's indices and offsets."""
         forward, stream = self.collection.forward, self.current_stream()

@@ -117,12 +117,12 @@ def test_every_kind_of_value(precision: str, dim: int) -> None:
     edges += [2.0**-24, 2.0**-25, 1.5 * 2.0**-24, 6.1e-5, 1e-40, 1.0 + 2**-11, 1.0 + 3 * 2**-11]
     edges += [1.0 + 2**-8, 1.0 + 3 * 2**-8]
     random = np.random.default_rng(5).integers(0, 2**32, 4000, np.uint32).view(np.float32)
-    values = np.float32([*edges, *(-np.array(edges)), *random[np.isfinite(random)]])
+    values = np.array([*edges, *(-np.array(edges)), *random[np.isfinite(random)]], np.float32)
     rows = len(values) // dim
     emb = on_device.make([mpe.TableConfig("a", rows, dim, "fp32", "none")], optimizer=mpe.SGD(0.1))
     emb.set_rows("a", np.arange(rows), values[: rows * dim].reshape(rows, dim))
     indices, offsets = np.arange(rows).repeat(3), np.array([0, 3 * rows])
-    weights = np.tile(np.float32([1, np.inf, np.nan]), rows)
+    weights = np.tile(np.array([1, np.inf, np.nan], np.float32), rows)
     with np.errstate(all="ignore"):
         whole = on_device.fetch(emb.forward(indices, offsets, weights, training=False))["a"]
         wanted = halves.narrowed(precision, whole)
