@@ -186,7 +186,7 @@ typedef struct mpe_lookups {
 } mpe_lookups;
 
 /* The unique rows of n lookups, ascending; row u's lookups are positions[starts[u] ..
- * starts[u + 1]). */
+ * starts[u + 1]). A device's positions go on with those of the dropped lookups. */
 typedef struct mpe_unique {
   int64_t* count;     /* one value */
   uint64_t* rows;     /* room for n */

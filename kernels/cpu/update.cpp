@@ -265,8 +265,9 @@ void update_range(const Update& update, const StateShapes& shapes, const HotRows
 
 }  // namespace
 
-mpe_status begin_update(const mpe_parameters* tables, int64_t n, uint64_t* updates,
+mpe_status begin_update(uint64_t* step, const mpe_parameters* tables, int64_t n, uint64_t* updates,
                         float* coefficients, void*) {
+  if (step != nullptr) ++*step;
   ++*updates;
   cpu::parallel(1, [=](int64_t) {  // for the floating-point environment of tasks
     for (int64_t t = 0; t < n; ++t) {

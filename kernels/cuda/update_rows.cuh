@@ -147,10 +147,11 @@ mpe_status update_rows(const Update& update, HotRows hot, int32_t optimizer, int
   }
   return with_optimizer(optimizer, [&](auto kind) {
     using Optimizer = decltype(kind);
-    Workspace<float> scratch(stream);
+    Workspace workspace(stream);
     if (kLong) {
-      MPE_TRY(scratch.acquire(at_once * kScratchRows<Optimizer> * hot.stride, "update"));
-      hot.scratch = scratch.get();
+      const auto scratch = workspace.plan<float>(at_once * kScratchRows<Optimizer> * hot.stride);
+      MPE_TRY(workspace.acquire("update"));
+      hot.scratch = workspace.get(scratch);
     }
     const int32_t rows = kLong ? 1 : rows_of_tile(n, shift);
     for (int64_t first = 0; first < n; first += at_once) {

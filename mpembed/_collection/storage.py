@@ -10,7 +10,8 @@ import numpy as np
 from mpembed import registry
 from mpembed._bindings import array_ops, contract, kernels
 from mpembed._bindings.array_ops import Array
-from mpembed._bindings.device import Device, Stream
+from mpembed._bindings.device import CallOrder, Device, Stream
+from mpembed._bindings.tensor import Tensor
 from mpembed._bindings.view import View
 from mpembed._collection import grouping
 from mpembed._collection.batch_rows import BatchRows
@@ -85,6 +86,13 @@ class Storage:
     def __post_init__(self) -> None:
         self.changes = ChangeTracking(self.device)
         self.saves = SaveHistory(self.changes)
+
+    def used_by(self, calls: CallOrder) -> None:
+        """Keep tables in the host's memory, once nobody refers to them, until calls are done."""
+        for records in self.tables:
+            for buffer in records.memory():
+                if isinstance(buffer, Tensor):
+                    buffer.memory.used_by(calls)
 
     @property
     def configs(self) -> tuple[TableConfig, ...]:

@@ -115,7 +115,7 @@ class TrainingCalls(CollectionBase):
         with self._calls.on_stream(stream, refuse, changes=training) as on:
             given = None if out is None else outputs.export(out, "out", self._engine.unpooled, on)
             batch = self._batch(indices, offsets, per_sample_weights, on, outputs.each_view(given))
-            opened = self._engine.open(batch, on)
+            opened = self._engine.open_forward(batch, on, training=training)
             shapes = self._engine.batch_shapes(batch, opened, on)
             result, views = outputs.output_views(out, given, shapes, dtype, batch, on)
             if not training:

@@ -105,11 +105,12 @@ std::vector<float> work(Far& f, const std::vector<int64_t>& ids) {
   const mpe_parameters parameters{MPE_optimizer_rowwise_adagrad, MPE_decay_none, {0.1, 0.0, 1e-8}};
   const mpe_parameters* p = s.make<mpe_parameters>(1, &parameters);
   s.check(s.b->advance(f.step, nullptr), "advance");
-  s.check(s.b->prepare(&f.group, &b, 0, errors, &l, nullptr, errors + 1), "prepare");
+  s.check(s.b->prepare(&f.group, &b, 0, &l, nullptr, errors + 1), "prepare");
   s.check(s.b->dedup(l.keys, n, static_cast<uint64_t>(kRows), &u, nullptr), "dedup");
   const mpe_lookup_args part{&f.group, &l, nullptr, &out};
   s.check(s.b->lookup(&part, 1, nullptr), "lookup");
-  s.check(s.b->begin_update(p, 1, s.make<uint64_t>(1), f.coefficients, nullptr), "begin_update");
+  s.check(s.b->begin_update(nullptr, p, 1, s.make<uint64_t>(1), f.coefficients, nullptr),
+          "begin_update");
   const mpe_gradient gradient{&l, &out};
   s.check(s.b->update(&f.group, &gradient, 1, &u, nullptr, errors, nullptr), "update");
   float* after = s.make<float>(n * kDim);

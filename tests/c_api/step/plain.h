@@ -34,7 +34,9 @@ class PlainBatch {
       const uint64_t limit = static_cast<uint64_t>(w_.total_rows(g));
       check(b().dedup(s.lookups.keys, s.lookups.n, limit, &s.unique, nullptr), "dedup");
       if (!cached(g)) continue;
-      check(b().cache_admit(&w_.groups[g], &s.unique, s.lookups.n, s.slots, nullptr), "admit");
+      check(b().cache_admit(&w_.groups[g], &s.unique, s.lookups.n, nullptr, nullptr, s.slots,
+                            nullptr),
+            "admit");
       check(b().count(&w_.groups[g], &s.lookups, nullptr, 0, 1, nullptr), "count");
     }
   }
@@ -109,9 +111,9 @@ class PlainBatch {
     s.slots = r.make<int32_t>(n);
     s.fresh = r.make<int32_t>(n);
     s.each = r.make<int32_t>(n);
-    check(b().prepare(&w_.groups[g], &sample_.batch, w_.c.drop, errors, &s.lookups, nullptr,
-                      errors + 1 + g),
-          "prepare");
+    check(
+        b().prepare(&w_.groups[g], &sample_.batch, w_.c.drop, &s.lookups, nullptr, errors + 1 + g),
+        "prepare");
     // On the CPU n is the number of lookups, of which the batch's is only the room.
     if (std::string(b().name) == "cpu") s.lookups.n = s.lookups.bag_offsets[tables * bags];
     s.out = outputs(g, sample_.outputs);
@@ -152,7 +154,8 @@ inline void plain_backward(World& w, const std::vector<PlainBatch*>& batches) {
   Replica& r = w.replica;
   for (PlainBatch* batch : batches) batch->weight_grad();
   PlainBatch::advance(w);
-  r.check(b.begin_update(w.c.parameters, kTables, w.updates, w.coefficients, nullptr), "begin");
+  r.check(b.begin_update(nullptr, w.c.parameters, kTables, w.updates, w.coefficients, nullptr),
+          "begin");
   for (int32_t g = 0; g < kGroups; ++g) {
     if (w.groups[g].optimizer == nullptr) continue;
     std::vector<uint64_t> keys;
