@@ -76,7 +76,8 @@ class BuildExt(build_ext):
             self.build_extension(extension)
         sdk.copy_headers(self.built())
         sdk.describe(self.built(), self.distribution.get_version(), "include")
-        self.built(FACTS).write_text(json.dumps({"cuda": facts}, indent=1) + "\n")
+        known = {"cuda": facts, "cpu": self.jobs.facts()}
+        self.built(FACTS).write_text(json.dumps(known, indent=1) + "\n")
 
     def build_extension(self, ext: Extension) -> None:
         """Compile what changed, and link."""
@@ -126,7 +127,7 @@ class BuildExt(build_ext):
 
     def get_outputs(self) -> list[str]:
         """Return the files of this build: extensions, facts, and what C++ programs get."""
-        folders = ("lib", "include", "cmake", "pkgconfig")
+        folders = ("lib", "include", "kernels", "cmake", "pkgconfig")
         files = [path for folder in folders for path in self.built(folder).rglob("*.*")]
         own = [str(path) for path in (self.built(FACTS), *files) if path.is_file()]
         return sorted({*super().get_outputs(), *own})
@@ -138,7 +139,7 @@ class BuildExt(build_ext):
             mapping[str(self.built(FACTS))] = str(self.source(FACTS))
             for library in self.built("lib").glob("*.*"):
                 mapping[str(library)] = str(self.source("lib", library.name))
-            for header in sdk.headers():
+            for header in [*sdk.headers(), *sdk.kernel_headers()]:
                 mapping[str(self.built(str(header)))] = str(header)
         return mapping
 

@@ -3,6 +3,7 @@
 
 #include "mpembed/api_types.h"
 #include "mpembed/registry_types.h"
+#include "own_optimizer.h"
 
 MPE_BEGIN
 
@@ -14,22 +15,28 @@ struct StateShapes {
   // FP32 values of a cache slot, in mpe_cache.rows and in mpe_cache.values.
   int64_t slot_floats(int64_t dim) const { return dim * (1 + num_elements); }
   int64_t slot_values() const { return num_values; }
+
+  void add(int number, int32_t shape) {
+    if (shape == MPE_STATE_ELEMENT) {
+      element[num_elements++] = number;
+    } else {
+      value[num_values++] = number;
+    }
+  }
 };
 
 // optimizer: its kind, or -1 for frozen tables.
 inline StateShapes state_shapes(int32_t optimizer) {
   StateShapes shapes;
   if (optimizer < 0) return shapes;
+  if (const mpe_own_optimizer* own = own_optimizer(optimizer)) {
+    for (int i = 0; i < own->num_states; ++i) shapes.add(i, own->state_shapes[i]);
+    return shapes;
+  }
   with_optimizer(optimizer, [&](auto kind) {
     using Optimizer = decltype(kind);
     if constexpr (Optimizer::kNumStates > 0) {
-      for (int i = 0; i < Optimizer::kNumStates; ++i) {
-        if (Optimizer::kStates[i].shape == kStateElement) {
-          shapes.element[shapes.num_elements++] = i;
-        } else {
-          shapes.value[shapes.num_values++] = i;
-        }
-      }
+      for (int i = 0; i < Optimizer::kNumStates; ++i) shapes.add(i, Optimizer::kStates[i].shape);
     }
   });
   return shapes;

@@ -159,10 +159,10 @@ def cuda_devices() -> list[dict[str, Any]]:
     return found
 
 
-def build_facts() -> dict[str, Any]:
-    """Return what the build wrote down about the CUDA extension."""
+def build_facts(part: str = "cuda") -> dict[str, Any]:
+    """Return what the build wrote down about the CUDA extension, or about the CPU's kernels."""
     try:
         facts = json.loads(Path(__file__).with_name("_build_facts.json").read_text("utf-8"))
     except FileNotFoundError:
         return {"built": False, "reason": "not known: the build left no _build_facts.json"}
-    return dict(facts["cuda"])
+    return dict(facts[part])

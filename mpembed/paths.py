@@ -14,6 +14,12 @@ def get_include() -> str:
     return str(installed if installed.is_dir() else _PACKAGE.parent / "include")
 
 
+def kernel_headers() -> str:
+    """Return the folder of the kernels' headers, behind which optimizers of one's own compile."""
+    installed = _PACKAGE / "kernels"
+    return str(installed if installed.is_dir() else _PACKAGE.parent / "kernels")
+
+
 def get_cmake_dir() -> str:
     """Return the directory of ``mpembedConfig.cmake``, for CMake's ``mpembed_DIR``."""
     return str(_PACKAGE / "cmake")

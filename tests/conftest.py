@@ -96,6 +96,16 @@ def package_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel.alone((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "wheel")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what mpembed compiles in a folder of this run, which all its workers share."""
+    base = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        patch.setenv("MPEMBED_CACHE_DIR", str(shared / "compiled"))
+        yield
+
+
 @pytest.fixture
 def umask() -> Iterator[None]:
     """Let new files be readable by their owner and group, writable by their owner."""

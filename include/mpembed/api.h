@@ -70,6 +70,19 @@ MPE_EXPORT float mpe_state_initial(int32_t optimizer, int32_t state);
 /* The name of an optimizer's parameter number i: "lr", "weight_decay", then its own; NULL at the
  * end. */
 MPE_EXPORT const char* mpe_parameter_name(int32_t optimizer, int32_t i);
+/* Makes an optimizer of the caller's own known to this process, for good: `number` is what stands
+ * for it as MPE_optimizer_... does for those of registry.h. Texts are copied. MPE_ERR_VALUE if the
+ * name is taken, there are MPE_MAX_OWN_OPTIMIZERS already, or its states or parameters are too
+ * many. */
+MPE_EXPORT mpe_status mpe_register_optimizer(const mpe_own_optimizer* optimizer, int32_t* number);
+/* Gives the CUDA backend the kernels of such an optimizer, once for each device, set of formats and
+ * size of rows: for the current device and for groups whose tables' precisions are among `formats`,
+ * a bit each; long_rows: of more than MPE_SHORT_ROW columns, or of no more. code: a CUDA binary of
+ * the kernels of kernels/cuda/own_kernels.cuh, for just these. MPE_ERR_DEVICE with the backend's
+ * last_error if it cannot be loaded. In the library of the CUDA backend. */
+MPE_EXPORT mpe_status mpe_cuda_load_optimizer(int32_t number, const mpe_own_optimizer* optimizer,
+                                              uint32_t formats, int32_t long_rows,
+                                              const void* code);
 /* FP32 values of a cache slot: in mpe_cache.rows, and in mpe_cache.values. optimizer: -1 for frozen
  * tables. */
 MPE_EXPORT int64_t mpe_slot_floats(int32_t optimizer, int64_t dim);

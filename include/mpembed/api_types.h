@@ -9,10 +9,8 @@
 #ifndef MPEMBED_API_TYPES_H
 #define MPEMBED_API_TYPES_H
 
-#include <stddef.h>
-#include <stdint.h>
-
 #include "mpembed/contract.h"
+#include "mpembed/integers.h"
 #include "mpembed/registry.h"
 
 #ifdef __cplusplus
@@ -137,11 +135,31 @@ typedef struct mpe_parameters {
   double values[MPE_MAX_PARAMETERS]; /* lr, weight_decay, then mpe_parameter_name's */
 } mpe_parameters;
 
+/* An optimizer that registry.h does not have, see mpe_register_optimizer. The functions are the
+ * CPU's, compiled at the level of its backend (kernels/cpu/own_step.h); NULL: it trains on devices
+ * alone. */
+typedef struct mpe_own_optimizer {
+  const char* name;
+  int32_t num_states; /* of them, one at most is of a value a row */
+  const char* state_names[MPE_MAX_STATES];
+  int32_t state_shapes[MPE_MAX_STATES]; /* MPE_STATE_ROW or MPE_STATE_ELEMENT */
+  float state_initials[MPE_MAX_STATES];
+  int32_t num_parameters; /* besides lr and weight_decay */
+  const char* parameters[MPE_MAX_PARAMETERS];
+  void (*coefficients)(const double* values, int32_t decay_mode, uint64_t updates,
+                       float* coefficients);
+  void (*step)(const void* settings, void* rows);
+} mpe_own_optimizer;
+
 /* How the tables of a group are trained. */
 typedef struct mpe_optimizer {
   int32_t kind;              /* MPE_optimizer_... */
   int32_t decay_mode;        /* MPE_decay_... */
   const float* coefficients; /* T x MPE_MAX_COEFFICIENTS, of begin_update, where the kernels run */
+  /* Of one of the caller's own, see mpe_register_optimizer; else not read. What begin_update had of
+   * the group's tables: a device computes their coefficients at the update. */
+  const mpe_parameters* parameters;
+  const uint64_t* updates;
 } mpe_optimizer;
 
 /* Tables of one dimension and optimizer, which share a cache; bases ascend in the order of the

@@ -7,7 +7,7 @@
 #ifndef MPEMBED_CONTRACT_H
 #define MPEMBED_CONTRACT_H
 
-#include <stdint.h>
+#include "mpembed/integers.h"
 
 /* ---- limits ---- */
 
@@ -63,11 +63,13 @@
 
 /* ---- optimizers (section 5) ---- */
 
-#define MPE_STATE_ROW 1        /* a state of a value a row */
-#define MPE_STATE_ELEMENT 2    /* a state of a value an element */
-#define MPE_MAX_STATES 2       /* of an optimizer */
-#define MPE_MAX_PARAMETERS 8   /* learning rate, weight decay, and an optimizer's own */
-#define MPE_MAX_COEFFICIENTS 8 /* what an update reads instead of them */
-#define MPE_MAX_GRADIENTS 16   /* batches that one update sums up */
+#define MPE_STATE_ROW 1            /* a state of a value a row */
+#define MPE_STATE_ELEMENT 2        /* a state of a value an element */
+#define MPE_MAX_STATES 2           /* of an optimizer */
+#define MPE_MAX_PARAMETERS 8       /* learning rate, weight decay, and an optimizer's own */
+#define MPE_MAX_COEFFICIENTS 8     /* what an update reads instead of them */
+#define MPE_MAX_GRADIENTS 16       /* batches that one update sums up */
+#define MPE_MAX_OWN_OPTIMIZERS 256 /* that a process registers */
+#define MPE_SHORT_ROW 256          /* columns: kernels of a device update longer rows in rounds */
 
 #endif

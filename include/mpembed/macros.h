@@ -2,10 +2,14 @@
 #ifndef MPEMBED_MACROS_H
 #define MPEMBED_MACROS_H
 
+#include "mpembed/integers.h"
+
+#if defined(__CUDACC_RTC__)
+#define INFINITY __int_as_float(0x7F800000)  // NVRTC has functions built in, but no headers
+#else
 #include <math.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
+#endif
 
 #if defined(__CUDACC__)
 #define MPE_HD __host__ __device__ __forceinline__

@@ -33,7 +33,8 @@ MPE_BEGIN
 #endif
 
 // Calls f(Int4{}) and the like: an object of the format's empty type, for the format with this id.
-// The id must be valid.
+// The id must be valid. Code that is compiled for certain tables may define MPE_USED_FORMATS, a
+// selection of MPE_FORMATS.
 #define MPE_CASE(id, name, type) \
   case id:                       \
     return f(type{});
@@ -42,9 +43,15 @@ MPE_ANY_SIDE
 template <class F>
 MPE_HD auto with_format(int32_t id, F f) {
   switch (id) {
+#if defined(MPE_USED_FORMATS)
+    MPE_USED_FORMATS(MPE_CASE)
+    default:
+      __builtin_unreachable();
+#else
     MPE_FORMATS(MPE_CASE)
     default:
       return f(Fp32{});
+#endif
   }
 }
 

@@ -180,9 +180,4 @@ class RowStep {
   RowsInWork& work_;
 };
 
-// New weights and states of the rows in work.
-inline void step_rows(int32_t optimizer, const StepSettings& settings, RowsInWork& work) {
-  with_optimizer(optimizer, [&](auto kind) { RowStep<decltype(kind)>(settings, work).run(); });
-}
-
 MPE_END

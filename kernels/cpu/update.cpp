@@ -39,6 +39,12 @@ struct Task {
   RecordEncoder encoder;
 };
 
+// New weights and states of the rows in work.
+void step_rows(int32_t optimizer, const StepSettings& settings, RowsInWork& work) {
+  if (optimizer >= MPE_NUM_OPTIMIZERS) return own_optimizer(optimizer)->step(&settings, &work);
+  with_optimizer(optimizer, [&](auto kind) { RowStep<decltype(kind)>(settings, work).run(); });
+}
+
 StepSettings step_settings(const mpe_group& group, const StateShapes& shapes, int32_t t) {
   const mpe_table& table = group.tables[t];
   const auto bound = [](int32_t format) {
@@ -271,10 +277,15 @@ mpe_status begin_update(uint64_t* step, const mpe_parameters* tables, int64_t n,
   ++*updates;
   cpu::parallel(1, [=](int64_t) {  // for the floating-point environment of tasks
     for (int64_t t = 0; t < n; ++t) {
-      if (tables[t].optimizer < 0) continue;
-      with_optimizer(tables[t].optimizer, [&](auto kind) {
-        decltype(kind)::coefficients(tables[t].values, tables[t].decay_mode, *updates,
-                                     coefficients + t * MPE_MAX_COEFFICIENTS);
+      const mpe_parameters& table = tables[t];
+      float* to = coefficients + t * MPE_MAX_COEFFICIENTS;
+      if (table.optimizer < 0) continue;
+      if (const mpe_own_optimizer* own = own_optimizer(table.optimizer)) {
+        own->coefficients(table.values, table.decay_mode, *updates, to);
+        continue;
+      }
+      with_optimizer(table.optimizer, [&](auto kind) {
+        decltype(kind)::coefficients(table.values, table.decay_mode, *updates, to);
       });
     }
   });

@@ -1,31 +1,9 @@
 // Which devices there are, and which one a thread uses.
+#include "cuda/driver.h"
 #include "cuda/kernels.h"
-#include "cuda/launch.cuh"
 
 namespace mpembed {
 namespace cuda {
-namespace {
-
-// The driver's cuDevicePrimaryCtxGetState, without a library to link.
-using ContextState = int (*)(int device, unsigned* flags, int* active);
-
-ContextState find_context_state() {
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &found,
-                                                             7000, cudaEnableDefault, &result);
-#else
-  const cudaError_t error =
-      cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &found, cudaEnableDefault, &result);
-#endif
-  if (error != cudaSuccess) forget_error();
-  if (error != cudaSuccess || result != cudaDriverEntryPointSuccess) return nullptr;
-  return reinterpret_cast<ContextState>(found);
-}
-
-}  // namespace
-
 mpe_status device_count(int32_t* count) {
   int n = 0;
   const mpe_status status = check(cudaGetDeviceCount(&n), "counting devices");
@@ -56,7 +34,9 @@ mpe_status current_device(int32_t* device) {
 mpe_status use_device(int32_t device) { return check(cudaSetDevice(device), "choosing a device"); }
 
 mpe_status device_in_use(int32_t device, int32_t* in_use) {
-  static const ContextState context_state = find_context_state();
+  using ContextState = int (*)(int device, unsigned* flags, int* active);
+  static const auto context_state =
+      driver_function<ContextState>("cuDevicePrimaryCtxGetState", 7000);
   unsigned flags = 0;
   int active = 1;
   if (context_state != nullptr && context_state(device, &flags, &active) != 0) active = 1;

@@ -1,6 +1,10 @@
 // What every launcher uses: named errors, stream-ordered workspace, one way to launch.
 #pragma once
 
+#if defined(__CUDACC_RTC__)  // NVRTC compiles kernels alone
+#include "cuda/traits.cuh"
+#include "mpembed/api_types.h"
+#else
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -8,6 +12,8 @@
 
 #include "cuda/pool.h"
 #include "mpembed/api.h"
+#endif
+
 #include "mpembed/macros.h"
 
 #ifndef MPE_SHARED
@@ -36,6 +42,10 @@ constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr unsigned kFullMask = 0xFFFFFFFFu;
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#if !defined(__CUDACC_RTC__)
+
 // Keeps "operation: reason" for last_error. Returns MPE_ERR_MEMORY if memory ran out, else
 // MPE_ERR_DEVICE.
 mpe_status failed(cudaError_t error, const char* operation);
@@ -54,8 +64,6 @@ inline mpe_status check(cudaError_t error, const char* operation) {
   } while (false)
 
 inline cudaStream_t stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The bits that hold 0 .. below - 1.
 inline int bits_for(uint64_t below) {
@@ -132,6 +140,8 @@ class Workspace {
   char* memory_ = nullptr;
   size_t bytes_ = 0;
 };
+
+#endif
 
 // ---- in kernels ---------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ __global__ void coefficients_kernel(uint64_t* step, const mpe_parameters* tables
   }
   for (int64_t t = threadIdx.x; t < n; t += blockDim.x) {
     const mpe_parameters& table = tables[t];
-    if (table.optimizer < 0) continue;
+    if (table.optimizer < 0 || table.optimizer >= MPE_NUM_OPTIMIZERS) continue;
     float* to = coefficients + t * MPE_MAX_COEFFICIENTS;
     with_optimizer(table.optimizer, [&](auto optimizer) {
       decltype(optimizer)::coefficients(table.values, table.decay_mode, count, to);
@@ -49,6 +49,12 @@ mpe_status update(const mpe_group* group, const mpe_gradient* gradients, int32_t
                   const mpe_unique* unique, const int32_t* slots, mpe_error* nonfinite,
                   void* stream) {
   MPE_TRY(check_state_formats(*group));
+  const bool is_own = group->optimizer->kind >= MPE_NUM_OPTIMIZERS;
+  OwnKernels own;
+  if (is_own) {
+    MPE_TRY(find_own_kernels(*group, &own));
+    MPE_TRY(begin_own_update(*group, own, stream));
+  }
   const mpe_cache cache = group->cache != nullptr ? *group->cache : mpe_cache{};
   const mpe_optimizer& optimizer = *group->optimizer;
   const Update update{Tables(*group),         Rounding(*group), cache, optimizer.decay_mode,
@@ -72,7 +78,7 @@ mpe_status update(const mpe_group* group, const mpe_gradient* gradients, int32_t
     MPE_TRY(launch("update", stream, lookups, hot_rows_kernel, update, hot));
   }
   const auto rows = group->dim > kRound ? update_long_rows : update_short_rows;
-  return rows(update, hot, optimizer.kind, lookups, nonfinite, stream);
+  return rows(update, hot, optimizer.kind, is_own ? &own : nullptr, lookups, nonfinite, stream);
 }
 
 }  // namespace cuda

@@ -4,9 +4,9 @@
 namespace mpembed {
 namespace cuda {
 
-mpe_status update_short_rows(const Update& update, const HotRows& hot, int32_t optimizer, int64_t n,
-                             mpe_error* nonfinite, void* stream) {
-  return update_rows<false>(update, hot, optimizer, n, nonfinite, stream);
+mpe_status update_short_rows(const Update& update, const HotRows& hot, int32_t optimizer,
+                             const OwnKernels* own, int64_t n, mpe_error* nonfinite, void* stream) {
+  return update_rows<false>(update, hot, optimizer, own, n, nonfinite, stream);
 }
 
 }  // namespace cuda

@@ -1,9 +1,10 @@
 // The groups of a manifest, which are those that such tables are in, and their caches. Python's
 // side is mpembed/_collection/grouping.py.
-#include <array>
 #include <map>
+#include <tuple>
 #include <utility>
 
+#include "own_optimizer.h"
 #include "step/manifest.h"
 
 namespace mpembed::checkpoint {
@@ -16,18 +17,29 @@ std::string label_of(const Table& table) {
   const std::string dim = std::to_string(table.fields.dim) + ".";
   if (table.optimizer < 0) return dim + "frozen";
   const std::string mode = table.decay == 0 ? "" : std::string(".") + kDecays[table.decay];
-  return dim + kOptimizers[table.optimizer] + mode;
+  const mpe_own_optimizer* own = own_optimizer(table.optimizer);
+  return dim + (own != nullptr ? own->name : kOptimizers[table.optimizer]) + mode;
 }
 
-// By dimension, then optimizer (frozen tables last), then weight decay. A frozen table has a cache
-// only where it lies in the host's memory beside a device.
+// What groups are sorted by: dimension, optimizer (those of the caller's own by name, frozen tables
+// last), weight decay, and whether they have a cache.
+using Order = std::tuple<int32_t, int32_t, std::string, int32_t, bool>;
+
+Order order_of(const Table& table, bool cached) {
+  constexpr int32_t kOfCaller = static_cast<int32_t>(std::size(kOptimizers)),
+                    kFrozen = kOfCaller + 1;
+  const mpe_own_optimizer* own = own_optimizer(table.optimizer);
+  const int32_t kind = table.optimizer < 0 ? kFrozen : own != nullptr ? kOfCaller : table.optimizer;
+  return {table.fields.dim, kind, own != nullptr ? own->name : "", table.decay, cached};
+}
+
+// A frozen table has a cache only where it lies in the host's memory beside a device.
 std::vector<Group> plan(const std::vector<Table>& tables, bool has_cache) {
-  std::map<std::array<int32_t, 4>, Group> found;
+  std::map<Order, Group> found;
   for (size_t t = 0; t < tables.size(); ++t) {
     const Table& table = tables[t];
     const bool frozen = table.optimizer < 0, cached = has_cache && (!frozen || table.host);
-    const int32_t kind = frozen ? static_cast<int32_t>(std::size(kOptimizers)) : table.optimizer;
-    Group& group = found[{table.fields.dim, kind, table.decay, cached ? 1 : 0}];
+    Group& group = found[order_of(table, cached)];
     if (group.tables.empty()) {
       group.label = label_of(table);
       group.fields.dim = table.fields.dim;

@@ -3,6 +3,7 @@
 #include <array>
 #include <set>
 
+#include "own_optimizer.h"
 #include "step/manifest.h"
 
 namespace mpembed::checkpoint {
@@ -19,6 +20,19 @@ struct Optimizer {
   int32_t kind, decay;
 };
 
+// The number of an optimizer of the registry, or of one of the caller's own.
+int32_t optimizer_kind(const json::Value& value) {
+  const std::string& name = text(value, "an optimizer");
+  for (int32_t kind = 0; kind < MPE_NUM_OPTIMIZERS; ++kind) {
+    if (name == kOptimizers[kind]) return kind;
+  }
+  for (int32_t kind = MPE_NUM_OPTIMIZERS; own_optimizer(kind) != nullptr; ++kind) {
+    if (name == own_optimizer(kind)->name) return kind;
+  }
+  throw Error("there is no optimizer '" + name +
+              "' in this process: mpe_register_optimizer adds those of your own");
+}
+
 std::vector<Optimizer> read_optimizers(const json::Value& root, size_t most) {
   std::vector<Optimizer> optimizers;
   const std::vector<json::Value>& items = list(root, "optimizers");
@@ -29,8 +43,8 @@ std::vector<Optimizer> read_optimizers(const json::Value& root, size_t most) {
       refuse("an optimizer is not a kind with its settings");
     }
     const json::Value& decay = member(item.items[1], "weight_decay_mode");
-    optimizers.push_back({choice(item.items[0], "an optimizer", kOptimizers),
-                          choice(decay, "weight_decay_mode", kDecays)});
+    optimizers.push_back(
+        {optimizer_kind(item.items[0]), choice(decay, "weight_decay_mode", kDecays)});
   }
   return optimizers;
 }

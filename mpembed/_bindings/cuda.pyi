@@ -1,1 +1,2 @@
 BACKEND: object
+LOAD_OPTIMIZER: object

@@ -227,6 +227,20 @@ class OpenedBatch:
     def close(self, on: Stream) -> None: ...
     def forget(self) -> None: ...
 
+class OwnOptimizer:
+    number: int
+    def __init__(
+        self,
+        name: str,
+        states: list[tuple[str, int, float]],
+        parameters: list[str],
+        coefficients: int,
+        step: int,
+    ) -> None: ...
+    def load(
+        self, device: Device, loader: object, formats: int, long_rows: bool, code: bytes
+    ) -> None: ...
+
 def unstorable(x: View, n: int, dim: int, precision: int, on: Stream) -> tuple[int, int] | None: ...
 def oversized_code(codes: View, bits: int, on: Stream) -> tuple[int, int] | None: ...
 def quantize(

@@ -9,7 +9,7 @@ cimport cython
 cimport numpy as cnp
 from libc.stdint cimport (
     INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t)
-from cpython.pycapsule cimport PyCapsule_New
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cpython.weakref cimport PyWeakref_NewRef
 from libc.stdlib cimport calloc, free
 from libcpp.vector cimport vector
@@ -188,3 +188,4 @@ include "kernels/step.pxi"
 include "kernels/opened_batch.pxi"
 include "kernels/keys.pxi"
 include "kernels/ops.pxi"
+include "kernels/own.pxi"

@@ -11,7 +11,7 @@ from mpembed._collection import grouping
 from mpembed._collection.settings import Settings
 from mpembed._collection.state import COUNTERS
 from mpembed.config import CacheConfig, TableConfig
-from mpembed.optim import OPTIMIZERS, Optimizer
+from mpembed.optim import Optimizer, made
 
 _FIELDS = {"format", "version", "written_by", "tables", "groups", "cache", "optimizers"}
 _FIELDS |= {"optimizer", "device", "seed", "rounding", "bounds", "on_nonfinite", "crc32"}
@@ -48,17 +48,17 @@ def check_manifest(manifest: dict[str, Any], arrays: Collection[str]) -> None:
 
 def optimizers_of(manifest: Mapping[str, Any]) -> list[Optimizer]:
     """Return the optimizers; ValueError where a setting is missing, or not one of theirs."""
-    made = []
+    found = []
     for one in manifest["optimizers"]:
         kind, settings = one if isinstance(one, list) and len(one) == 2 else (None, None)
-        if not isinstance(kind, str) or kind not in OPTIMIZERS or not isinstance(settings, dict):
-            raise ValueError("an optimizer is not one that this version knows, with its settings")
-        optimizer = OPTIMIZERS[kind](**settings)
+        if not isinstance(kind, str) or not isinstance(settings, dict):
+            raise ValueError("an optimizer is not a name with settings")
+        optimizer = made(kind, settings)
         _check_fields(f"optimizer {kind!r}", settings, set(optimizer.settings()))
         if optimizer.kind != kind:
             raise ValueError(f"an optimizer has the settings of {optimizer.kind!r}, not {kind!r}")
-        made.append(optimizer)
-    return made
+        found.append(optimizer)
+    return found
 
 
 def check_groups(manifest: Mapping[str, Any], saved: Settings) -> None:

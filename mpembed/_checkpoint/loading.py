@@ -38,6 +38,7 @@ from mpembed._collection.state import CollectionState, Counters
 from mpembed._collection.state_checks import StateChecks
 from mpembed.config import CacheConfig, TableConfig
 from mpembed.load_report import LoadReport
+from mpembed.optim import UnknownOptimizerError
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -129,6 +130,8 @@ def _reading_manifest(target: Path, manifest: dict[str, Any]) -> Iterator[None]:
     """Say that the manifest is wrong where it leads to an error."""
     try:
         yield
+    except UnknownOptimizerError as error:  # the manifest may be right
+        raise ValueError(f"{target}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{target}: its manifest is not valid: {error}") from error
     except RuntimeError as error:

@@ -54,24 +54,33 @@ class GroupPlan:
 
 
 def plan(settings: Settings) -> list[GroupPlan]:
-    """Return the groups: by dimension, then optimizer (frozen ones last), then decay mode.
+    """Return the groups: by dimension, then optimizer, then decay mode.
+
+    Optimizers of the user's own come after the package's, frozen tables last.
 
     A frozen table has a cache only where reading its rows takes the bus.
     """
-    found: dict[tuple[int, ...], list[int]] = {}
+    found: dict[tuple[int, tuple[int, str, int], bool], list[int]] = {}
     for number, table in enumerate(settings.tables):
         optimizer = settings.optimizers[number]
-        if optimizer is None:
-            cached = settings.cache is not None and table.placement == "host"
-            key = table.embedding_dim, len(registry.OPTIMIZERS), 0, int(cached)
-        else:
-            cached = settings.cache is not None
-            key = table.embedding_dim, *optimizer.kernel_kind(), int(cached)
-        found.setdefault(key, []).append(number)
+        cached = settings.cache is not None and (optimizer is not None or table.placement == "host")
+        found.setdefault((table.embedding_dim, _order(optimizer), cached), []).append(number)
     return [
-        GroupPlan(key[0], settings.optimizers[tables[0]], bool(key[3]), tuple(tables))
-        for key, tables in sorted(found.items())
+        GroupPlan(dim, settings.optimizers[tables[0]], cached, tuple(tables))
+        for (dim, _, cached), tables in sorted(found.items())
     ]
+
+
+def _order(optimizer: Optimizer | None) -> tuple[int, str, int]:
+    """Return what groups are sorted by: those of the user's own by name.
+
+    Their numbers are this process's, and a checkpoint has the order.
+    """
+    last = len(registry.OPTIMIZERS)
+    if optimizer is None:
+        return last + 1, "", 0
+    number, decay = optimizer.kernel_kind()
+    return (number, "", decay) if number < last else (last, optimizer.kind, decay)
 
 
 def first_keys(group: GroupPlan, settings: Settings) -> dict[int, int]:

@@ -251,6 +251,11 @@ def leading_dimensions(name: str) -> int:
 def allocate(settings: Settings) -> Storage:
     """Allocate a collection; the rows are not drawn yet."""
     configs, device = settings.tables, settings.device
+    plans = grouping.plan(settings)
+    for plan in plans:  # first: an optimizer of the user's own may not compile
+        if plan.optimizer is not None:
+            precisions = frozenset(configs[i].precision for i in plan.tables)
+            plan.optimizer.prepare(device, plan.dim, precisions)
     tables = [
         Records(
             config.num_embeddings,
@@ -264,7 +269,6 @@ def allocate(settings: Settings) -> Storage:
         array_ops.full(device, (len(configs), len(entries)), np.int64, 0)
         for entries in (registry.STATS, registry.NOISE_SUMS)
     )
-    plans = grouping.plan(settings)
     on = device.stream(None)
     steps = kernels.StepCounter(on, 0, permanent=True)
     rules = kernels.UpdateRules(on, len(configs), 0, permanent=True)

@@ -10,6 +10,7 @@ import numpy as np
 from mpembed import registry
 from mpembed._arguments.scalars import FLOAT_MAX, finite
 from mpembed._bindings import kernels
+from mpembed._bindings.device import Device
 
 StatePrecision = str | Mapping[str, str]
 
@@ -93,7 +94,7 @@ class Optimizer:
 
     def _declared(self, precision: StatePrecision, start: Mapping[str, float]) -> tuple[State, ...]:
         """Return the states in the kernels' order; keep the setting where there are some."""
-        declared = kernels.optimizer_states(registry.OPTIMIZERS[self.kind])
+        declared = kernels.optimizer_states(self.kernel_number())
         names = [name for name, _, _ in declared]
         if isinstance(precision, Mapping):
             chosen = dict(precision)
@@ -123,7 +124,7 @@ class Optimizer:
 
     @property
     def kind(self) -> str:
-        """The kernels' name of the optimizer, a key of ``registry.OPTIMIZERS``."""
+        """The optimizer's name: a key of ``registry.OPTIMIZERS``, or that of one of your own."""
         return self._kind
 
     @property
@@ -157,9 +158,19 @@ class Optimizer:
         """What is kept for each row: (name, shape, precision, initial value) of each state."""
         return self._states
 
+    def kernel_number(self) -> int:
+        """Return the kernels' number of the optimizer."""
+        return registry.OPTIMIZERS[self.kind]
+
     def kernel_kind(self) -> tuple[int, int]:
         """Return the kernels' numbers of the optimizer and of its mode of weight decay."""
-        return registry.OPTIMIZERS[self.kind], registry.WEIGHT_DECAYS[self.weight_decay_mode]
+        return self.kernel_number(), registry.WEIGHT_DECAYS[self.weight_decay_mode]
+
+    def prepare(self, device: Device, dim: int, precisions: frozenset[str]) -> None:
+        """Have what a device needs to train tables of one dimension, with these formats.
+
+        Called before anything of a collection is made. Those of the package need nothing.
+        """
 
     def parameters(self) -> tuple[float, ...]:
         """Return what an update reads, in the kernels' order."""

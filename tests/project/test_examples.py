@@ -21,7 +21,8 @@ NAMES = ["numpy_train", "jax_train"]
 RUN = """
 import runpy, sys
 sys.modules["torch"] = None
-runpy.run_path(sys.argv[1], run_name="__main__")
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -77,3 +78,18 @@ def test_the_derivative_of_the_log_odds() -> None:
     np.testing.assert_allclose(change / 2, (slopes * shift).sum(axis=(1, 2)), rtol=1e-7)
     pairs = sum(vectors[:, i, 1:] * vectors[:, j, 1:] for i in range(3) for j in range(i)).sum(1)
     np.testing.assert_allclose(odds, vectors[..., 0].sum(1) + pairs)
+
+
+def test_an_optimizer_of_ones_own_fits_the_targets(tmp_path: Path) -> None:
+    script = str(EXAMPLES / "own_optimizer.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", RUN, script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r" steps  loss (\d\.\d+)$", done.stdout, re.M)]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] / 3

@@ -21,12 +21,15 @@ TREE = {
     f"{B}/kernels.pyi": b"",
     f"{B}/kernels.pyx": b"",
     f"{B}/cuda.pyx": b"",
+    "kernels/cuda/own_kernels.cuh": b"",
+    "kernels/cuda/update.cu": b"",
 }
 INFO = "mpembed-1.2.dist-info"
 WHEEL = {name: data for name, data in TREE.items() if name[:7] == "mpembed" and name[-1] != "x"} | {
     f"{B}/kernels.cpython-313-x86_64-linux-gnu.so": b"\x7fELF",
     "mpembed/lib/libmpembed.so": b"\x7fELF",
     "mpembed/include/mpembed/api.h": b"",
+    "mpembed/kernels/cuda/own_kernels.cuh": b"",
     f"{INFO}/METADATA": b"Name: mpembed\nVersion: 1.2\nLicense-Expression: Apache-2.0\n",
     f"{INFO}/WHEEL": b"Root-Is-Purelib: false\n",
     f"{INFO}/entry_points.txt": b"[console_scripts]\nmpembed = mpembed.__main__:main\n",
@@ -117,6 +120,14 @@ def test_a_good_wheel(root: Path) -> None:
         (
             {f"{B}/kernels.new": b""},
             f"is for building only: {B}/kernels.new",
+        ),
+        (
+            {"mpembed/kernels/cuda/update.cu": b""},
+            "is for building only: mpembed/kernels/cuda/update.cu",
+        ),
+        (
+            {"mpembed/kernels/cuda/own_kernels.cuh": b"old"},
+            "missing, or not the source's: mpembed/kernels/cuda/own_kernels.cuh",
         ),
         ({"mpembed/py.typed": None}, "missing: mpembed/py.typed"),
         ({"mpembed/__init__.py": b"x = 2\n"}, "differs from the source: mpembed/__init__.py"),

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mpembed_build.objects import Job, target
 from mpembed_build.settings import BuildError, sanitizer_flags
@@ -89,6 +90,11 @@ class Compiler:
     def levels(self) -> dict[str, list[str]]:
         """Return the SIMD levels and their flags."""
         return {"base": [], "avx2": AVX2, "avx512": AVX512} if self.x86 else {"base": []}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what an optimizer of the user's own is compiled with at run time."""
+        flags = [*(flag for flag in COMMON if not flag.startswith("-I")), *ARITHMETIC]
+        return {"flags": flags, "levels": self.levels()}
 
     def job(
         self,

@@ -1,7 +1,7 @@
 """What C++ programs use: libraries, headers, and the files for CMake and pkg-config.
 
-In a wheel they are all in the package: ``lib``, ``include``, ``cmake`` and ``pkgconfig``. In a
-build in place the headers stay beside the package.
+In a wheel they are all in the package: ``lib``, ``include``, ``kernels`` (headers), ``cmake`` and
+``pkgconfig``. In a build in place the headers stay beside the package.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 LIBRARY, CUDA_LIBRARY = "mpembed", "mpembed_cuda"
-INCLUDE = Path("include")
+INCLUDE, KERNELS = Path("include"), Path("kernels")
 SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 # A program may be used with a later library of the same minor release. Before 1.0, a minor release
 # may change anything.
@@ -54,10 +54,21 @@ def headers() -> list[Path]:
     return sorted(INCLUDE.rglob("*.h"))
 
 
+def kernel_headers(root: Path = Path()) -> list[Path]:
+    """Return the headers of the kernels, behind which an optimizer of a user's own compiles.
+
+    Relative to the root of the project, as those of `headers`.
+    """
+    patterns = ("*.h", "cpu/**/*.h", "cuda/*.h", "cuda/*.cuh")
+    found = [path for pattern in patterns for path in (root / KERNELS).glob(pattern)]
+    return sorted(path.relative_to(root) for path in found)
+
+
 def copy_headers(package: Path) -> None:
-    """Copy the headers into a built package, and remove those of an earlier build."""
-    shutil.rmtree(package / INCLUDE, ignore_errors=True)
-    for header in headers():
+    """Copy all headers into a built package, and remove those of an earlier build."""
+    for folder in (INCLUDE, KERNELS):
+        shutil.rmtree(package / folder, ignore_errors=True)
+    for header in [*headers(), *kernel_headers()]:
         target = package / header
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(header, target)

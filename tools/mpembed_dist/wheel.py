@@ -7,6 +7,8 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
+from mpembed_build import sdk
+
 MEGABYTE = 1_000_000
 LIMITS = {"cpu": 5 * MEGABYTE, "cuda": 40 * MEGABYTE}
 PACKAGE = "mpembed"
@@ -57,9 +59,14 @@ def _names(files: Mapping[str, bytes], metadata: str) -> list[str]:
         # mpembed.libs would hold bundled libraries; there must be none.
         if path.parts[0] not in (PACKAGE, metadata):
             wrong.append(f"out of place: {name}")
-        elif path.suffix in SOURCES:
+        elif path.suffix in SOURCES and not _is_kernel_header(path):
             wrong.append(f"is for building only: {name}")
     return wrong
+
+
+def _is_kernel_header(path: PurePosixPath) -> bool:
+    """Whether NVRTC needs a file where an optimizer of a user's own is compiled."""
+    return path.suffix == ".cuh" and path.parts[:2] == (PACKAGE, "kernels")
 
 
 def _package(files: Mapping[str, bytes], root: Path) -> list[str]:
@@ -73,6 +80,9 @@ def _package(files: Mapping[str, bytes], root: Path) -> list[str]:
             wrong.append(f"missing: {name}")
         elif files[name] != path.read_bytes():
             wrong.append(f"differs from the source: {name}")
+    for path in sdk.kernel_headers(root):
+        if files.get(f"{PACKAGE}/{path.as_posix()}") != (root / path).read_bytes():
+            wrong.append(f"missing, or not the source's: {PACKAGE}/{path.as_posix()}")
     for name in files:
         shipped = PurePosixPath(name).suffix in SHIPPED and name.startswith(f"{PACKAGE}/")
         if shipped and not (root / name).is_file():

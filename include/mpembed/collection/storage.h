@@ -150,7 +150,8 @@ class Storage {
       made.optimizer =
           mpe_optimizer{plan.optimizer->kind, plan.optimizer->decay_mode,
                         coefficients_.data() +
-                            static_cast<int64_t>(host_parameters_.size()) * MPE_MAX_COEFFICIENTS};
+                            static_cast<int64_t>(host_parameters_.size()) * MPE_MAX_COEFFICIENTS,
+                        nullptr, nullptr};
       group.optimizer = &made.optimizer;
     }
     for (const int32_t t : plan.tables) add_table(static_cast<size_t>(t), options, &made.tables);

@@ -77,9 +77,16 @@ const mpe_backend* choose() {
 
 bool is_optimizer(int32_t id) { return id >= 0 && id < MPE_NUM_OPTIMIZERS; }
 
+// What one of the user's own declares for a state.
+mpembed::State state_of(const mpe_own_optimizer& own, int32_t i) {
+  return {own.state_names[i], static_cast<mpembed::StateShape>(own.state_shapes[i]),
+          own.state_initials[i]};
+}
+
 // A state of an optimizer; all zero if there is none with this number.
 mpembed::State state_of(int32_t optimizer_id, int32_t i) {
   if (i < 0 || i >= mpe_num_states(optimizer_id)) return mpembed::State{};
+  if (const auto* own = mpembed::own_optimizer(optimizer_id)) return state_of(*own, i);
   return mpembed::with_optimizer(optimizer_id, [&](auto optimizer) {
     if constexpr (decltype(optimizer)::kNumStates > 0) {
       return decltype(optimizer)::kStates[i];
@@ -111,6 +118,7 @@ MPE_EXPORT int64_t mpe_code_bytes(int32_t precision, int64_t dim) {
 }
 
 MPE_EXPORT int32_t mpe_num_states(int32_t optimizer_id) {
+  if (const auto* own = mpembed::own_optimizer(optimizer_id)) return own->num_states;
   if (!is_optimizer(optimizer_id)) return 0;
   return mpembed::with_optimizer(optimizer_id,
                                  [](auto optimizer) { return decltype(optimizer)::kNumStates; });
@@ -129,9 +137,14 @@ MPE_EXPORT float mpe_state_initial(int32_t optimizer_id, int32_t i) {
 }
 
 MPE_EXPORT const char* mpe_parameter_name(int32_t optimizer_id, int32_t i) {
-  if (!is_optimizer(optimizer_id) || i < 0) return nullptr;
+  const mpe_own_optimizer* own = mpembed::own_optimizer(optimizer_id);
+  if ((own == nullptr && !is_optimizer(optimizer_id)) || i < 0) return nullptr;
   if (i == mpembed::kLr) return "lr";
   if (i == mpembed::kWeightDecay) return "weight_decay";
+  if (own != nullptr) {
+    const int32_t place = i - mpembed::kOwnParameters;
+    return place < own->num_parameters ? own->parameters[place] : nullptr;
+  }
   return mpembed::with_optimizer(optimizer_id, [&](auto optimizer) -> const char* {
     for (const char* name : decltype(optimizer)::kParameters) {
       if (name == nullptr || i-- == mpembed::kOwnParameters) return name;

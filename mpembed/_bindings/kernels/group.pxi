@@ -120,6 +120,8 @@ cdef class Group:
         self.rules = rules
         self.optimizer.kind, self.optimizer.decay_mode = kind, decay_mode
         self.optimizer.coefficients = rules.coefficients + first * MPE_MAX_COEFFICIENTS
+        self.optimizer.parameters = rules.parameters + first
+        self.optimizer.updates = rules.updates
         self.group.optimizer = &self.optimizer
 
     cdef int add_rows(self, str name, int64_t num_rows, void* rows) except -1:

@@ -15,7 +15,7 @@ from mpembed import registry
 from mpembed._arguments.scalars import integer
 from mpembed._bindings.contract import MAX_SEED
 from mpembed.config import CacheConfig, Init, TableConfig
-from mpembed.optim import OPTIMIZERS, Optimizer
+from mpembed.optim import Optimizer, made
 
 #: The only key of the ``fused_params`` of a sharded module, and of a sharder's, which its planner
 #: reads.
@@ -67,7 +67,7 @@ class OptimizerSettings:
     def make(self) -> Optimizer:
         """Return a new optimizer with these settings."""
         plain = {name: _plain(value) for name, value in self.arguments}
-        return OPTIMIZERS[self.kind](**plain)
+        return made(self.kind, plain)
 
 
 @dataclass(frozen=True)

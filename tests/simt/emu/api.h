@@ -26,6 +26,7 @@
     "no kernel image is available for execution on the device")                                 \
   E(cudaErrorInvalidResourceHandle, 400, "invalid resource handle")                             \
   E(cudaErrorIllegalState, 401, "the operation cannot be performed in the present state")       \
+  E(cudaErrorSymbolNotFound, 500, "named symbol not found")                                     \
   E(cudaErrorNotReady, 600, "device not ready")                                                 \
   E(cudaErrorIllegalAddress, 700, "an illegal memory access was encountered")                   \
   E(cudaErrorLaunchOutOfResources, 701, "too many resources requested for launch")              \

@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include <atomic>
+#include <map>
+#include <string>
 
 #include "emu/api.h"
 #include "emu/device_memory.h"
@@ -14,7 +16,14 @@ struct CUmemPoolHandle_st {
   uint64_t release_threshold;
 };
 
-extern "C" int simt_context_state(int device, unsigned* flags, int* active);
+extern "C" {
+int simt_context_state(int device, unsigned* flags, int* active);
+int simt_load_module(void** module, const void* code);
+int simt_module_function(void** function, void* module, const char* name);
+int simt_launch_function(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                         unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
+                         cudaStream_t stream, void** arguments, void** extra);
+}
 
 namespace simt {
 namespace {
@@ -270,9 +279,15 @@ int simt_context_state(int d, unsigned* flags, int* active) {
 cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned,
                                              unsigned long long,
                                              cudaDriverEntryPointQueryResult* result) {
-  const bool known = strcmp(symbol, "cuDevicePrimaryCtxGetState") == 0;
-  *function = known ? reinterpret_cast<void*>(simt_context_state) : nullptr;
-  *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  static const std::map<std::string, void*> functions = {
+      {"cuDevicePrimaryCtxGetState", reinterpret_cast<void*>(simt_context_state)},
+      {"cuModuleLoadData", reinterpret_cast<void*>(simt_load_module)},
+      {"cuModuleGetFunction", reinterpret_cast<void*>(simt_module_function)},
+      {"cuLaunchKernel", reinterpret_cast<void*>(simt_launch_function)},
+  };
+  const auto found = functions.find(symbol);
+  *function = found != functions.end() ? found->second : nullptr;
+  *result = *function != nullptr ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return cudaSuccess;
 }
 

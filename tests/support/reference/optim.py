@@ -26,7 +26,10 @@ STATES: dict[str, tuple[tuple[str, bool], ...]] = {
     "rowwise_adam": (("exp_avg", True), ("exp_avg_sq", False)),
     "lamb": (("exp_avg", True), ("exp_avg_sq", True)),
     "ftrl": (("z", True), ("n", True)),
+    "Lion": (("exp_avg", True),),
 }
+#: Of these, the ones that the registry does not have.
+OWN = ("Lion",)  # examples/lion.h
 #: The states that start at `initial_accumulator_value`; all others start at zero.
 STARTED = {"adagrad": "sum", "rowwise_adagrad": "sum", "ftrl": "n"}
 _PARAMETERS = ("momentum", "eps", "lr_decay", "lr_power", "l1", "l2", "beta")
@@ -51,9 +54,11 @@ def rule_of(optimizer: Any) -> Rule:
     """The rule of one of the package's optimizers."""
     names = {"SGD": "sgd", "RowwiseAdagrad": "rowwise_adagrad", "RowwiseAdam": "rowwise_adam"}
     name = type(optimizer).__name__
-    kind = names.get(name, name.lower())
+    own = getattr(optimizer, "own_parameters", None)  # of the user's own
+    kind = names.get(name, name.lower()) if own is None else optimizer.kind
     given = {key: getattr(optimizer, key, None) for key in ("lr", "weight_decay", *_PARAMETERS)}
     parameters = {key: float(value) for key, value in given.items() if value is not None}
+    parameters |= own or {}
     if hasattr(optimizer, "betas"):
         parameters["beta1"], parameters["beta2"] = optimizer.betas
     if kind == "sgd" and parameters.get("momentum"):
@@ -99,7 +104,7 @@ def coefficients(rule: Rule, t: int) -> Coefficients:
         first, second = 1.0 - power_of(p["beta1"], t), 1.0 - power_of(p["beta2"], t)
         c |= {"first": 1.0 - p["beta1"], "second": 1.0 - p["beta2"]}
         c |= {"first_scale": 1.0 / first, "second_scale": 1.0 / math.sqrt(second)}
-        if rule.kind != "lamb":
+        if rule.kind not in ("lamb", "Lion"):
             rate = rate * math.sqrt(second) / first
     if "lr_power" in p:
         c["power"] = -p["lr_power"]
@@ -179,6 +184,13 @@ def _ftrl(c: Coefficients, w: F32, g: F32, s: Sequence[F32]) -> tuple[F32, list[
     return np.where(np.abs(z) > c["l1"], beyond, np.float32(0)), [z, n]
 
 
+def _lion(c: Coefficients, w: F32, g: F32, s: Sequence[F32]) -> tuple[F32, list[F32]]:
+    change = g - s[0]
+    mixed = fmaf(c["first"], change, s[0])
+    step = np.where(mixed > 0, c["rate"], np.where(mixed < 0, -c["rate"], np.float32(0)))
+    return w - step, [fmaf(c["second"], change, s[0])]
+
+
 STEPS: dict[str, Step] = {
     "sgd": _sgd,
     "sgd_momentum": _sgd_momentum,
@@ -188,6 +200,7 @@ STEPS: dict[str, Step] = {
     "rowwise_adam": _rowwise_adam,
     "lamb": _lamb,
     "ftrl": _ftrl,
+    "Lion": _lion,
 }
 
 

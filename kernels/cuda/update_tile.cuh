@@ -1,0 +1,100 @@
+// The step of the fused backward on the device: a tile of lanes owns a row, eight columns a lane;
+// weight, gradient and states stay in registers, or in workspace for long rows, which take several
+// rounds.
+#pragma once
+
+#include "cuda/row_update.cuh"
+
+namespace mpembed {
+namespace cuda {
+namespace {
+
+__device__ void report_nonfinite(mpe_error* error, const mpe_table& table, uint64_t key) {
+  error->status = MPE_ERR_NONFINITE;
+  atomic_min64(&error->value, static_cast<int64_t>(key));
+  atomic_add64(&error->count, 1);
+  count_stat(table, MPE_stat_nonfinite, 1);
+}
+
+// A unique row as a lane finds it: its place u among them, its table (-1 if there is no row), its
+// slot or -1, and its gradient's address if it occurs once.
+struct UniqueRow {
+  uint64_t key;
+  const uint8_t* grad;
+  float factor;
+  int32_t table, slot;
+  uint32_t u;
+
+  __device__ static UniqueRow find(const Update& update, uint32_t u, bool wanted) {
+    UniqueRow row{0, nullptr, 0.0f, -1, -1, u};
+    if (!wanted || u >= *update.unique.count) return row;
+    row.key = update.unique.rows[u];
+    const int64_t begin = update.unique.starts[u], end = update.unique.starts[u + 1];
+    if (update.slots != nullptr) row.slot = update.slots[u];
+    row.table = update.tables.find(row.key);
+    if (end - begin > 1) return row;
+    const Occurrence only = TableGradients(update, row.table).at(update.unique.positions[begin]);
+    row.grad = only.row;
+    row.factor = only.factor;
+    return row;
+  }
+};
+
+template <class Optimizer, bool kLong>
+__device__ __forceinline__ void update_row(const Update& update, const HotRows& hot,
+                                           const Tile& tile, float* scratch, const UniqueRow& found,
+                                           mpe_error* nonfinite) {
+  const mpe_table& table = update.tables.table[found.table];
+  RowUpdate<Optimizer, kLong> step(update, tile, scratch, hot.stride);
+  RowFragment<kLong>& gradient = step.gradient();
+  const bool single = kModel || found.grad != nullptr;
+  if (single) {
+    each_chunk<kLong>(tile, update.dim(), [&](int32_t c) {
+      GradientChunk grad;
+      grad.load(found.grad, update.batches.format, c, update.dim());
+      grad.decode(update.batches.format);
+      gradient.save(c, grad.x);
+    });
+  } else {
+    const int64_t begin = update.unique.starts[found.u], end = update.unique.starts[found.u + 1];
+    if (end - begin > kBlock) {
+      add_partials(update, tile, hot, found.u, end - begin, gradient);
+    } else {
+      sum_block<kLong ? 1 : 2>(update, tile, found.table, begin, end, gradient);
+    }
+  }
+  const int64_t row = static_cast<int64_t>(found.key) - table.base;
+  if (!step.run(found.table, row, found.slot, single, found.factor) && tile.lane == 0) {
+    report_nonfinite(nonfinite, table, found.key);
+  }
+}
+
+// Blocks that a multiprocessor should hold: as many as the registers for states allow.
+template <class Optimizer, bool kLong>
+constexpr int blocks_of() {
+  return kLong || kElementStates<Optimizer> > 1 ? 2 : 3;
+}
+
+// Updates rows from `first` on: the lanes of a tile find one row each, then the tile updates these
+// rows one by one.
+template <class Optimizer, bool kLong>
+__device__ __forceinline__ void update_tile(const Update& update, const HotRows& hot, int32_t shift,
+                                            int32_t rows, uint32_t first, mpe_error* nonfinite) {
+  const Tile tile(shift);
+  const uint32_t u = first + static_cast<uint32_t>(tile.index() * rows + tile.lane);
+  MPE_SHARED(UniqueRow, mine, kThreads);  // not in registers, which the steps of the rows need
+  mine[threadIdx.x] = UniqueRow::find(update, u, tile.lane < rows);
+  __syncwarp(tile.mask);
+  float* scratch =
+      kLong ? hot.scratch + tile.index() * kScratchRows<Optimizer> * hot.stride : nullptr;
+  uint32_t lane = threadIdx.x - tile.lane;  // of the tile's lanes one by one
+  do {
+    const UniqueRow found = mine[lane];
+    if (found.table < 0) return;  // the tile's later rows do not exist either
+    update_row<Optimizer, kLong>(update, hot, tile, scratch, found, nonfinite);
+  } while (++lane % tile.lanes() != 0);
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace mpembed

@@ -1,0 +1,89 @@
+"""The CPU's part of an optimizer, by the compiler that this machine has."""
+
+import ctypes
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from mpembed._bindings import kernels
+from mpembed.cuda import _code_cache
+from mpembed.cuda._sources import Source, failed, headers_digest, include_paths
+from mpembed.devices import build_facts
+
+
+@dataclass(frozen=True)
+class CpuPart:
+    """The library of an optimizer's functions, which stays loaded.
+
+    Attributes
+    ----------
+    code : bytes
+        Of the library.
+    coefficients, step : int
+        Addresses of its functions.
+    """
+
+    code: bytes
+    coefficients: int
+    step: int
+
+
+def compiler() -> list[str] | None:
+    """Return the C++ compiler's command: ``CXX``, g++ or clang++; None if there is none."""
+    given = shlex.split(os.environ.get("CXX", ""))
+    for command in [given] if given else [["g++"], ["clang++"], ["c++"]]:
+        if shutil.which(command[0]):
+            return command
+    return None
+
+
+def build(source: Source, command: list[str]) -> CpuPart:
+    """Return an optimizer compiled for the instruction set that the CPU's kernels run at.
+
+    Raises
+    ------
+    CompileError
+        If the source is not right.
+    """
+    facts = build_facts("cpu")
+    flags = [*facts["flags"], *facts["levels"][kernels.LEVEL], f"-DMPE_ISA={kernels.LEVEL}"]
+    unit = source.for_cpu()
+    what = {"compiler": _identity(*command), "flags": flags, "unit": unit}
+    path = _code_cache.kept(
+        ".so",
+        {**what, "headers": headers_digest()},
+        lambda: _compiled(source, unit, [*command, *flags]),
+    )
+    library = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)
+    addresses = (
+        ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+        for name in ("mpe_own_coefficients", "mpe_own_step")
+    )
+    return CpuPart(path.read_bytes(), *addresses)
+
+
+@cache
+def _identity(*command: str) -> str:
+    """Return what changes with the compiler."""
+    told = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    return f"{shlex.join(command)}\n{shutil.which(command[0])}\n{told.stdout}"
+
+
+def _compiled(source: Source, unit: str, command: list[str]) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="mpembed-") as folder:
+        file, library = Path(folder, "own.cpp"), Path(folder, "own.so")
+        file.write_text(unit)
+        paths = [f"-I{path}" for path in include_paths()]
+        done = subprocess.run(
+            [*command, *paths, "-shared", str(file), "-o", str(library)],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            raise failed(source, shlex.join(command[:1]), done.stderr)
+        return library.read_bytes()

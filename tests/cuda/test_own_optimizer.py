@@ -1,0 +1,258 @@
+"""Optimizers of the user's own as objects: settings, names, checkpoints, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import batch, collection, digest, train
+from own_optimizers import LION, LION_PARAMETERS, derived, lion
+from reference.pair import assert_same
+
+import mpembed as mpe
+import mpembed.cuda
+from mpembed import optim
+
+
+def struct(name: str, states: str = "", parameters: str = "nullptr", more: str = "") -> str:
+    """Return the source of an optimizer that trains nothing."""
+    count = states.count("{")
+    kept = f"static constexpr State kStates[] = {{{states}}};" if states else ""
+    return f"""
+#include "mpembed/optim/common.h"
+namespace mpembed {{
+struct {name} : OptimizerBase {{
+  static constexpr int kNumStates = {count};
+  {kept}
+  static constexpr const char* kParameters[] = {{{parameters}}};
+  static MPE_HD void coefficients(const double* p, int32_t mode, uint64_t, float* c) {{
+    decay_coefficient(p, mode, c);
+  }}
+  template <class X>
+  static MPE_HD void apply(const float*, X, X&, X&, X*) {{}}
+  {more}
+}};
+}}
+"""
+
+
+def test_it_tells_its_settings() -> None:
+    one = lion(0.5, "l2", state_precision={"exp_avg": "bf16"})
+    assert isinstance(one, mpe.optim.Optimizer)
+    assert (one.kind, one.lr, one.weight_decay_mode) == ("Lion", 0.5, "l2")
+    assert one.states == (("exp_avg", mpe.registry.STATE_ELEMENT, "bf16", 0.0),)
+    assert one.own_parameters == LION_PARAMETERS
+    assert one.source == LION
+    assert repr(one) == (
+        "Optimizer(name='Lion', lr=0.5, parameters={'beta1': 0.9, 'beta2': 0.99}, "
+        "weight_decay=0.01, weight_decay_mode='l2', state_precision={'exp_avg': 'bf16'})"
+    )
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_are_the_same_optimizer(again: Any) -> None:
+    one = lion(0.5, "decoupled")
+    other = again(one)
+    assert other is not one
+    assert repr(other) == repr(one)
+    assert other.kernel_kind() == one.kernel_kind()
+    assert one.with_lr(0.25).lr == 0.25
+    assert repr(one.with_lr(0.5)) == repr(one)
+
+
+def test_initial_values_are_exact() -> None:
+    values = ["0.1f", "-3.0e38f", "1.4e-45f", "16777216.0f"]
+    for i, value in enumerate(values):
+        states = f'{{"a", kStateElement, {value}}}, {{"b", kStateRow, 0.0f}}'
+        one = mpe.cuda.Optimizer(struct(f"Start{i}", states), f"Start{i}", 0.1)
+        assert np.float32(one.states[0].initial) == np.float32(value[:-1])
+        emb = collection(optimizer=one)
+        found = emb.state_arrays()["table.a.a"]
+        assert (found == np.float32(value[:-1])).all()
+
+
+def test_without_states_there_is_no_precision_to_choose() -> None:
+    with pytest.raises(ValueError, match="Optimizer with these settings keeps no state"):
+        mpe.cuda.Optimizer(struct("Bare"), "Bare", 0.1, state_precision="bf16")
+
+
+@pytest.mark.parametrize("name", ["", "1st", "a b", "a-b", "Größe", 3])
+def test_a_name_that_no_struct_has(name: Any) -> None:
+    with pytest.raises(ValueError, match="name must be that of the source's struct"):
+        mpe.cuda.Optimizer(LION, name, 0.1, parameters=LION_PARAMETERS)
+
+
+@pytest.mark.parametrize("name", [*mpe.registry.OPTIMIZERS, "frozen"])
+def test_a_name_of_the_package(name: str) -> None:
+    with pytest.raises(ValueError, match=f"name '{name}' is taken: give the struct another name"):
+        mpe.cuda.Optimizer(struct(name), name, 0.1)
+
+
+def test_a_name_stands_for_one_source() -> None:
+    lion()
+    with pytest.raises(ValueError, match="name 'Lion' is that of another source in this process"):
+        mpe.cuda.Optimizer(LION + " ", "Lion", 0.1, parameters=LION_PARAMETERS)
+
+
+def test_a_source_is_a_text() -> None:
+    source: Any = Path("lion.h")
+    with pytest.raises(TypeError, match="source must be a str of C\\+\\+, got PosixPath"):
+        mpe.cuda.Optimizer(source, "Lion", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({}, "Lion needs a value for its parameter 'beta1'"),
+        ({"beta1": 0.9}, "Lion needs a value for its parameter 'beta2'"),
+        ({**LION_PARAMETERS, "eps": 1}, "Lion has no parameter 'eps'; it has 'beta1', 'beta2'"),
+        ({**LION_PARAMETERS, "beta1": np.nan}, "beta1 must be finite, got nan"),
+        ({**LION_PARAMETERS, "beta1": "x"}, "beta1 must be a number, got str"),
+    ],
+)
+def test_parameters_are_checked(parameters: Any, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        mpe.cuda.Optimizer(LION, "Lion", 0.1, parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    ("states", "parameters", "words"),
+    [
+        ('{"rows", kStateRow, 0.0f}', "nullptr", "state 'rows' has a name that is taken"),
+        ('{"a.b", kStateRow, 0.0f}', "nullptr", "state 'a.b' must be a name of ASCII letters"),
+        ('{"a", kStateElement, 0}, {"a", kStateRow, 0}', "nullptr", "each state needs a name of"),
+        ("", '"lr", nullptr', "parameter 'lr' has a name that is taken"),
+        ("", '"a", "a", nullptr', "each parameter needs a name of its own"),
+        ('{"a", static_cast<StateShape>(3), 0}', "nullptr", "state 'a' has shape 3"),
+    ],
+)
+def test_what_a_struct_declares_is_checked(states: str, parameters: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        mpe.cuda.Optimizer(struct("Wrong", states, parameters), "Wrong", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (struct("Off", '{"a", 2, 0.0f}'), "Off:6:"),
+        (struct("Off", more="int x = y;"), "Off:13:11: error"),
+        (struct("Off").replace("kNumStates = 0", "kNumStates = 3"), "two states at most"),
+        (
+            struct("Off", '{"a", kStateRow, 0}, {"b", kStateRow, 0}'),
+            "one state at most may be of a value a row",
+        ),
+        (struct("Off", parameters='"a"'), "kParameters must end with nullptr"),
+        (struct("Off", more="static constexpr bool kSquares = true;"), "scale\\(\\) needs a state"),
+        (struct("Other"), "Off"),
+    ],
+)
+def test_a_wrong_source_gives_the_compilers_words(source: str, words: str) -> None:
+    with pytest.raises(mpe.cuda.CompileError, match=words) as error:
+        mpe.cuda.Optimizer(source, "Off", 0.1)
+    assert str(error.value).startswith("the source of optimizer 'Off' does not compile with ")
+    assert "Off" not in optim.OWN
+
+
+def test_a_name_is_free_again_after_an_error() -> None:
+    with pytest.raises(mpe.cuda.CompileError):
+        mpe.cuda.Optimizer("struct", "SecondTry", 0.1)
+    assert mpe.cuda.Optimizer(struct("SecondTry"), "SecondTry", 0.1).kind == "SecondTry"
+
+
+def test_a_struct_may_be_outside_of_the_namespace() -> None:
+    text = struct("Outside").replace("namespace mpembed {", "using namespace mpembed; namespace {")
+    collection(optimizer=mpe.cuda.Optimizer(text, "Outside", 0.1))
+
+
+def test_a_checkpoint_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
+    emb = collection(optimizer=lion(mode="l2", state_precision="bf16"))
+    train(emb)
+    emb.save(tmp_path / "there")
+    other = mpe.EmbeddingBagCollection.load(tmp_path / "there")
+    assert repr(other.optimizer) == repr(emb.optimizer)
+    train(emb)
+    train(other)
+    assert digest(other) == digest(emb)
+
+
+def test_another_optimizer_takes_over_the_states_that_fit(tmp_path: Path) -> None:
+    emb = collection(optimizer=lion())
+    train(emb)
+    emb.save(tmp_path / "there")
+    betas = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+    adam = derived("Adam", "adam", 0.1, parameters=betas)
+    mine = mpe.EmbeddingBagCollection.load(tmp_path / "there", optimizer=adam)
+    assert not mine.state_arrays()["table.a.exp_avg"].any()  # both or none
+    again = mpe.EmbeddingBagCollection.load(tmp_path / "there", optimizer=lion(0.5, "decoupled"))
+    name = "table.a.exp_avg"
+    assert_same(again.state_arrays()[name], emb.state_arrays()[name], name)
+
+
+LOAD = """
+import sys
+import mpembed as mpe
+try:
+    mpe.EmbeddingBagCollection.load(sys.argv[1])
+except ValueError as error:
+    print(error)
+assert "cuda" not in sys.modules and "mpembed.cuda" not in sys.modules
+import mpembed.cuda
+mpe.cuda.Optimizer(open(sys.argv[2]).read(), "Lion", 1, parameters={"beta1": 0, "beta2": 0})
+print(mpe.EmbeddingBagCollection.load(sys.argv[1]).optimizer)
+"""
+
+
+def test_another_process_must_make_it_first(tmp_path: Path) -> None:
+    """The checkpoint has its settings and not its source, which would run there."""
+    emb = collection(optimizer=lion())
+    train(emb)
+    emb.save(tmp_path / "there")
+    assert b"struct" not in (tmp_path / "there").read_bytes()
+    (tmp_path / "lion.h").write_text(LION)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, tmp_path / "there", tmp_path / "lion.h"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        f"{tmp_path / 'there'}: there is no optimizer 'Lion' in this process: if it is one of your "
+        "own, make it first, with mpembed.cuda.Optimizer(source, 'Lion', ...)",
+        repr(emb.optimizer),
+    ]
+
+
+def test_groups_do_not_depend_on_the_order_of_registration(tmp_path: Path) -> None:
+    """Their order is in the checkpoint: the package's optimizers before, frozen tables last."""
+    names = ["Zebra", "Aardvark"]
+    made = [mpe.cuda.Optimizer(struct(name), name, 0.1) for name in names]
+    assert made[0].kernel_number() < made[1].kernel_number()
+    tables = [
+        mpe.TableConfig("frozen", 9, 4, trainable=False, placement="device"),
+        *(mpe.TableConfig(one.kind, 9, 4, optimizer=one) for one in made),
+        mpe.TableConfig("sgd", 9, 4, optimizer=mpe.SGD(0.1)),
+    ]
+    cache = mpe.CacheConfig(num_sets=1)
+    emb = mpe.EmbeddingBagCollection(tables, cache=cache)
+    parts = [name.split(".") for name in emb.state_arrays()]
+    caches = dict.fromkeys(part[2] for part in parts if part[0] == "cache")
+    assert list(caches) == ["sgd", "Aardvark", "Zebra"]
+    emb.save(tmp_path / "there")
+    assert digest(mpe.EmbeddingBagCollection.load(tmp_path / "there")) == digest(emb)
+
+
+def test_a_rate_that_changes_counts_at_the_next_update() -> None:
+    emb = collection(optimizer=lion(0.5))
+    indices, offsets = batch()
+    before = emb.rows("a", np.arange(3))
+    assert emb.optimizer is not None
+    emb.optimizer.lr = 0.0
+    emb.backward(np.ones_like(emb.forward(indices, offsets)))
+    assert_same(emb.rows("a", np.arange(3)), before, "rows")
