@@ -58,7 +58,7 @@ struct Setup {
   mpe_lookups lookups{kLookups,           kBags,   keys.data(), bags.data(),
                       bag_offsets.data(), &origin, &dropped,    nullptr};
   mpe_unique unique{&count, unique_rows.data(), starts.data(), positions.data()};
-  mpe_outputs outputs{mpe_matrix{gradient.data(), kDim}, nullptr};
+  mpe_outputs outputs{mpe_matrix{gradient.data(), kDim}, nullptr, MPE_format_fp32};
 
   Setup(const mpe_backend& backend, int32_t precision, bool with_cache)
       : group{&table, nullptr, with_cache ? &cache : nullptr, &optimizer, &step, 7,

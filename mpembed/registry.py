@@ -27,6 +27,8 @@ STATS: tuple[str, ...] = tuple(kernels.STATS)
 NOISE_SUMS: tuple[str, ...] = tuple(kernels.NOISE_SUMS)
 #: The formats that an optimizer's states may have.
 STATE_FORMATS: dict[str, int] = kernels.STATE_FORMATS
+#: The formats that outputs and their gradients may have.
+OUTPUT_FORMATS: dict[str, int] = kernels.OUTPUT_FORMATS
 
 # The shapes of an optimizer's states.
 STATE_ROW = contract.STATE_ROW

@@ -39,7 +39,7 @@
 extern "C" {
 #endif
 
-#define MPE_API_VERSION 4
+#define MPE_API_VERSION 5
 #define MPE_EXPORT __attribute__((visibility("default")))
 
 typedef struct mpe_backend {

@@ -26,7 +26,9 @@ MPE_FUNCTION(mpe_status, device_in_use, (int32_t device, int32_t* in_use))
  * The CPU's starts at a cache line. From MPE_MAPPED_BYTES on it starts at a multiple of 2 MiB, lies
  * on huge pages where the system has them, and is zero. */
 MPE_FUNCTION(mpe_status, allocate, (int64_t bytes, int32_t placement, void** out))
-/* p: of allocate with the same placement, or NULL. No work that uses it may be under way. */
+/* p: of allocate with the same placement, or NULL. No work that uses it may be under way: CUDA
+ * waits for what uses a device's memory before it frees that, but does not promise it of the
+ * host's. */
 MPE_FUNCTION(void, release, (void* p, int32_t placement))
 /* The same in the order of a stream, for what lives between two calls. */
 MPE_FUNCTION(mpe_status, borrow, (int64_t bytes, void* stream, void** out))
@@ -49,6 +51,8 @@ MPE_FUNCTION(void, destroy_event, (void* event))
  * before `record` is done; at once where nothing was recorded. */
 MPE_FUNCTION(mpe_status, record, (void* event, void* stream))
 MPE_FUNCTION(mpe_status, wait, (void* event, void* stream))
+/* Lets the calling thread wait for the same, also while another thread captures a graph. */
+MPE_FUNCTION(mpe_status, wait_on_host, (void* event))
 /* Graphs: the number of the capture that `stream` is part of, 0 if it is in none, UINT64_MAX if
  * an error has spoiled it. While it is in one, only functions that return nothing from the device
  * may be called on it, with memory and events that live as long as the graph, or are borrowed and
@@ -63,19 +67,20 @@ MPE_FUNCTION(mpe_status, record_in_graph, (void* event, void* stream))
 MPE_FUNCTION(const char*, last_error, (void))
 
 /* ---- a batch ------------------------------------------------------------------------------------
- * In this order: check_offsets once, then for each group prepare, discard (a device), dedup. */
+ * In this order: check_offsets once (the CPU), then for each group prepare, discard (a device),
+ * dedup. */
 
 /* Are the offsets monotone, do they start at 0 and end at num_indices? Else MPE_ERR_OFFSETS.
- * error: one value, written in any case. */
+ * error: one value, written in any case. A device needs no such call, as its prepare checks. */
 MPE_FUNCTION(mpe_status, check_offsets, (const mpe_batch*, void* stream, mpe_error*))
 /* Fills all of the lookups but n and batch_size (weights where the batch has them). drop: an
  * index out of range gets MPE_DROPPED and is counted in `dropped`; otherwise it is MPE_ERR_INDEX,
- * and the lookups are not to be used.
- * offsets: the error of check_offsets; a device that finds one there sees a batch of empty bags.
+ * and the lookups are not to be used. A device also says here what is wrong with the offsets of the
+ * group's tables; the lookups of no group are to be used then before they went through discard.
  * The last argument: one value, written in any case. */
 MPE_FUNCTION(mpe_status, prepare,
-             (const mpe_group*, const mpe_batch*, int32_t drop, const mpe_error* offsets,
-              mpe_lookups*, void* stream, mpe_error*))
+             (const mpe_group*, const mpe_batch*, int32_t drop, mpe_lookups*, void* stream,
+              mpe_error*))
 /* If one of the n errors of a batch is set, every key becomes MPE_DROPPED, every bag empty and
  * `dropped` zero; what is wrong goes to `sink` unless that holds an error already: the offsets'
  * error, else that of the smallest position with the count of all. */
@@ -92,14 +97,15 @@ MPE_FUNCTION(mpe_status, count,
              (const mpe_group*, const mpe_lookups*, const mpe_unique* unique, int32_t accesses,
               int32_t dropped, void* stream))
 /* step += 1. Random bits are drawn anew at each step: it is taken before each cache_admit,
- * update, cache_flush and write_rows of a collection, once for all of its groups. */
+ * update, cache_flush and write_rows of a collection, once for all of its groups. Where two
+ * functions have a `step`, which may be NULL, they take it themselves if they do not fail. */
 MPE_FUNCTION(mpe_status, advance, (uint64_t* step, void* stream))
 
 /* Begins an update of a collection, on all of its tables at once: ++*updates, then each table's
  * coefficients (n x MPE_MAX_COEFFICIENTS) from its parameters and that count. */
 MPE_FUNCTION(mpe_status, begin_update,
-             (const mpe_parameters* tables, int64_t n, uint64_t* updates, float* coefficients,
-              void* stream))
+             (uint64_t* step, const mpe_parameters* tables, int64_t n, uint64_t* updates,
+              float* coefficients, void* stream))
 
 /* ---- the cache ----------------------------------------------------------------------------------
  * Of a group that has one. n: the lookups that dedup was given. Slots are int32, set * ways +
@@ -108,9 +114,11 @@ MPE_FUNCTION(mpe_status, begin_update,
 
 /* Admission of a training batch: fills the slots, reads the admitted rows and their states from the
  * tables, writes dirty victims and theirs back, and pins every cached row of the batch once: it
- * stays until cache_release. A slot bears MPE_MAX_PINS. The tables' statistics count all of it. */
+ * stays until cache_release. A slot bears MPE_MAX_PINS. The tables' statistics count all of it, and
+ * what the batch dropped: `dropped` of its lookups, or NULL. */
 MPE_FUNCTION(mpe_status, cache_admit,
-             (const mpe_group*, const mpe_unique*, int64_t n, int32_t* slots, void* stream))
+             (const mpe_group*, const mpe_unique*, int64_t n, const int64_t* dropped,
+              uint64_t* step, int32_t* slots, void* stream))
 /* fresh[u] = slots[u]; rows that had none are looked up again, without a pin: another admission
  * may have cached them meanwhile. Changes nothing else. fresh may be slots itself. */
 MPE_FUNCTION(mpe_status, cache_refresh,

@@ -204,7 +204,7 @@ typedef struct mpe_lookups {
 } mpe_lookups;
 
 /* The unique rows of n lookups, ascending; row u's lookups are positions[starts[u] ..
- * starts[u + 1]). */
+ * starts[u + 1]). A device's positions go on with those of the dropped lookups. */
 typedef struct mpe_unique {
   int64_t* count;     /* one value */
   uint64_t* rows;     /* room for n */
@@ -213,7 +213,7 @@ typedef struct mpe_unique {
 } mpe_unique;
 
 typedef struct mpe_matrix {
-  float* data;
+  void* data;
   int64_t stride; /* elements between rows */
 } mpe_matrix;
 
@@ -221,6 +221,7 @@ typedef struct mpe_matrix {
 typedef struct mpe_outputs {
   mpe_matrix shared;        /* each table at its column; used where `tables` is NULL */
   const mpe_matrix* tables; /* T, one matrix a table, where the kernels run */
+  int32_t format;           /* of all elements: one of MPE_OUTPUT_FORMATS */
 } mpe_outputs;
 
 /* What a forward needs of one group. */

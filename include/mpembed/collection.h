@@ -232,7 +232,9 @@ class Collection {
   void* stream() const { return device_->stream(); }
   void check(mpe_status status, const char* what) const { device_->check(status, what); }
   // One matrix for the outputs of all tables, side by side.
-  mpe_results shared(float* out) const { return mpe_results{{out, width()}, nullptr}; }
+  mpe_results shared(float* out) const {
+    return mpe_results{{out, width()}, nullptr, MPE_format_fp32};
+  }
   const mpe_group& group_of(size_t table) const {
     return storage_->fields(storage_->place(table).group);
   }

@@ -6,15 +6,17 @@
 
 MPE_BEGIN
 
-// The errors of one batch: that of its offsets if it is set, else the index out of range with the
-// smallest position, counted over all groups.
+// The errors of one batch, of its offsets before those of its indices: that with the smallest
+// position, an index out of range counted over all groups.
 MPE_HD mpe_error first_error(const mpe_error* errors, int32_t n) {
   mpe_error found = MPE_NO_ERROR;
   for (int32_t i = 0; i < n; ++i) {
-    if (errors[i].status == MPE_OK) continue;
-    if (errors[i].status == MPE_ERR_OFFSETS) return errors[i];
-    const int64_t count = found.count + errors[i].count;
-    if (errors[i].position < found.position) found = errors[i];
+    const mpe_error& one = errors[i];
+    const bool offsets = one.status == MPE_ERR_OFFSETS;
+    if (one.status == MPE_OK || (found.status == MPE_ERR_OFFSETS && !offsets)) continue;
+    if (offsets && found.status == MPE_ERR_INDEX) found = mpe_error MPE_NO_ERROR;
+    const int64_t count = offsets ? 1 : found.count + one.count;
+    if (one.position < found.position) found = one;
     found.count = count;
   }
   return found;

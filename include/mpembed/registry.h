@@ -36,6 +36,12 @@
   X(2, bf16, Bf16)           \
   X(0, fp32, Fp32)
 
+// The types that outputs and their gradients may have, with their numbers above. A zero is FP32.
+#define MPE_OUTPUT_FORMATS(X) \
+  X(0, fp32, Fp32)            \
+  X(1, fp16, Fp16)            \
+  X(2, bf16, Bf16)
+
 // X(id, name)
 #define MPE_POOLINGS(X) \
   X(0, sum)             \

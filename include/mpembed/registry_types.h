@@ -56,21 +56,28 @@ MPE_HD auto with_format(int32_t id, F f) {
 }
 
 // The same for the format of an optimizer's state, see is_state_format.
-#define MPE_STATE_CASE(number, name, type) \
+#define MPE_TEST(number, name, type) \
   if (id == number) return f(type{});
 
 MPE_ANY_SIDE
 template <class F>
 MPE_HD auto with_state_format(int32_t id, F f) {
-  MPE_STATE_FORMATS(MPE_STATE_CASE)
+  MPE_STATE_FORMATS(MPE_TEST)
   __builtin_unreachable();
 }
 
-inline bool is_state_format(int32_t id) {
-#define MPE_OR_EQUALS(number, name, type) || id == number
-  return false MPE_STATE_FORMATS(MPE_OR_EQUALS);
-#undef MPE_OR_EQUALS
+// The same for the format of outputs or their gradients, see is_output_format.
+MPE_ANY_SIDE
+template <class F>
+MPE_HD auto with_output_format(int32_t id, F f) {
+  MPE_OUTPUT_FORMATS(MPE_TEST)
+  __builtin_unreachable();
 }
+
+#define MPE_OR_EQUALS(number, name, type) || id == number
+inline bool is_state_format(int32_t id) { return false MPE_STATE_FORMATS(MPE_OR_EQUALS); }
+inline bool is_output_format(int32_t id) { return false MPE_OUTPUT_FORMATS(MPE_OR_EQUALS); }
+#undef MPE_OR_EQUALS
 
 MPE_ANY_SIDE
 template <class F>
@@ -93,7 +100,7 @@ MPE_HD auto with_policy(int32_t id, F f) {
 }
 
 #undef MPE_CASE
-#undef MPE_STATE_CASE
+#undef MPE_TEST
 #undef MPE_ANY_SIDE
 
 MPE_END

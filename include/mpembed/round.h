@@ -98,6 +98,20 @@ MPE_HD auto half_code_up(X x) {
   return select(x > half_value(h), h + 1, h);
 }
 
+// Round to nearest even as IEEE 754 has it, any value: what is too large becomes infinite.
+template <class X>
+MPE_HD auto half_code_of_any(X x) {
+#if defined(__CUDA_ARCH__)
+  return half_code(x);
+#else
+  const auto bits = int_bits(x);
+  const auto a = bits & 0x7FFFFFFF;
+  // 65536 and more are one code, which is that of infinity.
+  const auto code = half_code(bits_value(select(a > 0x47800000, 0x47800000, a)));
+  return ((bits >> 16) & 0x8000) | select(a > 0x7F800000, 0x7E00, code);
+#endif
+}
+
 template <class K>
 MPE_HD auto bfloat_value(K code) {
   return bits_value(code << 16);
@@ -111,6 +125,14 @@ MPE_HD uint16_t bfloat_stochastic(float x, uint32_t r) {
 MPE_HD uint16_t bfloat_nearest(float x) {
   const uint32_t u = float_bits(x);
   return static_cast<uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
+}
+
+// Round to nearest even as half_code_of_any does; only the code's low 16 bits count.
+template <class X>
+MPE_HD auto bfloat_code_of_any(X x) {
+  const auto given = int_bits(x);
+  const auto bits = select((given & 0x7FFFFFFF) > 0x7F800000, 0x7FC00000, given);
+  return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
 }
 
 MPE_END

@@ -80,6 +80,7 @@ typedef struct mpe_open_batch mpe_open_batch;
 typedef struct mpe_results {
   mpe_matrix shared;        /* used where `tables` is NULL */
   const mpe_matrix* tables; /* one a feature of the batch, the host's; read during the call */
+  int32_t format;           /* of all elements: one of MPE_OUTPUT_FORMATS */
 } mpe_results;
 
 /* A batch's share of a backward. */
@@ -135,7 +136,8 @@ MPE_EXPORT void mpe_take_weights(mpe_open_batch* to, mpe_open_batch* from);
 MPE_EXPORT mpe_status mpe_admit(mpe_open_batch*, void* stream);
 /* Takes a write step, admits the batch unless mpe_admit has done so, and writes its outputs.
  * `replaced`, or NULL: an open batch that is closed as soon as nothing but a kernel can fail,
- * before the admission, so that its rows may be evicted. MPE_ERR_VALUE if the batch is closed. */
+ * before the admission, so that its rows may be evicted. MPE_ERR_VALUE if the batch is closed, or
+ * the results' format is not one of MPE_OUTPUT_FORMATS; likewise in the functions below. */
 MPE_EXPORT mpe_status mpe_forward(mpe_open_batch*, mpe_open_batch* replaced, const mpe_results*,
                                   void* stream);
 /* Writes the outputs of an open batch; no state changes. */
@@ -147,7 +149,8 @@ MPE_EXPORT mpe_status mpe_weight_grad(mpe_open_batch*, const mpe_results* grad, 
  * row's gradient is the sum over all n batches, in their order. The batches are closed. Frozen
  * groups are left as they are.
  * MPE_ERR_VALUE, with nothing changed: n is not in 1 .. MPE_MAX_GRADIENTS; a batch comes twice, is
- * closed, not admitted, or another collection's; or a group's lookups exceed MPE_MAX_LOOKUPS. */
+ * closed, not admitted, or another collection's; the gradients' formats differ; or a group's
+ * lookups exceed MPE_MAX_LOOKUPS. */
 MPE_EXPORT mpe_status mpe_backward(mpe_collection*, const mpe_batch_gradient*, int32_t n,
                                    void* stream);
 

@@ -119,8 +119,14 @@ void halve(const mpe_cache& cache) {
   for (int64_t i = 0; i < cache.sketch_width * kSketchRows; ++i) cache.sketch[i] >>= 1;
 }
 
+void count_dropped(const mpe_group& group, const int64_t* dropped) {
+  for (int32_t t = 0; dropped != nullptr && t < group.num_tables; ++t) {
+    if (int64_t* stats = group.tables[t].stats) stats[MPE_stat_dropped] += dropped[t];
+  }
+}
+
 template <class Policy>
-mpe_status admit(const Admission& admission) {
+mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* step) {
   const mpe_cache& cache = admission.cache;
   const int64_t count = admission.count, misses = find_slots(admission);
   const EncoderWorkspace workspace(task_count(misses, kTaskRows), admission.group.dim, false);
@@ -130,7 +136,9 @@ mpe_status admit(const Admission& admission) {
   const uint64_t* sorted = sorted_misses(admission, misses, list.get(), spare.get());
   if (sorted == nullptr) return MPE_ERR_MEMORY;
 
+  if (step != nullptr) ++*step;
   ++cache.counters[0];
+  count_dropped(admission.group, dropped);
   parallel_range(count, task_count(count, kTaskRows), [&](int64_t begin, int64_t end) {
     TaskStats stats(admission.group);
     touch_hits<Policy>(admission, begin, end, stats);
@@ -153,13 +161,13 @@ inline int64_t light_tasks(int64_t items) { return task_count(items, kTaskRows *
 
 }  // namespace
 
-mpe_status cache_admit(const mpe_group* group, const mpe_unique* unique, int64_t, int32_t* slots,
-                       void*) {
+mpe_status cache_admit(const mpe_group* group, const mpe_unique* unique, int64_t,
+                       const int64_t* dropped, uint64_t* step, int32_t* slots, void*) {
   const mpe_cache& cache = *group->cache;
   const uint32_t clock = static_cast<uint32_t>(cache.counters[0] + 1);
   return with_policy(cache.policy, [&](auto policy) {
     return admit<decltype(policy)>(
-        Admission{*group, cache, *unique, unique_count(*unique), slots, clock});
+        Admission{*group, cache, *unique, unique_count(*unique), slots, clock}, dropped, step);
   });
 }
 

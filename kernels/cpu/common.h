@@ -51,12 +51,6 @@ inline int64_t first_at_least(int64_t n, int64_t target, Measure measure) {
 
 inline int64_t unique_count(const mpe_unique& unique) { return *unique.count; }
 
-// The rows of table t's output or gradient.
-inline mpe_matrix matrix_of(const mpe_group& group, const mpe_outputs& outputs, int64_t t) {
-  if (outputs.tables != nullptr) return outputs.tables[t];
-  return mpe_matrix{outputs.shared.data + group.tables[t].column, outputs.shared.stride};
-}
-
 // The table that holds a linear row id; `hint` is the table of a nearby id.
 inline int32_t find_table(const mpe_group& group, uint64_t key, int32_t hint = 0) {
   const int64_t id = static_cast<int64_t>(key);

@@ -3,6 +3,7 @@
 
 #include "cpu/common.h"
 #include "cpu/lanes.h"
+#include "outputs.h"
 
 MPE_BEGIN
 
@@ -20,24 +21,24 @@ struct Update {
   int64_t slot(int64_t row) const { return slots == nullptr ? -1 : slots[row]; }
 };
 
-// Where the gradients of a table's lookups of one batch lie.
+// The gradients of a table's lookups of one batch, in a format of outputs.
+template <class Format>
 class GradRows {
  public:
   GradRows(const mpe_group& group, const mpe_gradient& part, int32_t t)
-      : grad_(matrix_of(group, *part.grad, t)),
+      : grad_(*part.grad, group.tables[t], t),
         bags_(part.lookups->bags),
         offsets_(part.lookups->bag_offsets),
         weights_(part.lookups->weights),
         first_bag_(t * part.lookups->batch_size),
         first_(offsets_[first_bag_]),
+        dim_(group.dim),
         pooling_(group.tables[t].pooling) {}
 
   // What row() reads to find a lookup's gradient.
   void prefetch_bag(int64_t p) const { __builtin_prefetch(bags_ + p, 0, 3); }
-  const float* row(int64_t p) const {
-    const bool unpooled = pooling_ == MPE_pooling_none;
-    return grad_.data + (unpooled ? p - first_ : bags_[p] - first_bag_) * grad_.stride;
-  }
+  void prefetch(int64_t p) const { prefetch_bytes(address(p), Format::row_bytes(dim_), false); }
+  StoredRow<Format> row(int64_t p) const { return StoredRow<Format>(address(p), dim_); }
   float coefficient(int64_t p) const {
     const float weight = weights_ != nullptr ? weights_[p] : 1.0f;
     if (pooling_ != MPE_pooling_mean) return weight;
@@ -46,31 +47,41 @@ class GradRows {
   }
 
  private:
-  const mpe_matrix grad_;
+  const uint8_t* address(int64_t p) const {
+    const bool unpooled = pooling_ == MPE_pooling_none;
+    return grad_.row(unpooled ? p - first_ : bags_[p] - first_bag_);
+  }
+
+  const OutputRows grad_;
   const int32_t* const bags_;
   const int64_t* const offsets_;
   const float* const weights_;
-  const int64_t first_bag_, first_;
+  const int64_t first_bag_, first_, dim_;
   const int32_t pooling_;
 };
 
 // The same of the lookups of several batches, one after the other. It is made for a table at a
 // time, and asked for one lookup after another.
+template <class Format>
 class ManyGradRows {
  public:
   ManyGradRows(const Update& update, int32_t t) : update_(update), table_(t) {}
 
   void prefetch_bag(int64_t p) const {
     const Place place = find(p);
-    GradRows(update_.group, update_.parts[place.part], table_).prefetch_bag(place.position);
+    rows(place).prefetch_bag(place.position);
   }
-  const float* row(int64_t p) const {
+  void prefetch(int64_t p) const {
     const Place place = find(p);
-    return GradRows(update_.group, update_.parts[place.part], table_).row(place.position);
+    rows(place).prefetch(place.position);
+  }
+  StoredRow<Format> row(int64_t p) const {
+    const Place place = find(p);
+    return rows(place).row(place.position);
   }
   float coefficient(int64_t p) const {
     const Place place = find(p);
-    return GradRows(update_.group, update_.parts[place.part], table_).coefficient(place.position);
+    return rows(place).coefficient(place.position);
   }
 
  private:
@@ -84,6 +95,9 @@ class ManyGradRows {
     while (p >= update_.parts[part].lookups->n) p -= update_.parts[part++].lookups->n;
     return {part, p};
   }
+  GradRows<Format> rows(const Place& place) const {
+    return GradRows<Format>(update_.group, update_.parts[place.part], table_);
+  }
 
   const Update& update_;
   const int32_t table_;
@@ -92,11 +106,14 @@ class ManyGradRows {
 // Calls visit with the gradients of a table's lookups, as one batch's or as several.
 template <class Visit>
 inline void with_grad_rows(const Update& update, int32_t t, Visit visit) {
-  if (update.num_parts == 1) {
-    visit(GradRows(update.group, update.parts[0], t));
-  } else {
-    visit(ManyGradRows(update, t));
-  }
+  with_output_format(update.parts[0].grad->format, [&](auto format) {
+    using Format = decltype(format);
+    if (update.num_parts == 1) {
+      visit(GradRows<Format>(update.group, update.parts[0], t));
+    } else {
+      visit(ManyGradRows<Format>(update, t));
+    }
+  });
 }
 
 // Columns [c, c + kVectors * kLanes) of the sum of the lookups at sorted positions [begin, end).
@@ -107,9 +124,9 @@ inline void sum_columns(const Update& update, const Rows& rows, int64_t begin, i
   for (int64_t i = begin; i < end; ++i) {
     const int64_t p = update.unique.positions[i];
     const Floats coefficient(rows.coefficient(p));
-    const float* grad = rows.row(p) + c;
+    const auto grad = rows.row(p);
     for (int v = 0; v < kVectors; ++v) {
-      sum[v] = fused(coefficient, Floats::load(grad + v * kLanes), sum[v]);
+      sum[v] = fused(coefficient, grad.load(c + v * kLanes), sum[v]);
     }
   }
   for (int v = 0; v < kVectors; ++v) sum[v].store(out + c + v * kLanes);
@@ -131,7 +148,7 @@ inline void sum_block(const Update& update, const Rows& rows, int64_t begin, int
   Floats sum;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t p = update.unique.positions[i];
-    sum = fused(rows.coefficient(p), Floats::load_some(rows.row(p) + c, dim - c), sum);
+    sum = fused(rows.coefficient(p), rows.row(p).load_some(c, dim - c), sum);
   }
   sum.store(out + c);
 }

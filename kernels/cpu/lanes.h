@@ -136,13 +136,25 @@ inline Ints load_halves(const void* p) {
   return widen(halves);
 }
 
-#if defined(__F16C__) && defined(__AVX2__)  // as exact as the template of round.h, except for NaNs
+inline void store_halves(Ints codes, void* p) {
+  const LaneHalves halves = __builtin_convertvector(codes.v, LaneHalves);
+  memcpy(p, &halves, sizeof halves);
+}
+
+#if defined(__F16C__) && defined(__AVX2__)  // as exact as the templates of round.h, except for NaNs
 inline Floats half_value(Ints codes) {
   const LaneHalves halves = __builtin_convertvector(codes.v, LaneHalves);
 #if defined(__AVX512F__)
   return Floats((Floats::Vector)_mm512_maskz_cvtph_ps(0xFFFF, (__m256i)halves));
 #else
   return Floats((Floats::Vector)_mm256_cvtph_ps((__m128i)halves));
+#endif
+}
+inline Ints half_code_of_any(Floats x) {
+#if defined(__AVX512F__)
+  return widen((LaneHalves)_mm512_maskz_cvtps_ph(0xFFFF, (__m512)x.v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  return widen((LaneHalves)_mm256_cvtps_ph((__m256)x.v, _MM_FROUND_TO_NEAREST_INT));
 #endif
 }
 #endif

@@ -1,6 +1,7 @@
 // The pooled and unpooled forward: rows straight from low precision or from the cache.
 #include "cpu/kernels.h"
 #include "cpu/slots.h"
+#include "cpu/sums.h"
 #include "mpembed/reduce.h"
 
 MPE_BEGIN
@@ -153,21 +154,22 @@ MPE_NOINLINE void call_sum_rows(const Table& table, int64_t begin, int64_t end, 
 
 // Bags [bag, end) of table t.
 template <class Format, bool kPlain>
-void sum_bags(const Lookup& lookup, int64_t t, int64_t bag, int64_t end, const mpe_matrix& out) {
+void sum_bags(const Lookup& lookup, int64_t t, int64_t bag, int64_t end, const Sums& sums) {
   const mpe_table& table = lookup.group.tables[t];
   const TableLookup<Format, kPlain> rows(lookup, table);
   const int64_t* offsets = lookup.lookups.bag_offsets;
   const int64_t first_bag = t * lookup.lookups.batch_size, first = offsets[first_bag];
   if (table.pooling == MPE_pooling_none) {
     for (int64_t p = offsets[bag]; p < offsets[end]; ++p) {
-      call_sum_rows(rows, p, p + 1, out.data + (p - first) * out.stride);
+      call_sum_rows(rows, p, p + 1, sums.begin(p - first));
+      sums.end(p - first);
     }
     return;
   }
   for (int64_t bag_end = offsets[bag]; bag < end; ++bag) {
     const int64_t bag_begin = bag_end;
     bag_end = offsets[bag + 1];
-    float* sum = out.data + (bag - first_bag) * out.stride;
+    float* sum = sums.begin(bag - first_bag);
     if constexpr (TableLookup<Format, kPlain>::kInlined) {
       sum_rows(rows, bag_begin, bag_end, sum);
     } else {
@@ -177,53 +179,61 @@ void sum_bags(const Lookup& lookup, int64_t t, int64_t bag, int64_t end, const m
       const float n = static_cast<float>(bag_end - bag_begin);
       for (int64_t c = 0; c < lookup.group.dim; ++c) sum[c] /= n;
     }
+    sums.end(bag - first_bag);
   }
 }
 
-// Weight gradients of lookups [begin, end), all of table t. decoded: room for one row.
+// Weight gradients of lookups [begin, end), all of table t. room: for two rows.
 template <class Format>
 void table_weight_grad(const Lookup& lookup, int64_t t, int64_t begin, int64_t end,
-                       const mpe_matrix& grad, float* out, float* decoded) {
+                       const mpe_outputs& grad, float* out, float* room) {
   const mpe_table& table = lookup.group.tables[t];
   const mpe_lookups& lookups = lookup.lookups;
   const int64_t dim = lookup.group.dim, first_bag = t * lookups.batch_size;
   const int64_t first = lookups.bag_offsets[first_bag];
   float* table_out = out + lookups.origins[t] - first;
   const TableLookup<Format, false> rows(lookup, table);
+  const OutputRows grads(grad, table, t);
   for (int64_t p = begin; p < end; ++p) {
     rows.prefetch(p + kGradPrefetchDistance);
     if (lookups.keys[p] == MPE_DROPPED) {
       table_out[p] = 0.0f;
       continue;
     }
-    const float* x = decoded;
+    const float* x = room;
     if (rows.cached(p)) {
       x = lookup.cached.row(lookup.slots[p]);
     } else {
-      decode_row<Format>(rows.stored(lookups.keys[p]), dim, decoded);
+      decode_row<Format>(rows.stored(lookups.keys[p]), dim, room);
     }
     const int64_t bag = lookups.bags[p];
     const int64_t line = table.pooling == MPE_pooling_none ? p - first : bag - first_bag;
-    const float dot = tree_dot(grad.data + line * grad.stride, x, dim);
+    const uint8_t* const given = grads.row(line);
+    const float* g = reinterpret_cast<const float*>(given);
+    if (grad.format != MPE_format_fp32) {
+      decode(grad.format, given, dim, room + dim);
+      g = room + dim;
+    }
+    const float dot = tree_dot(g, x, dim);
     const float n = static_cast<float>(lookups.bag_offsets[bag + 1] - lookups.bag_offsets[bag]);
     table_out[p] = table.pooling == MPE_pooling_mean ? dot / n : dot;
   }
 }
 
 // Bags [bag, end) of one group, a table at a time.
-void lookup_bags(const mpe_lookup_args& part, int64_t bag, int64_t end) {
+void lookup_bags(const mpe_lookup_args& part, int64_t bag, int64_t end, float* room) {
   const Lookup lookup(*part.group, *part.lookups, part.slots);
   const mpe_lookups& lookups = lookup.lookups;
   while (bag < end) {
     const int64_t t = bag / lookups.batch_size;
     const mpe_table& table = lookup.group.tables[t];
-    const mpe_matrix out = matrix_of(lookup.group, *part.outputs, t);
+    const Sums sums(*part.outputs, lookup.group, t, room);
     const int64_t last = min64(end, (t + 1) * lookups.batch_size);
     const bool plain =
         lookup.slots == nullptr && lookups.weights == nullptr && lookups.dropped[t] == 0;
     with_format(table.precision, [&](auto format) {
       using Format = decltype(format);
-      (plain ? sum_bags<Format, true> : sum_bags<Format, false>)(lookup, t, bag, last, out);
+      (plain ? sum_bags<Format, true> : sum_bags<Format, false>)(lookup, t, bag, last, sums);
     });
     bag = last;
   }
@@ -241,11 +251,12 @@ int64_t bag_at(const mpe_lookup_args& part, int64_t work) {
 }
 
 // Work [begin, end) of all groups, one after the other.
-void lookup_groups(const mpe_lookup_args* parts, int32_t n, int64_t begin, int64_t end) {
+void lookup_groups(const mpe_lookup_args* parts, int32_t n, int64_t begin, int64_t end,
+                   float* room) {
   for (int32_t i = 0; i < n && end > 0; ++i) {
     const int64_t work = work_of(parts[i]);
     if (begin < work) {
-      lookup_bags(parts[i], bag_at(parts[i], begin), bag_at(parts[i], min64(end, work)));
+      lookup_bags(parts[i], bag_at(parts[i], begin), bag_at(parts[i], min64(end, work)), room);
     }
     begin = begin > work ? begin - work : 0;
     end -= work;
@@ -256,27 +267,35 @@ void lookup_groups(const mpe_lookup_args* parts, int32_t n, int64_t begin, int64
 
 // The work is cut by lookups plus bags, across all groups: a group may have only a few bags.
 mpe_status lookup(const mpe_lookup_args* parts, int32_t n, void*) {
-  int64_t work = 0;
-  for (int32_t i = 0; i < n; ++i) work += work_of(parts[i]);
-  parallel_range(work, task_count(work, kTaskLookups),
-                 [=](int64_t begin, int64_t end) { lookup_groups(parts, n, begin, end); });
+  int64_t work = 0, columns = 0;
+  for (int32_t i = 0; i < n; ++i) {
+    work += work_of(parts[i]);
+    if (parts[i].outputs->format == MPE_format_fp32) continue;
+    if (columns < parts[i].group->dim) columns = parts[i].group->dim;
+  }
+  const int64_t tasks = task_count(work, kTaskLookups);
+  const Workspace<float> sums(tasks * columns);
+  if (!sums.ok()) return MPE_ERR_MEMORY;
+  float* const room = sums.get();
+  parallel_range(work, tasks, [=](int64_t task, int64_t begin, int64_t end) {
+    lookup_groups(parts, n, begin, end, room + task * columns);
+  });
   return MPE_OK;
 }
 
 mpe_status weight_grad(const mpe_group* group, const mpe_lookups* lookups, const int32_t* slots,
                        const mpe_outputs* grad, float* out, void*) {
   const int64_t tasks = task_count(lookups->n, kTaskLookups);
-  Workspace<float> decoded(tasks * group->dim);
-  if (!decoded.ok()) return MPE_ERR_MEMORY;
+  Workspace<float> room(tasks * 2 * group->dim);
+  if (!room.ok()) return MPE_ERR_MEMORY;
   const Lookup lookup(*group, *lookups, slots);
   parallel_range(lookups->n, tasks, [&](int64_t task, int64_t begin, int64_t end) {
-    float* row = decoded.get() + task * group->dim;
+    float* rows = room.get() + task * 2 * group->dim;
     while (begin < end) {
       const int64_t t = lookups->bags[begin] / lookups->batch_size;
       const int64_t last = min64(end, lookups->bag_offsets[(t + 1) * lookups->batch_size]);
-      const mpe_matrix matrix = matrix_of(*group, *grad, t);
       with_format(group->tables[t].precision, [&](auto format) {
-        table_weight_grad<decltype(format)>(lookup, t, begin, last, matrix, out, row);
+        table_weight_grad<decltype(format)>(lookup, t, begin, last, *grad, out, rows);
       });
       begin = last;
     }

@@ -67,6 +67,8 @@ mpe_status record(void*, void*) { return MPE_OK; }
 
 mpe_status wait(void*, void*) { return MPE_OK; }
 
+mpe_status wait_on_host(void*) { return MPE_OK; }
+
 mpe_status capturing(void*, uint64_t* capture) {
   *capture = 0;
   return MPE_OK;

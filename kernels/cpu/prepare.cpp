@@ -173,8 +173,8 @@ mpe_status check_offsets(const mpe_batch* batch, void*, mpe_error* error) {
                        [&](auto offsets) { return check(offsets, *batch, error); });
 }
 
-mpe_status prepare(const mpe_group* group, const mpe_batch* batch, int32_t drop, const mpe_error*,
-                   mpe_lookups* out, void*, mpe_error* error) {
+mpe_status prepare(const mpe_group* group, const mpe_batch* batch, int32_t drop, mpe_lookups* out,
+                   void*, mpe_error* error) {
   return with_integers(batch->index_bits, batch->indices, [&](auto indices) {
     return with_integers(batch->offset_bits, batch->offsets, [&](auto offsets) {
       using Index = std::remove_cv_t<std::remove_pointer_t<decltype(indices)>>;

@@ -134,8 +134,7 @@ class TableUpdate {
   template <class Rows>
   void prefetch_gradients(const Rows& grads, int64_t first, int64_t last, int64_t end) const {
     for (int64_t i = first; i < min64(last, end - kGradPrefetchDistance); ++i) {
-      const int64_t position = first_position(i + kGradPrefetchDistance);
-      prefetch_bytes(grads.row(position), work_.dim * 4, false);
+      grads.prefetch(first_position(i + kGradPrefetchDistance));
     }
     for (int64_t i = first; i < min64(last, end - kBagPrefetchDistance); ++i) {
       grads.prefetch_bag(first_position(i + kBagPrefetchDistance));
@@ -272,8 +271,9 @@ void update_range(const Update& update, const StateShapes& shapes, const HotRows
 
 }  // namespace
 
-mpe_status begin_update(const mpe_parameters* tables, int64_t n, uint64_t* updates,
+mpe_status begin_update(uint64_t* step, const mpe_parameters* tables, int64_t n, uint64_t* updates,
                         float* coefficients, void*) {
+  if (step != nullptr) ++*step;
   ++*updates;
   cpu::parallel(1, [=](int64_t) {  // for the floating-point environment of tasks
     for (int64_t t = 0; t < n; ++t) {

@@ -1,4 +1,4 @@
-// Admission's types: a set whose misses get ways, and the rows that move as a result.
+// Admission's types: the misses of a set, the ways that they get, and the rows that move then.
 #pragma once
 
 #include "cuda/probe.cuh"
@@ -16,21 +16,47 @@ struct Admission {
   int64_t n;  // room for unique rows
   int32_t* slots;
 
-  __device__ uint32_t clock() const { return static_cast<uint32_t>(cache.counters[0]); }
+  // This admission's: the counter itself changes when no kernel reads it any more.
+  __device__ uint32_t clock() const { return static_cast<uint32_t>(cache.counters[0] + 1); }
   __device__ int64_t count() const { return *unique.count; }
 };
 
-// The outcome of a miss: the old tag of the slot that it takes, or one of these two, which are no
-// tags of slots that can be taken.
-constexpr uint64_t kConflict = kTagEmpty | kTagPin;
-constexpr uint64_t kRejected = kTagEmpty | (2 * kTagPin);
+// A miss that takes a slot. old: the slot's tag before.
+struct Admitted {
+  uint64_t key, old;
+  int32_t slot;
+};
+
+// The misses of a batch: a list a set, in no particular order.
+struct Misses {
+  // Zero at the start.
+  uint32_t* first;  // one a set: the unique row at the head of its list, plus one; 0: none
+  struct Counts {
+    uint32_t sets, admitted, rows;  // of the arrays below
+    int32_t halved;                 // blocks
+  }* counts;
+  // One a unique row.
+  uint32_t* next;       // in its list, as `first`
+  uint32_t* estimates;  // of policies with a sketch
+  int32_t* rows;        // of long lists, each in one piece
+  // Each as many as there are unique rows or sets, or rows or slots, whichever are fewer.
+  uint32_t* sets;  // that have misses
+  Admitted* admitted;
+};
+
+__device__ inline uint32_t warp_min(uint32_t v) {
+  for (int s = kWarp / 2; s > 0; s >>= 1) {
+    const uint32_t other = __shfl_xor_sync(kFullMask, v, s);
+    v = other < v ? other : v;
+  }
+  return v;
+}
 
 // One set's tags and policy state; each lane holds one way.
 template <class Policy>
 class Set {
  public:
-  __device__ void load(const mpe_cache& cache, int64_t set) {
-    first_ = set * cache.ways;
+  __device__ Set(const mpe_cache& cache, int64_t set) : cache_(cache), first_(set * cache.ways) {
     way_ = lane_index() < cache.ways;
     tag_ = way_ ? cache.tags[first_ + lane_index()] : 0;
     meta_ = way_ ? cache.meta[first_ + lane_index()] : 0;
@@ -46,82 +72,81 @@ class Set {
     const uint32_t rank = free ? Policy::rank(meta_, clock) : 0;
     const unsigned candidates = __ballot_sync(kFullMask, free);
     if (candidates == 0) return -1;
-    uint32_t best = free ? rank : UINT32_MAX;
-    for (int s = kWarp / 2; s > 0; s >>= 1) {
-      const uint32_t other = __shfl_xor_sync(kFullMask, best, s);
-      best = other < best ? other : best;
-    }
+    const uint32_t best = warp_min(free ? rank : UINT32_MAX);
     return __ffs(static_cast<int>(__ballot_sync(kFullMask, free && rank == best))) - 1;
   }
+  __device__ uint64_t tag(int way) const {
+    return __shfl_sync(kFullMask, static_cast<unsigned long long>(tag_), way);
+  }
+  __device__ uint32_t state(int way) const { return __shfl_sync(kFullMask, meta_, way); }
 
-  // Step 4 for one miss, without moving rows; returns its outcome.
-  __device__ uint64_t admit(const Admission& admission, uint32_t clock, int64_t u, uint64_t key,
-                            uint32_t estimate) {
-    const int way = choose(clock);
-    if (way < 0) return kConflict;
-    const uint64_t old = __shfl_sync(kFullMask, static_cast<unsigned long long>(tag_), way);
-    if ((old & kTagIdMask) != kTagEmpty) {
-      const uint32_t state = __shfl_sync(kFullMask, meta_, way);
-      if (!Policy::admits(estimate, state)) return kRejected;
-      if constexpr (Policy::kSketch) {
-        if (lane_index() < static_cast<int>(kSketchRows)) {
-          sketch_raise(admission.cache, old & kTagIdMask, static_cast<uint32_t>(lane_index()),
-                       Policy::on_evict(state));
-        }
-      }
-    }
+  // Gives the way to a row; returns its slot.
+  __device__ int32_t fill(int way, uint64_t key, uint32_t clock, uint32_t estimate) {
+    const int64_t slot = first_ + way;
     if (lane_index() == way) {
-      const int64_t slot = first_ + way;
       tag_ = key | kTagPin;
       meta_ = Policy::on_admit(clock, estimate);
-      admission.cache.tags[slot] = tag_;
-      admission.cache.meta[slot] = meta_;
-      admission.slots[u] = static_cast<int32_t>(slot);
+      cache_.tags[slot] = tag_;
+      cache_.meta[slot] = meta_;
     }
-    return old;
+    return static_cast<int32_t>(slot);
   }
 
  private:
+  const mpe_cache& cache_;
   int64_t first_;
   bool way_;
   uint64_t tag_;
   uint32_t meta_;
 };
 
-// The misses by set, within a set by row.
-struct Misses {
-  const uint32_t* sets;
-  const int32_t* order;
-  const uint32_t* estimates;
-  uint64_t* outcomes;
+// The misses of one set, for a warp: up to 32 lie in its lanes, more in an array. None is -1.
+class MissList {
+ public:
+  __device__ MissList(const Admission& admission, const Misses& misses, uint32_t set)
+      : keys_(admission.unique.rows), rows_(nullptr), key_(0), mine_(-1), count_(0) {
+    const uint32_t head = misses.first[set];
+    for (uint32_t at = head; at != 0; at = misses.next[at - 1], ++count_) {
+      if (count_ == lane_index()) mine_ = static_cast<int32_t>(at - 1);
+    }
+    if (mine_ >= 0) key_ = keys_[mine_];
+    if (count_ <= kWarp) return;
+    uint32_t begin = 0;
+    if (lane_index() == 0) begin = atomicAdd(&misses.counts->rows, static_cast<uint32_t>(count_));
+    rows_ = misses.rows + __shfl_sync(kFullMask, begin, 0);
+    int i = 0;
+    for (uint32_t at = head; at != 0; at = misses.next[at - 1], ++i) {
+      if ((i & (kWarp - 1)) == lane_index()) rows_[i] = static_cast<int32_t>(at - 1);
+    }
+  }
+
+  __device__ int count() const { return count_; }
+  // Of a miss that is the same in all lanes.
+  __device__ uint64_t key(uint32_t u) const {
+    const unsigned owner = __ballot_sync(kFullMask, mine_ == static_cast<int32_t>(u));
+    if (owner == 0) return keys_[u];
+    return __shfl_sync(kFullMask, static_cast<unsigned long long>(key_),
+                       __ffs(static_cast<int>(owner)) - 1);
+  }
+  // Calls visit(u) in all lanes at once, each with a miss of its own or -1, until all had their
+  // turn.
+  template <class Visit>
+  __device__ __forceinline__ void each(Visit visit) const {
+    if (count_ <= kWarp) return visit(mine_);
+    for (int i = lane_index(); i - lane_index() < count_; i += kWarp) {
+      visit(i < count_ ? rows_[i] : -1);  // a lane reads what it has written
+    }
+  }
+
+ private:
+  const uint64_t* keys_;
+  int32_t* rows_;
+  uint64_t key_;  // of mine_
+  int32_t mine_;
+  int count_;
 };
 
-// A miss, the same in all lanes. set: num_sets beyond the last miss.
-struct Miss {
-  uint64_t key;
-  uint32_t set, estimate;
-  int32_t u;
-
-  template <class Policy>
-  static __device__ Miss load(const Admission& admission, const Misses& misses, int64_t i) {
-    Miss miss{0, static_cast<uint32_t>(admission.cache.num_sets), 0, 0};
-    if (i < admission.n) miss.set = misses.sets[i];
-    if (miss.set == admission.cache.num_sets) return miss;
-    miss.u = misses.order[i];
-    miss.key = admission.unique.rows[miss.u];
-    if (Policy::kSketch) miss.estimate = misses.estimates[i];
-    return miss;
-  }
-  template <class Policy>
-  __device__ Miss from(int lane) const {
-    return Miss{__shfl_sync(kFullMask, static_cast<unsigned long long>(key), lane),
-                __shfl_sync(kFullMask, set, lane),
-                Policy::kSketch ? __shfl_sync(kFullMask, estimate, lane) : 0,
-                __shfl_sync(kFullMask, u, lane)};
-  }
-};
-
-// A miss that takes a slot, the same in all lanes of its tile.
+// A move of a row, the same in all lanes of its tile.
 struct Move {
   uint64_t key, old;
   int32_t slot, table, owner;

@@ -1,7 +1,7 @@
 // A lane's columns of a bag: rows added in order, some of them in flight at a time.
 #pragma once
 
-#include "cuda/chunk.cuh"
+#include "cuda/outputs.cuh"
 
 namespace mpembed {
 namespace cuda {
@@ -13,10 +13,12 @@ struct Lookup {
   mpe_lookups lookups;
   const float* cached;   // the cache's rows, or NULL
   const int32_t* slots;  // one per lookup, or NULL
-  Outputs out;
+  mpe_outputs out;
   bool slotted, weighted;  // whether there are slots and weights
   int32_t shift;           // 1 << shift lanes are a tile
   int32_t tiles;           // that share a bag's or lookup's row
+  int32_t run;             // bags, one after the other, that a tile sums
+  int32_t runs;            // of a table
 
   __device__ const float* cache_row(int64_t p) const {
     if (slots == nullptr || slots[p] < 0) return nullptr;
@@ -150,18 +152,104 @@ __device__ __forceinline__ void sum_rows(const Lookup& lookup, const mpe_table& 
   }
 }
 
+// Bags of a table that a tile sums one after the other: the first of a bag's rows are loaded while
+// those of the one before are added. Where an output lies is found anew for each, which leaves more
+// registers.
+class BagRun {
+ public:
+  // Bags [first, first + count) of table t, count > 0.
+  __device__ __forceinline__ BagRun(const Lookup* lookups, int32_t group, int32_t t, int32_t first,
+                                    int32_t count)
+      : lookups_(lookups), group_(group), t_(t), bag_(first), left_(count) {
+    begin_ = end_of(lookups[group], first - 1);
+    end_ = end_of(lookups[group], first);
+    last_ = static_cast<uint32_t>(end_of(lookups[group], first + count - 1));
+  }
+
+  __device__ __forceinline__ int32_t begin() const { return begin_; }
+  // Where the lookups of the last bag end.
+  __device__ __forceinline__ uint32_t last() const { return last_; }
+  __device__ __forceinline__ bool done() const { return left_ == 0; }
+  // Whether a lookup comes after the open bag's.
+  __device__ __forceinline__ bool ends_before(uint32_t p) const {
+    return static_cast<uint32_t>(end_) <= p;
+  }
+
+  // Writes the open bag's sum of a row's last `columns`, and opens the next bag.
+  __device__ __forceinline__ void close(int32_t columns, float* acc) {
+    const Lookup& lookup = lookups_[opaque(group_)];
+    const int32_t t = opaque(t_);
+    const mpe_table& table = lookup.tables.table[t];
+    const int32_t n = end_ - begin_;
+    if (n > 1 && table.pooling == MPE_pooling_mean) {
+      for (int j = 0; j < kChunk; ++j) acc[j] /= static_cast<float>(n);
+    }
+    uint8_t* to = OutputRows(lookup.out, table, t).at(bag_, lookup.tables.dim - columns);
+    store_outputs(to, lookup.out.format, columns, acc);
+    for (int j = 0; j < kChunk; ++j) acc[j] = 0.0f;
+    begin_ = end_;
+    ++bag_;
+    if (--left_ > 0) end_ = end_of(lookup, bag_);
+  }
+
+ private:
+  // Lookups are numbered with 32 bits.
+  __device__ __forceinline__ int32_t end_of(const Lookup& lookup, int32_t bag) const {
+    const int64_t first = t_ * lookup.lookups.batch_size;
+    return static_cast<int32_t>(lookup.lookups.bag_offsets[first + bag + 1]);
+  }
+
+  const Lookup* lookups_;
+  int32_t group_, t_, bag_, left_, begin_, end_;
+  uint32_t last_;
+};
+
+template <class Format, int kAlignment>
+__device__ __forceinline__ void sum_bags(const Lookup& lookup, const mpe_table& table, BagRun bags,
+                                         int32_t c) {
+  constexpr int kRows = kRowsInFlight;
+  const ColumnSource<Format, kAlignment> source(lookup, table, c);
+  RowLocation locations[kRows];
+  float acc[kChunk] = {};
+  uint32_t p = static_cast<uint32_t>(bags.begin());
+  MPE_UNROLL
+  for (int i = 0; i < kRows; ++i) locations[i].fetch(lookup, p + i, p + i < bags.last());
+  for (;; p += kRows) {
+    PendingRow<Format, kAlignment> rows[kRows];
+    float weights[kRows];
+    MPE_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      rows[i].load(source, locations[i]);
+      weights[i] = lookup.weighted && p + i < bags.last() ? lookup.lookups.weights[p + i] : 1.0f;
+    }
+    MPE_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      locations[i].fetch(lookup, p + kRows + i, p + kRows + i < bags.last());
+    }
+    MPE_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      MPE_NO_UNROLL
+      while (bags.ends_before(p + i)) {
+        bags.close(source.columns, acc);
+        if (bags.done()) return;
+      }
+      rows[i].add(weights[i], acc);
+    }
+  }
+}
+
 // For kernels that serve several formats: each table's own is looked up at run time.
 struct AnyFormat {};
 
-template <class Format, int kAlignment, int kRows>
-__device__ __forceinline__ void sum_table(const Lookup& lookup, const mpe_table& table,
-                                          int32_t begin, int32_t end, int32_t c, float* acc) {
+template <class Format, int kAlignment>
+__device__ __forceinline__ void sum_table(const Lookup& lookup, const mpe_table& table, BagRun bags,
+                                          int32_t c) {
   if constexpr (std::is_same<Format, AnyFormat>::value) {
     with_format(table.precision, [&](auto format) {
-      sum_rows<decltype(format), kAlignment, kRows>(lookup, table, begin, end, c, acc);
+      sum_bags<decltype(format), kAlignment>(lookup, table, bags, c);
     });
   } else {
-    sum_rows<Format, kAlignment, kRows>(lookup, table, begin, end, c, acc);
+    sum_bags<Format, kAlignment>(lookup, table, bags, c);
   }
 }
 

@@ -1,24 +1,18 @@
 // The set-associative cache: admission with victims and write-back, release, flush, lookup of tags.
 //
-// Admission has two parts. First a warp owns a set: its lanes hold the set's tags and policy state
-// while the set's misses get ways one after the other, in ascending order. Then tiles of lanes move
-// the rows of all misses in parallel: victims back to their tables, new rows in. A slot is pinned
-// once it is taken, so no two misses of a batch move rows through the same slot.
+// Admission has three parts. All rows are found at once, and each set's misses are listed. Then a
+// warp owns a set: its lanes hold the set's tags and policy state while the set's misses get ways
+// one after the other, in ascending order. Then tiles of lanes move the rows of all admitted misses
+// in parallel: victims back to their tables, new rows in. A slot is pinned once it is taken, so no
+// two misses of a batch move rows through the same slot.
 #include "cuda/admission.cuh"
 #include "cuda/kernels.h"
-#include "cuda/radix_sort.cuh"
 #include "cuda/search.cuh"
 #include "cuda/stats.cuh"
 
 namespace mpembed {
 namespace cuda {
 namespace {
-
-// Step 1.
-__global__ void tick_kernel(mpe_cache cache, const int64_t* unique, int32_t sketch) {
-  ++cache.counters[0];
-  if (sketch) cache.counters[1] += static_cast<uint64_t>(*unique);
-}
 
 // Statistics of 32 rows, one per lane. Rows ascend, so the lanes of one table are neighbours.
 __device__ void count_found(const Admission& admission, int64_t u, bool here, bool hit) {
@@ -34,97 +28,134 @@ __device__ void count_found(const Admission& admission, int64_t u, bool here, bo
   count_stat(table, MPE_stat_misses, rows - found);
 }
 
-// Step 2: finds all rows, pins and touches the hits. sets[u]: the set of a miss, else num_sets.
+// Steps 2 and, for the estimates of misses, 3: finds all rows, pins and touches the hits, and lists
+// the misses of each set. No cell of the sketch changes here. dropped, step: or NULL.
 template <class Policy>
-__global__ void find_kernel(Admission admission, uint32_t* sets, int32_t* order) {
+__global__ void find_kernel(Admission admission, Misses misses, const int64_t* dropped,
+                            uint64_t* step) {
   const int64_t u = thread_index();
+  if (u == 0 && step != nullptr) ++*step;
+  if (u < admission.tables.count && dropped != nullptr) {
+    count_stat(admission.tables.table[u], MPE_stat_dropped, dropped[u]);
+  }
   const bool here = u < admission.count();
   const uint64_t key = here ? admission.unique.rows[u] : 0;
   const int64_t slot = warp_probe_each(admission.cache, key, here);
-  const bool hit = slot >= 0;
+  const bool hit = slot >= 0, miss = here && !hit;
   count_found(admission, u, here, hit);
-  if (u >= admission.n) return;
-  order[u] = static_cast<int32_t>(u);
-  sets[u] = static_cast<uint32_t>(here && !hit ? set_of(key, admission.cache.num_sets)
-                                               : admission.cache.num_sets);
   if (here) admission.slots[u] = static_cast<int32_t>(slot);
-  if (!hit) return;
-  atomicAdd(reinterpret_cast<unsigned long long*>(admission.cache.tags + slot),
-            static_cast<unsigned long long>(kTagPin));
-  admission.cache.meta[slot] = Policy::on_hit(admission.cache.meta[slot], admission.clock());
-}
-
-// Step 3: all estimates are read before a cell changes.
-template <class Policy>
-__global__ void estimate_kernel(Admission admission, const uint32_t* sets, const int32_t* order,
-                                uint32_t* estimates) {
-  const int64_t i = thread_index();
-  if (i < admission.n && sets[i] < admission.cache.num_sets) {
-    const uint64_t key = admission.unique.rows[order[i]];
-    estimates[i] = Policy::next(sketch_estimate(admission.cache, key));
+  if (hit) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(admission.cache.tags + slot),
+              static_cast<unsigned long long>(kTagPin));
+    admission.cache.meta[slot] = Policy::on_hit(admission.cache.meta[slot], admission.clock());
   }
+  uint32_t set = 0, before = 1;
+  if (miss) {
+    set = static_cast<uint32_t>(set_of(key, admission.cache.num_sets));
+    before = atomicExch(misses.first + set, static_cast<uint32_t>(u) + 1);
+    misses.next[u] = before;
+    if constexpr (Policy::kSketch) {
+      misses.estimates[u] = Policy::next(sketch_estimate(admission.cache, key));
+    }
+  }
+  // The first miss of a set lists the set.
+  const unsigned listed = __ballot_sync(kFullMask, before == 0);
+  if (listed == 0) return;
+  uint32_t place = 0;
+  if (leads(listed)) place = atomicAdd(&misses.counts->sets, static_cast<uint32_t>(__popc(listed)));
+  place = __shfl_sync(kFullMask, place, __ffs(static_cast<int>(listed)) - 1);
+  if (before == 0) misses.sets[place + __popc(listed & ((1u << lane_index()) - 1))] = set;
 }
 
-// The rest of step 3, and step 4: cells only rise, so their order does not matter. A warp looks at
-// 32 misses and admits those of the sets that begin there, with the next sets' tags on their way.
+// The rest of step 3, and step 4: cells only rise, so their order does not matter. A warp gives a
+// set's ways to its misses in ascending order; each time it looks for the next one that gets one.
 template <class Policy>
 __global__ void admit_kernel(Admission admission, Misses misses) {
-  constexpr int kSetsInFlight = 4;
-  const int64_t i = thread_index(), first = i - lane_index();
-  const Miss mine = Miss::load<Policy>(admission, misses, i);
-  const bool head =
-      mine.set < admission.cache.num_sets && (i == 0 || misses.sets[i - 1] != mine.set);
+  const int64_t number = thread_index() / kWarp;
+  if (number >= misses.counts->sets) return;
+  const uint32_t clock = admission.clock(), number_of_set = misses.sets[number];
+  Set<Policy> set(admission.cache, number_of_set);
+  const MissList list(admission, misses, number_of_set);
   if constexpr (Policy::kSketch) {
-    if (mine.set < admission.cache.num_sets) {
-      for (uint32_t j = 0; j < kSketchRows; ++j) {
-        sketch_raise(admission.cache, mine.key, j, mine.estimate);
+    list.each([&](int32_t u) {
+      for (uint32_t j = 0; u >= 0 && j < kSketchRows; ++j) {
+        sketch_raise(admission.cache, admission.unique.rows[u], j, misses.estimates[u]);
+      }
+    });
+  }
+  Admitted mine{0, 0, -1};
+  uint32_t next = 0;  // the misses before it had their turn
+  int taken = 0;
+  bool full = false;
+  while (taken < list.count()) {
+    const int way = set.choose(clock);
+    full = way < 0;
+    if (full) break;
+    const uint64_t old = set.tag(way);
+    const uint32_t victim = set.state(way);
+    const bool empty = (old & kTagIdMask) == kTagEmpty;
+    uint32_t best = UINT32_MAX;
+    list.each([&](int32_t found) {
+      const uint32_t u = static_cast<uint32_t>(found);
+      if (found < 0 || u < next || u >= best) return;
+      if (empty || Policy::admits(Policy::kSketch ? misses.estimates[u] : 0, victim)) best = u;
+    });
+    best = warp_min(best);
+    if (best == UINT32_MAX) break;  // the row in it stays
+    if constexpr (Policy::kSketch) {
+      if (!empty && lane_index() < static_cast<int>(kSketchRows)) {
+        sketch_raise(admission.cache, old & kTagIdMask, static_cast<uint32_t>(lane_index()),
+                     Policy::on_evict(victim));
       }
     }
-  }
-  const uint32_t clock = admission.clock();
-  for (unsigned left = __ballot_sync(kFullMask, head); left != 0;) {
-    Set<Policy> sets[kSetsInFlight];
-    int heads[kSetsInFlight];
-    MPE_UNROLL
-    for (int j = 0; j < kSetsInFlight; ++j) {
-      heads[j] = __ffs(static_cast<int>(left)) - 1;
-      left &= left - 1;
-      const uint32_t set = __shfl_sync(kFullMask, mine.set, heads[j] & (kWarp - 1));
-      if (heads[j] >= 0) sets[j].load(admission.cache, set);
+    const uint64_t key = list.key(best);
+    const int32_t slot = set.fill(way, key, clock, Policy::kSketch ? misses.estimates[best] : 0);
+    if (lane_index() == taken) {
+      mine = Admitted{key, old, slot};
+      admission.slots[best] = slot;
     }
-    MPE_UNROLL
-    for (int j = 0; j < kSetsInFlight; ++j) {
-      const uint32_t set = __shfl_sync(kFullMask, mine.set, heads[j] & (kWarp - 1));
-      for (int at = heads[j]; at >= 0; ++at) {
-        // A set's misses may go on where the next warp looks.
-        const Miss one =
-            at < kWarp ? mine.from<Policy>(at) : Miss::load<Policy>(admission, misses, first + at);
-        if (one.set != set) break;
-        const uint64_t outcome = sets[j].admit(admission, clock, one.u, one.key, one.estimate);
-        if (lane_index() == 0) misses.outcomes[first + at] = outcome;
-      }
-    }
+    next = best + 1;
+    ++taken;
   }
+  __syncwarp();  // the slots
+  if (taken < list.count()) {
+    list.each([&](int32_t u) {
+      const bool left = u >= 0 && admission.slots[u] < 0;
+      const int32_t t = left ? admission.tables.find(admission.unique.rows[u]) : -1;
+      const bool conflict = left && full && static_cast<uint32_t>(u) >= next;
+      count_lanes(admission.tables, t, MPE_stat_conflict_misses, conflict);
+      count_lanes(admission.tables, t, MPE_stat_rejected, left && !conflict);
+    });
+  }
+  uint32_t begin = 0;
+  if (lane_index() == 0) {
+    begin = atomicAdd(&misses.counts->admitted, static_cast<uint32_t>(taken));
+  }
+  begin = __shfl_sync(kFullMask, begin, 0);
+  if (lane_index() < taken) misses.admitted[begin + lane_index()] = mine;
 }
 
-// The rows of step 4: a tile takes as many misses as it has lanes and moves their rows one by one.
+// Step 1, late, and the rows of step 4: a tile takes as many admitted misses as it has lanes and
+// moves their rows one by one.
 template <bool kLong>
 __global__ void __launch_bounds__(kThreads, kLong ? 3 : 4)
-    move_kernel(const __grid_constant__ Admission admission, Misses misses, int32_t shift) {
+    move_kernel(const __grid_constant__ Admission admission, Misses misses, int32_t shift,
+                int32_t sketch) {
   const Tile tile(shift);
-  const int64_t i = thread_index();
-  const bool miss = i < admission.n && misses.sets[i] < admission.cache.num_sets;
-  const int64_t u = miss ? misses.order[i] : 0;
-  const uint64_t outcome = miss ? misses.outcomes[i] : kConflict;
-  const bool evicts = (outcome & kTagIdMask) != kTagEmpty;
-  Move mine{miss ? admission.unique.rows[u] : 0, outcome, miss ? admission.slots[u] : -1, -1, -1};
-  if (miss) mine.table = admission.tables.find(mine.key);
-  if (evicts) mine.owner = admission.tables.find(outcome & kTagIdMask);
-  count_lanes(admission.tables, mine.table, MPE_stat_conflict_misses, miss && outcome == kConflict);
-  count_lanes(admission.tables, mine.table, MPE_stat_rejected, outcome == kRejected);
+  const int64_t i = thread_index(), count = misses.counts->admitted;
+  if (i == 0) {
+    ++admission.cache.counters[0];
+    if (sketch) admission.cache.counters[1] += static_cast<uint64_t>(admission.count());
+  }
+  if (i - lane_index() >= count) return;
+  const Admitted admitted = i < count ? misses.admitted[i] : Admitted{0, kTagEmpty, -1};
+  const bool evicts = (admitted.old & kTagIdMask) != kTagEmpty;
+  Move mine{admitted.key, admitted.old, admitted.slot, -1, -1};
+  if (i < count) mine.table = admission.tables.find(mine.key);
+  if (evicts) mine.owner = admission.tables.find(admitted.old & kTagIdMask);
   count_lanes(admission.tables, mine.owner, MPE_stat_evictions, evicts);
   count_lanes(admission.tables, mine.owner, MPE_stat_write_backs,
-              evicts && (outcome & kTagDirty) != 0);
+              evicts && (admitted.old & kTagDirty) != 0);
   for (int lane = 0; lane < tile.lanes(); ++lane) {
     const Move move = mine.from(tile, lane);
     if (move.slot >= 0) move_row<kLong>(admission, tile, move);
@@ -132,58 +163,51 @@ __global__ void __launch_bounds__(kThreads, kLong ? 3 : 4)
 }
 
 // Step 5.
-__device__ bool halving_due(const mpe_cache& cache) {
-  return cache.counters[1] >= kHalvingPeriod * static_cast<uint64_t>(cache.num_sets * cache.ways);
-}
-
 template <class Policy>
-__global__ void halve_kernel(mpe_cache cache, int64_t slots, int64_t cells) {
-  if (!halving_due(cache)) return;
+__global__ void halve_kernel(mpe_cache cache, int64_t slots, int64_t cells, int32_t* finished) {
+  if (cache.counters[1] < kHalvingPeriod * static_cast<uint64_t>(slots)) return;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = thread_index(); i < slots; i += stride) {
     cache.meta[i] = Policy::halve(cache.meta[i]);
   }
   for (int64_t i = thread_index(); i < cells; i += stride) cache.sketch[i] >>= 1;
-}
-
-__global__ void halved_kernel(mpe_cache cache) {
-  if (halving_due(cache)) cache.counters[1] = 0;
+  if (is_last_block(finished) && threadIdx.x == 0) cache.counters[1] = 0;  // all have read it
 }
 
 template <class Policy>
-mpe_status admit(const Admission& admission, void* stream) {
+mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* step, void* stream) {
   constexpr const char* kName = "cache admission";
+  constexpr int32_t kSketch = Policy::kSketch ? 1 : 0;
+  const mpe_cache& cache = admission.cache;
+  const int64_t n = admission.n, slots = cache.num_sets * cache.ways;
+  const int64_t most_sets = n < cache.num_sets ? n : cache.num_sets, most = n < slots ? n : slots;
   // All workspace is allocated first, so that a failure changes nothing.
-  const int bits = bits_for(static_cast<uint64_t>(admission.cache.num_sets) + 1);
-  PairSort<uint32_t, int32_t> sort(admission.n, bits, stream);
-  Workspace<uint32_t> estimates(stream);
-  Workspace<uint64_t> outcomes(stream);
-  MPE_TRY(sort.acquire(kName));
-  MPE_TRY(outcomes.acquire(admission.n, kName));
-  if (Policy::kSketch) MPE_TRY(estimates.acquire(admission.n, kName));
-  MPE_TRY(launch_one(kName, stream, tick_kernel, admission.cache, admission.unique.count,
-                     Policy::kSketch ? 1 : 0));
-  MPE_TRY(launch(kName, stream, admission.n, find_kernel<Policy>, admission, sort.keys(),
-                 sort.values()));
-  MPE_TRY(sort.run(kName));
-  const uint32_t* sets = sort.keys();
-  const int32_t* order = sort.values();
-  if constexpr (Policy::kSketch) {
-    MPE_TRY(launch(kName, stream, admission.n, estimate_kernel<Policy>, admission, sets, order,
-                   estimates.get()));
-  }
-  const Misses misses{sets, order, estimates.get(), outcomes.get()};
-  MPE_TRY(launch(kName, stream, admission.n, admit_kernel<Policy>, admission, misses));
+  Workspace workspace(stream);
+  const auto counts = workspace.plan<Misses::Counts>(1);
+  const auto first = workspace.plan<uint32_t>(cache.num_sets);
+  const auto next = workspace.plan<uint32_t>(n), estimates = workspace.plan<uint32_t>(n * kSketch);
+  const auto rows = workspace.plan<int32_t>(n);
+  const auto sets = workspace.plan<uint32_t>(most_sets);
+  const auto admitted = workspace.plan<Admitted>(most);
+  MPE_TRY(workspace.acquire(kName));
+  const Misses misses{workspace.get(first),     workspace.get(counts), workspace.get(next),
+                      workspace.get(estimates), workspace.get(rows),   workspace.get(sets),
+                      workspace.get(admitted)};
+  MPE_TRY(fill(misses.counts, 0, static_cast<int64_t>(next.offset - counts.offset), stream));
+  // The clock advances also if the batch has no lookups.
+  const int64_t tables = dropped != nullptr ? admission.tables.count : 1;
+  MPE_TRY(launch(kName, stream, n > tables ? n : tables, find_kernel<Policy>, admission, misses,
+                 dropped, step));
+  MPE_TRY(launch(kName, stream, most_sets * kWarp, admit_kernel<Policy>, admission, misses));
   MPE_TRY(with_rounds(admission.tables.dim, [&](auto rounds) {
-    return launch(kName, stream, admission.n, move_kernel<decltype(rounds)::value>, admission,
-                  misses, tile_shift(admission.tables.dim));
+    return launch(kName, stream, most > 0 ? most : 1, move_kernel<decltype(rounds)::value>,
+                  admission, misses, tile_shift(admission.tables.dim), kSketch);
   }));
   if constexpr (Policy::kSketch) {
-    const int64_t slots = admission.cache.num_sets * admission.cache.ways;
-    const int64_t cells = admission.cache.sketch_width * static_cast<int64_t>(kSketchRows);
+    const int64_t cells = cache.sketch_width * static_cast<int64_t>(kSketchRows);
     const int64_t threads = cells < 1 << 18 ? cells : 1 << 18;
-    MPE_TRY(launch(kName, stream, threads, halve_kernel<Policy>, admission.cache, slots, cells));
-    MPE_TRY(launch_one(kName, stream, halved_kernel, admission.cache));
+    MPE_TRY(launch(kName, stream, threads, halve_kernel<Policy>, cache, slots, cells,
+                   &misses.counts->halved));
   }
   return MPE_OK;
 }
@@ -234,19 +258,22 @@ __global__ void locate_kernel(mpe_cache cache, const uint64_t* keys, int64_t n, 
 
 __global__ void scatter_kernel(mpe_unique unique, const int32_t* unique_slots, int64_t n,
                                int32_t* slots) {
-  const int64_t count = *unique.count, used = unique.starts[count];
-  each_position(unique.starts + 1, count, used < n ? used : n, [&](int64_t position, int64_t row) {
-    slots[unique.positions[position]] = unique_slots[row];
+  const int64_t count = *unique.count;
+  const auto end = [&](int64_t row) { return unique.starts[row + 1]; };
+  each_position(end, count, n, [&](int64_t position, int64_t row) {
+    // Behind the rows' positions come those of the dropped lookups.
+    slots[unique.positions[position]] = row < count ? unique_slots[row] : -1;
   });
 }
 
 }  // namespace
 
-mpe_status cache_admit(const mpe_group* group, const mpe_unique* unique, int64_t n, int32_t* slots,
-                       void* stream) {
+mpe_status cache_admit(const mpe_group* group, const mpe_unique* unique, int64_t n,
+                       const int64_t* dropped, uint64_t* step, int32_t* slots, void* stream) {
   const Admission admission{Tables(*group), Rounding(*group), *group->cache, *unique, n, slots};
-  return with_policy(admission.cache.policy,
-                     [&](auto policy) { return admit<decltype(policy)>(admission, stream); });
+  return with_policy(admission.cache.policy, [&](auto policy) {
+    return admit<decltype(policy)>(admission, dropped, step, stream);
+  });
 }
 
 mpe_status cache_refresh(const mpe_group* group, const mpe_unique* unique, int64_t n,
@@ -275,8 +302,6 @@ mpe_status cache_locate(const mpe_cache* cache, const uint64_t* keys, int64_t n,
 
 mpe_status scatter_slots(const mpe_unique* unique, const int32_t* unique_slots, int64_t n,
                          int32_t* slots, void* stream) {
-  // Dropped lookups keep -1.
-  MPE_TRY(fill(slots, 0xFF, n * static_cast<int64_t>(sizeof(int32_t)), stream));
   return launch("scatter_slots", stream, threads_for_positions(n), scatter_kernel, *unique,
                 unique_slots, n, slots);
 }

@@ -1,9 +1,6 @@
 // The unique rows of a batch, ascending, each with the positions of its lookups in input order: a
 // stable radix sort of the bits in use, then a selection of each row's first lookup. The count
 // stays on the device.
-#include <thrust/iterator/counting_iterator.h>
-#include <cub/cub.cuh>
-
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/radix_sort.cuh"
@@ -12,37 +9,116 @@ namespace mpembed {
 namespace cuda {
 namespace {
 
+constexpr int kItems = 8;  // of a thread
+constexpr int64_t kTileItems = kThreads * kItems;
+
+// The sorted keys in tiles, one a block, and how many unique rows begin before each. Tiles are
+// numbered in the order in which their blocks begin, so that no block waits for one that has not.
+struct Tiles {
+  uint32_t* begun;   // 0 at the start
+  uint64_t* counts;  // one a tile: 0, kPart and its rows, or kWhole and those of all up to it
+
+  static constexpr int kShift = 62;
+  static constexpr uint64_t kPart = uint64_t{1} << kShift, kWhole = uint64_t{2} << kShift;
+
+  __device__ void set(int64_t tile, uint64_t kind, uint32_t rows) const {
+    atomicExch(reinterpret_cast<unsigned long long*>(counts + tile),
+               static_cast<unsigned long long>(kind | rows));
+  }
+  __device__ uint64_t wait_for(int64_t tile, bool exists) const {
+    uint64_t found = kWhole;
+    if (exists) found = *const_cast<volatile uint64_t*>(counts + tile);
+    while (__any_sync(kFullMask, found == 0) != 0) {
+      __nanosleep(50);
+      if (exists && found == 0) found = *const_cast<volatile uint64_t*>(counts + tile);
+    }
+    return found;
+  }
+  // The rows of all tiles before this one. A whole warp calls it: each time its lanes look at 32
+  // tiles, up to the last one that knows the rows before itself.
+  __device__ uint32_t rows_before(int64_t tile) const {
+    uint32_t rows = 0;
+    for (int64_t first = tile - 1;; first -= kWarp) {
+      const int64_t mine = first - lane_index();
+      const uint64_t found = wait_for(mine, mine >= 0);
+      const unsigned whole = __ballot_sync(kFullMask, found >= kWhole);
+      const int last = whole != 0 ? __ffs(static_cast<int>(whole)) - 1 : kWarp - 1;
+      uint32_t sum = lane_index() <= last ? static_cast<uint32_t>(found) : 0;
+      for (int s = kWarp / 2; s > 0; s >>= 1) sum += __shfl_xor_sync(kFullMask, sum, s);
+      rows += sum;
+      if (whole != 0) return rows;
+    }
+  }
+};
+
 template <class Key>
 __global__ void load_kernel(const uint64_t* keys, int64_t n, Key limit, Key* out,
-                            int32_t* positions) {
+                            int32_t* positions, Tiles tiles, int64_t num_tiles) {
   const int64_t i = thread_index();
+  if (i == 0) *tiles.begun = 0;
+  if (i < num_tiles) tiles.counts[i] = 0;
   if (i >= n) return;
   // Dropped keys become `limit`, one past the largest key, so that fewer bits are sorted.
   out[i] = keys[i] < limit ? static_cast<Key>(keys[i]) : limit;
   positions[i] = static_cast<int32_t>(i);
 }
 
+// Writes the unique rows. Behind the positions of their lookups come those of the dropped ones.
 template <class Key>
-struct IsHead {
-  const Key* sorted;
-  Key limit;
-
-  __host__ __device__ bool operator()(int64_t i) const {
-    return sorted[i] < limit && (i == 0 || sorted[i] != sorted[i - 1]);
+__global__ void __launch_bounds__(kThreads, 6)
+    unique_kernel(const Key* sorted, const int32_t* positions, int64_t n, Key limit, Tiles tiles,
+                  mpe_unique out) {
+  MPE_SHARED(uint32_t, tile_of, 1);
+  MPE_SHARED(uint32_t, warps, kThreads / kWarp);
+  MPE_SHARED(uint32_t, before, 1);
+  const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / kWarp;
+  if (threadIdx.x == 0) tile_of[0] = atomicAdd(tiles.begun, 1u);
+  __syncthreads();
+  const int64_t tile = tile_of[0];
+  const int64_t first = tile * kTileItems + warp * kItems * kWarp + lane;
+  Key keys[kItems];
+  unsigned heads[kItems];
+  uint32_t rows = 0;
+  MPE_UNROLL
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t i = first + k * kWarp;
+    keys[k] = i < n ? sorted[i] : limit;
+    const bool begins = keys[k] < limit && (i == 0 || sorted[i - 1] != keys[k]);
+    heads[k] = __ballot_sync(kFullMask, begins);
+    rows += static_cast<uint32_t>(__popc(heads[k]));
   }
-};
-
-template <class Key>
-__global__ void segment_kernel(const Key* sorted, const int32_t* positions, int64_t n, Key limit,
-                               mpe_unique out) {
-  const int64_t i = thread_index();
-  if (i >= n) return;
-  out.positions[i] = positions[i];
-  const int64_t count = *out.count;
-  if (i < count) out.rows[i] = sorted[out.starts[i]];
-  if (i == 0) {
-    out.starts[count] = first_at_least(
-        n, 1, [&](int64_t j) { return static_cast<int64_t>(sorted[j] >= limit ? 1 : 0); });
+  if (lane == 0) warps[warp] = rows;
+  __syncthreads();
+  if (warp == 0) {
+    uint32_t all = 0;
+    for (int w = 0; w < kThreads / kWarp; ++w) all += warps[w];
+    if (lane == 0) tiles.set(tile, tile == 0 ? Tiles::kWhole : Tiles::kPart, all);
+    const uint32_t rows_before = tile == 0 ? 0 : tiles.rows_before(tile);
+    if (lane == 0 && tile != 0) tiles.set(tile, Tiles::kWhole, rows_before + all);
+    if (lane == 0) before[0] = rows_before;
+  }
+  __syncthreads();
+  uint32_t row = before[0];
+  for (int w = 0; w < warp; ++w) row += warps[w];
+  MPE_UNROLL
+  for (int k = 0; k < kItems; ++k) {
+    const int64_t i = first + k * kWarp;
+    const bool begins = ((heads[k] >> lane) & 1u) != 0;
+    const int64_t u = row + static_cast<uint32_t>(__popc(heads[k] & ((1u << lane) - 1)));
+    row += static_cast<uint32_t>(__popc(heads[k]));
+    if (i >= n) continue;
+    out.positions[i] = positions[i];
+    if (begins) {
+      out.rows[u] = keys[k];
+      out.starts[u] = i;
+    }
+    // One thread finds the end: the first dropped lookup, or the last lookup of all.
+    const bool dropped = keys[k] >= limit;
+    if (dropped ? i == 0 || sorted[i - 1] < limit : i == n - 1) {
+      const int64_t count = u + (begins ? 1 : 0);
+      *out.count = count;
+      out.starts[count] = dropped ? i : n;
+    }
   }
 }
 
@@ -54,20 +130,21 @@ __global__ void empty_kernel(mpe_unique out) {
 template <class Key>
 mpe_status dedup_as(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique* out,
                     void* stream) {
-  PairSort<Key, int32_t> sort(n, bits_for(limit + 1), stream);
-  MPE_TRY(sort.acquire("dedup"));
   const Key bound = static_cast<Key>(limit);
-  MPE_TRY(launch("dedup", stream, n, load_kernel<Key>, keys, n, bound, sort.keys(), sort.values()));
-  MPE_TRY(sort.run("dedup"));
-
-  const IsHead<Key> is_head{sort.keys(), bound};
-  const auto positions = thrust::make_counting_iterator(int64_t{0});
-  MPE_TRY(with_temporary(stream, "dedup", [&](void* temporary, size_t& bytes) {
-    return cub::DeviceSelect::If(temporary, bytes, positions, out->starts, out->count, n, is_head,
-                                 stream_of(stream));
-  }));
-  return launch("dedup", stream, n, segment_kernel<Key>, sort.keys(), sort.values(), n, bound,
-                *out);
+  const int64_t num_tiles = ceil_div(n, kTileItems);
+  Workspace workspace(stream);
+  PairSort<Key, int32_t> sort(n, bits_for(limit + 1), stream);
+  MPE_TRY(sort.plan(&workspace, "dedup"));
+  const auto begun = workspace.plan<uint32_t>(1);
+  const auto counts = workspace.plan<uint64_t>(num_tiles);
+  MPE_TRY(workspace.acquire("dedup"));
+  sort.place(workspace);
+  const Tiles tiles{workspace.get(begun), workspace.get(counts)};
+  MPE_TRY(launch("dedup", stream, n, load_kernel<Key>, keys, n, bound, sort.keys(), sort.values(),
+                 tiles, num_tiles));
+  MPE_TRY(sort.run(workspace, "dedup"));
+  return launch_blocks("dedup", stream, num_tiles, kThreads, unique_kernel<Key>, sort.keys(),
+                       sort.values(), n, bound, tiles, *out);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // order (docs/numerics.md, section 5).
 #pragma once
 
+#include "cuda/outputs.cuh"
 #include "cuda/row.cuh"
 
 namespace mpembed {
@@ -12,15 +13,16 @@ constexpr int64_t kBlock = MPE_GRADIENT_BLOCK;
 // The batches of an update, one after the other: batch b has positions end[b - 1] .. end[b].
 struct Batches {
   mpe_lookups lookups[MPE_MAX_GRADIENTS] = {};
-  Outputs grad[MPE_MAX_GRADIENTS] = {};
+  mpe_outputs grad[MPE_MAX_GRADIENTS] = {};
   uint32_t end[MPE_MAX_GRADIENTS];  // UINT32_MAX from the last batch on
+  int32_t format;                   // of all gradients
 
-  Batches(const mpe_gradient* gradients, int32_t n) {
+  Batches(const mpe_gradient* gradients, int32_t n) : format(gradients[0].grad->format) {
     uint32_t first = 0;
     for (int32_t b = 0; b < MPE_MAX_GRADIENTS; ++b) {
       if (b < n) {
         lookups[b] = *gradients[b].lookups;
-        grad[b] = Outputs{*gradients[b].grad};
+        grad[b] = *gradients[b].grad;
         first += static_cast<uint32_t>(lookups[b].n);
       }
       end[b] = b + 1 < n ? first : UINT32_MAX;
@@ -59,7 +61,7 @@ inline int64_t max_hot_blocks(int64_t n) { return n <= kBlock ? 0 : n / kBlock +
 
 // The gradient of one occurrence, and the factor it is multiplied with.
 struct Occurrence {
-  const float* row;
+  const uint8_t* row;
   float factor;
 };
 
@@ -82,9 +84,7 @@ class TableGradients {
     const int64_t bag = lookups.bags[here];
     const bool unpooled = table_.pooling == MPE_pooling_none;
     Occurrence found;
-    found.row =
-        grads_.data +
-        (unpooled ? here - lookups.bag_offsets[first_bag_] : bag - first_bag_) * grads_.stride;
+    found.row = grads_.row(unpooled ? here - lookups.bag_offsets[first_bag_] : bag - first_bag_);
     found.factor = weight;
     if (table_.pooling == MPE_pooling_mean) {
       found.factor =
@@ -99,12 +99,12 @@ class TableGradients {
     batch_ = batch;
     first_ = batch == 0 ? 0 : batches.end[batch - 1];
     first_bag_ = t_ * batches.lookups[batch].batch_size;
-    grads_ = batches.grad[batch].of(table_, t_);
+    grads_ = OutputRows(batches.grad[batch], table_, t_);
   }
 
   const Update& update_;
   const mpe_table& table_;
-  mpe_matrix grads_;
+  OutputRows grads_;
   int64_t first_bag_;
   uint32_t first_;
   int32_t t_, batch_;
@@ -113,24 +113,28 @@ class TableGradients {
 // sum += factor * row for kRows occurrences in order: those that lane `first` and the following
 // have found.
 template <int kRows, bool kLong>
-__device__ __forceinline__ void add_rows(const Tile& tile, int32_t dim, const Occurrence& mine,
-                                         int first, RowFragment<kLong>& sum) {
-  const float* rows[kRows];
+__device__ __forceinline__ void add_rows(const Tile& tile, const Update& update,
+                                         const Occurrence& mine, int first,
+                                         RowFragment<kLong>& sum) {
+  const int32_t dim = update.dim(), format = update.batches.format;
+  const uint8_t* rows[kRows];
   float factors[kRows];
   MPE_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    rows[r] = reinterpret_cast<const float*>(
+    rows[r] = reinterpret_cast<const uint8_t*>(
         tile.shuffle(reinterpret_cast<unsigned long long>(mine.row), first + r));
     factors[r] = tile.shuffle(mine.factor, first + r);
   }
   each_chunk<kLong>(tile, dim, [&](int32_t c) {
-    float x[kRows][kChunk], partial[kChunk];
+    GradientChunk grads[kRows];
+    float partial[kChunk];
     MPE_UNROLL
-    for (int r = 0; r < kRows; ++r) load_floats(rows[r] + c, dim - c, x[r]);
+    for (int r = 0; r < kRows; ++r) grads[r].load(rows[r], format, c, dim);
     sum.load(c, partial);
     MPE_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      for (int i = 0; i < kChunk; ++i) partial[i] = fmaf(factors[r], x[r][i], partial[i]);
+      grads[r].decode(format);
+      for (int i = 0; i < kChunk; ++i) partial[i] = fmaf(factors[r], grads[r].x[i], partial[i]);
     }
     sum.save(c, partial);
   });
@@ -152,9 +156,9 @@ __device__ __forceinline__ void sum_block(const Update& update, const Tile& tile
     const int here = end - base < lanes ? static_cast<int>(end - base) : lanes;
     int j = 0;
     MPE_NO_UNROLL
-    for (; j + kAtOnce <= here; j += kAtOnce) add_rows<kAtOnce>(tile, dim, mine, j, sum);
+    for (; j + kAtOnce <= here; j += kAtOnce) add_rows<kAtOnce>(tile, update, mine, j, sum);
     MPE_NO_UNROLL
-    for (; j < here; ++j) add_rows<1>(tile, dim, mine, j, sum);
+    for (; j < here; ++j) add_rows<1>(tile, update, mine, j, sum);
   }
   // With a factor that is not finite, columns beyond the row are NaN by now.
   each_chunk<kLong>(tile, dim, [&](int32_t c) {

@@ -59,15 +59,6 @@ struct NewRounding : Rounding {
   __device__ static constexpr bool paired() { return false; }
 };
 
-struct Outputs {
-  mpe_outputs outputs;
-
-  __device__ mpe_matrix of(const mpe_table& table, int32_t t) const {
-    if (outputs.tables != nullptr) return outputs.tables[t];
-    return mpe_matrix{outputs.shared.data + table.column, outputs.shared.stride};
-  }
-};
-
 // Sets the bit of a row or slot that is written; one lane of its tile calls it.
 __device__ __forceinline__ void mark_written(uint32_t* changed, int64_t index) {
   if (!kModel) mark_changed(changed, index);

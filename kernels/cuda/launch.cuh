@@ -100,29 +100,45 @@ mpe_status launch_one(const char* operation, void* stream, void (*kernel)(Parame
   return launch_blocks(operation, stream, 1, 1, kernel, std::forward<Arguments>(arguments)...);
 }
 
-// Stream-ordered memory, freed at the end of the scope: the work that uses it is queued by then.
+// An array of a Workspace.
 template <class T>
+struct Planned {
+  size_t offset;
+};
+
+// Stream-ordered memory of all arrays of one call, taken at once: plan() them, acquire(), then
+// get() each. It is freed at the end of the scope: the work that uses it is queued by then.
 class Workspace {
  public:
   explicit Workspace(void* stream) : stream_(stream_of(stream)) {}
   ~Workspace() {
-    if (data_ != nullptr && pool_free(data_, stream_) != cudaSuccess) forget_error();
+    if (memory_ != nullptr && pool_free(memory_, stream_) != cudaSuccess) forget_error();
   }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  mpe_status acquire(int64_t n, const char* operation) {
-    const size_t bytes = static_cast<size_t>(n > 0 ? n : 1) * sizeof(T);
+  template <class T>
+  Planned<T> plan(int64_t n) {
+    constexpr size_t kAlignment = 256;  // as the runtime's own
+    const Planned<T> planned{bytes_};
+    bytes_ += (static_cast<size_t>(n) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    return planned;
+  }
+  mpe_status acquire(const char* operation) {
     void* memory = nullptr;
-    MPE_TRY(check(pool_allocate(&memory, bytes, stream_), operation));
-    data_ = static_cast<T*>(memory);
+    MPE_TRY(check(pool_allocate(&memory, bytes_ > 0 ? bytes_ : 1, stream_), operation));
+    memory_ = static_cast<char*>(memory);
     return MPE_OK;
   }
-  T* get() const { return data_; }
+  template <class T>
+  T* get(Planned<T> planned) const {
+    return reinterpret_cast<T*>(memory_ + planned.offset);
+  }
 
  private:
   cudaStream_t stream_;
-  T* data_ = nullptr;
+  char* memory_ = nullptr;
+  size_t bytes_ = 0;
 };
 
 #endif
@@ -131,6 +147,13 @@ class Workspace {
 
 __device__ inline int64_t thread_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+// Hides where a value comes from: what follows from it is found where it is needed, instead of
+// being kept in registers.
+__device__ __forceinline__ int32_t opaque(int32_t v) {
+  asm volatile("" : "+r"(v));
+  return v;
 }
 
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x) & (kWarp - 1); }
@@ -148,6 +171,20 @@ __device__ inline int64_t first_at_least(int64_t n, int64_t target, Measure meas
     }
   }
   return lo;
+}
+
+// Whether this is the last block of the grid to come here, which then sees what the others wrote
+// before. All threads of the block call it. finished: 0 at the start.
+__device__ inline bool is_last_block(int32_t* finished) {
+  MPE_SHARED(int32_t, last, 1);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last[0] = atomicAdd(finished, 1) == static_cast<int32_t>(gridDim.x) - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  return last[0] != 0;
 }
 
 __device__ inline void atomic_add64(int64_t* sum, int64_t n) {

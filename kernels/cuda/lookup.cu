@@ -6,23 +6,19 @@
 
 #include "cuda/bag_sum.cuh"
 #include "cuda/kernels.h"
+#include "cuda/outputs.cuh"
 #include "cuda/row.cuh"
 
 namespace mpembed {
 namespace cuda {
 namespace {
 
+constexpr int kBagThreads = 128;  // fewer registers are left over than by larger blocks
+
 // Blocks that a multiprocessor should hold: as many as its registers allow. Rows that are loaded
 // byte by byte take more of them.
-template <class Format, int kAlignment>
-constexpr int blocks_of() {
-  if constexpr (std::is_same<Format, AnyFormat>::value) {
-    return kAlignment == 1 ? 2 : 3;
-  } else {
-    constexpr bool kBytes = 8 % Format::kBitsPerCode != 0 && Chunk<Format, kAlignment>::kPiece == 1;
-    return kAlignment == 1 || kBytes ? 3 : 4;
-  }
-}
+template <int kAlignment>
+constexpr int kBagBlocks = kAlignment == 1 ? 5 : 6;
 
 // The groups that one launch serves, and the first block of each. Kernels read it from their
 // parameters in place: a copy would be indexed in local memory.
@@ -40,30 +36,22 @@ struct GroupLookups {
 };
 
 template <class Format, int kAlignment>
-__global__ void __launch_bounds__(kThreads, (blocks_of<Format, kAlignment>()))
+__global__ void __launch_bounds__(kBagThreads, kBagBlocks<kAlignment>)
     bags_kernel(const __grid_constant__ GroupLookups groups) {
   const int32_t group = groups.index_of(blockIdx.x);
   const Lookup& lookup = groups.lookup[group];
   const LaneTask task(lookup, blockIdx.x - groups.first_block[group]);
   const int32_t c = task.column, dim = lookup.tables.dim;
-  if (task.item >= lookup.bags() || c >= dim) return;
-  const int32_t bag = static_cast<int32_t>(task.item), t = lookup.table_of(bag);
+  if (task.item >= int64_t{lookup.tables.count} * lookup.runs || c >= dim) return;
+  const int32_t run = static_cast<int32_t>(task.item);
+  const int32_t t =
+      static_cast<int32_t>(static_cast<uint32_t>(run) / static_cast<uint32_t>(lookup.runs));
   const mpe_table& table = lookup.tables.table[t];
   if (table.pooling == MPE_pooling_none) return;
-  const int32_t begin = static_cast<int32_t>(lookup.lookups.bag_offsets[bag]);
-  const int32_t end = static_cast<int32_t>(lookup.lookups.bag_offsets[bag + 1]);
-  // The bag's facts are reduced to few registers before its rows are loaded; a mean of one lookup
-  // is a sum.
-  const bool divided = table.pooling == MPE_pooling_mean && end > begin;
-  const float n = divided ? static_cast<float>(end - begin) : 1.0f;
-  const mpe_matrix out = lookup.out.of(table, t);
-  float* to = out.data + (bag - t * lookup.lookups.batch_size) * out.stride + c;
-  float acc[kChunk] = {};
-  sum_table<Format, kAlignment, kRowsInFlight>(lookup, table, begin, end, c, acc);
-  if (n != 1.0f) {
-    for (int j = 0; j < kChunk; ++j) acc[j] /= n;
-  }
-  store_floats(to, dim - c, acc);
+  const int32_t first = (run - t * lookup.runs) * lookup.run;
+  const int32_t rest = static_cast<int32_t>(lookup.lookups.batch_size) - first;
+  const BagRun bags(groups.lookup, group, t, first, rest < lookup.run ? rest : lookup.run);
+  sum_table<Format, kAlignment>(lookup, table, bags, c);
 }
 
 // Tables without pooling: every lookup is a bag of one.
@@ -78,11 +66,11 @@ __global__ void lookups_kernel(Lookup lookup) {
   if (table.pooling != MPE_pooling_none) return;
   float acc[kChunk] = {};
   const int32_t first = static_cast<int32_t>(p);
-  sum_table<AnyFormat, kAlignment, 1>(lookup, table, first, first + 1, c, acc);
-  const mpe_matrix out = lookup.out.of(table, t);
-  store_floats(
-      out.data + (p - lookup.lookups.bag_offsets[t * lookup.lookups.batch_size]) * out.stride + c,
-      dim - c, acc);
+  with_format(table.precision, [&](auto format) {
+    sum_rows<decltype(format), kAlignment, 1>(lookup, table, first, first + 1, c, acc);
+  });
+  const int64_t line = p - lookup.lookups.bag_offsets[t * lookup.lookups.batch_size];
+  store_outputs(OutputRows(lookup.out, table, t).at(line, c), lookup.out.format, dim - c, acc);
 }
 
 // Reads a stored row column by column; the header is decoded once.
@@ -108,11 +96,13 @@ __device__ float fold(const Tile& tile, float v) {
 
 // This lane's share of the dot product of a gradient with a row's current values.
 __device__ float dot(const Lookup& lookup, const Tile& tile, const mpe_table& table, int64_t p,
-                     const float* grad) {
-  const int32_t dim = lookup.tables.dim, lanes = 1 << tile.shift;
+                     const uint8_t* grad) {
+  const int32_t dim = lookup.tables.dim, lanes = 1 << tile.shift, format = lookup.out.format;
   float lane = 0.0f;
   const auto add = [&](auto row) {
-    for (int32_t c = tile.lane; c < dim; c += lanes) lane = fmaf(grad[c], row(c), lane);
+    for (int32_t c = tile.lane; c < dim; c += lanes) {
+      lane = fmaf(output_value(grad, format, c), row(c), lane);
+    }
   };
   if (const float* cached = lookup.cache_row(p)) {
     add([=](int64_t c) { return cached[c]; });
@@ -135,10 +125,10 @@ __global__ void weight_grad_kernel(Lookup lookup, int32_t shift, float* out) {
   const int64_t first = lookup.lookups.bag_offsets[t * lookup.lookups.batch_size];
   float result = 0.0f;
   if (lookup.lookups.keys[p] != MPE_DROPPED) {
-    const mpe_matrix grads = lookup.out.of(table, static_cast<int32_t>(t));
     const int64_t line =
         table.pooling == MPE_pooling_none ? p - first : bag - t * lookup.lookups.batch_size;
-    result = fold(tile, dot(lookup, tile, table, p, grads.data + line * grads.stride));
+    const uint8_t* grad = OutputRows(lookup.out, table, t).row(line);
+    result = fold(tile, dot(lookup, tile, table, p, grad));
     if (table.pooling == MPE_pooling_mean) {
       result /=
           static_cast<float>(lookup.lookups.bag_offsets[bag + 1] - lookup.lookups.bag_offsets[bag]);
@@ -168,14 +158,29 @@ __global__ void read_rows_kernel(Tables tables, mpe_cache cache, int32_t shift,
   });
 }
 
+// How many bags a tile sums: about as many lookups as hide the wait for the first ones, but few
+// enough that there are warps for the whole GPU.
+int32_t bags_of_run(const mpe_lookups& lookups, int32_t tables, int32_t shift) {
+  constexpr int64_t kLookups = 128, kWarps = 8192;
+  const int64_t bags = tables * lookups.batch_size;
+  int32_t run = 16;
+  while (run > 1 &&
+         (run * lookups.n > kLookups * bags || (bags << shift) / (run * kWarp) < kWarps)) {
+    run /= 2;
+  }
+  return run;
+}
+
 Lookup make_lookup(const mpe_group& group, const mpe_lookups& lookups, const int32_t* slots,
                    const mpe_outputs& out) {
   const int32_t shift = tile_shift(group.dim);
   const int32_t tiles = static_cast<int32_t>(ceil_div(group.dim, kChunk << shift));
   const float* cached = group.cache != nullptr ? group.cache->rows : nullptr;
   const bool slotted = slots != nullptr, weighted = lookups.weights != nullptr;
-  return Lookup{Tables(group), lookups,  cached, slots, Outputs{out},
-                slotted,       weighted, shift,  tiles};
+  const int32_t run = bags_of_run(lookups, group.num_tables, shift);
+  const int32_t runs = static_cast<int32_t>(ceil_div(lookups.batch_size, run));
+  return Lookup{Tables(group), lookups, cached, slots, out, slotted,
+                weighted,      shift,   tiles,  run,   runs};
 }
 
 // Gathers the pooled tables of several groups, to launch one kernel for as many as it takes.
@@ -185,7 +190,7 @@ class PooledLaunches {
 
   mpe_status add(const mpe_group& group, const Lookup& lookup) {
     const int64_t lanes = static_cast<int64_t>(lookup.tiles) << lookup.shift;
-    const int64_t blocks = ceil_div(lanes * group.num_tables * lookup.lookups.batch_size, kThreads);
+    const int64_t blocks = ceil_div(lanes * group.num_tables * lookup.runs, kBagThreads);
     const int32_t format = format_of(group);
     if (format == kNone || blocks == 0) return MPE_OK;
     if (count_ == GroupLookups::kMaxGroups || blocks_ + blocks > INT32_MAX) MPE_TRY(run());
@@ -231,7 +236,7 @@ class PooledLaunches {
     });
   }
   mpe_status launch_kernel(void (*kernel)(GroupLookups)) const {
-    return launch_blocks("lookup", stream_, blocks_, kThreads, kernel, groups_);
+    return launch_blocks("lookup", stream_, blocks_, kBagThreads, kernel, groups_);
   }
 
   void* stream_;

@@ -92,6 +92,11 @@ mpe_status wait(void* event, void* stream) {
                "waiting for an event");
 }
 
+mpe_status wait_on_host(void* event) {
+  const Uncaptured uncaptured;
+  return check(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "waiting for an event");
+}
+
 mpe_status capturing(void* stream, uint64_t* capture) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   unsigned long long id = 0;

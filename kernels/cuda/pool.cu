@@ -20,11 +20,18 @@ struct Pool {
   cudaMemPool_t handle = nullptr;  // stays null: not every device has pools
 };
 
+// Until then all memory is of pools, and need not be asked about.
+std::atomic<bool> some_without_pools{false};
+
 cudaError_t make(int device, Pool* pool) {
   const Uncaptured uncaptured;
   int supported = 0;
   cudaError_t error = cudaDeviceGetAttribute(&supported, cudaDevAttrMemoryPoolsSupported, device);
-  if (error != cudaSuccess || supported == 0) return error;
+  if (error != cudaSuccess) return error;
+  if (supported == 0) {
+    some_without_pools.store(true);
+    return cudaSuccess;
+  }
   cudaMemPoolProps properties{};
   properties.allocType = cudaMemAllocationTypePinned;
   properties.location.type = cudaMemLocationTypeDevice;
@@ -69,6 +76,7 @@ cudaError_t pool_allocate(void** out, size_t bytes, cudaStream_t stream) {
 }
 
 cudaError_t pool_free(void* memory, cudaStream_t stream) {
+  if (!some_without_pools.load()) return cudaFreeAsync(memory, stream);
   const Pool* pool = nullptr;
   cudaError_t error = find(&pool);
   if (error != cudaSuccess) return error;

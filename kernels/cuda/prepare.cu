@@ -23,42 +23,63 @@ struct Integers {
 
 __device__ inline void clear(mpe_error* error) { *error = mpe_error MPE_NO_ERROR; }
 
-__global__ void clear_kernel(mpe_error* error) { clear(error); }
-
+// One block, for those who check the offsets apart from the groups' lookups.
 __global__ void check_offsets_kernel(Integers offsets, int64_t bags, int64_t num_indices,
                                      mpe_error* error) {
-  const int64_t i = thread_index();
-  if (i > bags) return;
-  const int64_t value = offsets[i];
-  bool bad = i == 0 ? value != 0 : value < offsets[i - 1];
-  bad = bad || (i == bags && value != num_indices);
-  if (bad) atomic_min64(&error->position, i);
+  if (threadIdx.x == 0) clear(error);
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i <= bags; i += blockDim.x) {
+    const int64_t value = offsets[i];
+    bool bad = i == 0 ? value != 0 : value < offsets[i - 1];
+    bad = bad || (i == bags && value != num_indices);
+    if (bad) atomic_min64(&error->position, i);
+  }
+  __syncthreads();
+  if (threadIdx.x != 0 || error->position == kNoPosition) return;
+  *error = mpe_error{MPE_ERR_OFFSETS, 0, error->position, offsets[error->position], 1};
 }
 
-__global__ void offsets_found_kernel(Integers offsets, mpe_error* error) {
-  if (error->position == kNoPosition) return;
-  error->value = offsets[error->position];
-  error->count = 1;
-  error->status = MPE_ERR_OFFSETS;
-}
-
-// The batch of one group; with bad offsets all bags are empty.
+// The batch of one group. Its offsets are checked as they are used: where they are wrong, what is
+// written is nonsense within its bounds, which discard() replaces.
 struct GroupBatch {
   Tables tables;
   Integers indices, offsets;
-  const mpe_error* bad;
+  int64_t num_indices, last_offset;  // of the whole batch
   int64_t batch_size;
   mpe_lookups lookups;
 
-  __device__ bool refused() const { return bad != nullptr && bad->status != MPE_OK; }
   __device__ int64_t bags() const { return tables.count * batch_size; }
+  __device__ int64_t offset(int64_t i) const {
+    const int64_t value = offsets[i];
+    return value < 0 ? 0 : value < num_indices ? value : num_indices;
+  }
   __device__ int64_t first_offset(int64_t t) const {
-    return offsets[tables.table[t].feature * batch_size];
+    return offset(tables.table[t].feature * batch_size);
   }
   __device__ int64_t size_of(int64_t t) const {
-    return offsets[(tables.table[t].feature + 1) * batch_size] - first_offset(t);
+    return offset((tables.table[t].feature + 1) * batch_size) - first_offset(t);
+  }
+  // A table's first lookup in the group; segments_kernel writes it.
+  __device__ int64_t start(int64_t t) const { return lookups.bag_offsets[t * batch_size]; }
+  __device__ int32_t table_of(int64_t bag) const {
+    return static_cast<int32_t>(static_cast<uint32_t>(bag) / static_cast<uint32_t>(batch_size));
+  }
+  // The place in the batch's offsets where a bag of table t ends.
+  __device__ int64_t offset_of(int64_t bag, int32_t t) const {
+    return (tables.table[t].feature - t) * batch_size + bag + 1;
+  }
+  // Where a bag ends in the group.
+  __device__ int64_t end(int64_t bag) const {
+    const int32_t t = table_of(bag);
+    return start(t) + offset(offset_of(bag, t)) - lookups.origins[t];
   }
 };
+
+// While the kernels of a group run, its error holds the first bad position of the offsets in
+// `value`, the first one of the indices in `position`, and the blocks that are done in `table`.
+__device__ inline void report_offset(mpe_error* error, int64_t i) {
+  atomic_min64(&error->value, i);
+}
 
 // Inclusive sum over the block's threads. Call __syncthreads() before the next one.
 __device__ int64_t block_sum(int64_t v, int64_t* warps) {
@@ -73,8 +94,9 @@ __device__ int64_t block_sum(int64_t v, int64_t* warps) {
   return v;
 }
 
-// One block: sets each table's first lookup in the group and its origin, and clears the counts.
-__global__ void segments_kernel(GroupBatch batch, int64_t* starts, mpe_error* error) {
+// One block: sets each table's first lookup in the group and its origin, clears the counts, and
+// checks the batch's first offset.
+__global__ void segments_kernel(GroupBatch batch, mpe_error* error) {
   MPE_SHARED(int64_t, warps, kThreads / kWarp);
   MPE_SHARED(int64_t, total, 1);
   if (threadIdx.x == 0) {
@@ -82,77 +104,92 @@ __global__ void segments_kernel(GroupBatch batch, int64_t* starts, mpe_error* er
     clear(error);
   }
   __syncthreads();
-  const bool refused = batch.refused();
   for (int64_t base = 0; base < batch.tables.count; base += kThreads) {
     const int64_t t = base + threadIdx.x;
     const bool here = t < batch.tables.count;
-    const int64_t size = here && !refused ? batch.size_of(t) : 0;
+    const int64_t size = here ? batch.size_of(t) : 0;
     const int64_t before = total[0];
     const int64_t end = before + block_sum(size, warps);
     if (here) {
-      starts[t] = end - size;
-      batch.lookups.origins[t] = refused ? 0 : batch.first_offset(t);
+      if (batch.batch_size > 0) batch.lookups.bag_offsets[t * batch.batch_size] = end - size;
+      batch.lookups.origins[t] = batch.first_offset(t);
       batch.lookups.dropped[t] = 0;
+    }
+    if (here && batch.tables.table[t].feature == 0) {
+      const int64_t value = batch.offsets[0];
+      const bool last = batch.last_offset == 0;
+      if (value != 0 || (last && value != batch.num_indices)) report_offset(error, 0);
     }
     if (threadIdx.x == kThreads - 1) total[0] = end;
     __syncthreads();
   }
+  if (threadIdx.x == 0) batch.lookups.bag_offsets[batch.bags()] = total[0];
 }
 
-__global__ void bag_offsets_kernel(GroupBatch batch, const int64_t* starts) {
-  const int64_t i = thread_index();
-  if (i == 0) batch.lookups.bag_offsets[0] = 0;
-  if (i >= batch.bags()) return;
-  const int64_t t = i / batch.batch_size, b = i % batch.batch_size;
-  const int64_t end = batch.offsets[batch.tables.table[t].feature * batch.batch_size + b + 1];
-  batch.lookups.bag_offsets[i + 1] =
-      batch.refused() ? 0 : starts[t] + end - batch.lookups.origins[t];
+// Checks where a bag ends and writes it; not where a table ends, which is known.
+__device__ __forceinline__ void write_bag(const GroupBatch& batch, mpe_error* error, int64_t bag) {
+  if (bag >= batch.bags()) return;
+  const int32_t t = batch.table_of(bag);
+  const int64_t i = batch.offset_of(bag, t), value = batch.offsets[i];
+  if (value < batch.offsets[i - 1] || (i == batch.last_offset && value != batch.num_indices)) {
+    report_offset(error, i);
+  }
+  if (bag + 1 < (t + 1) * batch.batch_size) batch.lookups.bag_offsets[bag + 1] = batch.end(bag);
 }
 
 // Lookup p of a bag.
-__device__ __forceinline__ void write_key(const GroupBatch& batch, const int64_t* starts,
-                                          const float* weights, mpe_error* error, int64_t p,
-                                          int64_t bag) {
+__device__ __forceinline__ void write_key(const GroupBatch& batch, const float* weights,
+                                          mpe_error* error, int64_t p, int64_t bag) {
   if (bag >= batch.bags()) {
     batch.lookups.keys[p] = MPE_DROPPED;
     return;
   }
-  const int64_t t = static_cast<uint32_t>(bag) / static_cast<uint32_t>(batch.batch_size);
+  const int32_t t = batch.table_of(bag);
   const mpe_table& table = batch.tables.table[t];
-  const int64_t i = p - starts[t] + batch.lookups.origins[t];
-  const int64_t index = batch.indices[i];
+  const int64_t i = p - batch.start(t) + batch.lookups.origins[t];
+  const bool inside = i >= 0 && i < batch.num_indices;  // unless the offsets are wrong
+  const int64_t index = inside ? batch.indices[i] : -1;
   const bool valid = index >= 0 && index < table.num_rows;
-  if (!valid) {
+  if (inside && !valid) {
     atomic_add64(batch.lookups.dropped + t, 1);
     atomic_min64(&error->position, i);
   }
   batch.lookups.keys[p] = valid ? static_cast<uint64_t>(table.base + index) : MPE_DROPPED;
   batch.lookups.bags[p] = static_cast<int32_t>(bag);
-  if (batch.lookups.weights != nullptr) batch.lookups.weights[p] = weights[i];
+  if (batch.lookups.weights != nullptr) batch.lookups.weights[p] = inside ? weights[i] : 0.0f;
 }
 
-__global__ void keys_kernel(GroupBatch batch, const int64_t* starts, const float* weights,
-                            mpe_error* error) {
-  each_position(batch.lookups.bag_offsets + 1, batch.bags(), batch.lookups.n,
-                [&](int64_t p, int64_t bag) { write_key(batch, starts, weights, error, p, bag); });
-}
-
-__global__ void index_found_kernel(GroupBatch batch, int32_t drop, mpe_error* error) {
-  const int64_t i = error->position;
-  if (i == kNoPosition) return;
-  if (drop) {
-    clear(error);
+// One thread, when all lookups are written.
+__device__ void finish(const GroupBatch& batch, bool drop, mpe_error* error) {
+  const int64_t offset = __ldcg(reinterpret_cast<const long long*>(&error->value));
+  const int64_t i = __ldcg(reinterpret_cast<const long long*>(&error->position));
+  clear(error);
+  if (offset != kNoPosition) {
+    *error = mpe_error{MPE_ERR_OFFSETS, 0, offset, batch.offsets[offset], 1};
     return;
   }
+  if (i == kNoPosition || drop) return;
   int64_t count = 0;
   for (int32_t t = 0; t < batch.tables.count; ++t) {
     if (i >= batch.first_offset(t) && i < batch.first_offset(t) + batch.size_of(t))
       error->table = batch.tables.table[t].feature;
-    count += batch.lookups.dropped[t];
+    count += __ldcg(reinterpret_cast<const long long*>(batch.lookups.dropped + t));
   }
+  error->position = i;
   error->value = batch.indices[i];
   error->count = count;
   error->status = MPE_ERR_INDEX;
+}
+
+// A warp writes as many bags as lookups.
+__global__ void keys_kernel(GroupBatch batch, const float* weights, int32_t drop,
+                            mpe_error* error) {
+  const int64_t first = thread_index() / kWarp * kWarpPositions + lane_index();
+  MPE_UNROLL
+  for (int k = 0; k < kWarpPositions; k += kWarp) write_bag(batch, error, first + k);
+  each_position([&](int64_t bag) { return batch.end(bag); }, batch.bags(), batch.lookups.n,
+                [&](int64_t p, int64_t bag) { write_key(batch, weights, error, p, bag); });
+  if (is_last_block(&error->table) && threadIdx.x == 0) finish(batch, drop != 0, error);
 }
 
 __global__ void discard_kernel(mpe_lookups lookups, int32_t tables, const mpe_error* errors,
@@ -189,29 +226,23 @@ __global__ void advance_kernel(uint64_t* step) { ++*step; }
 
 mpe_status check_offsets(const mpe_batch* given, void* stream, mpe_error* error) {
   const int64_t bags = given->num_features * given->batch_size;
-  const Integers offsets{given->offsets, given->offset_bits};
-  MPE_TRY(launch_one("check_offsets", stream, clear_kernel, error));
-  MPE_TRY(launch("check_offsets", stream, bags + 1, check_offsets_kernel, offsets, bags,
-                 given->num_indices, error));
-  return launch_one("check_offsets", stream, offsets_found_kernel, offsets, error);
+  return launch("check_offsets", stream, kThreads, check_offsets_kernel,
+                Integers{given->offsets, given->offset_bits}, bags, given->num_indices, error);
 }
 
-mpe_status prepare(const mpe_group* group, const mpe_batch* given, int32_t drop,
-                   const mpe_error* offsets, mpe_lookups* out, void* stream, mpe_error* error) {
+mpe_status prepare(const mpe_group* group, const mpe_batch* given, int32_t drop, mpe_lookups* out,
+                   void* stream, mpe_error* error) {
   const GroupBatch batch{Tables(*group),
                          {given->indices, given->index_bits},
                          {given->offsets, given->offset_bits},
-                         offsets,
+                         given->num_indices,
+                         given->num_features * given->batch_size,
                          given->batch_size,
                          *out};
-  Workspace<int64_t> starts(stream);
-  MPE_TRY(starts.acquire(group->num_tables, "prepare"));
-  MPE_TRY(launch("prepare", stream, kThreads, segments_kernel, batch, starts.get(), error));
-  const int64_t bags = group->num_tables * given->batch_size;
-  MPE_TRY(launch("prepare", stream, bags + 1, bag_offsets_kernel, batch, starts.get()));
-  MPE_TRY(launch("prepare", stream, threads_for_positions(out->n), keys_kernel, batch, starts.get(),
-                 given->weights, error));
-  return launch_one("prepare", stream, index_found_kernel, batch, drop, error);
+  MPE_TRY(launch("prepare", stream, kThreads, segments_kernel, batch, error));
+  const int64_t bags = group->num_tables * given->batch_size, n = out->n > bags ? out->n : bags;
+  return launch("prepare", stream, threads_for_positions(n > 0 ? n : 1), keys_kernel, batch,
+                given->weights, drop, error);
 }
 
 mpe_status discard(const mpe_group* group, mpe_lookups* lookups, const mpe_error* errors, int32_t n,

@@ -11,16 +11,16 @@ constexpr int64_t kWarpPositions = 8 * kWarp;
 
 inline int64_t threads_for_positions(int64_t n) { return ceil_div(n, kWarpPositions) * kWarp; }
 
-// The first of the ascending ends, from `window` on, that is beyond position + lane; count if there
+// The first of the ascending ends, end(window) on, that is beyond position + lane; count if there
 // is none. A window in which no lane finds its range begins a long run of empty ranges, which is
 // skipped by a search.
-__device__ inline int64_t range_of(const int64_t* ends, int64_t count, int64_t window,
-                                   int64_t position) {
+template <class End>
+__device__ inline int64_t range_of(End end, int64_t count, int64_t window, int64_t position) {
   const int lane = lane_index();
   int64_t found = -1;
   for (unsigned waiting = kFullMask;;) {
-    const int64_t i = window + lane, end = i < count ? ends[i] - position : kWarp;
-    const int mine = static_cast<int>(end < kWarp ? end : kWarp);
+    const int64_t i = window + lane, after = i < count ? end(i) - position : kWarp;
+    const int mine = static_cast<int>(after < kWarp ? after : kWarp);
     int passed = 0;  // ends of this window that are not beyond the position
     MPE_UNROLL
     for (int s = kWarp / 2; s > 0; s >>= 1) {
@@ -34,24 +34,22 @@ __device__ inline int64_t range_of(const int64_t* ends, int64_t count, int64_t w
     if (!kModel && left == waiting) {
       const int64_t next =
           position + __ffs(static_cast<int>(left));  // for the first lane that waits
-      const int64_t* rest = ends + window;
-      window += first_at_least(count - window, next, [&](int64_t j) { return rest[j]; });
+      window += first_at_least(count - window, next, [&](int64_t j) { return end(window + j); });
     }
     waiting = left;
   }
 }
 
-// Calls visit(position, i) for this warp's positions below `limit`, where ends[i] is the first end
-// beyond the position; i is count where there is none.
-template <class Visit>
-__device__ __forceinline__ void each_position(const int64_t* ends, int64_t count, int64_t limit,
-                                              Visit visit) {
+// Calls visit(position, i) for this warp's positions below `limit`, where end(i) is the first of
+// the ascending ends beyond the position; i is count where there is none.
+template <class End, class Visit>
+__device__ __forceinline__ void each_position(End end, int64_t count, int64_t limit, Visit visit) {
   const int64_t first = thread_index() / kWarp * kWarpPositions;
   if (first >= limit) return;
-  int64_t window = first_at_least(count, first + 1, [&](int64_t i) { return ends[i]; });
+  int64_t window = first_at_least(count, first + 1, end);
   for (int64_t position = first; position < first + kWarpPositions && position < limit;
        position += kWarp) {
-    const int64_t found = range_of(ends, count, window, position);
+    const int64_t found = range_of(end, count, window, position);
     if (position + lane_index() < limit) visit(position + lane_index(), found);
     window = __shfl_sync(kFullMask, static_cast<long long>(found), kWarp - 1);
   }

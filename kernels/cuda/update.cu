@@ -19,11 +19,14 @@ __global__ void hot_rows_kernel(const __grid_constant__ Update update, HotRows h
 }
 
 // One block: every thread sees the old count before it changes.
-__global__ void coefficients_kernel(const mpe_parameters* tables, int64_t n, uint64_t* updates,
-                                    float* coefficients) {
+__global__ void coefficients_kernel(uint64_t* step, const mpe_parameters* tables, int64_t n,
+                                    uint64_t* updates, float* coefficients) {
   const uint64_t count = *updates + 1;
   __syncthreads();
-  if (threadIdx.x == 0) *updates = count;
+  if (threadIdx.x == 0) {
+    *updates = count;
+    if (step != nullptr) ++*step;
+  }
   for (int64_t t = threadIdx.x; t < n; t += blockDim.x) {
     const mpe_parameters& table = tables[t];
     if (table.optimizer < 0 || table.optimizer >= MPE_NUM_OPTIMIZERS) continue;
@@ -36,10 +39,10 @@ __global__ void coefficients_kernel(const mpe_parameters* tables, int64_t n, uin
 
 }  // namespace
 
-mpe_status begin_update(const mpe_parameters* tables, int64_t n, uint64_t* updates,
+mpe_status begin_update(uint64_t* step, const mpe_parameters* tables, int64_t n, uint64_t* updates,
                         float* coefficients, void* stream) {
-  return launch_blocks("begin_update", stream, 1, kThreads, coefficients_kernel, tables, n, updates,
-                       coefficients);
+  return launch_blocks("begin_update", stream, 1, kThreads, coefficients_kernel, step, tables, n,
+                       updates, coefficients);
 }
 
 mpe_status update(const mpe_group* group, const mpe_gradient* gradients, int32_t n,
@@ -59,14 +62,19 @@ mpe_status update(const mpe_group* group, const mpe_gradient* gradients, int32_t
   int64_t lookups = 0;
   for (int32_t b = 0; b < n; ++b) lookups += gradients[b].lookups->n;
   const int64_t hot_blocks = max_hot_blocks(lookups), stride = whole_chunks(group->dim);
-  Workspace<int32_t> blocks(stream);
-  Workspace<float> sums(stream);
-  MPE_TRY(blocks.acquire(1 + lookups + hot_blocks, "update"));
-  MPE_TRY(sums.acquire(hot_blocks * stride, "update"));
-  int32_t* count = blocks.get();
-  const HotRows hot{count, count + 1, count + 1 + lookups, sums.get(), nullptr, stride};
+  HotRows hot{};
+  hot.stride = stride;
+  Workspace workspace(stream);
   if (hot_blocks > 0) {
-    MPE_TRY(fill(count, 0, sizeof(int32_t), stream));
+    const auto blocks = workspace.plan<int32_t>(1), row_block = workspace.plan<int32_t>(lookups),
+               block_row = workspace.plan<int32_t>(hot_blocks);
+    const auto sums = workspace.plan<float>(hot_blocks * stride);
+    MPE_TRY(workspace.acquire("update"));
+    hot.blocks = workspace.get(blocks);
+    hot.row_block = workspace.get(row_block);
+    hot.block_row = workspace.get(block_row);
+    hot.sums = workspace.get(sums);
+    MPE_TRY(fill(hot.blocks, 0, sizeof(int32_t), stream));
     MPE_TRY(launch("update", stream, lookups, hot_rows_kernel, update, hot));
   }
   const auto rows = group->dim > kRound ? update_long_rows : update_short_rows;

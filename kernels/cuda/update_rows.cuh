@@ -26,7 +26,8 @@ __global__ void __launch_bounds__(kThreads, (blocks_of<Optimizer, kLong>()))
 
 // The partial sums of one block of a hot row.
 template <bool kLong>
-__global__ void partials_kernel(const __grid_constant__ Update update, HotRows hot, int32_t shift) {
+__global__ void __launch_bounds__(kThreads, 3)
+    partials_kernel(const __grid_constant__ Update update, HotRows hot, int32_t shift) {
   const Tile tile(shift);
   const int64_t i = tile.index();
   if (i >= *hot.blocks) return;
@@ -67,10 +68,11 @@ mpe_status update_rows(const Update& update, HotRows hot, int32_t optimizer, con
   }
   // launch_rows(threads, rows, first): the kernel on rows from `first` on, so many a tile.
   const auto run = [&](int64_t scratch_rows, auto launch_rows) {
-    Workspace<float> scratch(stream);
+    Workspace workspace(stream);
     if (kLong) {
-      MPE_TRY(scratch.acquire(at_once * scratch_rows * hot.stride, "update"));
-      hot.scratch = scratch.get();
+      const auto scratch = workspace.plan<float>(at_once * scratch_rows * hot.stride);
+      MPE_TRY(workspace.acquire("update"));
+      hot.scratch = workspace.get(scratch);
     }
     const int32_t rows = kLong ? 1 : rows_of_tile(n, shift);
     for (int64_t first = 0; first < n; first += at_once) {

@@ -20,7 +20,7 @@ __device__ void report_nonfinite(mpe_error* error, const mpe_table& table, uint6
 // slot or -1, and its gradient's address if it occurs once.
 struct UniqueRow {
   uint64_t key;
-  const float* grad;
+  const uint8_t* grad;
   float factor;
   int32_t table, slot;
   uint32_t u;
@@ -50,16 +50,17 @@ __device__ __forceinline__ void update_row(const Update& update, const HotRows& 
   const bool single = kModel || found.grad != nullptr;
   if (single) {
     each_chunk<kLong>(tile, update.dim(), [&](int32_t c) {
-      float x[kChunk];
-      load_floats(found.grad + c, update.dim() - c, x);
-      gradient.save(c, x);
+      GradientChunk grad;
+      grad.load(found.grad, update.batches.format, c, update.dim());
+      grad.decode(update.batches.format);
+      gradient.save(c, grad.x);
     });
   } else {
     const int64_t begin = update.unique.starts[found.u], end = update.unique.starts[found.u + 1];
     if (end - begin > kBlock) {
       add_partials(update, tile, hot, found.u, end - begin, gradient);
     } else {
-      sum_block<1>(update, tile, found.table, begin, end, gradient);
+      sum_block<kLong ? 1 : 2>(update, tile, found.table, begin, end, gradient);
     }
   }
   const int64_t row = static_cast<int64_t>(found.key) - table.base;

@@ -74,7 +74,7 @@ class Backward {
     MPE_TRY(allocate());
     for (size_t g = 0; g < updates_.size(); ++g) MPE_TRY(find_rows(g));
     MPE_TRY(write_weight_grads());
-    MPE_TRY(advance(collection_, stream_));
+    MPE_TRY(begin());
     return update();
   }
 
@@ -87,6 +87,9 @@ class Backward {
   bool has_rows(size_t g) const { return single() && group(g).cache != nullptr; }
 
   mpe_status collect() {
+    for (const mpe_batch_gradient& batch : batches_) {
+      if (batch.grad.format != batches_[0].grad.format) return MPE_ERR_VALUE;
+    }
     for (size_t g = 0; g < updates_.size(); ++g) {
       GroupUpdate& update = updates_[g];
       update.gradients.reserve(batches_.size());
@@ -175,14 +178,13 @@ class Backward {
   // closed, so that no second try updates a group twice.
   mpe_status update() {
     bool changed = false;
-    mpe_status status = begin();
-    const bool begun = status == MPE_OK;
+    mpe_status status = MPE_OK;
     for (size_t g = 0; g < updates_.size() && status == MPE_OK; ++g) {
       if (is_trained(g)) status = update_group(g, &changed);
     }
     if (status != MPE_OK && !changed) {
       undo_step(collection_);
-      if (begun && is_synchronous(backend_)) --*collection_->updates;
+      if (is_synchronous(backend_)) --*collection_->updates;
       return status;
     }
     for (const mpe_batch_gradient& batch : batches_) {
@@ -192,11 +194,12 @@ class Backward {
     return status;
   }
 
+  // Takes the write step.
   mpe_status begin() {
     int64_t tables = 0;
     for (size_t g = 0; g < updates_.size(); ++g) tables += group(g).num_tables;
-    return backend_.begin_update(collection_->parameters, tables, collection_->updates,
-                                 collection_->coefficients, stream_);
+    return backend_.begin_update(collection_->step, collection_->parameters, tables,
+                                 collection_->updates, collection_->coefficients, stream_);
   }
 
   mpe_status update_group(size_t g, bool* changed) {

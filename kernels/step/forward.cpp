@@ -5,30 +5,24 @@
 namespace mpembed::step {
 namespace {
 
-// Closes the batch of a call that has failed, and takes the call's step back if it has changed
-// nothing.
-mpe_status fail(mpe_open_batch* open, bool changed, mpe_status status, void* stream) {
-  close(open, stream);
-  if (!changed) undo_step(open->collection);
-  return status;
-}
-
-// Admits a reserved batch; on failure it is closed.
+// Admits a reserved batch, if any group has a cache, and takes a write step with the first of
+// these; on failure it is closed.
 mpe_status admit(mpe_open_batch* open, void* stream) {
-  bool changed = false;
   const mpe_backend& backend = open->backend();
+  uint64_t* step = open->collection->step;
   open->admission = ++open->collection->admissions;
   for (size_t g = 0; g < open->shares.size(); ++g) {
     const mpe_group& group = open->group(g);
     if (group.cache == nullptr) continue;
     Share& share = open->shares[g];
-    mpe_status status =
-        backend.cache_admit(&group, &share.unique, share.lookups.n, share.slots, stream);
-    if (status == MPE_OK) {
-      share.pinned = changed = true;
-      status = backend.count(&group, &share.lookups, nullptr, 0, 1, stream);
+    const mpe_status status = backend.cache_admit(&group, &share.unique, share.lookups.n,
+                                                  share.lookups.dropped, step, share.slots, stream);
+    if (status != MPE_OK) {
+      close(open, stream);
+      return status;
     }
-    if (status != MPE_OK) return fail(open, changed, status, stream);
+    share.pinned = true;
+    step = nullptr;
   }
   open->admitted = true;
   return MPE_OK;
@@ -37,7 +31,7 @@ mpe_status admit(mpe_open_batch* open, void* stream) {
 mpe_status admit_ahead(mpe_open_batch* open, void* stream) {
   if (!open->open || open->admitted) return MPE_ERR_VALUE;
   MPE_TRY(reserve(open, stream));
-  MPE_TRY(advance(open->collection, stream));
+  if (!has_cache(*open->collection)) MPE_TRY(advance(open->collection, stream));
   return admit(open, stream);
 }
 
@@ -102,14 +96,16 @@ mpe_status forward(mpe_open_batch* open, mpe_open_batch* replaced, const mpe_res
   MPE_TRY(reserve(open, stream));
   Lookup lookup(*open, results, stream);
   MPE_TRY(lookup.allocate());
-  MPE_TRY(advance(open->collection, stream));
+  const bool admits = !open->admitted, changes = admits && has_cache(*open->collection);
+  if (!changes) MPE_TRY(advance(open->collection, stream));
   if (replaced != nullptr) MPE_TRY(close(replaced, stream));
-  const bool admits = !open->admitted;
   if (admits) MPE_TRY(admit(open, stream));
   bool counted = false;
   const mpe_status status = look_up_and_count(open, &lookup, admits, &counted, stream);
-  const bool changed = counted || (admits && has_cache(*open->collection));
-  return status == MPE_OK ? status : fail(open, changed, status, stream);
+  if (status == MPE_OK) return status;
+  close(open, stream);
+  if (!changes && !counted) undo_step(open->collection);
+  return status;
 }
 
 mpe_status evaluate(mpe_open_batch* open, const mpe_results& results, void* stream) {

@@ -56,7 +56,7 @@ int64_t num_lookups(const mpe_group& group, const mpe_batch& batch, bool synchro
 mpe_status borrow_lookups(mpe_open_batch* open, char** offsets, void* stream) {
   MPE_TRY(borrow_arrays(open->backend(), stream, &open->lookups, [&](Arrays& arrays) {
     if (offsets != nullptr) *offsets = arrays.take<char>(offset_bytes(open->batch));
-    open->errors = arrays.take<mpe_error>(1 + open->collection->num_groups);
+    open->errors = arrays.take<mpe_error>(open->num_errors());
     for (size_t g = 0; g < open->shares.size(); ++g) {
       mpe_lookups& lookups = open->shares[g].lookups;
       const int64_t tables = open->group(g).num_tables;
@@ -78,14 +78,14 @@ mpe_status prepare(mpe_open_batch* open, const mpe_batch& batch, void* stream, m
   bool refused = false;
   for (size_t g = 0; g < open->shares.size(); ++g) {
     const mpe_status status =
-        open->backend().prepare(&open->group(g), &batch, open->collection->drop, open->errors,
-                                &open->shares[g].lookups, stream, open->errors + 1 + g);
+        open->backend().prepare(&open->group(g), &batch, open->collection->drop,
+                                &open->shares[g].lookups, stream, open->errors + g);
     if (status != MPE_OK && status != MPE_ERR_INDEX) return status;
     refused = refused || status == MPE_ERR_INDEX;
   }
   if (!refused) return MPE_OK;
   // All groups are asked, so that the first position of all is named.
-  *error = first_error(open->errors, 1 + open->collection->num_groups);
+  *error = first_error(open->errors, open->num_errors());
   return MPE_ERR_INDEX;
 }
 
@@ -109,7 +109,7 @@ mpe_status copy_offsets(const mpe_backend& backend, char* to, mpe_batch* batch, 
   return MPE_OK;
 }
 
-// The CPU checks before it reads the sizes out of the offsets.
+// The CPU checks before it reads the sizes out of the offsets; a device as it reads them.
 mpe_status fill_on_cpu(mpe_open_batch* open, mpe_error* error) {
   const mpe_backend& backend = open->backend();
   mpe_batch batch = open->batch;
@@ -120,7 +120,6 @@ mpe_status fill_on_cpu(mpe_open_batch* open, mpe_error* error) {
   MPE_TRY(backend.check_offsets(&batch, nullptr, error));
   MPE_TRY(set_sizes(open, batch, error));
   MPE_TRY(borrow_lookups(open, nullptr, nullptr));
-  open->errors[0] = *error;
   return prepare(open, batch, nullptr, error);
 }
 
@@ -132,7 +131,6 @@ mpe_status fill_batch(mpe_open_batch* open, void* stream, mpe_error* error) {
   MPE_TRY(set_sizes(open, batch, error));
   MPE_TRY(borrow_lookups(open, &offsets, stream));
   MPE_TRY(copy_offsets(backend, offsets, &batch, stream));
-  MPE_TRY(backend.check_offsets(&batch, stream, open->errors));
   return prepare(open, batch, stream, error);
 }
 
@@ -197,26 +195,29 @@ mpe_status reserve_arrays(mpe_open_batch* open, void* stream) {
       if (open->group(g).cache != nullptr) visit(open->shares[g], open->group(g));
     }
   };
+  const bool synchronous = is_synchronous(backend);
+  const auto take_slots = [&](Arrays& arrays) {
+    each([&](Share& share, const mpe_group&) {
+      share.slots = arrays.take<int32_t>(share.unique_capacity);
+    });
+  };
   MPE_TRY(borrow_arrays(backend, stream, &open->unique, [&](Arrays& arrays) {
     each([&](Share& share, const mpe_group&) {
       take_unique(arrays, share.lookups.n, &share.unique);
+      // A device is not waited for: its count is known to be at most this.
+      share.unique_capacity = share.lookups.n;
     });
+    if (!synchronous) take_slots(arrays);
   }));
   mpe_status status = MPE_OK;
-  const bool synchronous = is_synchronous(backend);
   each([&](Share& share, const mpe_group& group) {
     if (status != MPE_OK) return;
     status = backend.dedup(share.lookups.keys, share.lookups.n, total_rows(group), &share.unique,
                            stream);
-    // A device is not waited for: its count is known to be at most this.
-    share.unique_capacity = status == MPE_OK && synchronous ? *share.unique.count : share.lookups.n;
+    if (status == MPE_OK && synchronous) share.unique_capacity = *share.unique.count;
   });
-  MPE_TRY(status);
-  return borrow_arrays(backend, stream, &open->slots, [&](Arrays& arrays) {
-    each([&](Share& share, const mpe_group&) {
-      share.slots = arrays.take<int32_t>(share.unique_capacity);
-    });
-  });
+  if (status != MPE_OK || !synchronous) return status;
+  return borrow_arrays(backend, stream, &open->slots, take_slots);
 }
 
 }  // namespace
@@ -233,7 +234,7 @@ mpe_status discard_refused(mpe_open_batch* open, void* stream) {
   if (open->discarded || is_synchronous(open->backend())) return MPE_OK;
   for (size_t g = 0; g < open->shares.size(); ++g) {
     MPE_TRY(open->backend().discard(&open->group(g), &open->shares[g].lookups, open->errors,
-                                    1 + collection.num_groups, collection.errors, stream));
+                                    open->num_errors(), collection.errors, stream));
   }
   open->discarded = true;
   return MPE_OK;
@@ -241,8 +242,9 @@ mpe_status discard_refused(mpe_open_batch* open, void* stream) {
 
 mpe_status reserve(mpe_open_batch* open, void* stream) {
   MPE_TRY(discard_refused(open, stream));
-  if (open->slots.data() != nullptr || !has_cache(*open->collection)) return MPE_OK;
+  if (open->reserved || !has_cache(*open->collection)) return MPE_OK;
   const mpe_status status = reserve_arrays(open, stream);
+  open->reserved = status == MPE_OK;
   if (status != MPE_OK) open->unique.give_back(open->backend(), stream);
   return status;
 }

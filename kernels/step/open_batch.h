@@ -26,13 +26,15 @@ struct mpe_open_batch {
   mpe_batch batch{};                         // as the caller gave it; its arrays are not read
   std::vector<mpembed::step::Share> shares;  // one a group
   mpembed::step::Memory lookups, weights, unique, slots;
-  mpe_error* errors = nullptr;  // of the offsets, then one a group; where the kernels run
+  mpe_error* errors = nullptr;  // one a group, where the kernels run
   uint64_t capture = 0;
   uint64_t admission = 0;  // which of the collection's
   bool discarded = false;  // a device has emptied the batch if something is wrong in it
+  bool reserved = false;   // the unique rows are known, and there is room for their slots
   bool weighted = false, admitted = false, open = true;
 
   const mpe_backend& backend() const { return *collection->backend; }
+  int32_t num_errors() const { return collection->num_groups; }
   const mpe_group& group(size_t g) const { return collection->groups[g]; }
 };
 

@@ -1,10 +1,13 @@
 #include "step/results.h"
 
+#include "outputs.h"
+
 namespace mpembed::step {
 
 Results::Results(const mpe_collection& collection, const mpe_results& results)
     : collection_(collection),
       tables_(results.tables),
+      format_(results.format),
       outputs_(static_cast<size_t>(collection.num_groups)),
       matrices_(outputs_.size()) {
   size_t most = 0;
@@ -12,10 +15,12 @@ Results::Results(const mpe_collection& collection, const mpe_results& results)
     const mpe_group& group = collection.groups[g];
     mpe_outputs& outputs = outputs_[g];
     outputs.shared = results.shared;
+    outputs.format = format_;
     if (tables_ != nullptr && group.num_tables == 1) {
       // Where it lies says all, and no graph has to keep a copy.
       outputs.shared = tables_[group.tables[0].feature];
-      outputs.shared.data -= group.tables[0].column;
+      outputs.shared.data = static_cast<uint8_t*>(outputs.shared.data) -
+                            group.tables[0].column * output_bytes(outputs.format);
     }
     if (needs_matrices(group) && most < static_cast<size_t>(group.num_tables)) {
       most = static_cast<size_t>(group.num_tables);
@@ -32,6 +37,7 @@ void Results::take(Arrays& arrays) {
 }
 
 mpe_status Results::fill(void* stream) {
+  if (!is_output_format(format_)) return MPE_ERR_VALUE;
   if (host_.empty()) return MPE_OK;
   const mpe_backend& backend = *collection_.backend;
   uint64_t capture = 0;

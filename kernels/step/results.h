@@ -14,7 +14,8 @@ class Results {
   Results(const mpe_collection& collection, const mpe_results& results);
 
   void take(Arrays& arrays);
-  // MPE_ERR_VALUE in a capture, whose launches would read the host's memory again.
+  // MPE_ERR_VALUE if there is no such format, and in a capture, whose launches would read the
+  // host's memory again.
   mpe_status fill(void* stream);
   const mpe_outputs* of(size_t group) const { return &outputs_[group]; }
 
@@ -25,6 +26,7 @@ class Results {
 
   const mpe_collection& collection_;
   const mpe_matrix* tables_;
+  const int32_t format_;
   std::vector<mpe_outputs> outputs_;
   std::vector<mpe_matrix*> matrices_;  // where the kernels run
   std::vector<mpe_matrix> host_;

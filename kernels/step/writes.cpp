@@ -36,7 +36,7 @@ mpe_status read_errors(const mpe_backend& backend, const mpe_error* errors, int3
 }
 
 mpe_status batch_error(const mpe_open_batch& open, void* stream, mpe_error* out) {
-  const int32_t n = 1 + open.collection->num_groups;
+  const int32_t n = open.num_errors();
   std::vector<mpe_error> errors(static_cast<size_t>(n));
   if (!open.open) return MPE_ERR_VALUE;
   MPE_TRY(read_errors(open.backend(), open.errors, n, stream, errors.data()));

@@ -15,6 +15,9 @@ from mpembed._bindings.view import DTYPES, View, require
 from mpembed.config import TableConfig
 
 FLOAT = DTYPES["float32"]
+#: The element types of outputs and their gradients, by the names of their formats.
+OUTPUT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+OUTPUT = sum(DTYPES[OUTPUT_DTYPES[name]] for name in registry.OUTPUT_FORMATS)
 INDEX = DTYPES["int32"] | DTYPES["int64"]
 UNSIGNED_INDEX = DTYPES["uint32"] | DTYPES["uint64"]
 BYTE = DTYPES["uint8"]

@@ -56,12 +56,14 @@ cdef class Memory:
     cdef Stream return_stream  # it is given back in this order; None where it is not borrowed
     cdef uint64_t capture  # the graph's whose capture borrowed it, or 0
     cdef Stream written  # the last one that writes it, for all tensors in it; None: the default one
+    cdef CallEvents calls  # of the collection whose kernels use it; None: of none
     cdef list readers  # streams outside the library that may still read it, as Streams
 
     cdef int give_back_on(self, Stream on) except -1
     cdef bint can_be_given_back(self) except -1
     cdef int64_t kept_bytes(self) noexcept
     cdef Stream writer(self)
+    cdef void wait_for_use(self) noexcept
 
 
 @cython.final
@@ -78,6 +80,17 @@ cdef class CallLock:
 
 
 @cython.final
+cdef class CallEvents:
+    """The events behind a collection's calls."""
+
+    cdef Device device
+    cdef void* last  # behind the last call outside of captures; NULL before the first one
+    cdef void* launched  # behind the last launch of a graph; NULL before the first capture
+
+    cdef void wait(self) noexcept
+
+
+@cython.final
 cdef class CallOrder:
     """The calls of one collection, in order."""
 
@@ -85,8 +98,7 @@ cdef class CallOrder:
     cdef readonly Stream last  # the stream of the last call outside of captures
     cdef Stream now  # of the running call
     cdef CallLock lock
-    cdef void* event  # behind the last call outside of captures
-    cdef void* launched  # behind the last launch of a graph; NULL before the first capture
+    cdef CallEvents events
     cdef Stream graph  # of the last call that was captured; None once that is known to be over
     cdef uint64_t capture  # its number
     cdef public object later  # is called with the stream of the next call outside of captures

@@ -34,6 +34,7 @@ class Memory:
     nbytes: int
     @property
     def pinned_host(self) -> bool: ...
+    def used_by(self, calls: CallOrder) -> None: ...
 
 @final
 class CallLock:

@@ -17,6 +17,12 @@ import weakref
 
 cdef extern from *:
     """
+    #if PY_VERSION_HEX >= 0x030D0000
+    #define MPE_IS_FINALIZING Py_IsFinalizing
+    #else
+    #define MPE_IS_FINALIZING _Py_IsFinalizing
+    #endif
+
     namespace mpembed_bindings {
 
     // For tests: until the borrowing that finds no memory; 0: none.
@@ -62,6 +68,7 @@ cdef extern from *:
 
     }  // namespace mpembed_bindings
     """
+    bint is_finalizing "MPE_IS_FINALIZING" () noexcept
     int64_t borrows_until_failure "mpembed_bindings::borrows_until_failure"
     bint borrow_fails "mpembed_bindings::borrow_fails" () noexcept
     const mpe_backend* with_borrowing "mpembed_bindings::with_borrowing" (

@@ -184,6 +184,14 @@ cdef View from_tensor(Tensor tensor, str name, Stream on):
     return v
 
 
+cdef View from_view(View v, str name, Stream on):
+    """Take one that a program's handler made over its buffer, under the argument's name."""
+    if not reachable(v.device.device_type, v.device.device_id, on):
+        refuse_device(name, v.device.device_type, v.device.device_id, on)
+    v.name = name
+    return v
+
+
 cdef bint is_masked(object array):
     module = sys.modules.get("numpy.ma")
     return module is not None and isinstance(array, module.MaskedArray)
@@ -248,6 +256,8 @@ cpdef View view(object obj, str name, Stream on=None):
         return from_numpy(<cnp.ndarray>obj, name)
     if type(obj) is Tensor:
         return from_tensor(<Tensor>obj, name, on)
+    if type(obj) is View:
+        return from_view(<View>obj, name, on)
     exporter = exporter_of(type(obj))
     if cnp.PyArray_Check(obj):
         if is_masked(obj):

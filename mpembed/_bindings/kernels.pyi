@@ -14,6 +14,7 @@ INITS: dict[str, int]
 STATS: list[str]
 NOISE_SUMS: list[str]
 STATE_FORMATS: dict[str, int]
+OUTPUT_FORMATS: dict[str, int]
 LEVEL: str
 BACKEND: object
 

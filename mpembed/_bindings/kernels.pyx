@@ -22,7 +22,7 @@ from mpembed._bindings.device cimport (
     upload)
 from mpembed._bindings.launch cimport Outcome, call, launch
 from mpembed._bindings.tensor cimport Tensor
-from mpembed._bindings.view cimport BF16, F32, View
+from mpembed._bindings.view cimport BF16, F16, F32, View
 
 cnp.import_array()
 
@@ -41,6 +41,7 @@ cdef extern from *:
     static const char* const mpe_names_stats[] = {MPE_STATS(MPE_NAME2) nullptr};
     static const char* const mpe_names_noise[] = {MPE_NOISE_SUMS(MPE_NAME2) nullptr};
     static const char* const mpe_names_states[] = {MPE_STATE_FORMATS(MPE_NAME3) nullptr};
+    static const char* const mpe_names_outputs[] = {MPE_OUTPUT_FORMATS(MPE_NAME3) nullptr};
     """
     const char* const mpe_names_formats[]
     const char* const mpe_names_optimizers[]
@@ -52,6 +53,13 @@ cdef extern from *:
     const char* const mpe_names_stats[]
     const char* const mpe_names_noise[]
     const char* const mpe_names_states[]
+    const char* const mpe_names_outputs[]
+
+cdef extern from "mpembed/api_types.h" nogil:
+    enum:
+        MPE_format_fp32
+        MPE_format_fp16
+        MPE_format_bf16
 
 cdef extern from "mpembed/round.h" namespace "mpembed" nogil:
     uint16_t bfloat_nearest(float)
@@ -81,6 +89,7 @@ INITS = _names(mpe_names_inits)
 STATS = list(_names(mpe_names_stats))
 NOISE_SUMS = list(_names(mpe_names_noise))
 STATE_FORMATS = {name: n for name, n in FORMATS.items() if name in _names(mpe_names_states)}
+OUTPUT_FORMATS = {name: n for name, n in FORMATS.items() if name in _names(mpe_names_outputs)}
 LEVEL = mpe_cpu_backend().level.decode()
 
 

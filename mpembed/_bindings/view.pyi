@@ -7,6 +7,7 @@ class View:
     name: str
     ndim: int
     size: int
+    nbytes: int
     writable: bool
     contiguous: bool
     @property

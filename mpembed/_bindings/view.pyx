@@ -71,6 +71,11 @@ cdef class View:
         return dtype_name(self)
 
     @property
+    def nbytes(self):
+        """Bytes of all elements."""
+        return self.size * (self.type.bits // 8)
+
+    @property
     def address(self):
         """Address of the first element."""
         return <uintptr_t>self.data

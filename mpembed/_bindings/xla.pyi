@@ -7,7 +7,7 @@ import numpy.typing as npt
 from mpembed._bindings.device import CallOrder
 
 DIGITS: int
-TARGETS: dict[str, object]
+TARGETS: dict[str, dict[str, object]]
 
 class StaleStateError(RuntimeError): ...
 
@@ -15,6 +15,7 @@ class StaleStateError(RuntimeError): ...
 class Handle:
     collection: Any
     number: int
+    ordinal: int
     def __new__(
         cls,
         collection: Any,

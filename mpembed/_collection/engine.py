@@ -45,6 +45,7 @@ class Engine(OpenBatches):
         groups = [group.kernels for group in storage.groups]
         names = [config.name for config in storage.configs]
         calls = CallOrder(storage.device)
+        storage.used_by(calls)
         step = Step(groups, names, storage.steps, storage.rules, storage.device_errors, drop, calls)
         super().__init__(calls, step)
         self.width = outputs.pooled_width(storage.configs)
@@ -68,6 +69,18 @@ class Engine(OpenBatches):
         if isinstance(opened, tuple):
             raise self._index_error(opened, batch)
         return opened
+
+    def open_forward(self, batch: Batch, on: Stream, *, training: bool) -> OpenedBatch:
+        """Open the batch of a forward. On a device it may be the open one of its prefetch.
+
+        That one has no weights: a batch with weights is opened again, to read them.
+        """
+        if training and self._prefetches and self._refuses_later and batch.weights is None:
+            self._close_pending(on)
+            known = self._prefetch_of(batch, None)
+            if known is not None:
+                return batch_of(known).opened
+        return self.open(batch, on)
 
     def prefetch(self, batch: Batch, on: Stream) -> Ticket:
         """Admit a batch and keep its ticket for the forward to come."""
@@ -112,7 +125,7 @@ class Engine(OpenBatches):
         kept = batch_of(ticket)
         kept.shapes, kept.rows = shapes, rows
         kept.named_counts = batches.weight_counts(self.storage.configs, batch)
-        if known is not None:
+        if kept.opened is not opened:
             kept.opened.take_weights(opened)
             opened.close(on)
         kept.opened.forward(views, on, self._latest, ticket, explicit)
@@ -140,7 +153,7 @@ class Engine(OpenBatches):
             self.storage.make_room(batch.num_indices, lambda: rows)
         return rows
 
-    def _prefetch_of(self, batch: Batch, opened: OpenedBatch) -> Ticket | None:
+    def _prefetch_of(self, batch: Batch, opened: OpenedBatch | None) -> Ticket | None:
         """Return the ticket of a batch's prefetch, or None."""
         if not self._prefetches:
             return None
@@ -157,14 +170,14 @@ class Engine(OpenBatches):
     def _clear(self, results: Iterable[View], on: Stream) -> None:
         """Set results to zero that kernels do not write where the batch is refused later."""
         for view in results:
-            on.clear(view.address, 4 * view.size)
+            on.clear(view.address, view.nbytes)
 
-    def _same_batch(self, ticket: Ticket, batch: Batch, opened: OpenedBatch) -> bool:
+    def _same_batch(self, ticket: Ticket, batch: Batch, opened: OpenedBatch | None) -> bool:
         """Whether a batch is the one of a prefetch.
 
         On a device it is if it lies in the same memory: its contents are not read back.
         """
-        if self.device.synchronous:
+        if opened is not None and self.device.synchronous:
             return batch_of(ticket).opened.same_rows(opened)
         return batch_of(ticket).same_arrays(batch.index_arguments())
 

@@ -10,7 +10,8 @@ import numpy as np
 from mpembed import registry
 from mpembed._bindings import array_ops, contract, kernels
 from mpembed._bindings.array_ops import Array
-from mpembed._bindings.device import Device, Stream
+from mpembed._bindings.device import CallOrder, Device, Stream
+from mpembed._bindings.tensor import Tensor
 from mpembed._bindings.view import View
 from mpembed._collection import grouping
 from mpembed._collection.batch_rows import BatchRows
@@ -86,6 +87,13 @@ class Storage:
         self.changes = ChangeTracking(self.device)
         self.saves = SaveHistory(self.changes)
 
+    def used_by(self, calls: CallOrder) -> None:
+        """Keep tables in the host's memory, once nobody refers to them, until calls are done."""
+        for records in self.tables:
+            for buffer in records.memory():
+                if isinstance(buffer, Tensor):
+                    buffer.memory.used_by(calls)
+
     @property
     def configs(self) -> tuple[TableConfig, ...]:
         """The tables."""
@@ -157,13 +165,13 @@ class Storage:
         return {name: stored.memory for name, stored in reversed(self.arrays().items())}
 
     def refuse_own_memory(self, values: View | dict[str, View]) -> None:
-        """Raise ValueError if a float32 argument lies in these arrays, which its call changes."""
+        """Raise ValueError if an argument lies in these arrays, which its call changes."""
         if self._spans is None:  # they are never moved
             owned = {array_ops.address(a): (a.nbytes, name) for name, a in self._memory().items()}
             self._spans = sorted((begin, *rest) for begin, rest in owned.items())
         for one in values.values() if isinstance(values, dict) else (values,):
             # The last array that begins before the argument ends.
-            at = bisect.bisect_left(self._spans, (one.address + 4 * one.size,)) - 1
+            at = bisect.bisect_left(self._spans, (one.address + one.nbytes,)) - 1
             if one.size and at >= 0:
                 begin, nbytes, name = self._spans[at]
                 if one.address < begin + nbytes:

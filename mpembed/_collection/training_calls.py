@@ -63,6 +63,7 @@ class TrainingCalls(CollectionBase):
         *,
         training: bool = True,
         ticket: bool = False,
+        output_dtype: str | None = None,
     ) -> Any:
         """Look up and pool a batch.
 
@@ -79,7 +80,7 @@ class TrainingCalls(CollectionBase):
             One factor an index, a dict where `indices` is one; with mean pooling the weighted sum
             is divided by the number of indices. Its values are not checked: a NaN makes its bag
             NaN.
-        out : float32 array (B, sum of D), optional
+        out : float32, float16 or bfloat16 array (B, sum of D), optional
             Where to write the output; it shares no memory with the batch. A dict of arrays where
             some table has pooling "none".
         stream : None, int or object with ``__cuda_stream__``, optional
@@ -88,10 +89,14 @@ class TrainingCalls(CollectionBase):
             False changes no state at all.
         ticket : bool
             True returns ``(output, Ticket)``, to have several forwards open at once.
+        output_dtype : str, optional
+            ``"fp32"``, ``"fp16"`` or ``"bf16"``: the type of the output; by default that of `out`,
+            else FP32. Rows are summed in FP32, and each value is rounded once, to the nearest; in
+            FP16 one beyond 65504 becomes infinite. On the CPU ``"bf16"`` needs `out`.
 
         Returns
         -------
-        numpy.ndarray (B, sum of D), float32
+        numpy.ndarray (B, sum of D), of `output_dtype`
             `out` if it was given. If some table has pooling "none": a dict of table name ->
             (B, D), or (number of the table's indices, D) for the unpooled ones (a device is waited
             for, unless it is the only table). On a device: `Tensor`.
@@ -102,6 +107,7 @@ class TrainingCalls(CollectionBase):
             Before anything changes.
         """
         training, ticket = boolean("training", training), boolean("ticket", ticket)
+        dtype = outputs.output_dtype(output_dtype)
         if ticket and not training:
             raise ValueError("ticket=True needs training=True")
         wait_until_computed(indices, offsets, per_sample_weights)
@@ -109,9 +115,9 @@ class TrainingCalls(CollectionBase):
         with self._calls.on_stream(stream, refuse, changes=training) as on:
             given = None if out is None else outputs.export(out, "out", self._engine.unpooled, on)
             batch = self._batch(indices, offsets, per_sample_weights, on, outputs.each_view(given))
-            opened = self._engine.open(batch, on)
+            opened = self._engine.open_forward(batch, on, training=training)
             shapes = self._engine.batch_shapes(batch, opened, on)
-            result, views = outputs.output_views(out, given, shapes, batch, on)
+            result, views = outputs.output_views(out, given, shapes, dtype, batch, on)
             if not training:
                 self._engine.evaluate(opened, views, on)
                 return result
@@ -131,9 +137,10 @@ class TrainingCalls(CollectionBase):
 
         Parameters
         ----------
-        grad : float32 array (B, sum of D), or a dict like the forward's output
-            Gradient of the output. Or a list of (gradient, ticket): one update from several
-            forwards, in which each row's gradient is summed over all of them in the list's order.
+        grad : float32, float16 or bfloat16 array (B, sum of D), or a dict like the forward's output
+            Gradient of the output, of any of these types whatever the output's. Or a list of
+            (gradient, ticket): one update from several forwards, with gradients of one type, in
+            which each row's gradient is summed over all of them in the list's order.
         ticket : Ticket, optional
             The forward it belongs to; without one, the latest training forward.
         stream
@@ -197,9 +204,13 @@ class TrainingCalls(CollectionBase):
                 views.append(view)
                 results.append(result)
                 written.append(target)
+            given = [one for grad in views for one in outputs.each_view(grad)]
             if len(used) > 1:
+                outputs.require_one_dtype(
+                    given, "all gradients of an update have one dtype: cast one of them"
+                )
                 refuse_shared_results(written, views)
-            refuse_moved([*written, *(one for grad in views for one in outputs.each_view(grad))])
+            refuse_moved([*written, *given])
             self._engine.backward(used, views, written, on)
             returned = results if several else results[0]
             if on.device.raises_at_once:

@@ -23,8 +23,8 @@ class JitCollection:
     Parameters
     ----------
     collection : mpembed.EmbeddingBagCollection
-        On the CPU; used, not copied. Make one JitCollection of it: the states of two do not order
-        each other's programs. Its tables are pooled, or there is one table alone.
+        On the device of the programs; used, not copied. Make one JitCollection of it: the states of
+        two do not order each other's programs. Its tables are pooled, or there is one table alone.
 
     Notes
     -----
@@ -36,6 +36,9 @@ class JitCollection:
     Errors in a program, that one too, arrive as ``jax.errors.JaxRuntimeError`` or ``ValueError``
     with the text of the collection's own error: at the call, or where its results are waited for.
     After one, take a new `state`.
+
+    On a CUDA device the host does not wait to read a state: a stale one is found after its call was
+    made, and raised by a later call, `collection` or `state`.
     """
 
     def __init__(self, collection: EmbeddingBagCollection) -> None:
@@ -44,21 +47,23 @@ class JitCollection:
                 "collection must be a mpembed.EmbeddingBagCollection, got "
                 f"{type(collection).__name__}"
             )
-        if collection.device != "cpu":
-            raise ValueError(
-                f"collection must be on the CPU, it is on {collection.device}: call its own "
-                "forward and backward between programs, with arrays of that device"
-            )
         self._layout = Layout(collection.tables)
         engine = collection_state(collection).engine
         self._collection = collection
         self._handle = Handle(collection, engine.calls, engine.detach, self._layout.unpooled)
+        ordinal = 0 if collection.device == "cpu" else self._handle.ordinal
+        self._home = _primitives.Home(collection.device, ordinal)
 
     def state(self) -> Array:
         """Return a new state, float32 (4,), for the next program.
 
         Every earlier one becomes stale, and forwards without a backward are dropped. It waits for a
         running call, not for programs that have been started and not yet run: wait for those first.
+
+        Raises
+        ------
+        StaleStateError
+            On a device, if a program got a stale state and no call has raised that yet.
         """
         return jax.device_put(self._handle.new_state())
 
@@ -70,7 +75,7 @@ class JitCollection:
         Raises
         ------
         StaleStateError
-            If it is not the latest state.
+            If it is not the latest state; on a device, also if an earlier program got a stale one.
         """
         self._handle.check_state(np.asarray(state))
         return self._collection
@@ -118,7 +123,7 @@ class JitCollection:
         """
         checked = self._layout.batches(batches)
         shapes = tuple(self._layout.output(batch) for batch in checked)
-        return tuple(_lookups(shapes, self._layout.state(state), checked))
+        return tuple(_lookups(shapes, self._home, self._layout.state(state), checked))
 
     def forward(
         self,
@@ -144,7 +149,8 @@ class JitCollection:
             For `backward`.
         """
         (batch,) = self._layout.batches([(indices, offsets, per_sample_weights)])
-        return _forward(self._layout.output(batch), self._layout.state_or_ticket(state), batch)
+        first = self._layout.state_or_ticket(state)
+        return _forward(self._layout.output(batch), self._home, first, batch)
 
     def backward(
         self,
@@ -170,13 +176,14 @@ class JitCollection:
             returns it.
         """
         if not isinstance(grad, list | tuple):
-            state, (weight_grad,) = _backward([self._pair("grad", grad, ticket)])
+            state, (weight_grad,) = _backward(self._home, [self._pair("grad", grad, ticket)])
             return state, weight_grad
         if ticket is not None:
             raise TypeError("ticket must be None where grad is a list of (gradient, ticket)")
         if not grad or not all(map(_is_pair, grad)):
             raise TypeError("grad must be a gradient, or a list of (gradient, ticket), not empty")
-        return _backward([self._pair(f"grad[{i}]", *pair) for i, pair in enumerate(grad)])
+        pairs = [self._pair(f"grad[{i}]", *pair) for i, pair in enumerate(grad)]
+        return _backward(self._home, pairs)
 
     def _pair(self, name: str, grad: Any, ticket: Any) -> tuple[Array, JitTicket]:
         """Return a checked pair; `name` is the gradient's."""
@@ -207,7 +214,7 @@ class JitCollection:
         (batch,) = self._layout.batches([(indices, offsets, per_sample_weights)])
         results = (self._layout.output(batch), _STATE)
         checked = self._layout.state(state)
-        output, after = _primitives.evaluate.bind(checked, *batch, results=results)
+        output, after = _primitives.evaluate.bind(checked, *batch, results=results, home=self._home)
         return output, after
 
     def __repr__(self) -> str:
@@ -218,35 +225,47 @@ def _is_pair(given: Any) -> bool:
     return isinstance(given, tuple | list) and len(given) == 2
 
 
-def _forward(output: tuple[Shape, str], first: Array, batch: Batch) -> tuple[Array, JitTicket]:
-    pooled, digits = _primitives.forward.bind(first, *batch, results=(output, _TICKET))
+def _forward(
+    output: tuple[Shape, str], home: _primitives.Home, first: Array, batch: Batch
+) -> tuple[Array, JitTicket]:
+    results = (output, _TICKET)
+    pooled, digits = _primitives.forward.bind(first, *batch, results=results, home=home)
     return pooled, JitTicket(digits, batch[2].shape[0] if len(batch) > 2 else None)
 
 
-def _backward(pairs: Sequence[tuple[Array, JitTicket]]) -> tuple[Array, list[Array | None]]:
+def _backward(
+    home: _primitives.Home, pairs: Sequence[tuple[Array, JitTicket]]
+) -> tuple[Array, list[Array | None]]:
     """Return the next state, and the gradient of the weights of each forward that had them."""
     counts = [ticket.num_weights for _, ticket in pairs]
     weights = tuple(((count,), "float32") for count in counts if count is not None)
     operands = [array for grad, ticket in pairs for array in (ticket.digits, grad)]
-    state, *found = _primitives.backward.bind(*operands, results=(_STATE, *weights))
+    results = (_STATE, *weights)
+    state, *found = _primitives.backward.bind(*operands, results=results, home=home)
     given = iter(found)
     return state, [None if count is None else next(given) for count in counts]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _lookups(
-    outputs: _primitives.Results, state: Array, batches: tuple[Batch, ...]
+    outputs: _primitives.Results,
+    home: _primitives.Home,
+    state: Array,
+    batches: tuple[Batch, ...],
 ) -> tuple[Array, ...]:
     arrays = [array for batch in batches for array in batch]
-    return tuple(_primitives.lookup.bind(state, *arrays, results=outputs))
+    return tuple(_primitives.lookup.bind(state, *arrays, results=outputs, home=home))
 
 
 def _lookups_forward(
-    outputs: _primitives.Results, state: Array, batches: tuple[Batch, ...]
+    outputs: _primitives.Results,
+    home: _primitives.Home,
+    state: Array,
+    batches: tuple[Batch, ...],
 ) -> tuple[tuple[Array, ...], tuple[JitTicket, ...]]:
     pooled, tickets, first = [], [], state
     for output, batch in zip(outputs, batches, strict=True):
-        one, ticket = _forward(output, first, batch)
+        one, ticket = _forward(output, home, first, batch)
         pooled.append(one)
         tickets.append(ticket)
         first = ticket.digits
@@ -254,11 +273,14 @@ def _lookups_forward(
 
 
 def _lookups_backward(
-    outputs: _primitives.Results, tickets: tuple[JitTicket, ...], grads: tuple[Array, ...]
+    outputs: _primitives.Results,
+    home: _primitives.Home,
+    tickets: tuple[JitTicket, ...],
+    grads: tuple[Array, ...],
 ) -> tuple[Array, tuple[tuple[Array | None, ...], ...]]:
     """Update the rows; the gradient of the state is the next one."""
     del outputs
-    state, weight_grads = _backward(list(zip(grads, tickets, strict=True)))
+    state, weight_grads = _backward(home, list(zip(grads, tickets, strict=True)))
     return state, tuple(
         (None, None) if grad is None else (None, None, grad) for grad in weight_grads
     )

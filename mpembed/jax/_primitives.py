@@ -7,10 +7,12 @@ instead, and the order of calls is that of the state, which each takes and gives
 
 import atexit
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.extend.core import Primitive, Var
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
@@ -19,10 +21,15 @@ from mpembed._bindings import xla
 
 Results = tuple[tuple[tuple[int, ...], str], ...]  # (shape, dtype) of each result
 
-_CPU_ONLY = (
-    "mpembed.jax works on the CPU: compile the program for it, as under "
-    "jax.default_device(jax.devices('cpu')[0]), or call the collection itself, between programs, "
-    "with arrays of its device"
+_CPU_OR_CUDA = (
+    "mpembed.jax works on the CPU and on CUDA devices: compile the program for one of them, as "
+    "under jax.default_device(jax.devices('cpu')[0]), or call the collection itself, between "
+    "programs"
+)
+_ANOTHER_PLATFORM = (
+    "mpembed.jax: the program is compiled for {platform}, and its collection is on {device}. "
+    "Compile the program for {there}, as under jax.default_device, or make the collection with "
+    "device={wanted!r}"
 )
 _ONE_DEVICE = (
     "mpembed.jax: {name} cannot be part of a program for several devices (pmap, shard_map, sharded "
@@ -45,23 +52,40 @@ _NO_DERIVATIVE = (
 )
 
 
+@dataclass(frozen=True)
+class Home:
+    """Where a program's collection is, as it is known while the program is traced.
+
+    Attributes
+    ----------
+    device : str
+        "cpu" or "cuda:N".
+    ordinal : int
+        What a program for a CUDA device names the collection by; 0 on the CPU, where a state does.
+    """
+
+    device: str
+    ordinal: int
+
+
 def _refuse(message: str, *_: Any, **__: Any) -> NoReturn:
     raise NotImplementedError(message)
 
 
-def _results(*_: Any, results: Results) -> list[Any]:
+def _results(*_: Any, results: Results, home: Home) -> list[Any]:
+    del home
     return [jax.core.ShapedArray(shape, jax.numpy.dtype(dtype)) for shape, dtype in results]
 
 
 @lru_cache(maxsize=256)
-def _compiled(primitive: Primitive, results: Results) -> Callable[..., Any]:
-    return jax.jit(partial(primitive.bind, results=results))
+def _compiled(primitive: Primitive, results: Results, home: Home) -> Callable[..., Any]:
+    return jax.jit(partial(primitive.bind, results=results, home=home))
 
 
-def _run(primitive: Primitive, *args: Any, results: Results) -> Any:
+def _run(primitive: Primitive, *args: Any, results: Results, home: Home) -> Any:
     """Make a call outside of every program, as a program of its own."""
     with jax.disable_jit(False):  # which would come here again
-        return _compiled(primitive, results)(*args)
+        return _compiled(primitive, results, home)(*args)
 
 
 def _devices(context: Any) -> int:
@@ -70,11 +94,30 @@ def _devices(context: Any) -> int:
     return int(context.num_devices if mesh is None else mesh.size)
 
 
-def _lower(name: str, context: mlir.LoweringRuleContext, *args: Any, results: Results) -> Any:
+def _lower(
+    name: str,
+    platform: str,
+    context: mlir.LoweringRuleContext,
+    *args: Any,
+    results: Results,
+    home: Home,
+) -> Any:
+    """Return a handler's call in a program for "cpu" or "cuda"."""
+    del results
     if _devices(context.module_context.axis_context) > 1:
         raise NotImplementedError(_ONE_DEVICE.format(name=name))
+    if home.device.partition(":")[0] != platform:
+        raise ValueError(_another_platform(platform, home.device))
     rule = jax.ffi.ffi_lowering(f"mpembed_{name}", has_side_effect=True)
-    return rule(context, *args)
+    # The CPU's handlers find the collection by its state: one program serves any of them.
+    named = {} if platform == "cpu" else {"collection": np.int64(home.ordinal)}
+    return rule(context, *args, **named)
+
+
+def _another_platform(platform: str, device: str) -> str:
+    there = "the CPU" if device == "cpu" else device
+    known = {"cpu": "the CPU", "cuda": "CUDA"}[platform]
+    return _ANOTHER_PLATFORM.format(platform=known, device=there, there=there, wanted=platform)
 
 
 def _keep(used: Sequence[bool], equation: Any) -> tuple[list[bool], Any]:
@@ -107,12 +150,14 @@ def _primitive(name: str) -> Primitive:
 
 
 def _target(name: str) -> Primitive:
-    """Return the primitive of a handler."""
+    """Return the primitive of a handler, which each platform has."""
     target = f"mpembed_{name}"
-    jax.ffi.register_ffi_target(target, xla.TARGETS[target], platform="cpu")
     made = _primitive(name)
-    mlir.register_lowering(made, partial(_refuse, _CPU_ONLY))
-    mlir.register_lowering(made, partial(_lower, name), platform="cpu")
+    mlir.register_lowering(made, partial(_refuse, _CPU_OR_CUDA))
+    for platform, handlers in xla.TARGETS.items():
+        jax.ffi.register_ffi_target(target, handlers[target], platform=platform)
+        lowered = platform.lower()
+        mlir.register_lowering(made, partial(_lower, name, lowered), platform=lowered)
     pe.dce_rules[made] = _keep
     return made
 

@@ -6,7 +6,15 @@ from typing import Any, TypedDict, TypeVar
 
 from mpembed import registry
 from mpembed._arguments import captures
-from mpembed._arguments.arrays import BYTE, FLOAT, INDEX, begin, draw_key, refuse_values
+from mpembed._arguments.arrays import (
+    BYTE,
+    FLOAT,
+    INDEX,
+    OUTPUT,
+    begin,
+    draw_key,
+    refuse_values,
+)
 from mpembed._arguments.batches import single_bag, table_lookups
 from mpembed._arguments.scalars import integer
 from mpembed._bindings import kernels
@@ -45,7 +53,7 @@ weights : float32 tensor (E, D), or uint8 tensor (E, row_bytes)
     The table, changed in place.
 rows : int32 or int64 tensor (N,)
     Row numbers; duplicates are summed before the update, in input order.
-grads : float32 tensor (N, D)
+grads : float32, float16 or bfloat16 tensor (N, D)
     As `rows`, it shares no memory with what is changed.
 """
 _STATE = """{name} : float32, uint16 or bfloat16 tensor {shape}
@@ -188,7 +196,7 @@ def apply(
     ids = view(rows, "rows", on)
     require(ids, INDEX, 1)
     gradient = view(grads, "grads", on)
-    require(gradient, FLOAT, 2, (ids.size, columns))
+    require(gradient, OUTPUT, 2, (ids.size, columns))
     shapes = {
         registry.STATE_ROW: table.shape[:1],
         registry.STATE_ELEMENT: (*table.shape[:1], columns),

@@ -6,7 +6,7 @@ import numpy as np
 
 from mpembed import registry
 from mpembed._arguments import captures
-from mpembed._arguments.arrays import FLOAT, INDEX, begin, packed_rows, result_view
+from mpembed._arguments.arrays import INDEX, OUTPUT, begin, packed_rows, result_view
 from mpembed._arguments.batches import make_batch_of_one, single_bag, table_lookups
 from mpembed._arguments.scalars import integer
 from mpembed._bindings import array_ops, contract, kernels
@@ -163,11 +163,12 @@ def embedding_bag(
     pooling : str
         ``"sum"``, ``"mean"`` or ``"none"``.
     per_sample_weights : float32 tensor (N,), optional
-    out : float32 tensor (B, dim), or (N, dim) for "none", optional
+    out : float32, float16 or bfloat16 tensor (B, dim), or (N, dim) for "none", optional
+        Sums are rounded to its type once.
 
     Returns
     -------
-    numpy.ndarray, float32, of out's shape
+    numpy.ndarray, of out's shape, float32 without one
 
     Raises
     ------
@@ -184,7 +185,7 @@ def embedding_bag(
     batch = make_batch_of_one(indices, offsets, per_sample_weights, on, others)
     count = batch.num_indices if pooling == "none" else batch.batch_size
     read = [table, *batch.arguments()]
-    result, target = result_view(out, (count, dim), np.float32, FLOAT, on, *read, exported=given)
+    result, target = result_view(out, (count, dim), np.float32, OUTPUT, on, *read, exported=given)
     group = kernels.Group(kernels.StepCounter(on, 0), 0, 1, dim, 0, 0)
     group.add_table(
         "rows", table.shape[0], table.address, table.shape[1], precision=fmt, pooling=mode

@@ -11,7 +11,9 @@ from torch.utils.dlpack import from_dlpack
 
 
 def tensor_of(result: Any) -> Tensor:
-    """Return a collection's result, an array of the host or a device's tensor, without a copy."""
+    """Return a collection's result without a copy: an array of the host, or any tensor."""
+    if isinstance(result, Tensor):
+        return result
     return torch.from_numpy(result) if isinstance(result, np.ndarray) else from_dlpack(result)
 
 

@@ -22,6 +22,8 @@ from mpembed.torch._replicas import Replicas, replicas_of
 #: Of a lookup: a tensor, or one of each table where one of several is unpooled.
 Outputs: TypeAlias = Tensor | tuple[Tensor, ...]
 
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 
 class AttachedOptimizer(PassOptimizer, Protocol):
     """What a backward asks of the optimizer that its module is attached to."""
@@ -162,41 +164,88 @@ class ForwardCalls:
         return found if len(found) > 1 else found[0]
 
     def evaluate(
-        self, indices: Tensor, offsets: Tensor, weights: Tensor | None, order: Sequence[int]
+        self,
+        indices: Tensor,
+        offsets: Tensor,
+        weights: Tensor | None,
+        order: Sequence[int],
+        dtype: torch.dtype = torch.float32,
     ) -> Outputs:
-        """Look up without any change of state; `order` as in `_feature_order`."""
+        """Look up without any change of state.
+
+        Parameters
+        ----------
+        indices, offsets, weights, order
+            `order` as in `_feature_order`.
+        dtype : torch.dtype
+            The output's, where `gives` says so; else it is float32.
+        """
         padding = self.padding_idx if self._pools else None  # the row itself is read as it is
         batch = prepare(indices, offsets, weights, order, padding)
-        return self._outputs(self._forward(batch, indices, offsets, training=False))
+        return self._outputs(self._forward(batch, indices, offsets, dtype, training=False))
 
-    def _forward(self, batch: PreparedBatch, indices: Tensor, offsets: Tensor, **kind: bool) -> Any:
+    def gives(self, dtype: torch.dtype) -> bool:
+        """Whether lookups give this type by themselves."""
+        # One of several unpooled outputs has a size that only the collection knows.
+        return dtype in _DTYPES and (self._pools or len(self._names) == 1)
+
+    def _room(self, batch: PreparedBatch, dtype: torch.dtype) -> Any:
+        """Return memory for an output that the collection does not make itself."""
+        if dtype is torch.float32 or not self.gives(dtype):
+            return None
+        tables = self.collection.tables
+        width = sum(table.embedding_dim for table in tables)
+        rows = batch.indices.shape[0]
+        if self._pools:
+            rows = (batch.offsets.shape[0] - 1) // len(tables)
+        out = torch.empty((rows, width), dtype=dtype, device=batch.indices.device)
+        return out if self._pools else {self._names[0]: out}
+
+    def _forward(
+        self,
+        batch: PreparedBatch,
+        indices: Tensor,
+        offsets: Tensor,
+        dtype: torch.dtype,
+        **kind: Any,
+    ) -> Any:
         """Look up; an error speaks of the caller's indices and offsets."""
         forward, stream = self.collection.forward, self.current_stream()
+        out = self._room(batch, dtype)
         try:
-            return forward(batch.indices, batch.offsets, batch.weights, stream=stream, **kind)
+            return forward(batch.indices, batch.offsets, batch.weights, out, stream, **kind)
         except IndexError:
             if batch.padded:
                 forward(indices.contiguous(), offsets.contiguous(), stream=stream, training=False)
             raise
 
     def train_forward(
-        self, indices: Tensor, offsets: Tensor, weights: Tensor | None, order: Sequence[int]
+        self,
+        indices: Tensor,
+        offsets: Tensor,
+        weights: Tensor | None,
+        order: Sequence[int],
+        dtype: torch.dtype = torch.float32,
     ) -> tuple[Outputs, OpenForward]:
-        """Look up a training batch; its rows are pinned until `backward` or its ticket's end."""
+        """Look up a training batch; its rows are pinned until `backward` or its ticket's end.
+
+        `dtype` as in `evaluate`.
+        """
         self.meet_replicas()
         batch = prepare(indices, offsets, weights, order, self.padding_idx)
         if self._keeps():
             if self._pools or not batch.padded:
-                out = self._outputs(self._forward(batch, indices, offsets, training=False))
+                result = self._forward(batch, indices, offsets, dtype, training=False)
+                out = self._outputs(result)
             else:
-                out = self.evaluate(indices, offsets, weights, order)
+                out = self.evaluate(indices, offsets, weights, order, dtype)
             return out, OpenForward(None, batch.kept_for_later())
-        result, ticket = self._forward(batch, indices, offsets, ticket=True)
+        result, ticket = self._forward(batch, indices, offsets, dtype, ticket=True)
         # The autograd graph alone decides how long the batch stays open.
         self._engine.detach(ticket)
         found = self._outputs(result)
         if batch.padded and not self._pools and isinstance(found, Tensor):
-            found = batch.among_padding(found, self._padding_row())
+            found = batch.among_padding(found, self._padding_row().to(found.dtype))
         return found, OpenForward(ticket, batch)
 
     def meet_replicas(self) -> None:

@@ -48,12 +48,13 @@ class Lookup(torch.autograd.Function):
         indices: Tensor,
         offsets: Tensor,
         order: Sequence[int],
+        dtype: torch.dtype,
     ) -> Outputs:
         """Look up; `anchor` requires grad, so that the backward is reached."""
         ctx.set_materialize_grads(False)
         if weights is not None:
             weights = weights.detach()
-        out, ctx.open_forward = calls.train_forward(indices, offsets, weights, order)
+        out, ctx.open_forward = calls.train_forward(indices, offsets, weights, order, dtype)
         ctx.calls, ctx.device = calls, anchor.device
         ctx.shapes = None if isinstance(out, Tensor) else [one.shape for one in out]
         return out
@@ -66,7 +67,7 @@ class Lookup(torch.autograd.Function):
         reached = [grad for grad in grads if grad is not None]
         if not reached:  # no gradient reaches the rows, not even decay
             ctx.open_forward.drop()
-            return None, None, None, None, None, None
+            return None, None, None, None, None, None, None
         if ctx.shapes is not None:
             grads = tuple(
                 reached[0].new_zeros(shape) if grad is None else grad
@@ -75,10 +76,10 @@ class Lookup(torch.autograd.Function):
         if ctx.calls.defers and ctx.open_forward.ticket is None and not adds_gradient(ctx):
             batch = ctx.open_forward.batch
             found = None if batch.weights is None else ctx.calls.weight_grad_of(batch, grads)
-            return None, found, None, None, None, None
+            return None, found, None, None, None, None, None
         weight_grad, updated = ctx.calls.backward(ctx.open_forward, grads)
         anchor_grad = mark(ctx.device) if updated else mark(ctx.device, torch.inf)
-        return anchor_grad, weight_grad, None, None, None, None
+        return anchor_grad, weight_grad, None, None, None, None, None
 
 
 class WeightedLookup(torch.autograd.Function):
@@ -92,19 +93,20 @@ class WeightedLookup(torch.autograd.Function):
         indices: Tensor,
         offsets: Tensor,
         order: Sequence[int],
+        dtype: torch.dtype,
     ) -> Outputs:
         """Look up; the batch is copied for the backward."""
         padding = calls.padding_idx
         batch = prepare(indices, offsets, weights.detach(), order, padding)
         ctx.batch, ctx.calls = batch.kept_for_later(), calls
-        return calls.evaluate(indices, offsets, weights.detach(), order)
+        return calls.evaluate(indices, offsets, weights.detach(), order, dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Return the gradient of the weights, from the rows as they are now."""
         if torch.is_grad_enabled():
             raise RuntimeError(_NO_SECOND_DERIVATIVE)
-        return ctx.calls.weight_grad_of(ctx.batch, grads), None, None, None, None
+        return ctx.calls.weight_grad_of(ctx.batch, grads), None, None, None, None, None
 
 
 # ---- operators -----------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ def forward_of(ticket: Tensor) -> OpenForward:
     "mpembed::lookup",
     mutates_args=(),
     schema="(Tensor anchor, Tensor indices, Tensor offsets, Tensor? weights, int handle, "
-    "int[] order, bool training, SymInt rows, int width) -> (Tensor, Tensor)",
+    "int[] order, bool training, SymInt rows, int width, ScalarType dtype) -> (Tensor, Tensor)",
 )
 def lookup(
     anchor: Tensor,
@@ -155,15 +157,16 @@ def lookup(
     training: bool,
     rows: int,
     width: int,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Look up (rows, width) values in the tables of a handle; return them and a ticket."""
     calls = calls_of(handle)
     if weights is not None:
         weights = weights.detach()
     if not training:
-        out = _first(calls.evaluate(indices, offsets, weights, order))
+        out = _first(calls.evaluate(indices, offsets, weights, order, dtype))
         return out, torch.zeros(1, dtype=torch.int64, device="cpu")
-    outputs, forward = calls.train_forward(indices, offsets, weights, order)
+    outputs, forward = calls.train_forward(indices, offsets, weights, order, dtype)
     return _first(outputs), _ticket_tensor(forward)
 
 
@@ -178,8 +181,9 @@ def _(
     training: bool,
     rows: int,
     width: int,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    out = indices.new_empty((rows, width), dtype=torch.float32)
+    out = indices.new_empty((rows, width), dtype=dtype)
     return out, torch.empty(1, dtype=torch.int64, device="cpu")
 
 
@@ -217,7 +221,7 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     ops = torch.ops.mpembed
     anchor, weight_grad = ops.update(grad, ctx.saved_tensors[0], ctx.handle, count)
     weights = None if ctx.weights is None else weight_grad
-    return anchor, None, None, weights, None, None, None, None, None
+    return anchor, None, None, weights, None, None, None, None, None, None
 
 
 lookup.register_autograd(_backward, setup_context=_setup)

@@ -164,11 +164,13 @@ class TableModule(TableState):
                 out = self._eager(indices, offsets, weights, order, training=training)
         else:
             out = self._eager(indices, offsets, weights, order, training=training)
-        if self.output_dtype is torch.float32:
-            return out
         if isinstance(out, tuple):
             return tuple(one.to(self.output_dtype) for one in out)
-        return out.to(self.output_dtype)
+        return out if out.dtype is self.output_dtype else out.to(self.output_dtype)
+
+    def _lookup_dtype(self) -> torch.dtype:
+        """Return the type that the tables themselves are to give."""
+        return self.output_dtype if self._calls.gives(self.output_dtype) else torch.float32
 
     def _eager(
         self,
@@ -184,6 +186,7 @@ class TableModule(TableState):
                 "torch.jit.trace would store the rows of this batch as constants: use torch.export "
                 "of mpembed.torch.freeze(model)"
             )
+        dtype = self._lookup_dtype()
         if training:
             anchor = self.anchor  # nn.Module finds parameters slowly
             if not isinstance(anchor, TableParameter):
@@ -194,10 +197,10 @@ class TableModule(TableState):
             anchor.reset()
             if anchor.take_scaled():
                 warn_of_late_scaling(anchor, self._calls)
-            return _apply(anchor, weights, self._calls, indices, offsets, order)
+            return _apply(anchor, weights, self._calls, indices, offsets, order, dtype)
         if weights is not None and weights.requires_grad and torch.is_grad_enabled():
-            return _apply_weighted(weights, self._calls, indices, offsets, order)
-        return self._calls.evaluate(indices, offsets, weights, order)
+            return _apply_weighted(weights, self._calls, indices, offsets, order, dtype)
+        return self._calls.evaluate(indices, offsets, weights, order, dtype)
 
     def _compiled(
         self,
@@ -223,8 +226,9 @@ class TableModule(TableState):
         anchor: Tensor = self.anchor if training else self.anchor.detach()
         shape = self._output_shape(indices, offsets, order)
         out: Tensor
+        dtype = self._lookup_dtype()
         out, _ = torch.ops.mpembed.lookup(
-            anchor, indices, offsets, weights, self._handle, list(order), training, *shape
+            anchor, indices, offsets, weights, self._handle, list(order), training, *shape, dtype
         )
         return out
 

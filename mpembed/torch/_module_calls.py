@@ -64,7 +64,8 @@ class ModuleCalls(ForwardCalls):
         scales = optimizer is not None and optimizer.scales
         if keep or scales or self.reads or self._engine.num_forwards > 1:
             one_pass = current_pass()
-        grads = [_plain(grad) for grad in given]
+        at_once = self._gradient_as_is and one_pass is None and not keep
+        grads = [_plain(grad, _TAKEN if at_once else (torch.float32,)) for grad in given]
         if not self._gradient_as_is:
             prepared = self._prepared(grads, None if keep and not scales else optimizer)
             if prepared is None:
@@ -245,11 +246,14 @@ def update_pending(several: Sequence[ModuleCalls], stream: int | None) -> None:
             calls.pending.end_update()
 
 
-def _plain(grad: Tensor) -> Tensor:
-    """Return a gradient as the collection takes it."""
-    if grad.dtype is torch.float32 and grad.is_contiguous():
-        return grad
-    return grad.to(torch.float32).contiguous()
+_TAKEN = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _plain(grad: Tensor, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> Tensor:
+    """Return a gradient as the collection takes it, of one of these types; else in FP32."""
+    if grad.dtype not in dtypes:
+        grad = grad.to(torch.float32)
+    return grad.contiguous()
 
 
 _handles = itertools.count(1)

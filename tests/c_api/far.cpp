@@ -101,20 +101,21 @@ std::vector<float> work(Far& f, const std::vector<int64_t>& ids) {
   l.dropped = s.make<int64_t>(1);
   mpe_unique u{s.make<int64_t>(1), s.make<uint64_t>(n), s.make<int64_t>(n + 1), s.make<int32_t>(n)};
   mpe_error* errors = s.make<mpe_error>(2, std::vector<mpe_error>(2, kNoError).data());
-  const mpe_outputs out{{s.make<float>(kDim), kDim}, nullptr};
+  const mpe_outputs out{{s.make<float>(kDim), kDim}, nullptr, MPE_format_fp32};
   const mpe_parameters parameters{MPE_optimizer_rowwise_adagrad, MPE_decay_none, {0.1, 0.0, 1e-8}};
   const mpe_parameters* p = s.make<mpe_parameters>(1, &parameters);
   s.check(s.b->advance(f.step, nullptr), "advance");
-  s.check(s.b->prepare(&f.group, &b, 0, errors, &l, nullptr, errors + 1), "prepare");
+  s.check(s.b->prepare(&f.group, &b, 0, &l, nullptr, errors + 1), "prepare");
   s.check(s.b->dedup(l.keys, n, static_cast<uint64_t>(kRows), &u, nullptr), "dedup");
   const mpe_lookup_args part{&f.group, &l, nullptr, &out};
   s.check(s.b->lookup(&part, 1, nullptr), "lookup");
-  s.check(s.b->begin_update(p, 1, s.make<uint64_t>(1), f.coefficients, nullptr), "begin_update");
+  s.check(s.b->begin_update(nullptr, p, 1, s.make<uint64_t>(1), f.coefficients, nullptr),
+          "begin_update");
   const mpe_gradient gradient{&l, &out};
   s.check(s.b->update(&f.group, &gradient, 1, &u, nullptr, errors, nullptr), "update");
   float* after = s.make<float>(n * kDim);
   s.check(s.b->read_rows(&f.group, k, n, after, nullptr), "read_rows");
-  std::vector<float> all = s.read(out.shared.data, kDim);
+  std::vector<float> all = s.read(static_cast<float*>(out.shared.data), kDim);
   const std::vector<float> rows = s.read(after, n * kDim);
   all.insert(all.end(), rows.begin(), rows.end());
   return all;

@@ -59,12 +59,11 @@ class Trainer {
     const bool cached = o_.policy >= 0;
     const int64_t n = b.l.n;
     check(d->advance(c.step, s), "advance");
-    check(d->check_offsets(&b.b, s, b.errors), "check_offsets");
-    check(d->prepare(g, &b.b, 0, b.errors, &b.l, s, b.errors + 1), "prepare");
-    check(d->discard(g, &b.l, b.errors, 2, c.sink, s), "discard");
+    check(d->prepare(g, &b.b, 0, &b.l, s, b.errors), "prepare");
+    check(d->discard(g, &b.l, b.errors, 1, c.sink, s), "discard");
     check(d->dedup(b.l.keys, n, static_cast<uint64_t>(c.total_rows()), &b.u, s), "dedup");
     if (cached) {
-      check(d->cache_admit(g, &b.u, n, b.slots, s), "cache_admit");
+      check(d->cache_admit(g, &b.u, n, b.l.dropped, nullptr, b.slots, s), "cache_admit");
       check(d->cache_refresh(g, &b.u, n, b.slots, b.fresh, s), "cache_refresh");
       check(d->scatter_slots(&b.u, b.fresh, n, b.each, s), "scatter_slots");
     }
@@ -80,8 +79,7 @@ class Trainer {
     if (o_.policy >= 0) {
       check(d->cache_refresh(&c.group, &all.u, all.n, all.none, all.fresh, s), "cache_refresh");
     }
-    check(d->advance(c.step, s), "advance");
-    check(d->begin_update(c.parameters, c.group.num_tables, c.updates, c.coefficients, s),
+    check(d->begin_update(c.step, c.parameters, c.group.num_tables, c.updates, c.coefficients, s),
           "begin_update");
     check(d->update(&c.group, all.gradients.data(), static_cast<int32_t>(all.gradients.size()),
                     &all.u, o_.policy >= 0 ? all.fresh : nullptr, c.nonfinite, s),

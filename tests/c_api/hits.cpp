@@ -13,13 +13,13 @@ class Step {
     batches = std::make_unique<Batches>(collection, o, host);
     check(b()->advance(collection.step, nullptr), "advance");
     check(b()->check_offsets(&batch().b, nullptr, batch().errors), "check_offsets");
-    check(b()->prepare(group(), &batch().b, 0, batch().errors, &batch().l, nullptr,
-                       batch().errors + 1),
-          "prepare");
+    check(b()->prepare(group(), &batch().b, 0, &batch().l, nullptr, batch().errors + 1), "prepare");
     check(b()->dedup(batch().l.keys, batches->n, static_cast<uint64_t>(collection.total_rows()),
                      &batch().u, nullptr),
           "dedup");
-    check(b()->cache_admit(group(), &batch().u, batches->n, batch().slots, nullptr), "admit");
+    check(
+        b()->cache_admit(group(), &batch().u, batches->n, nullptr, nullptr, batch().slots, nullptr),
+        "admit");
     check(b()->scatter_slots(&batch().u, batch().slots, batches->n, batch().each, nullptr),
           "scatter_slots");
     for (const int32_t slot : collection.replica.read(batch().slots, unique())) {
@@ -34,7 +34,7 @@ class Step {
                            batch().weight_grad, nullptr),
           "weight_grad");
     check(b()->advance(collection.step, nullptr), "advance");
-    check(b()->begin_update(collection.parameters, group()->num_tables, collection.updates,
+    check(b()->begin_update(nullptr, collection.parameters, group()->num_tables, collection.updates,
                             collection.coefficients, nullptr),
           "begin_update");
     check(b()->update(group(), batches->gradients.data(), 1, &batch().u, batch().slots,

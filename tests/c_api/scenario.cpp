@@ -62,6 +62,10 @@ class Scenario {
     state("state after the update");
   }
 
+  void advance() {
+    both("advance", [&](int i) { return backend(i)->advance(collections_[i]->step, nullptr); });
+  }
+
   HostBatch draw() {
     HostBatch h{};
     for (int32_t t = 0; t < group(0)->num_tables; ++t) {
@@ -85,13 +89,13 @@ class Scenario {
   void forward() {
     const int64_t n = batch_[0]->l.n;
     const int64_t bags = static_cast<int64_t>(group(0)->num_tables) * o_.batch_size;
-    both("advance", [&](int i) { return backend(i)->advance(collections_[i]->step, nullptr); });
+    if (o_.policy < 0) advance();
     both("check_offsets", [&](int i) {
       return backend(i)->check_offsets(&batch_[i]->b, nullptr, batch_[i]->errors);
     });
     both("prepare", [&](int i) {
-      return backend(i)->prepare(group(i), &batch_[i]->b, o_.drop, batch_[i]->errors, &batch_[i]->l,
-                                 nullptr, batch_[i]->errors + 1);
+      return backend(i)->prepare(group(i), &batch_[i]->b, o_.drop, &batch_[i]->l, nullptr,
+                                 batch_[i]->errors + 1);
     });
     both("discard", [&](int i) {
       return backend(i)->discard(group(i), &batch_[i]->l, batch_[i]->errors, 2,
@@ -122,7 +126,7 @@ class Scenario {
     same("output", room * collections_[0]->width(), [&](int i) { return batch_[i]->out; });
     both("count", [&](int i) {
       return backend(i)->count(group(i), &batch_[i]->l, o_.policy < 0 ? &batch_[i]->u : nullptr,
-                               o_.policy < 0 ? 1 : 0, 1, nullptr);
+                               o_.policy < 0 ? 1 : 0, o_.policy < 0 ? 1 : 0, nullptr);
     });
   }
 
@@ -130,7 +134,8 @@ class Scenario {
 
   void admit(int64_t n) {
     both("cache_admit", [&](int i) {
-      return backend(i)->cache_admit(group(i), &batch_[i]->u, n, batch_[i]->slots, nullptr);
+      return backend(i)->cache_admit(group(i), &batch_[i]->u, n, batch_[i]->l.dropped,
+                                     collections_[i]->step, batch_[i]->slots, nullptr);
     });
     same("slots", unique_, [&](int i) { return batch_[i]->slots; });
     cache("cache after admission");
@@ -190,11 +195,10 @@ class Scenario {
                                          batches_[i]->fresh, nullptr);
       });
     }
-    both("advance", [&](int i) { return backend(i)->advance(collections_[i]->step, nullptr); });
     both("begin_update", [&](int i) {
-      return backend(i)->begin_update(collections_[i]->parameters, group(i)->num_tables,
-                                      collections_[i]->updates, collections_[i]->coefficients,
-                                      nullptr);
+      return backend(i)->begin_update(collections_[i]->step, collections_[i]->parameters,
+                                      group(i)->num_tables, collections_[i]->updates,
+                                      collections_[i]->coefficients, nullptr);
     });
     same("updates", 1, [&](int i) { return collections_[i]->updates; });
     same("coefficients", group(0)->num_tables * int64_t{MPE_MAX_COEFFICIENTS},
@@ -210,7 +214,7 @@ class Scenario {
 
   void flush() {
     if (o_.policy < 0) return;
-    both("advance", [&](int i) { return backend(i)->advance(collections_[i]->step, nullptr); });
+    advance();
     both("flush", [&](int i) { return backend(i)->cache_flush(group(i), nullptr); });
     state("state after flush");
   }

@@ -68,7 +68,7 @@ CASE(api_an_update_begins_with_the_coefficients_of_all_tables) {
                               {MPE_optimizer_adagrad, MPE_decay_l2, {0.5, 0.25, 0.0, 1.0}}};
   uint64_t updates = 2;
   std::vector<float> c(3 * MPE_MAX_COEFFICIENTS, -1.0f);
-  CHECK(mpe_cpu_backend()->begin_update(tables, 3, &updates, c.data(), nullptr) == MPE_OK);
+  CHECK(mpe_cpu_backend()->begin_update(nullptr, tables, 3, &updates, c.data(), nullptr) == MPE_OK);
   CHECK(updates == 3 && c[1] == 0.5f);
   for (int i = 0; i < MPE_MAX_COEFFICIENTS; ++i) CHECK(c[MPE_MAX_COEFFICIENTS + i] == -1.0f);
   const float* adagrad = c.data() + 2 * MPE_MAX_COEFFICIENTS;
@@ -107,9 +107,9 @@ CASE(api_errors_are_found_before_anything_changes) {
   int32_t bags[3];
   int64_t bag_offsets[3], origins[1], dropped[1];
   mpe_lookups lookups{2, 1, keys, bags, bag_offsets, origins, dropped, nullptr};
-  CHECK(cpu->prepare(&group, &batch, 0, &error, &lookups, nullptr, &error) == MPE_ERR_INDEX);
+  CHECK(cpu->prepare(&group, &batch, 0, &lookups, nullptr, &error) == MPE_ERR_INDEX);
   CHECK(error.table == 1 && error.position == 1 && error.value == 9 && error.count == 1);
-  CHECK(cpu->prepare(&group, &batch, 1, &error, &lookups, nullptr, &error) == MPE_OK);
+  CHECK(cpu->prepare(&group, &batch, 1, &lookups, nullptr, &error) == MPE_OK);
   CHECK(keys[0] == MPE_DROPPED && dropped[0] == 1 && keys[1] == 1 && bags[1] == 0);
 }
 
@@ -127,10 +127,10 @@ CASE(api_a_table_without_rows_has_no_valid_index) {
   mpe_lookups lookups{1, 1, keys, bags, bag_offsets, origins, dropped, nullptr};
   mpe_unique unique{&count, rows, starts, positions};
   mpe_error error = MPE_NO_ERROR;
-  CHECK(cpu->prepare(&group, &batch, 0, &error, &lookups, nullptr, &error) == MPE_ERR_INDEX);
+  CHECK(cpu->prepare(&group, &batch, 0, &lookups, nullptr, &error) == MPE_ERR_INDEX);
   CHECK(error.count == 1 && error.value == 0);
   error = MPE_NO_ERROR;
-  CHECK(cpu->prepare(&group, &batch, 1, &error, &lookups, nullptr, &error) == MPE_OK);
+  CHECK(cpu->prepare(&group, &batch, 1, &lookups, nullptr, &error) == MPE_OK);
   CHECK(keys[0] == MPE_DROPPED && dropped[0] == 1);
   CHECK(cpu->dedup(keys, 1, 0, &unique, nullptr) == MPE_OK && count == 0);
 }

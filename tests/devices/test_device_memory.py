@@ -70,3 +70,33 @@ def test_a_training_has_the_bytes_of_the_cpu(
     assert done.stdout.split() == ["0", str(kept)]  # the process's pool is left alone
     on_cpu, on_device = ((tmp_path / f"tables-{name}").read_bytes() for name in ("cpu", "cuda"))
     assert on_cpu == on_device
+
+
+AT_EXIT = """
+import cuda_backend
+cuda_backend.missing()
+import numpy as np
+import mpembed as mpe
+
+class Cycle:
+    pass
+
+table = mpe.TableConfig("t", 100, 8, "int8", placement="host")
+kept, cycle = (
+    mpe.EmbeddingBagCollection([table], optimizer=mpe.SGD(lr=0.1), device="cuda",
+                               cache=mpe.CacheConfig(num_sets=1))
+    for _ in range(2))
+ids, offsets = (mpe.to_device(np.arange(n), "cuda") for n in (20, 21))
+for emb in (kept, cycle):
+    out = emb.forward(ids, offsets)
+owner = Cycle()
+owner.own, owner.emb = owner, cycle  # collected by the interpreter's last garbage collection
+del cycle, emb, owner
+"""
+
+
+def test_a_process_ends_with_tables_in_the_hosts_memory(cuda: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(AT_EXIT)
+    done = programs.call(tmp_path, program, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -90,19 +90,38 @@ def test_launches_of_a_forward(
             there.backward(mpe.to_device(np.ones_like(expected), cuda))
 
 
+LOOKUPS = 3000  # some rows have more than one block of gradients
+
+
 @emulated.alone
-@pytest.mark.parametrize(("policy", "launches"), [(None, 18), ("lru", 25), ("lfu", 28)])
-def test_launches_of_a_step(policy: str | None, launches: int, cuda: str) -> None:
-    """Of a group's forward and backward; those of CUB's sorts are not counted."""
+@pytest.mark.parametrize(
+    ("policy", "prefetched", "expected"),
+    [
+        (None, False, emulated.Counts(13, 1, 1, 5, 52)),
+        ("lru", False, emulated.Counts(16, 2, 1, 7, 62)),
+        ("lfu", False, emulated.Counts(17, 2, 1, 7, 63)),
+        ("lru", True, emulated.Counts(18, 2, 1, 7, 72)),
+    ],
+)
+def test_launches_of_a_step(
+    policy: str | None, prefetched: bool, expected: emulated.Counts, cuda: str
+) -> None:
+    """Of a group's forward and backward; what CUB's sort of the batch takes is not counted."""
     emb = mpe.EmbeddingBagCollection(
         [mpe.TableConfig(f"t{i}", 30, 8, "int4") for i in range(3)],
         cache=mpe.CacheConfig(num_sets=1, policy=policy) if policy else None,
         optimizer=mpe.RowwiseAdagrad(0.1),
         device=cuda,
     )
-    arrays = [mpe.to_device(array, cuda) for array in batch(3)]
+    indices = np.random.default_rng(3).integers(0, 30, LOOKUPS)
+    offsets = np.linspace(0, LOOKUPS, 3 * BATCH + 1).astype(np.int64)
+    indices, offsets = mpe.to_device(indices, cuda), mpe.to_device(offsets, cuda)
     grad = mpe.to_device(np.ones((BATCH, 24), np.float32), cuda)
-    before = emulated.launches()
-    emb.forward(*arrays)
-    emb.backward(grad)
-    assert emulated.launches() - before == launches
+    out = mpe.to_device(np.empty((BATCH, 24), np.float32), cuda)
+    for _ in range(2):
+        before = emulated.counts()
+        if prefetched:
+            emb.prefetch(indices, offsets)
+        emb.forward(indices, offsets, out=out)
+        emb.backward(grad)
+    assert emulated.counts().since(before) == expected

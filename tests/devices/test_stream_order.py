@@ -16,7 +16,7 @@ from fake_backend import FUNCTIONS, I32, VOID, Fake
 import mpembed as mpe
 from mpembed import devices
 from mpembed._bindings import tensor as tensors
-from mpembed._bindings.device import PINNED_HOST, CallOrder, Device
+from mpembed._bindings.device import DEVICE, PINNED_HOST, CallOrder, Device
 from mpembed._bindings.dlpack import view
 from mpembed._bindings.kernels import UpdateRules
 
@@ -92,6 +92,56 @@ def test_a_tensor_goes_back_after_its_readers(fake: Fake, device: Device) -> Non
     del tensor
     assert fake.take() == [("record", 103, 20), ("wait", 103, 10), ("destroy_event", 103),
                            ("give_back", address, 10)]  # fmt: skip
+
+
+@pytest.mark.parametrize("calls_first", [False, True])
+def test_memory_of_the_host_outlasts_the_calls_that_use_it(
+    fake: Fake, device: Device, calls_first: bool
+) -> None:
+    tensor = tensors.empty(device, (4,), np.float32, PINNED_HOST)
+    address, calls = tensor.address, CallOrder(device)
+    tensor.memory.used_by(calls)
+    with calls.on_stream(10):
+        pass
+    fake.captured[20] = 7
+    with calls.on_stream(20):  # a launch of the graph records another event
+        pass
+    fake.captured.clear()
+    fake.take()
+    freed = [("wait_on_host", 102), ("wait_on_host", 103), ("release", address, PINNED_HOST)]
+    if calls_first:
+        del calls
+        assert fake.take() == []  # the events are needed still
+        del tensor
+        assert fake.take() == [*freed, ("destroy_event", 102), ("destroy_event", 103)]
+    else:
+        del tensor
+        assert fake.take() == freed
+        assert fake.device == 3
+
+
+def test_memory_of_the_host_that_no_call_has_used(fake: Fake, device: Device) -> None:
+    calls = CallOrder(device)
+    for owner in (None, calls):
+        tensor = tensors.empty(device, (4,), np.float32, PINNED_HOST)
+        address = tensor.address
+        if owner is not None:
+            tensor.memory.used_by(owner)
+        del tensor  # the default stream has filled it
+        assert fake.take() == [("synchronize", 0), ("release", address, PINNED_HOST)]
+    tensor = tensors.empty(device, (4,), np.float32, PINNED_HOST)
+    fake.captured[0] = 7
+    address = tensor.address
+    del tensor
+    assert fake.take() == [("release", address, PINNED_HOST)]  # and the capture goes on
+
+
+def test_a_devices_memory_is_freed_at_once(fake: Fake, device: Device) -> None:
+    tensor = tensors.empty(device, (4,), np.float32, DEVICE)
+    address = tensor.address
+    tensor.memory.used_by(CallOrder(device))
+    del tensor
+    assert fake.take() == [("release", address, DEVICE)]  # which waits by itself
 
 
 def test_a_copy_is_made_before_its_consumer_waits(fake: Fake, device: Device) -> None:

@@ -41,12 +41,14 @@ def writes(array: Any, wrong: Any) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize("pooling", ["sum", "none"])
-@pytest.mark.parametrize(("after", "count"), [("check_offsets", 3), ("prepare", 7)])
+@pytest.mark.parametrize(("after", "count"), [("check_offsets", 3), ("prepare", 6)])
 def test_a_batch_changes_between_its_kernels(
     changing: Any, monkeypatch: pytest.MonkeyPatch, pooling: str, after: str, count: int
 ) -> None:
     """What was checked is what is used: the output is that of the batch before."""
     emb = collection(pooling)
+    if after == "check_offsets" and changing.name != "cpu":  # its prepare checks the copy
+        after, count = "copy", 4
     expected = emb.forward(*list(batch().values())[:2])
     todo: list[Callable[[], Any]] = []
 

@@ -303,13 +303,6 @@ def test_collections_that_are_refused() -> None:
         JitCollection(mpe.EmbeddingBagCollection(mixed, optimizer=mpe.SGD(1)))
 
 
-def test_a_collection_of_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    collection = one_table()
-    monkeypatch.setattr(type(collection), "device", "cuda:0")
-    with pytest.raises(ValueError, match=r"must be on the CPU, it is on cuda:0: call its own"):
-        JitCollection(collection)
-
-
 def test_without_jax_the_import_says_what_to_install(tmp_path: Path) -> None:
     code = """
 import sys

@@ -222,11 +222,11 @@ REFUSED: dict[str, tuple[Callable[[JitCollection, Any], Any], str]] = {
         lambda emb, state: jax.jit(jax.grad(lambda x: x * loss(emb, state)))(1.0),
         r"differentiated with regard to its state",
     ),
-    "a program for a GPU": (
+    "a program for another platform": (
         lambda emb, state: (
-            jax.jit(emb.evaluate).trace(state, INDICES, OFFSETS).lower(lowering_platforms=("cuda",))
+            jax.jit(emb.evaluate).trace(state, INDICES, OFFSETS).lower(lowering_platforms=("tpu",))
         ),
-        r"works on the CPU: compile the program for it.*call the collection itself",
+        r"works on the CPU and on CUDA devices: compile.*call the collection itself",
     ),
     "a derivative of forward": (
         lambda emb, state: jax.grad(lambda s: jnp.sum(emb.forward(s, INDICES, OFFSETS)[0]))(state),

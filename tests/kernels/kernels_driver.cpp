@@ -141,7 +141,7 @@ uint64_t train(const mpe_backend& backend, int32_t policy, int32_t optimizer) {
     must(backend.init_rows(group, t, MPE_init_uniform, -1.0f, 1.0f, nullptr));
   }
   Vec<float> out(kBatch * kTables * kDim), weight_grad(kLookups);
-  const mpe_outputs outputs{mpe_matrix{out.data(), kTables * kDim}, nullptr};
+  const mpe_outputs outputs{mpe_matrix{out.data(), kTables * kDim}, nullptr, MPE_format_fp32};
   uint64_t sum = 0xCBF29CE484222325u;
   for (int step = 0; step < 3; ++step) {
     Batch memory;
@@ -155,11 +155,12 @@ uint64_t train(const mpe_backend& backend, int32_t policy, int32_t optimizer) {
                           64};
     mpe_error error = MPE_NO_ERROR;
     must(backend.check_offsets(&batch, nullptr, &error));
-    must(backend.prepare(group, &batch, 0, nullptr, &memory.lookups, nullptr, &error));
+    must(backend.prepare(group, &batch, 0, &memory.lookups, nullptr, &error));
     must(backend.dedup(memory.keys.data(), kLookups, kAll, &memory.unique, nullptr));
     must(backend.count(group, &memory.lookups, &memory.unique, 1, 1, nullptr));
     must(backend.advance(&arrays.step, nullptr));
-    must(backend.cache_admit(group, &memory.unique, kLookups, memory.unique_slots.data(), nullptr));
+    must(backend.cache_admit(group, &memory.unique, kLookups, memory.dropped, nullptr,
+                             memory.unique_slots.data(), nullptr));
     must(backend.cache_refresh(group, &memory.unique, kLookups, memory.unique_slots.data(),
                                memory.fresh.data(), nullptr));
     must(backend.scatter_slots(&memory.unique, memory.fresh.data(), kLookups, memory.slots.data(),
@@ -168,8 +169,7 @@ uint64_t train(const mpe_backend& backend, int32_t policy, int32_t optimizer) {
     must(backend.lookup(&part, 1, nullptr));
     must(backend.weight_grad(group, &memory.lookups, memory.slots.data(), &outputs,
                              weight_grad.data(), nullptr));
-    must(backend.advance(&arrays.step, nullptr));
-    must(backend.begin_update(arrays.parameters, kTables, &arrays.updates,
+    must(backend.begin_update(&arrays.step, arrays.parameters, kTables, &arrays.updates,
                               arrays.coefficients.data(), nullptr));
     const mpe_gradient gradient{&memory.lookups, &outputs};
     must(backend.update(group, &gradient, 1, &memory.unique, memory.fresh.data(), &error, nullptr));

@@ -24,7 +24,10 @@ LISTS: dict[str, Any] = {
     "STATS": {name: i for i, name in enumerate(registry.STATS)},
     "NOISE_SUMS": {name: i for i, name in enumerate(registry.NOISE_SUMS)},
 }
-SELECTIONS = {"STATE_FORMATS": "FORMATS"}  # lists that repeat entries of another one
+SELECTIONS = {
+    "STATE_FORMATS": "FORMATS",
+    "OUTPUT_FORMATS": "FORMATS",
+}  # lists that repeat entries of another one
 
 
 def in_header() -> dict[str, dict[str, int]]:

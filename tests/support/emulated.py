@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import cuda_backend
 import pytest
@@ -31,6 +32,31 @@ def launches(device: int | None = None) -> int:
     count = library().simt_launches if device is None else library().simt_launches_on
     count.restype, count.argtypes = ctypes.c_int64, [] if device is None else [ctypes.c_int]
     return int(count() if device is None else count(device))
+
+
+class Counts(NamedTuple):
+    """What a process has asked of the runtime; what CUB asks it for is not counted."""
+
+    launches: int
+    fills: int
+    copies: int
+    allocations: int
+    calls: int  # all of these and all others
+
+    def since(self, before: Counts) -> Counts:
+        """Return what was added to an earlier count."""
+        return Counts(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+def counts() -> Counts:
+    """Return what the process has asked of the runtime so far."""
+    loaded = library()
+    found = []
+    for name in Counts._fields:
+        count = getattr(loaded, f"simt_{name}")
+        count.restype, count.argtypes = ctypes.c_int64, []
+        found.append(int(count()))
+    return Counts(*found)
 
 
 def default_pool_uses() -> int:

@@ -29,6 +29,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "destroy_event": [VOID],
     "record": [VOID, VOID],
     "wait": [VOID, VOID],
+    "wait_on_host": [VOID],
     "capturing": [VOID, ctypes.POINTER(ctypes.c_uint64)],
     "wait_in_graph": [VOID, VOID],
     "record_in_graph": [VOID, VOID],

@@ -20,7 +20,9 @@ ROWS, DIM, BAGS, TABLES = 300, 8, 16, 3
 INDICES, OFFSETS = np.array([1, 2, 3, 2], np.int32), np.array([0, 1, 3, 4], np.int32)
 
 
-def tables(precision: str = "int4", cached: bool = True, optimizer: Any = None) -> Any:
+def tables(
+    precision: str = "int4", cached: bool = True, optimizer: Any = None, device: str = "cpu"
+) -> Any:
     """Return three tables, pooled in both ways, with a cache of 5 % or without one."""
     poolings = ("sum", "mean", "sum")
     return mpe.EmbeddingBagCollection(
@@ -30,6 +32,7 @@ def tables(precision: str = "int4", cached: bool = True, optimizer: Any = None) 
         ],
         cache=mpe.CacheConfig(load_factor=0.05, policy="lfu", ways=8) if cached else None,
         optimizer=mpe.RowwiseAdagrad(lr=0.1) if optimizer is None else optimizer,
+        device=device,
     )
 
 

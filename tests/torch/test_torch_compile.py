@@ -44,13 +44,15 @@ def weighted_bag(lr: float = 0.0, **options: Any) -> Any:
     return module, indices, offsets, torch.rand(4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_opcheck_of_the_lookup(training: bool, weighted: bool) -> None:
+def test_opcheck_of_the_lookup(training: bool, weighted: bool, dtype: torch.dtype) -> None:
     module, indices, offsets, weights = weighted_bag()  # a rate of 0: each run looks up the same
     anchor = module.anchor if training else module.anchor.detach()
     given = weights.requires_grad_(training) if weighted else None
-    arguments: Any = anchor, indices, offsets, given, module._handle, [], training, 2, 6
+    facts = module._handle, [], training, 2, 6, dtype
+    arguments: Any = anchor, indices, offsets, given, *facts
     results = opcheck(torch.ops.mpembed.lookup.default, arguments)
     assert set(results.values()) == {"SUCCESS"}
     assert open_batches(module) == 0
@@ -74,7 +76,7 @@ def test_opcheck_of_the_update(weighted: bool, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_operators_have_effects_and_no_handle_outlives_its_module() -> None:
     module, indices, offsets, _ = weighted_bag()
-    arguments = [indices, offsets, None, module._handle, [], False, 2, 6]
+    arguments = [indices, offsets, None, module._handle, [], False, 2, 6, torch.float32]
     del module
     with pytest.raises(RuntimeError, match="no longer exists"):
         torch.ops.mpembed.lookup(torch.zeros(()), *arguments)
@@ -82,7 +84,7 @@ def test_the_operators_have_effects_and_no_handle_outlives_its_module() -> None:
 
 def test_a_ticket_that_was_copied_is_not_taken() -> None:
     module, indices, offsets, _ = weighted_bag()
-    arguments = [indices, offsets, None, module._handle, [], True, 2, 6]
+    arguments = [indices, offsets, None, module._handle, [], True, 2, 6, torch.float32]
     out, ticket = torch.ops.mpembed.lookup(module.anchor, *arguments)
     with pytest.raises(RuntimeError, match="is not known"):
         torch.ops.mpembed.update(torch.ones(2, 6), ticket.clone(), module._handle, 0)

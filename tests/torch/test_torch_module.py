@@ -170,6 +170,59 @@ def test_output_and_gradient_in_half_precision(dtype: torch.dtype) -> None:
     assert state(module) == state(plain)  # linear() rounds its input in the same way
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("options", "whole"),
+    [({}, False), ({"clip_grad_value": 100.0}, True), ({"padding_idx": 3}, False)],
+)
+def test_half_gradients_go_to_the_kernels_as_they_are(
+    dtype: torch.dtype, options: Any, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless something is done to them first; the rows are the same."""
+    seen = []
+    backward = mpe.EmbeddingBagCollection.backward
+
+    def spy(self: Any, grad: Any, *arguments: Any, **keywords: Any) -> Any:
+        seen.append(grad.dtype)
+        return backward(self, grad, *arguments, **keywords)
+
+    monkeypatch.setattr(mpe.EmbeddingBagCollection, "backward", spy)
+    module, plain = bag(output_dtype=dtype, **options), bag(**options)
+    grad = torch.randn(5, 6).to(dtype)
+    module(*batch()).backward(grad)
+    plain(*batch()).backward(grad.float())
+    assert seen == [torch.float32 if whole else dtype, torch.float32]
+    assert state(module) == state(plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_embeddings_in_half_precision(dtype: torch.dtype) -> None:
+    def make(**options: Any) -> mt.Embedding:
+        settings: Any = {"precision": "int8", "optimizer": mpe.SGD(0.1), "seed": 1}
+        return mt.Embedding(20, 5, padding_idx=2, **settings, **options)
+
+    module, plain = make(output_dtype=dtype), make()
+    for step in range(3):
+        indices = torch.arange(step, 12 + step).view(3, 4) % 20
+        out, full = module(indices), plain(indices)
+        assert out.dtype is dtype
+        assert torch.equal(out, full.to(dtype))
+        grad = torch.randn(3, 4, 5).to(dtype)
+        out.backward(grad)
+        full.backward(grad.float())
+    assert state(module) == state(plain)
+
+
+def test_modules_of_two_types_share_a_collection() -> None:
+    """Their gradients make one update, of FP32."""
+    module = bag(output_dtype=torch.bfloat16)
+    twin, plain = mt.EmbeddingBag.from_collection(module.tables), bag()
+    loss = module(*batch()).float().sum() + twin(*batch(1)).sum()
+    loss.backward()
+    (plain(*batch()).sum() + plain(*batch(1)).sum()).backward()
+    assert state(module) == state(plain)
+
+
 def test_gradients_are_clipped_by_value_and_by_norm() -> None:
     grad = torch.linspace(-2, 2, 30).view(5, 6)
     limit = float(grad.norm()) / 4

@@ -23,19 +23,10 @@ class Limit:
 
 # Optimizers with two values a column, which need registers, as weight and gradient do.
 LARGE = [optimizer.type for optimizer in OPTIMIZERS if sum(optimizer.shapes) > 1]
-# Rows that a lane loads byte by byte: of codes that go from one byte into the next, eight or four
-# columns that do not fill pairs of bytes.
-BYTES = "|".join(
-    f"{fmt.type}, {columns}>"
-    for fmt in FORMATS
-    for columns in (4, 8)
-    if 8 % min(fmt.bits, 8) and columns * fmt.bits % 16
-)
 # The first that matches applies. They are a little above today's numbers, so that a change shows.
 LIMITS = (
-    Limit(r"lookup bags_kernel<AnyFormat, 1", 96, 16),
-    Limit(rf"lookup bags_kernel<(AnyFormat, |\w+, 1>|{BYTES})", 80, 24),
-    Limit(r"lookup bags_kernel", 64, 32),
+    Limit(r"lookup bags_kernel<\w+, 1", 96, 20),
+    Limit(r"lookup bags_kernel", 80, 24),
     Limit(r"lookup ", 48, 40),
     Limit(r"update_long update_kernel", 116, 16),  # in memory
     *(Limit(rf"update_short update_kernel<{name}, ", 104, 16) for name in LARGE),

@@ -118,10 +118,12 @@ class Runtime:
 
     # ---- streams and events -----------------------------------------------------------------
 
-    def stream(self, flags: int = NON_BLOCKING) -> int:
-        """Return a new stream."""
-        made = VOID()
-        self("cudaStreamCreateWithFlags", ctypes.byref(made), flags)
+    def stream(self, flags: int = NON_BLOCKING, *, first: bool = False) -> int:
+        """Return a new stream; `first`: its blocks start before those of ordinary streams."""
+        made, least, greatest = VOID(), ctypes.c_int(), ctypes.c_int()
+        self("cudaDeviceGetStreamPriorityRange", ctypes.byref(least), ctypes.byref(greatest))
+        priority = greatest if first else least  # an ordinary stream's is the least
+        self("cudaStreamCreateWithPriority", ctypes.byref(made), flags, priority)
         assert made.value is not None
         return made.value  # it is never destroyed: arrays that were used on it may live on
 

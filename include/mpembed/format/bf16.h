@@ -14,6 +14,11 @@ struct ConvertBf16 {
   static MPE_HD auto widen(K code) {
     return bfloat_value(code);
   }
+  // Of any value; only the low 16 bits count.
+  template <class X>
+  static MPE_HD auto code_of_any(X x) {
+    return bfloat_code_of_any(x);
+  }
   static MPE_HD uint16_t nearest(float x) { return bfloat_nearest(x); }
   static MPE_HD uint16_t stochastic(float x, uint32_t r) { return bfloat_stochastic(x, r); }
 };

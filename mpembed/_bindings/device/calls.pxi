@@ -1,6 +1,24 @@
 # The order of a collection's calls; part of device.pyx.
 
 
+# Untracked by the garbage collector, as memory is that refers to it.
+@cython.no_gc
+cdef class CallEvents:
+
+    cdef void wait(self) noexcept:
+        """Let this thread wait until all calls and launches are done, without the GIL."""
+        if self.last != NULL:
+            launch(self.device.target, self.device.kernels.wait_on_host, self.last)
+        if self.launched != NULL:
+            launch(self.device.target, self.device.kernels.wait_on_host, self.launched)
+
+    def __dealloc__(self):
+        if self.last != NULL:
+            call(self.device.target, self.device.kernels.destroy_event, self.last)
+        if self.launched != NULL:
+            call(self.device.target, self.device.kernels.destroy_event, self.launched)
+
+
 @cython.no_gc_clear
 cdef class CallOrder:
     """The calls of one collection: one after the other, from whatever threads and on whatever
@@ -16,18 +34,14 @@ cdef class CallOrder:
     def __init__(self, Device device):
         self.device = device
         self.lock = CallLock()
+        self.events = CallEvents.__new__(CallEvents)
+        self.events.device = device
         self.last = self.now = device.default_stream
-
-    def __dealloc__(self):
-        if self.event != NULL:
-            call(self.device.target, self.device.kernels.destroy_event, self.event)
-        if self.launched != NULL:
-            call(self.device.target, self.device.kernels.destroy_event, self.launched)
 
     @property
     def was_captured(self):
         """Whether a capture has taken calls."""
-        return self.launched != NULL
+        return self.events.launched != NULL
 
     cpdef Call on_stream(self, object stream, object refuse=None, bint changes=False,
                          bint holds=False):
@@ -119,13 +133,13 @@ cdef class CallOrder:
     cdef int order(self, Stream on) except -1:
         cdef Device device = self.device
         if on.handle != self.last.handle:
-            if self.event == NULL:  # the arrays were filled on the stream before any call
+            if self.events.last == NULL:  # the arrays were filled on the stream before any call
                 on.wait_for(self.last)
             else:
-                device.check(call(device.target, device.kernels.wait, self.event, on.handle),
+                device.check(call(device.target, device.kernels.wait, self.events.last, on.handle),
                              ORDERING)
-        if self.launched != NULL:
-            device.check(call(device.target, device.kernels.wait, self.launched, on.handle),
+        if self.events.launched != NULL:
+            device.check(call(device.target, device.kernels.wait, self.events.launched, on.handle),
                          ORDERING)
         return 0
 
@@ -134,12 +148,12 @@ cdef class CallOrder:
         if self.graph is not None:  # of the same capture
             on.wait_for(self.graph)
             return 0
-        if self.launched == NULL:
-            device.check(call(device.target, device.kernels.create_event, &self.launched),
+        if self.events.launched == NULL:
+            device.check(call(device.target, device.kernels.create_event, &self.events.launched),
                          "ordering a graph")
-        if self.event != NULL:
+        if self.events.last != NULL:
             device.check(
-                call(device.target, device.kernels.wait_in_graph, self.event, on.handle),
+                call(device.target, device.kernels.wait_in_graph, self.events.last, on.handle),
                 "ordering a graph")
         return 0
 
@@ -156,13 +170,15 @@ cdef class CallOrder:
         cdef Device device = self.device
         if self.now.capture != 0:
             return device.check(
-                call(device.target, device.kernels.record_in_graph, self.launched,
+                call(device.target, device.kernels.record_in_graph, self.events.launched,
                      self.now.handle),
                 "ordering a graph")
-        if self.event == NULL:
-            device.check(call(device.target, device.kernels.create_event, &self.event), ORDERING)
+        if self.events.last == NULL:
+            device.check(call(device.target, device.kernels.create_event, &self.events.last),
+                         ORDERING)
         return device.check(
-            call(device.target, device.kernels.record, self.event, self.last.handle), ORDERING)
+            call(device.target, device.kernels.record, self.events.last, self.last.handle),
+            ORDERING)
 
 
 # What a call takes it gives back, whatever is raised between two bytecodes: entering and leaving

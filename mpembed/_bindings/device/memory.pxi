@@ -45,6 +45,24 @@ cdef class Memory:
     cdef Stream writer(self):
         return self.device.default_stream if self.written is None else self.written
 
+    def used_by(self, CallOrder calls):
+        """Let the memory go back when these calls are done, as their kernels use it."""
+        self.calls = calls.events
+
+    cdef void wait_for_use(self) noexcept:
+        """Wait for the kernels that use this memory of the host's, which CUDA may not do."""
+        cdef Stream filled = self.device.default_stream
+        if self.calls is not None:
+            self.calls.wait()
+            if self.calls.last != NULL:  # which comes after what filled the memory
+                return
+        try:
+            filled.query_capture()
+        except RuntimeError:  # while another stream is captured
+            return
+        if filled.capture == 0:
+            launch(self.device.target, self.device.kernels.synchronize, filled.handle)
+
     def __dealloc__(self):
         cdef Device device = self.device
         cdef Stream reader
@@ -54,16 +72,16 @@ cdef class Memory:
             untrace(TRACE_DOMAIN, <uintptr_t>self.data)
             device.kernels.give_back(self.data, NULL)  # the CPU's work is done
         elif self.placement >= 0:
-            device.check(
-                launch(device.target, device.kernels.release, self.data, self.placement), "")
+            if self.placement == MPE_PLACEMENT_HOST:
+                if deferred is None or is_finalizing():  # it goes back with the process
+                    return
+                self.wait_for_use()
+            launch(device.target, device.kernels.release, self.data, self.placement)
         elif self.can_be_given_back():
             if self.readers is not None:
                 for reader in self.readers:
                     self.return_stream.wait_for(reader)
-            device.check(
-                call(device.target, device.kernels.give_back, self.data,
-                     self.return_stream.handle),
-                "")
+            call(device.target, device.kernels.give_back, self.data, self.return_stream.handle)
         elif self.capture == 0 and deferred is not None:
             deferred.append(new_owner(self))
 

@@ -69,10 +69,6 @@ cdef class Batch:
         return offsets_error(error, self.offsets.extent[0] - 1, self.batch.num_indices)
 
 
-cdef extern from "mpembed/error.h" namespace "mpembed" nogil:
-    mpe_error first_error(const mpe_error*, int32_t)
-
-
 cdef object offsets_error(const mpe_error* error, int64_t bags, int64_t num_indices):
     """Return what is wrong with offsets; `bags` is -1 where their batch is no longer known."""
     if error.position == 0 and error.value != 0:
@@ -122,8 +118,8 @@ cdef class GroupBatch:
     def __init__(self, Group group, Batch batch, Stream on):
         cdef int64_t n = batch.batch.num_indices, end = 0, bags = batch.batch.batch_size
         cdef int64_t keys, bag_numbers, bag_offsets, origins, dropped
-        cdef Memory memory = borrow(on, 2 * sizeof(mpe_error))
-        cdef mpe_error* errors = <mpe_error*>memory.data
+        cdef Memory memory = borrow(on, sizeof(mpe_error))
+        cdef mpe_error* error = <mpe_error*>memory.data
         cdef mpe_batch checked = batch.batch
         cdef Memory offsets
         cdef Outcome outcome
@@ -131,11 +127,12 @@ cdef class GroupBatch:
             raise ValueError(
                 f"a batch may have at most {MPE_MAX_LOOKUPS} indices and bags, got {n} indices")
         offsets = copy_offsets(&checked, on)
-        outcome = launch(on.device.target, on.device.kernels.check_offsets, &checked, on.handle,
-                         errors)
-        if outcome.status == MPE_ERR_OFFSETS:
-            raise batch.offsets_error(errors)
-        on.device.check(outcome, "checking offsets")
+        if on.device.synchronous:  # a device checks as it reads
+            outcome = launch(on.device.target, on.device.kernels.check_offsets, &checked,
+                             on.handle, error)
+            if outcome.status == MPE_ERR_OFFSETS:
+                raise batch.offsets_error(error)
+            on.device.check(outcome, "checking offsets")
         keys, bag_numbers = reserve_piece(&end, 8 * n), reserve_piece(&end, 4 * n)
         bag_offsets = reserve_piece(&end, 8 * (bags + 1))
         origins, dropped = reserve_piece(&end, 8), reserve_piece(&end, 8)
@@ -151,18 +148,16 @@ cdef class GroupBatch:
             self.weight_memory = borrow(on, 4 * n)
             self.lookups.weights = <float*>self.weight_memory.data
         outcome = launch(on.device.target, on.device.kernels.prepare, &group.group, &checked, 0,
-                         errors, &self.lookups, on.handle, errors + 1)
+                         &self.lookups, on.handle, error)
         if outcome.status != MPE_ERR_INDEX:
             on.device.check(outcome, "reading a batch")
-        self.read_errors(batch, errors, on, outcome.status == MPE_ERR_INDEX)
+        self.read_error(batch, error, on, outcome.status == MPE_ERR_INDEX)
 
-    cdef int read_errors(self, Batch batch, mpe_error* errors, Stream on, bint refused) except -1:
-        cdef mpe_error found[2]
+    cdef int read_error(self, Batch batch, mpe_error* error, Stream on, bint refused) except -1:
         cdef mpe_error one
         if on.device.raises_at_once and not refused:
             return 0
-        download(on, found, errors, 2 * sizeof(mpe_error))
-        one = first_error(found, 2)
+        download(on, &one, error, sizeof(mpe_error))
         if one.status == MPE_ERR_OFFSETS:
             raise batch.offsets_error(&one)
         if one.status != MPE_OK:

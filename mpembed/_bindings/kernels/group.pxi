@@ -1,11 +1,18 @@
 # Tables of one dimension and optimizer, and what is done with them; part of kernels.pyx.
 
 
+cdef inline int32_t output_format(View view) noexcept:
+    """Return the format of an array of outputs or gradients, whose type was checked."""
+    return (MPE_format_bf16 if view.kind == BF16 else MPE_format_fp16 if view.kind == F16
+            else MPE_format_fp32)
+
+
 cdef inline mpe_outputs matrix(View view) noexcept:
     """Return one matrix for all outputs."""
     cdef mpe_outputs outputs
-    outputs.shared.data, outputs.shared.stride = <float*>view.data, view.extent[1]
+    outputs.shared.data, outputs.shared.stride = view.data, view.extent[1]
     outputs.tables = NULL
+    outputs.format = output_format(view)
     return outputs
 
 

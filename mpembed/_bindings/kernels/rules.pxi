@@ -64,8 +64,8 @@ cdef class UpdateRules:
     def begin(self, Stream on):
         """Begin an update: count it, and compute every table's coefficients."""
         self.device.check(
-            call(self.device.target, self.device.kernels.begin_update, self.parameters,
-                 self.count, self.updates, self.coefficients, on.handle),
+            call(self.device.target, self.device.kernels.begin_update, <uint64_t*>NULL,
+                 self.parameters, self.count, self.updates, self.coefficients, on.handle),
             "beginning an update")
 
     def set_updates(self, uint64_t updates, Stream on):

@@ -160,11 +160,13 @@ cdef class Results:
         self.views = views
         if not isinstance(views, dict):
             view = views
-            self.fields.shared.data = <float*>view.data
+            self.fields.shared.data = view.data
             self.fields.shared.stride = view.extent[1]
+            self.fields.format = output_format(view)
             return
         for name in step.names:
             view = views[name]
-            one.data, one.stride = <float*>view.data, view.extent[1]
+            one.data, one.stride = view.data, view.extent[1]
+            self.fields.format = output_format(view)  # the same for all
             self.tables.push_back(one)
         self.fields.tables = self.tables.data()

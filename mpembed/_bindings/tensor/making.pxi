@@ -28,10 +28,18 @@ def empty(Device device, shape, dtype, int placement):
 
 
 def transient(Stream on, shape, dtype):
-    """Return a tensor in memory of the stream's pool, not initialised."""
-    dtype = np.dtype(dtype)
+    """Return a tensor in memory of the stream's pool, not initialised.
+
+    `dtype` may also be ``"bfloat16"``, which NumPy has not.
+    """
+    cdef Tensor made
+    cdef bint bfloat = isinstance(dtype, str) and dtype == "bfloat16"
+    dtype = np.dtype("uint16" if bfloat else dtype)
     nbytes = math.prod(shape) * dtype.itemsize
-    return new_tensor(borrow(on, nbytes), tuple(shape), dtype, on)
+    made = new_tensor(borrow(on, nbytes), tuple(shape), dtype, on)
+    if bfloat:
+        made.type.code = kDLBfloat
+    return made
 
 
 cdef Tensor copied(Tensor source):

@@ -15,6 +15,7 @@ constexpr int kMajorVersion = 0;  // a change of layout is another one
 constexpr int kMetadata = 1;      // an extension's type
 constexpr int kExecute = 3;       // a stage
 constexpr int kBuffer = 1;        // the type of an argument or result
+constexpr int kScalar = 3;        // the type of an attribute
 enum DataType { kS32 = 4, kS64 = 5, kF32 = 11 };
 enum Code {
   kOk = 0,
@@ -48,12 +49,32 @@ struct ErrorArguments {
   int code;
 };
 
-struct Api {  // its first functions
+struct Context;  // the runtime's, of a call
+
+struct StreamArguments {
+  size_t struct_size;
+  Extension* extensions;
+  Context* context;
+  void* stream;  // a cudaStream_t, which get_stream writes
+};
+
+struct DeviceArguments {
+  size_t struct_size;
+  Extension* extensions;
+  Context* context;
+  int32_t device;  // CUDA's number, which get_device writes
+};
+
+struct Api {  // its functions up to the last that is used
   size_t struct_size;
   Extension* extensions;
   Version version;
   const void* internal;
   Error* (*create_error)(ErrorArguments*);
+  const void* before_get_stream[3];  // not used
+  Error* (*get_stream)(StreamArguments*);
+  const void* before_get_device[12];  // not used
+  Error* (*get_device)(DeviceArguments*);
 };
 
 struct Buffer {
@@ -73,14 +94,34 @@ struct Values {  // arguments, or results
   void** values;
 };
 
+struct Text {
+  const char* begin;
+  size_t size;
+};
+
+struct Scalar {
+  int type;
+  void* value;
+};
+
+struct Attributes {  // what was known as a program was compiled
+  size_t struct_size;
+  Extension* extensions;
+  int64_t size;
+  int* types;
+  Text** names;
+  void** values;
+};
+
 struct CallFrame {  // its first fields
   size_t struct_size;
   Extension* extensions;
   const Api* api;
-  void* context;
+  Context* context;
   int stage;
   Values arguments;
   Values results;
+  Attributes attributes;
 };
 
 struct Metadata {

@@ -1,10 +1,7 @@
 # Handles: what stands for a collection in a compiled program; part of xla.pyx.
 
 cdef object handles = weakref.WeakValueDictionary()  # by their numbers
-
-
-class StaleStateError(RuntimeError):
-    """A state or ticket that is not the latest one."""
+cdef object ordered = weakref.WeakValueDictionary()  # by their ordinals
 
 
 @cython.final
@@ -18,11 +15,17 @@ cdef class Handle:
     Its lock is that of `calls`, the collection's, which its thread may take again: a version is
     checked and used as one. `detach` is called with the ticket of each forward: no backward that
     is given none shall use it. `unpooled` is the name of the only table, if it is not pooled.
+
+    Programs for a device are compiled with `ordinal`, which is the same in each process that makes
+    its handles in the same order: what was compiled before is found again. Their states are checked
+    by `late`.
     """
 
     cdef object __weakref__
     cdef readonly object collection
-    cdef readonly int64_t number
+    cdef readonly int64_t number, ordinal
+    cdef Device device
+    cdef LateChecks late  # None on the CPU
     cdef object unpooled, detach
     cdef int64_t version, tickets  # how many there were
     cdef dict waiting  # ticket's number -> Ticket, in the order of the forwards
@@ -33,12 +36,21 @@ cdef class Handle:
         self.waiting, self.lock = {}, calls.lock
         # Of another process's states, which a checkpoint may hold, none is taken for one of these.
         self.number = 1 + secrets.randbelow(DIGIT * DIGIT - 1)
-        handles[self.number] = self
+        self.device = calls.device
+        if not self.device.synchronous:
+            self.late = LateChecks(self.device, self.number)
+        self.ordinal = next_ordinal()
+        handles[self.number] = ordered[self.ordinal] = self
 
     def new_state(self):
-        """Drop the forwards that wait, make all earlier states stale, and return the next one."""
+        """Drop the forwards that wait, make all earlier states stale, and return the next one.
+
+        A device's StaleStateError that no call has raised yet is raised instead.
+        """
         self.lock.acquire(True)
         try:
+            if self.late is not None:
+                self.late.finish()
             for ticket in list(self.waiting.values()):
                 ticket.drop()
             self.next_version()
@@ -57,15 +69,19 @@ cdef class Handle:
         try:
             if number_of(<float*>cnp.PyArray_DATA(digits)) != self.number:
                 raise StaleStateError(f"the state is another collection's: {RENEW}")
+            if self.late is not None:
+                self.late.check(True)
             self.check_version(counted(<float*>cnp.PyArray_DATA(digits)))
         finally:
             self.lock.release()
 
+    cdef int check_late(self) except -1:
+        """Raise what was wrong with earlier states of a device."""
+        return 0 if self.late is None else self.late.check(False)
+
     cdef int check_version(self, int64_t version) except -1:
         if version != self.version:
-            raise StaleStateError(
-                "the state was used already: pass on the state that lookup's gradient, backward or "
-                f"evaluate gives; after an error, {RENEW}")
+            raise StaleStateError(USED)
         if self.waiting:
             raise StaleStateError(
                 "a forward of this state waits for its backward, or was left without one by an "
@@ -92,43 +108,37 @@ cdef class Handle:
         return 0
 
 
-ctypedef fused digit:
-    float
-    int32_t
+cdef int64_t made = 0  # handles
 
 
-cdef int64_t joined(digit high, digit low) noexcept:
-    """Return a number of two digits; -1 where they are none."""
-    if not (0 <= high < DIGIT and 0 <= low < DIGIT):
-        return -1
-    if <int64_t>high != high or <int64_t>low != low:  # arithmetic was done with it
-        return -1
-    return <int64_t>high * DIGIT + <int64_t>low
-
-
-cdef void write_digits(digit* to, int64_t number, int64_t count) noexcept:
-    """Write a state or a ticket: the handle's number, and what it counts."""
-    to[0], to[1] = <digit>(number // DIGIT), <digit>(number % DIGIT)
-    to[2], to[3] = <digit>(count // DIGIT), <digit>(count % DIGIT)
-
-
-cdef int64_t number_of(digit* digits) noexcept:
-    return joined(digits[0], digits[1])
-
-
-cdef int64_t counted(digit* digits) noexcept:
-    return joined(digits[2], digits[3])
+cdef int64_t next_ordinal() noexcept:
+    global made
+    made += 1
+    return made
 
 
 cdef Handle find(int64_t number):
     """Return the handle of a number; StaleStateError if it is not, or no more, in the process."""
     found = handles.get(number)
     if number == 0:
-        raise StaleStateError(
-            "the state is zero: the loss whose gradient it was does not depend on a lookup of the "
-            f"state before; after that, {RENEW}")
+        raise StaleStateError(ZERO)
     if found is None:
         raise StaleStateError(
             "the state names no collection of this process: a state is not saved with a model, and "
             "its JitCollection must be alive; take one with state()")
+    return found
+
+
+cdef Handle find_on_device(int64_t ordinal, int32_t device):
+    """Return the handle that a program for a CUDA device was compiled with."""
+    cdef Handle found = ordered.get(ordinal)
+    if found is None:
+        raise StaleStateError(
+            "the JitCollection that the program was traced with does not live in this process: "
+            "keep it as long as the program")
+    if found.device.synchronous or found.device.index != device:
+        raise ValueError(
+            f"the program runs on cuda:{device}, its collection is on {found.device.name}: compile "
+            "the program for that device, as under jax.default_device, or make the collection with "
+            f"device='cuda:{device}'")
     return found

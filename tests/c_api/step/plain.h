@@ -34,7 +34,9 @@ class PlainBatch {
       const uint64_t limit = static_cast<uint64_t>(w_.total_rows(g));
       check(b().dedup(s.lookups.keys, s.lookups.n, limit, &s.unique, nullptr), "dedup");
       if (!cached(g)) continue;
-      check(b().cache_admit(&w_.groups[g], &s.unique, s.lookups.n, s.slots, nullptr), "admit");
+      check(b().cache_admit(&w_.groups[g], &s.unique, s.lookups.n, nullptr, nullptr, s.slots,
+                            nullptr),
+            "admit");
       check(b().count(&w_.groups[g], &s.lookups, nullptr, 0, 1, nullptr), "count");
     }
   }
@@ -109,9 +111,9 @@ class PlainBatch {
     s.slots = r.make<int32_t>(n);
     s.fresh = r.make<int32_t>(n);
     s.each = r.make<int32_t>(n);
-    check(b().prepare(&w_.groups[g], &sample_.batch, w_.c.drop, errors, &s.lookups, nullptr,
-                      errors + 1 + g),
-          "prepare");
+    check(
+        b().prepare(&w_.groups[g], &sample_.batch, w_.c.drop, &s.lookups, nullptr, errors + 1 + g),
+        "prepare");
     // On the CPU n is the number of lookups, of which the batch's is only the room.
     if (std::string(b().name) == "cpu") s.lookups.n = s.lookups.bag_offsets[tables * bags];
     s.out = outputs(g, sample_.outputs);
@@ -119,13 +121,13 @@ class PlainBatch {
   }
 
   mpe_outputs outputs(int32_t g, const mpe_results& results) {
-    if (results.tables == nullptr) return mpe_outputs{results.shared, nullptr};
+    if (results.tables == nullptr) return mpe_outputs{results.shared, nullptr, results.format};
     std::vector<mpe_matrix> tables;
     for (int32_t t = 0; t < w_.groups[g].num_tables; ++t) {
       tables.push_back(results.tables[w_.groups[g].tables[t].feature]);
     }
     const int64_t n = static_cast<int64_t>(tables.size());
-    return mpe_outputs{{}, w_.replica.make<mpe_matrix>(n, tables.data())};
+    return mpe_outputs{{}, w_.replica.make<mpe_matrix>(n, tables.data()), results.format};
   }
 
   void find_slots(int32_t g) {
@@ -152,7 +154,8 @@ inline void plain_backward(World& w, const std::vector<PlainBatch*>& batches) {
   Replica& r = w.replica;
   for (PlainBatch* batch : batches) batch->weight_grad();
   PlainBatch::advance(w);
-  r.check(b.begin_update(w.c.parameters, kTables, w.updates, w.coefficients, nullptr), "begin");
+  r.check(b.begin_update(nullptr, w.c.parameters, kTables, w.updates, w.coefficients, nullptr),
+          "begin");
   for (int32_t g = 0; g < kGroups; ++g) {
     if (w.groups[g].optimizer == nullptr) continue;
     std::vector<uint64_t> keys;

@@ -78,6 +78,13 @@ class Refusals {
     refuses(1, "a backward before the forward");
     expect(mpe_forward(open_batch, open_batch, &sample_.outputs, nullptr) == MPE_ERR_VALUE,
            "a batch replaces itself");
+    mpe_results others = sample_.outputs;
+    others.format = MPE_format_int8;
+    expect(mpe_forward(open_batch, nullptr, &others, nullptr) == MPE_ERR_VALUE,
+           "an output in INT8 is taken");
+    expect(mpe_evaluate(open_batch, &others, nullptr) == MPE_ERR_VALUE,
+           "an output in INT8 is taken in evaluation");
+    expect(w_.state() == before_, "an output in INT8 changes state");
     expect(mpe_admit(open_batch, nullptr) == MPE_OK, "admit");
     before_ = w_.state();
     expect(mpe_admit(open_batch, nullptr) == MPE_ERR_VALUE, "a batch is admitted twice");

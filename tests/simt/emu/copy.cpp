@@ -58,8 +58,10 @@ cudaError_t fill(void* p, int value, size_t bytes) {
 }
 
 template <class F>
-cudaError_t on_stream(cudaStream_t stream, F f) {
+cudaError_t on_stream(cudaStream_t stream, int64_t Counts::* kind, F f) {
   const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
+  ++counts().calls;
+  ++(counts().*kind);
   const DeviceAccess access;
   const cudaError_t error = set_error(cudaSuccess);
   return error != cudaSuccess ? error : set_error(submit(stream, f));
@@ -67,10 +69,10 @@ cudaError_t on_stream(cudaStream_t stream, F f) {
 
 // The forms without a stream wait for the device.
 template <class F>
-cudaError_t waiting(F f) {
+cudaError_t waiting(int64_t Counts::* kind, F f) {
   const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
   const cudaError_t error = refuse_unsafe();
-  return error != cudaSuccess ? set_error(error) : on_stream(nullptr, f);
+  return error != cudaSuccess ? set_error(error) : on_stream(nullptr, kind, f);
 }
 
 }  // namespace
@@ -80,7 +82,7 @@ extern "C" {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
-  return simt::on_stream(stream, [=] {
+  return simt::on_stream(stream, &simt::Counts::copies, [=] {
     if (simt::might_be_read_later(from)) {
       fprintf(stderr, "SIMT: an asynchronous copy's source, %p, is not pinned\n", from);
       return simt::set_error(cudaErrorInvalidValue);
@@ -90,14 +92,14 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-  return simt::waiting([=] { return simt::copy(to, from, bytes, kind); });
+  return simt::waiting(&simt::Counts::copies, [=] { return simt::copy(to, from, bytes, kind); });
 }
 
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
-  return simt::on_stream(stream, [=] { return simt::fill(p, value, bytes); });
+  return simt::on_stream(stream, &simt::Counts::fills, [=] { return simt::fill(p, value, bytes); });
 }
 
 cudaError_t cudaMemset(void* p, int value, size_t bytes) {
-  return simt::waiting([=] { return simt::fill(p, value, bytes); });
+  return simt::waiting(&simt::Counts::fills, [=] { return simt::fill(p, value, bytes); });
 }
 }

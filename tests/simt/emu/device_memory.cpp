@@ -252,6 +252,7 @@ using simt::set_error;
 #define SIMT_ENTER                                                         \
   const std::lock_guard<std::recursive_mutex> lock(simt::runtime_mutex()); \
   const simt::DeviceAccess access;                                         \
+  ++simt::counts().calls;                                                  \
   if (const cudaError_t sticky = set_error(cudaSuccess); sticky != cudaSuccess) return sticky
 #define SIMT_ENTER_UNSAFE                                                        \
   SIMT_ENTER;                                                                    \
@@ -262,6 +263,7 @@ extern "C" {
 
 cudaError_t cudaMalloc(void** p, size_t bytes) {
   SIMT_ENTER_UNSAFE;
+  ++simt::counts().allocations;
   return allocate(p, bytes, false);
 }
 
@@ -280,6 +282,7 @@ cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t stream) {
 
 cudaError_t cudaMallocFromPoolAsync(void** p, size_t bytes, cudaMemPool_t, cudaStream_t stream) {
   SIMT_ENTER;
+  ++simt::counts().allocations;
   if (!simt::options().pools) return set_error(cudaErrorNotSupported);
   simt::Capture* capture;
   const cudaError_t error = simt::enter_stream(stream, &capture);

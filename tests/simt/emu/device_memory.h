@@ -3,6 +3,7 @@
 #define SIMT_EMU_DEVICE_MEMORY_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 #include <mutex>
 
@@ -17,10 +18,17 @@ cudaError_t set_error(cudaError_t error);  // for cudaGetLastError; returns it, 
 void set_sticky_error(cudaError_t error);
 cudaError_t check_stream(cudaStream_t stream);
 
+// What the process has asked of the runtime; CUB's own calls are not counted.
+struct Counts {
+  int64_t calls, copies, fills, allocations;
+};
+Counts& counts();  // the lock is held
+
 // Takes the lock; the sticky error takes precedence over the call's own.
 template <class F>
 cudaError_t call(F f) {
   const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
+  ++counts().calls;
   if (const cudaError_t sticky = set_error(cudaSuccess); sticky != cudaSuccess) return sticky;
   return set_error(f());
 }

@@ -279,6 +279,7 @@ cudaError_t run_now(const cudaLaunchConfig_t& config, const void* kernel,
 cudaError_t run_launch(const cudaLaunchConfig_t& config, const void* kernel,
                        const std::function<void()>& body) {
   const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
+  ++counts().calls;
   if (const cudaError_t before = set_error(cudaSuccess); before != cudaSuccess) return before;
   if (!is_valid(config)) return set_error(cudaErrorInvalidConfiguration);
   const cudaError_t error = submit(config.stream, [=] { return run_now(config, kernel, body); });

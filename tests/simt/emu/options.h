@@ -39,6 +39,10 @@ int64_t simt_live_allocations(void);
 int64_t simt_live_bytes(void);
 int64_t simt_launches(void);
 int64_t simt_launches_on(int device);
+int64_t simt_calls(void);  // of the runtime, launches included
+int64_t simt_copies(void);
+int64_t simt_fills(void);
+int64_t simt_allocations(void);  // of device memory
 int64_t simt_default_pool_uses(void);
 int64_t simt_threads(void);
 }

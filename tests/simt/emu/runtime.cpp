@@ -111,6 +111,11 @@ std::recursive_mutex& runtime_mutex() {
   return mutex;
 }
 
+Counts& counts() {
+  static Counts all{};
+  return all;
+}
+
 cudaError_t set_error(cudaError_t error) {
   if (sticky_error != cudaSuccess) return sticky_error;
   if (error != cudaSuccess) last_error = error;
@@ -148,6 +153,8 @@ cudaError_t cudaPeekAtLastError(void) {
   return simt::sticky_error != cudaSuccess ? simt::sticky_error : simt::last_error;
 }
 cudaError_t cudaGetLastError(void) {
+  const std::lock_guard<std::recursive_mutex> lock(simt::runtime_mutex());
+  ++simt::counts().calls;
   const cudaError_t error = cudaPeekAtLastError();
   simt::last_error = cudaSuccess;
   return error;
@@ -182,6 +189,11 @@ cudaError_t cudaSetDevice(int d) {
 cudaError_t cudaDeviceSynchronize(void) {
   return call([] { return simt::refuse_unsafe(); });
 }
+int64_t simt_calls(void) { return simt::counts().calls; }
+int64_t simt_copies(void) { return simt::counts().copies; }
+int64_t simt_fills(void) { return simt::counts().fills; }
+int64_t simt_allocations(void) { return simt::counts().allocations; }
+
 cudaError_t cudaDeviceReset(void) {
   const std::lock_guard<std::recursive_mutex> lock(simt::runtime_mutex());
   simt::release_all_memory();
