@@ -16,6 +16,17 @@ mpe_status update_long_rows(const Update& update, const HotRows& hot, int32_t op
 
 namespace {
 
+// Of n lookups' rows, for which there is scratch.
+inline int64_t long_rows_at_once(int64_t n) {
+  constexpr int64_t kMost = 1 << 14;
+  return n < kMost ? n : kMost;
+}
+inline int64_t scratch_rows(int32_t optimizer, int64_t n) {
+  const int rows =
+      with_optimizer(optimizer, [](auto kind) { return kScratchRows<decltype(kind)>; });
+  return rows * long_rows_at_once(n);
+}
+
 __device__ void report_nonfinite(mpe_error* error, const mpe_table& table, uint64_t key) {
   error->status = MPE_ERR_NONFINITE;
   atomic_min64(&error->value, static_cast<int64_t>(key));
@@ -134,10 +145,9 @@ inline int32_t rows_of_tile(int64_t n, int32_t shift) {
 }
 
 template <bool kLong>
-mpe_status update_rows(const Update& update, HotRows hot, int32_t optimizer, int64_t n,
+mpe_status update_rows(const Update& update, const HotRows& hot, int32_t optimizer, int64_t n,
                        mpe_error* nonfinite, void* stream) {
-  constexpr int64_t kMost = 1 << 14;  // long rows that are updated at once
-  const int64_t at_once = kLong && n > kMost ? kMost : n, hot_blocks = max_hot_blocks(n);
+  const int64_t at_once = kLong ? long_rows_at_once(n) : n, hot_blocks = max_hot_blocks(n);
   const int32_t shift = tile_shift(update.tables.dim);
   if (hot_blocks > 0) {
     MPE_TRY(
@@ -145,12 +155,6 @@ mpe_status update_rows(const Update& update, HotRows hot, int32_t optimizer, int
   }
   return with_optimizer(optimizer, [&](auto kind) {
     using Optimizer = decltype(kind);
-    Workspace workspace(stream);
-    if (kLong) {
-      const auto scratch = workspace.plan<float>(at_once * kScratchRows<Optimizer> * hot.stride);
-      MPE_TRY(workspace.acquire("update"));
-      hot.scratch = workspace.get(scratch);
-    }
     const int32_t rows = kLong ? 1 : rows_of_tile(n, shift);
     for (int64_t first = 0; first < n; first += at_once) {
       const int64_t now = n - first < at_once ? n - first : at_once;
