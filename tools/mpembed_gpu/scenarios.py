@@ -212,10 +212,11 @@ BATCH = (
         "cache",
         f"admit_kernel<{_POLICY.type}",
         traffic.choose(),
-        # Four sets at a time, each with one miss.
-        (Trips(4, needs=_STORE, depth=1), Trips(8, depth=0)),
+        # A warp has a set, here with one miss: it reads the list, then gives one way.
+        (Trips(1, needs="SHFL", depth=0), Trips(1, "LDG", needs="LDG")),
         memory=None,
         prefer="SHFL",  # the warp holds all misses of the set
+        rows=1,
     ),
     _lookup(
         "slots of lookups (`scatter_slots`)",

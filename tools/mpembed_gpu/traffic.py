@@ -15,6 +15,7 @@ from mpembed_gpu.registry import Format, Optimizer
 
 SECTOR = 32
 POOL = 20  # lookups per bag
+ADMITTED = 24  # a key, a tag and a slot
 KEY, SLOT, POSITION, BAG, OFFSET, TAG, META = 8, 4, 4, 4, 8, 8, 4
 WAYS = 32
 WIDEST = 16  # bytes of a load
@@ -88,7 +89,7 @@ def update(fmt: Format, dim: int, optimizer: Optimizer) -> Bytes:
 def find() -> Bytes:
     """Look up a row that is not cached: read its set's tags."""
     floor = KEY + TAG * WAYS + SLOT
-    moved = floor + 2 * POSITION + OFFSET  # its set and place for the sort, and counts of lookups
+    moved = floor + POSITION + OFFSET + SECTOR  # the list of its set, and counts of lookups
     return Bytes(floor, moved, moved)
 
 
@@ -96,8 +97,9 @@ def choose() -> Bytes:
     """Give a missing row the way of another row of its set."""
     state = WAYS * (TAG + META)
     floor = KEY + state + TAG + META + SLOT
-    # The row's key and slot, the way's tag and state at random places; set, place and outcome.
-    moved = state + 4 * SECTOR + 2 * POSITION + TAG
+    # The list's head, the next miss, the row's key and slot, the way's tag and state at random
+    # places; the set, and what is admitted.
+    moved = state + 6 * SECTOR + POSITION + ADMITTED
     return Bytes(floor, moved, moved)
 
 
@@ -106,7 +108,7 @@ def move(fmt: Format, dim: int) -> Bytes:
     row, cached = fmt.row(dim), 4 * dim
     floor = 2 * cached + 2 * row
     moved = 2 * sectors(cached) + 2 * sectors(row)
-    moved += 2 * SECTOR + 2 * POSITION + TAG  # the row's key and slot; set, place and outcome
+    moved += ADMITTED
     return Bytes(floor, moved, moved)
 
 
@@ -139,17 +141,16 @@ def dedup(bits: int = KEY_BITS) -> Bytes:
     floor = KEY + POSITION + KEY + OFFSET
     load = KEY + 4 + POSITION
     sort = 4 + -(-bits // 8) * 2 * (4 + POSITION)  # a histogram, then 8 bits a pass
-    select = 4 + OFFSET
-    segment = 4 + 2 * POSITION + OFFSET + KEY
-    moved = load + sort + select + segment
+    unique = 4 + 2 * POSITION + OFFSET + KEY
+    moved = load + sort + unique
     return Bytes(floor, moved, moved)
 
 
 def scatter() -> Bytes:
     """Give each lookup the slot of its row; a row is a lookup."""
     floor = POSITION + 2 * SLOT
-    # Slots are cleared first and written at random places; the search reads starts.
-    return Bytes(floor, floor + SLOT + OFFSET, floor - SLOT + SECTOR + OFFSET)
+    # Slots are written at random places; the search reads starts.
+    return Bytes(floor, floor + OFFSET, floor - SLOT + SECTOR + OFFSET)
 
 
 def prepare() -> Bytes:
