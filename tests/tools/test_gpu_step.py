@@ -56,13 +56,18 @@ def test_every_case_has_every_part(counts: dict[tuple[str, int], Counts]) -> Non
     made = make(counts)
     assert len(step.cases()) == len(set(step.cases())) == 2 * 2 * 2 * 2 * 3
     for case in step.cases():
-        parts = made.parts(case)
-        assert tuple(parts) == step.PARTS
+        parts, bounds = made.parts(case)
+        assert (*bounds, "launches") == tuple(parts) == step.PARTS
+        assert set(bounds.values()) <= {"memory", "L2"}
         assert all(seconds > 0 for seconds in parts.values())
 
 
 def test_what_the_parts_depend_on(counts: dict[tuple[str, int], Counts]) -> None:
-    parts = make(counts).parts
+    made = make(counts)
+
+    def parts(case: Case) -> dict[str, float]:
+        return made.parts(case)[0]
+
     here = parts(CASE)
 
     def faster(**changes: str) -> set[str]:
@@ -84,8 +89,9 @@ def by_l2(parts: Any, here: dict[str, float]) -> set[str]:
 def test_a_kernel_takes_the_largest_sum() -> None:
     """Not the sum of what is largest for each kind of row."""
     memory, issue = Estimate(0, {"memory": 3.0, "issue": 1.0}), Estimate(0, {"issue": 2.0})
-    assert step._Batch.seconds([(2, memory), (4, issue)]) == 10.0
-    assert step._Batch.seconds([(2, memory), (1, issue)]) == 6.0
+    for rows, seconds, bound in ((4, 10.0, "issue"), (1, 6.0, "memory")):
+        found = step.together([(2, memory), (rows, issue)])
+        assert (found.seconds, found.bound) == (seconds, bound)
 
 
 def test_the_hosts_time() -> None:
@@ -120,13 +126,16 @@ def test_the_kept_figures_are_of_all_cases() -> None:
 def test_the_tables_fill_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, before = step.load(step.STEP_BEFORE)
     half = {case: {name: s / 2 for name, s in parts.items()} for case, parts in before.items()}
-    made = step_page.tables(half)
+    bounds: dict[Case, dict[str, str]] = {case: {"find": "memory"} for case in before}
+    made = step_page.tables(half, bounds)
     text = (Path(__file__).parents[2] / page.PAGE).read_text()
     assert page.fill(text, made, "13.0").count("<!-- end -->") == text.count("<!-- end -->")
     lines = made["step: times"].splitlines()
     assert len(lines) == 2 + len(step.cases()) // 3
     fp32 = [line for line in lines if "| FP32 |" in line]
     assert re.findall(r"\((\S+)x\)", "".join(fp32)) == ["2.00"] * 3 * len(fp32)
-    assert " → " in made["step: parts"]
-    same = step_page.tables(before)
+    finds = [line for line in made["step: parts"].splitlines() if line.startswith("| find |")]
+    assert len(finds) == 4
+    assert all(line.count(" → ") == line.count(" memory |") == 3 for line in finds)
+    same = step_page.tables(before, bounds)
     assert " → " not in same["step: parts"]

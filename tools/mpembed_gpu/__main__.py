@@ -23,7 +23,7 @@ _COMMANDS = {
     "gates": "check registers, stack, occupancy and vector loads",
     "check": "the same, and that the tables of docs/gpu_model.md are up to date",
     "write": "bring the tables of docs/gpu_model.md up to date",
-    "step": "print the tables of the whole step, which is quicker; --save FILE keeps its figures",
+    "step": "bring the tables of the whole step up to date alone; --save FILE keeps its figures",
     "calls": "count the runtime's calls of the installed package's step, for the next `write`",
     "workload": "count the step's batches on the CPU, for the next `write`",
 }
@@ -61,14 +61,14 @@ def main() -> int:
 
 
 def _step(tools: cubins.Kernels, save: Path | None) -> int:
-    """Print the tables of the whole step, or keep its figures for those of a later commit."""
-    found = step.measure(step.evaluation(tools))
+    """Fill the page's tables of the whole step, or keep its figures for those of later commits."""
+    found, bounds = step.measure(step.evaluation(tools))
     if save is not None:
         commit, date = cubins.run(["git", "log", "-1", "--format=%h %cs"]).split()
         step.save(save, found, commit, date)
         return 0
-    for name, table in step_page.tables(found).items():
-        print(f"## {name}\n\n{table}\n")
+    text = page.PAGE.read_text()
+    page.PAGE.write_text(page.fill(text, step_page.tables(found, bounds), page.release(text)))
     return 0
 
 
@@ -100,7 +100,7 @@ def _page(command: str, tools: cubins.Kernels, kernels: list[report.Kernel]) -> 
         print(f"{page.PAGE} was made with CUDA {made_with}, here is {tools.release}: not compared")
         return []
     evaluation = Evaluation(tools, kernels)
-    made = page.tables(kernels, evaluation) | step_page.tables(step.measure(evaluation))
+    made = page.tables(kernels, evaluation) | step_page.tables(*step.measure(evaluation))
     wanted = page.fill(text, made, tools.release)
     if command == "write":
         page.PAGE.write_text(wanted)

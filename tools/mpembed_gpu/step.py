@@ -48,6 +48,7 @@ class Case:
 
 
 Parts = Mapping[str, float]  # seconds
+Bounds = Mapping[str, str]  # what bounds each part's longest kernel
 Work = Sequence[tuple[float, Estimate]]  # of a kernel: rows, and what each takes
 
 
@@ -93,18 +94,30 @@ class Step:
         made = getattr(scenarios, key)(*how) if how else getattr(scenarios, key)
         return self.kernels.estimate(made, fmt, DIM, device)
 
-    def parts(self, case: Case) -> dict[str, float]:
-        """Return the seconds of each part of a step."""
+    def parts(self, case: Case) -> tuple[dict[str, float], dict[str, str]]:
+        """Return the seconds of each part of a step, and what bounds it."""
         setting = next(one for one in SETTINGS if one.name == case.setting)
         device = next(one for one in DEVICES if one.name == case.device)
         optimizer = next(one for one in OPTIMIZERS if one.name == case.optimizer)
         batch = _Batch(self, setting, case.pool, OUTPUTS[case.outputs], optimizer, device)
         launches = self.calls[setting.policy, case.pool]
-        found = {
-            name: sum(map(batch.seconds, getattr(batch, f"{name}_kernels")()))
-            for name in PARTS[:-1]
-        }
-        return {**found, "launches": (launches.launches + launches.fills) * GAP}
+        seconds: dict[str, float] = {}
+        bounds: dict[str, str] = {}
+        for name in PARTS[:-1]:
+            kernels: list[Work] = getattr(batch, f"{name}_kernels")()
+            found = [together(work) for work in kernels]
+            seconds[name] = sum(one.seconds for one in found)
+            bounds[name] = max(found, key=lambda one: one.seconds).bound
+        return {**seconds, "launches": (launches.launches + launches.fills) * GAP}, bounds
+
+
+def together(work: Work) -> Estimate:
+    """Return what a kernel takes for rows of several kinds."""
+    total: dict[str, float] = {}
+    for rows, one in work:
+        for bound, seconds in one.parts.items():
+            total[bound] = total.get(bound, 0) + rows * seconds
+    return Estimate(sum(rows * one.floor for rows, one in work), total)
 
 
 @dataclass(frozen=True)
@@ -128,15 +141,6 @@ class _Batch:
 
     def row(self, key: str, *how: object, fmt: Format | None = None) -> Estimate:
         return self.step.estimate(key, self.device, fmt or self.stored, *how)
-
-    @staticmethod
-    def seconds(work: Work) -> float:
-        """Return the time of a kernel on rows of several kinds."""
-        total: dict[str, float] = {}
-        for rows, one in work:
-            for bound, seconds in one.parts.items():
-                total[bound] = total.get(bound, 0) + rows * seconds
-        return max(total.values())
 
     def bytes(self, moved: traffic.Bytes) -> Estimate:
         return estimate(self.device, moved)
@@ -238,7 +242,8 @@ WORKLOAD, CALLS = DATA / "workload.json", DATA / "calls.json"
 CALLS_BEFORE, STEP_BEFORE = DATA / "calls_before.json", DATA / "step_before.json"
 
 
-def measure(kernels: Evaluation) -> dict[Case, dict[str, float]]:
-    """Return the seconds of every case."""
+def measure(kernels: Evaluation) -> tuple[dict[Case, Parts], dict[Case, Bounds]]:
+    """Return the seconds of every case, and what bounds them."""
     step = Step(kernels, workload.read(WORKLOAD), calls.read(CALLS))
-    return {case: step.parts(case) for case in cases()}
+    found = {case: step.parts(case) for case in cases()}
+    return {c: one[0] for c, one in found.items()}, {c: one[1] for c, one in found.items()}

@@ -6,7 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from mpembed_gpu import calls, step, workload
-from mpembed_gpu.step import CALLS, CALLS_BEFORE, DEVICES, PARTS, STEP_BEFORE, WORKLOAD, Case, Parts
+from mpembed_gpu.step import (
+    CALLS,
+    CALLS_BEFORE,
+    DEVICES,
+    PARTS,
+    STEP_BEFORE,
+    WORKLOAD,
+    Bounds,
+    Case,
+    Parts,
+)
 from mpembed_gpu.workload import LOOKUPS, SETTINGS
 
 NAMES = tuple(f"step: {name}" for name in ("before", "batch", "calls", "parts", "times"))
@@ -34,7 +44,7 @@ _CALLS = (
 )
 
 
-def tables(now: Mapping[Case, Parts]) -> dict[str, str]:
+def tables(now: Mapping[Case, Parts], bounds: Mapping[Case, Bounds]) -> dict[str, str]:
     """Return all tables by the name of their block."""
     commit, date, before = step.load(STEP_BEFORE)
     counted = calls.read(CALLS_BEFORE), calls.read(CALLS)
@@ -42,7 +52,7 @@ def tables(now: Mapping[Case, Parts]) -> dict[str, str]:
         f"Before is commit `{commit}` of {date}.",
         _batch(),
         _calls(*counted),
-        _parts(before, now),
+        _parts(before, now, bounds),
         _times(before, now, counted),
     )
     return dict(zip(NAMES, made, strict=True))
@@ -86,12 +96,15 @@ def _change(old: str, new: str) -> str:
     return new if old == new else f"{old} → {new}"
 
 
-def _parts(before: Mapping[Case, Parts], now: Mapping[Case, Parts]) -> str:
+def _parts(
+    before: Mapping[Case, Parts], now: Mapping[Case, Parts], bounds: Mapping[Case, Bounds]
+) -> str:
     """Return the microseconds of each part, with rowwise Adagrad and outputs in FP32."""
 
     def cell(case: Case, *names: str) -> str:
         old, new = (sum(each[case][name] for name in names) for each in (before, now))
-        return _change(f"{1e6 * old:,.0f}", f"{1e6 * new:,.0f}")
+        bound = bounds[case].get(names[0], "") if len(names) == 1 else ""
+        return f"{_change(f'{1e6 * old:,.0f}', f'{1e6 * new:,.0f}')} {bound}".rstrip()
 
     made = []
     for setting in SETTINGS:
