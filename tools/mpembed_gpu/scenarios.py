@@ -89,6 +89,8 @@ def forward(pool: int, value: int) -> Scenario:
         lambda fmt, dim: once if pool == 1 else _forward_rules(fmt, dim),
         lambda dim: 32 / lanes(dim) * pool,
         probe=False,
+        # The row of a bag of one; what leads to it is read in order.
+        memory=1 if pool == 1 else None,
     )
 
 
