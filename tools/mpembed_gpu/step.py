@@ -158,14 +158,20 @@ class _Batch:
 
     def admit_kernels(self) -> list[Work]:
         """Return the misses' order, their ways, and their counts in the sketch."""
-        bits = (self.counts.slots // traffic.WAYS).bit_length()
-        ways = self.row("choose", _POLICIES[self.setting.policy])
+        misses, sets = self.counts.misses, self.counts.slots // traffic.WAYS
+        way = self.row("choose", _POLICIES[self.setting.policy])
+        # A set's tags are read once for all of its misses.
+        state = self.bytes(traffic.tags())
+        less = {bound: way.parts[bound] - seconds for bound, seconds in state.parts.items()}
         made: list[Work] = [
-            [(self.counts.lookups, self.bytes(traffic.by_set(bits)))],
-            [(self.counts.misses, ways)],
+            [(self.counts.lookups, self.bytes(traffic.by_set(sets.bit_length())))],
+            [
+                (misses, replace(way, parts={**way.parts, **less})),
+                (min(misses, sets), state),
+            ],
         ]
         if self.setting.policy == "lfu":
-            made.append([(self.counts.misses, self.bytes(traffic.sketch()))])
+            made.append([(misses, self.bytes(traffic.sketch()))])
         return made
 
     def rows_kernels(self) -> list[Work]:

@@ -98,9 +98,15 @@ def find() -> Bytes:
     return Bytes(floor, moved, moved)
 
 
+def tags() -> Bytes:
+    """Read the tags of a set and the policy's states of its ways."""
+    state = WAYS * (TAG + META)
+    return Bytes(state, state, state)
+
+
 def choose() -> Bytes:
     """Give a missing row the way of another row of its set."""
-    state = WAYS * (TAG + META)
+    state = tags().memory
     floor = KEY + state + TAG + META + SLOT
     # The row's key and slot, the way's tag and state at random places; set, place and outcome.
     moved = state + 4 * SECTOR + 2 * POSITION + TAG
