@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mpembed_gpu import registry, sass, traffic
@@ -21,10 +21,12 @@ _STORE = r"(STG|ST)\."
 _ONE_TABLE = Trips(0, r"LDG?\.E\.64", needs=r"LDG?\.E\.64")  # the search for a row's table
 _STATISTICS = r"ATOM|REDG?\."  # once per table among 32 rows
 _BAGS = 1 << 16  # of a batch; the search for a lookup's bag halves them
+_RUN = 128  # lookups of a tile in the forward
 _POLICY = registry.POLICIES[0]  # policies differ little
 # Codes that are computed anew (kernels/cuda/codes.cuh): a draw comes near one code in 2048, so a
 # warp takes this loop for one chunk of its lanes' columns in nine.
 _ANEW, _SHARE = "FCHK", 1 - (1 - 1 / 2048) ** (32 * _COLUMNS)
+_ANEW_LOOP = Trips(1, needs=_ANEW, without=_STORE)
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,23 @@ class Scenario:
     prefer: str = ""
     avoid: str = ""
     memory: float | None = None  # waits for memory, not the L2 cache; None: all
+    rare: Trips = _ANEW_LOOP  # a loop that is taken in part
+    share: float = _SHARE  # how often that is
 
     def path(self, fmt: Format, dim: int, code: list[Instruction]) -> Path:
         """Return what a warp does."""
         rules, blocks = (*self.rules(fmt, dim), _ONE_TABLE), blocks_of(code)
 
-        def steps(anew: int) -> list[Instruction]:
-            loop = Trips(anew, needs=_ANEW, without=_STORE)
+        def steps(times: int) -> list[Instruction]:
+            loop = replace(self.rare, total=times * self.rare.total)
             return longest(blocks, (*rules, loop), self.prefer, self.avoid)
 
-        usual = steps(0)
-        units, more = (Counter(sass.unit(one.opcode) for one in some) for some in (usual, steps(1)))
-        mean = {unit: units[unit] + _SHARE * (n - units[unit]) for unit, n in more.items()}
+        without, with_it = steps(0), steps(1)
+        units, more = (
+            Counter(sass.unit(one.opcode) for one in some) for some in (without, with_it)
+        )
+        mean = {unit: units[unit] + self.share * (n - units[unit]) for unit, n in more.items()}
+        usual = with_it if self.share > 0.5 else without
         return Path(mean, waits(usual), self.rows(dim), self.memory)
 
 
@@ -69,28 +76,38 @@ def lanes(dim: int) -> int:
     return found
 
 
-def _forward_rules(fmt: Format, dim: int) -> tuple[Trips, ...]:
+def _forward_rules(fmt: Format, _: int, lookups: int = POOL) -> tuple[Trips, ...]:
     # A stored value costs an FFMA in the sum and, with a scale, one to decode.
     per_column = 2 if fmt.header else 1
-    return (Trips(POOL * _COLUMNS * per_column, "FFMA", _LOAD),)
+    return (Trips(lookups * _COLUMNS * per_column, "FFMA", _LOAD, depth=0),)
+
+
+def bags_of_run(pool: int) -> int:
+    """Return how many bags of a large batch a tile sums, as lookup.cu has it."""
+    run = 16
+    while run > 1 and run * pool > _RUN:
+        run //= 2
+    return run
 
 
 def forward(pool: int, value: int) -> Scenario:
     """Return the forward of bags with `pool` lookups, whose outputs have `value` bytes an element.
 
-    A bag of one takes the loop, which has several rows in flight, once.
+    A tile sums a run of bags, with two rows in flight; after a bag's last row it stores the sum.
     """
-    once = (Trips(1, needs="FFMA"),)
+    lookups = bags_of_run(pool) * pool
     return Scenario(
         f"forward, sum of {pool}",
         "lookup",
         lambda fmt, _: f"bags_kernel<{fmt.type}, 8",
         partial(traffic.forward, pool=pool, value=value),
-        lambda fmt, dim: once if pool == 1 else _forward_rules(fmt, dim),
-        lambda dim: 32 / lanes(dim) * pool,
+        partial(_forward_rules, lookups=lookups),
+        lambda dim: 32 / lanes(dim) * lookups,
         probe=False,
-        # The row of a bag of one; what leads to it is read in order.
-        memory=1 if pool == 1 else None,
+        avoid="MUFU|FCHK",  # the division of a mean
+        memory=lookups / 2,  # the rows; what leads to them is read in order
+        rare=Trips(2 * 2, _STORE, depth=1),  # both rows of a round end a bag, of two stores
+        share=1 / pool,
     )
 
 

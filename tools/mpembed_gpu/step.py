@@ -33,7 +33,7 @@ OPTIMIZERS = tuple(o for o in registry.OPTIMIZERS if o.name in ("rowwise_adagrad
 _COPY = re.compile(r"cudaMem(cpy|set)\w*|cudaLaunchKernel\w*")
 # How many gradients of a row with 2 to 64 lookups are in flight; of a row with more it is four.
 _AT_MOST = 4
-_AT_ONCE = re.compile(r"sum_block<(\d+)>\(update, tile, found\.table")
+_AT_ONCE = re.compile(r"sum_block<(?:kLong \? 1 : )?(\d+)>\(update, tile, found\.table")
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Step:
         counted: Mapping[tuple[str, int], calls.Calls],
     ) -> None:
         self.kernels, self.counts, self.calls = kernels, counts, counted
-        source = Path("kernels/cuda/update_rows.cuh").read_text()
+        source = Path("kernels/cuda/update_tile.cuh").read_text()
         match = _AT_ONCE.search(source)
         if match is None:
-            raise LookupError("update_rows.cuh has no sum_block of known form: see step.py")
+            raise LookupError("update_tile.cuh has no sum_block of known form: see step.py")
         self.at_once = int(match[1])
         self.estimate = lru_cache(maxsize=None)(self._estimate)
 
@@ -157,17 +157,22 @@ class _Batch:
         return [[(self.counts.unique, self.row("find", _POLICIES[self.setting.policy]))]]
 
     def admit_kernels(self) -> list[Work]:
-        """Return the misses' order, their ways, and their counts in the sketch."""
+        """Return the ways of misses, and their counts in the sketch."""
         misses, sets = self.counts.misses, self.counts.slots // traffic.WAYS
         way = self.row("choose", _POLICIES[self.setting.policy])
-        # A set's tags are read once for all of its misses.
+        # A set's tags are read once for all of its misses. A list of more misses than a warp has
+        # lanes is walked twice.
         state = self.bytes(traffic.tags())
         less = {bound: way.parts[bound] - seconds for bound, seconds in state.parts.items()}
+        walked = dict(way.parts)
+        if misses > sets * traffic.WAYS:
+            walked["latency"] += self.device.cached / (self.device.processors * self._ways_warps())
+        heads = self.bytes(traffic.heads())
         made: list[Work] = [
-            [(self.counts.lookups, self.bytes(traffic.by_set(sets.bit_length())))],
             [
-                (misses, replace(way, parts={**way.parts, **less})),
+                (misses, replace(way, parts={**walked, **less})),
                 (min(misses, sets), state),
+                (sets, heads),
             ],
         ]
         if self.setting.policy == "lfu":
@@ -215,6 +220,10 @@ class _Batch:
                 (few, replace(more, parts=slow)),
             ]
         ]
+
+    def _ways_warps(self) -> int:
+        wanted = f"admit_kernel<{_POLICIES[self.setting.policy].type}>"
+        return self.step.kernels.kernels["cache", self.device.arch, wanted].warps
 
     def _warps(self) -> int:
         wanted = f"update_kernel<{self.optimizer.type}, false>"

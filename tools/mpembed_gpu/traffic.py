@@ -168,11 +168,9 @@ def dedup(bits: int = KEY_BITS) -> Bytes:
     return Bytes(floor, moved, moved)
 
 
-def by_set(bits: int) -> Bytes:
-    """Sort a lookup's place by its set, of which there are so many bits; a row is a lookup."""
-    pair = 4 + POSITION
-    moved = pair + 4 + -(-bits // 8) * 2 * pair + 4  # written, sorted as in `dedup`, read
-    return Bytes(0, moved, moved)
+def heads() -> Bytes:
+    """Clear the head of a set's list of misses."""
+    return Bytes(4, 4, 4)
 
 
 def sketch() -> Bytes:
