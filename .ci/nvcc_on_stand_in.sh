@@ -37,6 +37,10 @@ MPEMBED_CUDA=1 MPEMBED_CUDART=shared MPEMBED_CUDA_ARCHS=compute_80 \
   "$python" -m pip install --quiet --no-deps --force-reinstall .
 "$python" -m pip install --quiet --constraint constraints.txt cuda-python cuda-core
 
+# The calls of a step are those that docs/gpu_model.md was made with.
+PYTHONPATH=tools "$python" -P -m mpembed_gpu calls
+git diff --exit-code -- tools/mpembed_gpu/data/calls.json
+
 export LD_LIBRARY_PATH="$work/runtime/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export VGPU_CACHE="$work/cache" VGPU_RACE=2 VGPU_STRICT=1 VGPU_MEMCHECK=1
 export MPEMBED_TEST_CUDA=installed

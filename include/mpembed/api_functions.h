@@ -83,10 +83,11 @@ MPE_FUNCTION(mpe_status, prepare,
               mpe_error*))
 /* If one of the n errors of a batch is set, every key becomes MPE_DROPPED, every bag empty and
  * `dropped` zero; what is wrong goes to `sink` unless that holds an error already: the offsets'
- * error, else that of the smallest position with the count of all. */
+ * error, else that of the smallest position with the count of all. unique: NULL, or where the
+ * unique rows are to be found at once, as by dedup with all rows of the group as the limit. */
 MPE_FUNCTION(mpe_status, discard,
              (const mpe_group*, mpe_lookups*, const mpe_error* errors, int32_t n, mpe_error* sink,
-              void* stream))
+              mpe_unique* unique, void* stream))
 /* The unique ones of n keys that are below `limit` (the rows of the group); dropped lookups have
  * no position. */
 MPE_FUNCTION(mpe_status, dedup,
@@ -151,14 +152,16 @@ MPE_FUNCTION(mpe_status, weight_grad,
 /* The fused backward: sums each unique row's gradient over its lookups in all n batches (1 ..
  * MPE_MAX_GRADIENTS) and takes one optimizer step, in the cache (the slot becomes dirty) or
  * straight in the table, with the row's states. The group has an optimizer. unique: of the batches'
- * keys one after the other, each batch `lookups->n` of them. slots: one a unique row (fresh), or
- * NULL. A row whose update would not be finite stays as it was and is added to `nonfinite` (which
- * starts as MPE_NO_ERROR): status, smallest value, count; the function returns MPE_OK all the same.
+ * keys one after the other, each batch `lookups->n` of them. slots: one a unique row, as they are
+ * now, or NULL; with `fresh`, room for as many, those of the cache_admit of the only batch, which
+ * are refreshed there and lose their pins, as by cache_refresh and cache_release. A row whose
+ * update would not be finite stays as it was and is added to `nonfinite` (which starts as
+ * MPE_NO_ERROR): status, smallest value, count; the function returns MPE_OK all the same.
  * MPE_ERR_VALUE, with nothing changed, if the format of a table's state is not one of
  * MPE_STATE_FORMATS. */
 MPE_FUNCTION(mpe_status, update,
              (const mpe_group*, const mpe_gradient*, int32_t n, const mpe_unique*,
-              const int32_t* slots, mpe_error* nonfinite, void* stream))
+              const int32_t* slots, int32_t* fresh, mpe_error* nonfinite, void* stream))
 
 /* ---- rows ------------------------------------------------------------------------------------ */
 

@@ -185,15 +185,19 @@ mpe_status prepare(const mpe_group* group, const mpe_batch* batch, int32_t drop,
 }
 
 mpe_status discard(const mpe_group* group, mpe_lookups* lookups, const mpe_error* errors, int32_t n,
-                   mpe_error* sink, void*) {
+                   mpe_error* sink, mpe_unique* unique, void*) {
   const mpe_error found = first_error(errors, n);
-  if (found.status == MPE_OK) return MPE_OK;
-  if (sink->status == MPE_OK) *sink = found;
-  memset(lookups->keys, 0xFF, static_cast<size_t>(lookups->n) * sizeof(uint64_t));
-  memset(lookups->dropped, 0, static_cast<size_t>(group->num_tables) * sizeof(int64_t));
-  const int64_t bags = group->num_tables * lookups->batch_size;
-  memset(lookups->bag_offsets, 0, static_cast<size_t>(bags + 1) * sizeof(int64_t));
-  return MPE_OK;
+  if (found.status != MPE_OK) {
+    if (sink->status == MPE_OK) *sink = found;
+    memset(lookups->keys, 0xFF, static_cast<size_t>(lookups->n) * sizeof(uint64_t));
+    memset(lookups->dropped, 0, static_cast<size_t>(group->num_tables) * sizeof(int64_t));
+    const int64_t bags = group->num_tables * lookups->batch_size;
+    memset(lookups->bag_offsets, 0, static_cast<size_t>(bags + 1) * sizeof(int64_t));
+  }
+  if (unique == nullptr) return MPE_OK;
+  const mpe_table& last = group->tables[group->num_tables - 1];
+  return dedup(lookups->keys, lookups->n, static_cast<uint64_t>(last.base + last.num_rows), unique,
+               nullptr);
 }
 
 mpe_status count(const mpe_group* group, const mpe_lookups* lookups, const mpe_unique* unique,

@@ -294,11 +294,13 @@ mpe_status begin_update(uint64_t* step, const mpe_parameters* tables, int64_t n,
 
 // Rows are cut into tasks by their lookups: a task ends with the row in which its lookups end.
 mpe_status update(const mpe_group* group, const mpe_gradient* gradients, int32_t num_gradients,
-                  const mpe_unique* unique, const int32_t* slots, mpe_error* nonfinite, void*) {
+                  const mpe_unique* unique, const int32_t* slots, int32_t* fresh,
+                  mpe_error* nonfinite, void*) {
   if (check_state_formats(*group) != MPE_OK) return MPE_ERR_VALUE;
   const int64_t count = unique_count(*unique);
   if (count == 0) return MPE_OK;
-  const Update update{*group, gradients, num_gradients, *unique, count, slots};
+  const Update update{*group,  gradients, num_gradients,
+                      *unique, count,     fresh != nullptr ? fresh : slots};
   const StateShapes shapes = state_shapes(*group);
   const int64_t n = unique->starts[count];
   const int64_t tasks = task_count(n, kTaskLookups);
@@ -307,6 +309,10 @@ mpe_status update(const mpe_group* group, const mpe_gradient* gradients, int32_t
   const int64_t size = RowsInWork::floats_of(shapes, group->dim, workspace.stride());
   Workspace<float> floats(tasks * size);
   if (!hot.ok() || !floats.ok() || !workspace.ok()) return MPE_ERR_MEMORY;
+  if (fresh != nullptr) {
+    cache_refresh(group, unique, n, slots, fresh, nullptr);
+    cache_release(group->cache, unique, n, slots, nullptr);
+  }
   hot.compute(update);
   const auto row_at = [=](int64_t lookup) {
     return first_at_least(count, lookup, [=](int64_t i) { return unique->starts[i]; });

@@ -223,9 +223,7 @@ __global__ void refresh_kernel(mpe_cache cache, mpe_unique unique, const int32_t
 
 __global__ void release_kernel(mpe_cache cache, mpe_unique unique, const int32_t* slots) {
   const int64_t i = thread_index();
-  if (i >= *unique.count || slots[i] < 0) return;
-  atomicAdd(reinterpret_cast<unsigned long long*>(cache.tags + slots[i]),
-            static_cast<unsigned long long>(0) - static_cast<unsigned long long>(kTagPin));
+  if (i < *unique.count && slots[i] >= 0) unpin(cache, slots[i]);
 }
 
 // A tile takes as many slots as it has lanes and writes their rows back one by one.

@@ -1,9 +1,10 @@
-// The unique rows of a batch, ascending, each with the positions of its lookups in input order: a
-// stable radix sort of the bits in use, then a selection of each row's first lookup. The count
-// stays on the device.
+// Empties batches in which something is wrong, and finds the unique rows of a batch, ascending,
+// each with the positions of its lookups in input order: a stable radix sort of the bits in use,
+// then a selection of each row's first lookup. The count stays on the device.
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/radix_sort.cuh"
+#include "mpembed/error.h"
 
 namespace mpembed {
 namespace cuda {
@@ -51,15 +52,44 @@ struct Tiles {
   }
 };
 
+// What is wrong with a batch, and the group's share of it, which is emptied then.
+struct Refusal {
+  mpe_lookups lookups;
+  int32_t tables, n;
+  const mpe_error* errors;  // n; NULL: nothing is wrong
+  mpe_error* sink;
+
+  int64_t threads() const {
+    const int64_t bags = tables * lookups.batch_size + 1;
+    const int64_t most = bags > tables ? bags : tables;
+    return lookups.n > most ? lookups.n : most;
+  }
+  // Does thread i's part; returns whether something is wrong.
+  __device__ bool apply(int64_t i) const {
+    if (errors == nullptr) return false;
+    const mpe_error found = first_error(errors, n);
+    if (found.status == MPE_OK) return false;
+    if (i == 0 && sink->status == MPE_OK) *sink = found;
+    if (i < lookups.n) lookups.keys[i] = MPE_DROPPED;
+    if (i < tables) lookups.dropped[i] = 0;
+    if (i <= tables * lookups.batch_size) lookups.bag_offsets[i] = 0;
+    return true;
+  }
+};
+
+__global__ void discard_kernel(Refusal refusal) { refusal.apply(thread_index()); }
+
 template <class Key>
 __global__ void load_kernel(const uint64_t* keys, int64_t n, Key limit, Key* out,
-                            int32_t* positions, Tiles tiles, int64_t num_tiles) {
+                            int32_t* positions, Tiles tiles, int64_t num_tiles, Refusal refusal) {
   const int64_t i = thread_index();
+  const bool refused = refusal.apply(i);
   if (i == 0) *tiles.begun = 0;
   if (i < num_tiles) tiles.counts[i] = 0;
   if (i >= n) return;
   // Dropped keys become `limit`, one past the largest key, so that fewer bits are sorted.
-  out[i] = keys[i] < limit ? static_cast<Key>(keys[i]) : limit;
+  const uint64_t key = refused ? MPE_DROPPED : keys[i];
+  out[i] = key < limit ? static_cast<Key>(key) : limit;
   positions[i] = static_cast<int32_t>(i);
 }
 
@@ -128,8 +158,8 @@ __global__ void empty_kernel(mpe_unique out) {
 }
 
 template <class Key>
-mpe_status dedup_as(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique* out,
-                    void* stream) {
+mpe_status dedup_as(const uint64_t* keys, int64_t n, uint64_t limit, const Refusal& refusal,
+                    mpe_unique* out, void* stream) {
   const Key bound = static_cast<Key>(limit);
   const int64_t num_tiles = ceil_div(n, kTileItems);
   Workspace workspace(stream);
@@ -140,19 +170,37 @@ mpe_status dedup_as(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique*
   MPE_TRY(workspace.acquire("dedup"));
   sort.place(workspace);
   const Tiles tiles{workspace.get(begun), workspace.get(counts)};
-  MPE_TRY(launch("dedup", stream, n, load_kernel<Key>, keys, n, bound, sort.keys(), sort.values(),
-                 tiles, num_tiles));
+  const int64_t threads = refusal.errors != nullptr ? refusal.threads() : n;
+  MPE_TRY(launch("dedup", stream, threads, load_kernel<Key>, keys, n, bound, sort.keys(),
+                 sort.values(), tiles, num_tiles, refusal));
   MPE_TRY(sort.run(workspace, "dedup"));
   return launch_blocks("dedup", stream, num_tiles, kThreads, unique_kernel<Key>, sort.keys(),
                        sort.values(), n, bound, tiles, *out);
 }
 
+mpe_status dedup_or_discard(const uint64_t* keys, int64_t n, uint64_t limit, const Refusal& refusal,
+                            mpe_unique* out, void* stream) {
+  if (n == 0) return launch_one("dedup", stream, empty_kernel, *out);
+  if (limit < UINT32_MAX) return dedup_as<uint32_t>(keys, n, limit, refusal, out, stream);
+  return dedup_as<uint64_t>(keys, n, limit, refusal, out, stream);
+}
+
 }  // namespace
 
 mpe_status dedup(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique* out, void* stream) {
-  if (n == 0) return launch_one("dedup", stream, empty_kernel, *out);
-  if (limit < UINT32_MAX) return dedup_as<uint32_t>(keys, n, limit, out, stream);
-  return dedup_as<uint64_t>(keys, n, limit, out, stream);
+  return dedup_or_discard(keys, n, limit, Refusal{}, out, stream);
+}
+
+mpe_status discard(const mpe_group* group, mpe_lookups* lookups, const mpe_error* errors, int32_t n,
+                   mpe_error* sink, mpe_unique* unique, void* stream) {
+  const Refusal refusal{*lookups, group->num_tables, n, errors, sink};
+  if (unique == nullptr || lookups->n == 0) {
+    MPE_TRY(launch("discard", stream, refusal.threads(), discard_kernel, refusal));
+  }
+  if (unique == nullptr) return MPE_OK;
+  const mpe_table& last = group->tables[group->num_tables - 1];
+  const uint64_t limit = static_cast<uint64_t>(last.base + last.num_rows);
+  return dedup_or_discard(lookups->keys, lookups->n, limit, refusal, unique, stream);
 }
 
 }  // namespace cuda

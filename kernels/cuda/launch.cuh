@@ -126,7 +126,8 @@ class Workspace {
   }
   mpe_status acquire(const char* operation) {
     void* memory = nullptr;
-    MPE_TRY(check(pool_allocate(&memory, bytes_ > 0 ? bytes_ : 1, stream_), operation));
+    if (bytes_ == 0) return MPE_OK;
+    MPE_TRY(check(pool_allocate(&memory, bytes_, stream_), operation));
     memory_ = static_cast<char*>(memory);
     return MPE_OK;
   }

@@ -2,7 +2,6 @@
 #include "cuda/group.cuh"
 #include "cuda/kernels.h"
 #include "cuda/search.cuh"
-#include "mpembed/error.h"
 
 namespace mpembed {
 namespace cuda {
@@ -192,17 +191,6 @@ __global__ void keys_kernel(GroupBatch batch, const float* weights, int32_t drop
   if (is_last_block(&error->table) && threadIdx.x == 0) finish(batch, drop != 0, error);
 }
 
-__global__ void discard_kernel(mpe_lookups lookups, int32_t tables, const mpe_error* errors,
-                               int32_t n, mpe_error* sink) {
-  const mpe_error found = first_error(errors, n);
-  if (found.status == MPE_OK) return;
-  const int64_t i = thread_index();
-  if (i == 0 && sink->status == MPE_OK) *sink = found;
-  if (i < lookups.n) lookups.keys[i] = MPE_DROPPED;
-  if (i < tables) lookups.dropped[i] = 0;
-  if (i <= tables * lookups.batch_size) lookups.bag_offsets[i] = 0;
-}
-
 __global__ void count_kernel(Tables tables, mpe_lookups lookups, mpe_unique unique,
                              int32_t counts_unique, int32_t accesses, int32_t dropped) {
   const int64_t t = thread_index();
@@ -243,15 +231,6 @@ mpe_status prepare(const mpe_group* group, const mpe_batch* given, int32_t drop,
   const int64_t bags = group->num_tables * given->batch_size, n = out->n > bags ? out->n : bags;
   return launch("prepare", stream, threads_for_positions(n > 0 ? n : 1), keys_kernel, batch,
                 given->weights, drop, error);
-}
-
-mpe_status discard(const mpe_group* group, mpe_lookups* lookups, const mpe_error* errors, int32_t n,
-                   mpe_error* sink, void* stream) {
-  int64_t threads = group->num_tables * lookups->batch_size + 1;
-  if (threads < group->num_tables) threads = group->num_tables;
-  if (threads < lookups->n) threads = lookups->n;
-  return launch("discard", stream, threads, discard_kernel, *lookups, group->num_tables, errors, n,
-                sink);
 }
 
 mpe_status count(const mpe_group* group, const mpe_lookups* lookups, const mpe_unique* unique,

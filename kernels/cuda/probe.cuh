@@ -33,6 +33,12 @@ __device__ inline int64_t warp_probe_each(const mpe_cache& cache, uint64_t key, 
   return slot;
 }
 
+// Takes one pin back.
+__device__ inline void unpin(const mpe_cache& cache, int64_t slot) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(cache.tags + slot),
+            static_cast<unsigned long long>(0) - static_cast<unsigned long long>(kTagPin));
+}
+
 // Sets the dirty bit atomically: other kernels may change the tag's pins at the same time.
 __device__ inline void mark_dirty(const mpe_cache& cache, int64_t slot) {
   atomicOr(reinterpret_cast<unsigned long long*>(cache.tags + slot),

@@ -17,6 +17,7 @@ __device__ inline bool exceeds(float x, uint32_t bound) {
 // The rows of workspace that a long row's step takes: weights, gradient, states.
 template <class Optimizer>
 constexpr int kScratchRows = 2 + kElementStates<Optimizer>;
+inline int64_t scratch_rows(const StateShapes& states) { return 2 + states.num_elements; }
 
 // Calls visit(k) for k = 0 .. kCount - 1, each an integral constant.
 template <int kCount, class Visit>

@@ -6,10 +6,20 @@ namespace mpembed {
 namespace cuda {
 namespace {
 
-// Reserves consecutive blocks for each hot row. The order of the rows does not matter.
-__global__ void hot_rows_kernel(const __grid_constant__ Update update, HotRows hot) {
+// Reserves consecutive blocks for each hot row. The order of the rows does not matter. admitted,
+// fresh: or NULL; the slots of an admission are looked up again, and their pins taken back.
+__global__ void begin_rows_kernel(const __grid_constant__ Update update, HotRows hot,
+                                  const int32_t* admitted, int32_t* fresh) {
   const int64_t u = thread_index();
-  if (u >= *update.unique.count) return;
+  const bool here = u < *update.unique.count;
+  if (fresh != nullptr) {
+    const int32_t slot = here ? admitted[u] : 0;
+    const uint64_t key = here ? update.unique.rows[u] : 0;
+    const int64_t found = warp_probe_each(update.cache, key, here && slot < 0);
+    if (here) fresh[u] = slot >= 0 ? slot : static_cast<int32_t>(found);
+    if (here && slot >= 0) unpin(update.cache, slot);
+  }
+  if (!here || hot.blocks == nullptr) return;
   const int64_t n = update.unique.starts[u + 1] - update.unique.starts[u];
   if (n <= kBlock) return;
   const int32_t blocks = static_cast<int32_t>((n + kBlock - 1) / kBlock);
@@ -46,36 +56,46 @@ mpe_status begin_update(uint64_t* step, const mpe_parameters* tables, int64_t n,
 }
 
 mpe_status update(const mpe_group* group, const mpe_gradient* gradients, int32_t n,
-                  const mpe_unique* unique, const int32_t* slots, mpe_error* nonfinite,
-                  void* stream) {
+                  const mpe_unique* unique, const int32_t* slots, int32_t* fresh,
+                  mpe_error* nonfinite, void* stream) {
   MPE_TRY(check_state_formats(*group));
   const bool is_own = group->optimizer->kind >= MPE_NUM_OPTIMIZERS;
   OwnKernels own;
-  if (is_own) {
-    MPE_TRY(find_own_kernels(*group, &own));
-    MPE_TRY(begin_own_update(*group, own, stream));
-  }
+  if (is_own) MPE_TRY(find_own_kernels(*group, &own));
   const mpe_cache cache = group->cache != nullptr ? *group->cache : mpe_cache{};
   const mpe_optimizer& optimizer = *group->optimizer;
-  const Update update{Tables(*group),         Rounding(*group), cache, optimizer.decay_mode,
-                      optimizer.coefficients, *unique,          slots, Batches(gradients, n)};
+  const Update update{Tables(*group),
+                      Rounding(*group),
+                      cache,
+                      optimizer.decay_mode,
+                      optimizer.coefficients,
+                      *unique,
+                      fresh != nullptr ? fresh : slots,
+                      Batches(gradients, n)};
   int64_t lookups = 0;
   for (int32_t b = 0; b < n; ++b) lookups += gradients[b].lookups->n;
   const int64_t hot_blocks = max_hot_blocks(lookups), stride = whole_chunks(group->dim);
-  HotRows hot{};
-  hot.stride = stride;
+  const int64_t hot_rows = hot_blocks > 0 ? lookups : 0;
+  // All workspace is allocated first, so that a failure changes nothing.
   Workspace workspace(stream);
-  if (hot_blocks > 0) {
-    const auto blocks = workspace.plan<int32_t>(1), row_block = workspace.plan<int32_t>(lookups),
-               block_row = workspace.plan<int32_t>(hot_blocks);
-    const auto sums = workspace.plan<float>(hot_blocks * stride);
-    MPE_TRY(workspace.acquire("update"));
-    hot.blocks = workspace.get(blocks);
-    hot.row_block = workspace.get(row_block);
-    hot.block_row = workspace.get(block_row);
-    hot.sums = workspace.get(sums);
-    MPE_TRY(fill(hot.blocks, 0, sizeof(int32_t), stream));
-    MPE_TRY(launch("update", stream, lookups, hot_rows_kernel, update, hot));
+  const auto blocks = workspace.plan<int32_t>(hot_blocks > 0 ? 1 : 0);
+  const auto row_block = workspace.plan<int32_t>(hot_rows);
+  const auto block_row = workspace.plan<int32_t>(hot_blocks);
+  const auto sums = workspace.plan<float>(hot_blocks * stride);
+  const auto scratch = workspace.plan<float>(
+      group->dim > kRound ? scratch_rows(update.tables.states) * long_rows_at_once(lookups) * stride
+                          : 0);
+  MPE_TRY(workspace.acquire("update"));
+  if (is_own) MPE_TRY(begin_own_update(*group, own, stream));
+  const HotRows hot{hot_blocks > 0 ? workspace.get(blocks) : nullptr,
+                    workspace.get(row_block),
+                    workspace.get(block_row),
+                    workspace.get(sums),
+                    workspace.get(scratch),
+                    stride};
+  if (hot_blocks > 0) MPE_TRY(fill(hot.blocks, 0, sizeof(int32_t), stream));
+  if (hot_blocks > 0 || fresh != nullptr) {
+    MPE_TRY(launch("update", stream, lookups, begin_rows_kernel, update, hot, slots, fresh));
   }
   const auto rows = group->dim > kRound ? update_long_rows : update_short_rows;
   return rows(update, hot, optimizer.kind, is_own ? &own : nullptr, lookups, nonfinite, stream);

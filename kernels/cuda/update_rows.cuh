@@ -17,6 +17,12 @@ mpe_status update_long_rows(const Update& update, const HotRows& hot, int32_t op
 
 namespace {
 
+// Of n lookups' rows, for which there is scratch.
+inline int64_t long_rows_at_once(int64_t n) {
+  constexpr int64_t kMost = 1 << 14;
+  return n < kMost ? n : kMost;
+}
+
 template <class Optimizer, bool kLong>
 __global__ void __launch_bounds__(kThreads, (blocks_of<Optimizer, kLong>()))
     update_kernel(const __grid_constant__ Update update, HotRows hot, int32_t shift, int32_t rows,
@@ -57,23 +63,16 @@ inline int32_t rows_of_tile(int64_t n, int32_t shift) {
 }
 
 template <bool kLong>
-mpe_status update_rows(const Update& update, HotRows hot, int32_t optimizer, const OwnKernels* own,
-                       int64_t n, mpe_error* nonfinite, void* stream) {
-  constexpr int64_t kMost = 1 << 14;  // long rows that are updated at once
-  const int64_t at_once = kLong && n > kMost ? kMost : n, hot_blocks = max_hot_blocks(n);
+mpe_status update_rows(const Update& update, const HotRows& hot, int32_t optimizer,
+                       const OwnKernels* own, int64_t n, mpe_error* nonfinite, void* stream) {
+  const int64_t at_once = kLong ? long_rows_at_once(n) : n, hot_blocks = max_hot_blocks(n);
   const int32_t shift = tile_shift(update.tables.dim);
   if (hot_blocks > 0) {
     MPE_TRY(
         launch("update", stream, hot_blocks << shift, partials_kernel<kLong>, update, hot, shift));
   }
   // launch_rows(threads, rows, first): the kernel on rows from `first` on, so many a tile.
-  const auto run = [&](int64_t scratch_rows, auto launch_rows) {
-    Workspace workspace(stream);
-    if (kLong) {
-      const auto scratch = workspace.plan<float>(at_once * scratch_rows * hot.stride);
-      MPE_TRY(workspace.acquire("update"));
-      hot.scratch = workspace.get(scratch);
-    }
+  const auto run = [&](auto launch_rows) {
     const int32_t rows = kLong ? 1 : rows_of_tile(n, shift);
     for (int64_t first = 0; first < n; first += at_once) {
       const int64_t now = n - first < at_once ? n - first : at_once;
@@ -82,14 +81,13 @@ mpe_status update_rows(const Update& update, HotRows hot, int32_t optimizer, con
     return MPE_OK;
   };
   if (own != nullptr) {
-    const int64_t scratch_rows = 2 + update.tables.states.num_elements;
-    return run(scratch_rows, [&](int64_t threads, int32_t rows, uint32_t first) {
+    return run([&](int64_t threads, int32_t rows, uint32_t first) {
       return own->update.launch(stream, threads, update, hot, shift, rows, first, nonfinite);
     });
   }
   return with_optimizer(optimizer, [&](auto kind) {
     using Optimizer = decltype(kind);
-    return run(kScratchRows<Optimizer>, [&](int64_t threads, int32_t rows, uint32_t first) {
+    return run([&](int64_t threads, int32_t rows, uint32_t first) {
       return launch("update", stream, threads, update_kernel<Optimizer, kLong>, update, hot, shift,
                     rows, first, nonfinite);
     });

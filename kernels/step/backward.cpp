@@ -53,6 +53,7 @@ struct GroupUpdate {
   uint64_t* keys = nullptr;  // of all batches, where there are several
   int32_t* room = nullptr;   // for slots
   const int32_t* slots = nullptr;
+  int32_t* fresh = nullptr;  // room where the update is to refresh the slots and to unpin the rows
 };
 
 class Backward {
@@ -134,6 +135,11 @@ class Backward {
     GroupUpdate& update = updates_[g];
     if (has_rows(g)) {
       update.unique = first().shares[g].unique;
+      if (!is_synchronous(backend_) && is_trained(g) && batches_[0].weight_grad == nullptr) {
+        update.slots = first().shares[g].slots;
+        update.fresh = update.room;
+        return MPE_OK;
+      }
       MPE_TRY(fresh_slots(first(), g, update.room, stream_, &update.slots));
       fresh_[g] = update.slots;
       return MPE_OK;
@@ -206,8 +212,9 @@ class Backward {
     const GroupUpdate& update = updates_[g];
     MPE_TRY(backend_.update(&group(g), update.gradients.data(),
                             static_cast<int32_t>(update.gradients.size()), &update.unique,
-                            update.slots, collection_->errors + 1 + g, stream_));
+                            update.slots, update.fresh, collection_->errors + 1 + g, stream_));
     *changed = true;
+    if (update.fresh != nullptr) batches_[0].batch->shares[g].pinned = false;
     if (group(g).cache != nullptr) return MPE_OK;  // an admission counts
     return backend_.count(&group(g), update.gradients[0].lookups, &update.unique, 0, 0, stream_);
   }

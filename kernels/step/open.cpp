@@ -188,36 +188,45 @@ bool same_memory(const mpe_batch& a, const mpe_batch& b) {
          a.offset_bits == b.offset_bits;
 }
 
+// On a device: empties a group's share of a batch in which something is wrong. unique: NULL, or
+// where its unique rows are to be found, too.
+mpe_status discard_share(mpe_open_batch* open, size_t g, mpe_unique* unique, void* stream) {
+  return open->backend().discard(&open->group(g), &open->shares[g].lookups, open->errors,
+                                 open->num_errors(), open->collection->errors, unique, stream);
+}
+
 mpe_status reserve_arrays(mpe_open_batch* open, void* stream) {
   const mpe_backend& backend = open->backend();
   const auto each = [open](auto visit) {
     for (size_t g = 0; g < open->shares.size(); ++g) {
-      if (open->group(g).cache != nullptr) visit(open->shares[g], open->group(g));
+      if (open->group(g).cache != nullptr) visit(open->shares[g]);
     }
   };
   const bool synchronous = is_synchronous(backend);
   const auto take_slots = [&](Arrays& arrays) {
-    each([&](Share& share, const mpe_group&) {
-      share.slots = arrays.take<int32_t>(share.unique_capacity);
-    });
+    each([&](Share& share) { share.slots = arrays.take<int32_t>(share.unique_capacity); });
   };
   MPE_TRY(borrow_arrays(backend, stream, &open->unique, [&](Arrays& arrays) {
-    each([&](Share& share, const mpe_group&) {
+    each([&](Share& share) {
       take_unique(arrays, share.lookups.n, &share.unique);
       // A device is not waited for: its count is known to be at most this.
       share.unique_capacity = share.lookups.n;
     });
     if (!synchronous) take_slots(arrays);
   }));
-  mpe_status status = MPE_OK;
-  each([&](Share& share, const mpe_group& group) {
-    if (status != MPE_OK) return;
-    status = backend.dedup(share.lookups.keys, share.lookups.n, total_rows(group), &share.unique,
-                           stream);
-    if (status == MPE_OK && synchronous) share.unique_capacity = *share.unique.count;
-  });
-  if (status != MPE_OK || !synchronous) return status;
-  return borrow_arrays(backend, stream, &open->slots, take_slots);
+  for (size_t g = 0; g < open->shares.size(); ++g) {
+    const bool cached = open->group(g).cache != nullptr;
+    Share& share = open->shares[g];
+    if (!synchronous && !open->discarded) {
+      MPE_TRY(discard_share(open, g, cached ? &share.unique : nullptr, stream));
+    } else if (cached) {
+      MPE_TRY(backend.dedup(share.lookups.keys, share.lookups.n, total_rows(open->group(g)),
+                            &share.unique, stream));
+    }
+    if (cached && synchronous) share.unique_capacity = *share.unique.count;
+  }
+  open->discarded = !synchronous;
+  return synchronous ? borrow_arrays(backend, stream, &open->slots, take_slots) : MPE_OK;
 }
 
 }  // namespace
@@ -230,19 +239,16 @@ void take_unique(Arrays& arrays, int64_t n, mpe_unique* unique) {
 }
 
 mpe_status discard_refused(mpe_open_batch* open, void* stream) {
-  const mpe_collection& collection = *open->collection;
   if (open->discarded || is_synchronous(open->backend())) return MPE_OK;
   for (size_t g = 0; g < open->shares.size(); ++g) {
-    MPE_TRY(open->backend().discard(&open->group(g), &open->shares[g].lookups, open->errors,
-                                    open->num_errors(), collection.errors, stream));
+    MPE_TRY(discard_share(open, g, nullptr, stream));
   }
   open->discarded = true;
   return MPE_OK;
 }
 
 mpe_status reserve(mpe_open_batch* open, void* stream) {
-  MPE_TRY(discard_refused(open, stream));
-  if (open->reserved || !has_cache(*open->collection)) return MPE_OK;
+  if (open->reserved || !has_cache(*open->collection)) return discard_refused(open, stream);
   const mpe_status status = reserve_arrays(open, stream);
   open->reserved = status == MPE_OK;
   if (status != MPE_OK) open->unique.give_back(open->backend(), stream);

@@ -1,4 +1,4 @@
-"""A collection's calls inside `jax.jit`, on the CPU; ``docs/jax.md`` is their guide.
+"""A collection's calls inside `jax.jit`; ``docs/jax.md`` is their guide.
 
 ``import mpembed`` does not import JAX; this package does. Import its names from here: modules with
 a leading underscore are private.

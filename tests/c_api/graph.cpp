@@ -60,8 +60,7 @@ class Trainer {
     const int64_t n = b.l.n;
     check(d->advance(c.step, s), "advance");
     check(d->prepare(g, &b.b, 0, &b.l, s, b.errors), "prepare");
-    check(d->discard(g, &b.l, b.errors, 1, c.sink, s), "discard");
-    check(d->dedup(b.l.keys, n, static_cast<uint64_t>(c.total_rows()), &b.u, s), "dedup");
+    check(d->discard(g, &b.l, b.errors, 1, c.sink, &b.u, s), "discard");
     if (cached) {
       check(d->cache_admit(g, &b.u, n, b.l.dropped, nullptr, b.slots, s), "cache_admit");
       check(d->cache_refresh(g, &b.u, n, b.slots, b.fresh, s), "cache_refresh");
@@ -82,7 +81,7 @@ class Trainer {
     check(d->begin_update(c.step, c.parameters, c.group.num_tables, c.updates, c.coefficients, s),
           "begin_update");
     check(d->update(&c.group, all.gradients.data(), static_cast<int32_t>(all.gradients.size()),
-                    &all.u, o_.policy >= 0 ? all.fresh : nullptr, c.nonfinite, s),
+                    &all.u, o_.policy >= 0 ? all.fresh : nullptr, nullptr, c.nonfinite, s),
           "update");
   }
 

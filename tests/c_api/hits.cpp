@@ -37,7 +37,7 @@ class Step {
     check(b()->begin_update(nullptr, collection.parameters, group()->num_tables, collection.updates,
                             collection.coefficients, nullptr),
           "begin_update");
-    check(b()->update(group(), batches->gradients.data(), 1, &batch().u, batch().slots,
+    check(b()->update(group(), batches->gradients.data(), 1, &batch().u, batch().slots, nullptr,
                       collection.nonfinite, nullptr),
           "update");
   }

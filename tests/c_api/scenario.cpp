@@ -66,6 +66,14 @@ class Scenario {
     both("advance", [&](int i) { return backend(i)->advance(collections_[i]->step, nullptr); });
   }
 
+  void dedup(int64_t n) {
+    both("dedup", [&](int i) {
+      return backend(i)->dedup(batch_[i]->l.keys, n,
+                               static_cast<uint64_t>(collections_[i]->total_rows()), &batch_[i]->u,
+                               nullptr);
+    });
+  }
+
   HostBatch draw() {
     HostBatch h{};
     for (int32_t t = 0; t < group(0)->num_tables; ++t) {
@@ -97,20 +105,17 @@ class Scenario {
       return backend(i)->prepare(group(i), &batch_[i]->b, o_.drop, &batch_[i]->l, nullptr,
                                  batch_[i]->errors + 1);
     });
-    both("discard", [&](int i) {
+    both("discard", [&](int i) {  // with a cache it also finds the unique rows
       return backend(i)->discard(group(i), &batch_[i]->l, batch_[i]->errors, 2,
-                                 collections_[i]->sink, nullptr);
+                                 collections_[i]->sink, o_.policy < 0 ? nullptr : &batch_[i]->u,
+                                 nullptr);
     });
     same("keys", n, [&](int i) { return batch_[i]->l.keys; });
     same("bags", n, [&](int i) { return batch_[i]->l.bags; });
     same("bag_offsets", bags + 1, [&](int i) { return batch_[i]->l.bag_offsets; });
     same("origins", group(0)->num_tables, [&](int i) { return batch_[i]->l.origins; });
     same("dropped", group(0)->num_tables, [&](int i) { return batch_[i]->l.dropped; });
-    both("dedup", [&](int i) {
-      return backend(i)->dedup(batch_[i]->l.keys, n,
-                               static_cast<uint64_t>(collections_[i]->total_rows()), &batch_[i]->u,
-                               nullptr);
-    });
+    if (o_.policy < 0) dedup(n);
     same("count", 1, [&](int i) { return batch_[i]->u.count; });
     unique_ = collections_[0]->replica.read(batch_[0]->u.count, 1)[0];
     same("unique rows", unique_, [&](int i) { return batch_[i]->u.rows; });
@@ -167,11 +172,14 @@ class Scenario {
            [&](int i) { return batches_[i]->each[k]->weight_grad; });
     }
     if (o_.optimizer >= 0) update();
-    if (o_.policy < 0) return;
+    if (o_.policy < 0 || (o_.optimizer >= 0 && single())) return;
     of_each_batch("cache_release", [&](int i, const Batch& b) {
       return backend(i)->cache_release(group(i)->cache, &b.u, b.l.n, b.slots, nullptr);
     });
   }
+
+  // Whose admission's slots the update refreshes itself, as it takes the pins back.
+  bool single() const { return batches_[0]->each.size() == 1; }
 
   // Rows of a batch that another one has cached since are found.
   void refresh() {
@@ -189,7 +197,7 @@ class Scenario {
       const uint64_t limit = static_cast<uint64_t>(collections_[i]->total_rows());
       return backend(i)->dedup(batches_[i]->keys, n, limit, &batches_[i]->u, nullptr);
     });
-    if (o_.policy >= 0) {
+    if (o_.policy >= 0 && !single()) {
       both("cache_refresh of all", [&](int i) {
         return backend(i)->cache_refresh(group(i), &batches_[i]->u, n, batches_[i]->none,
                                          batches_[i]->fresh, nullptr);
@@ -205,9 +213,11 @@ class Scenario {
          [&](int i) { return collections_[i]->coefficients; });
     both("update", [&](int i) {
       const auto& gradients = batches_[i]->gradients;
+      int32_t* fresh = o_.policy >= 0 ? batches_[i]->fresh : nullptr;
+      const bool own = fresh != nullptr && single();
       return backend(i)->update(group(i), gradients.data(), static_cast<int32_t>(gradients.size()),
-                                &batches_[i]->u, o_.policy >= 0 ? batches_[i]->fresh : nullptr,
-                                collections_[i]->nonfinite, nullptr);
+                                &batches_[i]->u, own ? batches_[i]->each[0]->slots : fresh,
+                                own ? fresh : nullptr, collections_[i]->nonfinite, nullptr);
     });
     same("nonfinite", 1, [&](int i) { return collections_[i]->nonfinite; });
   }

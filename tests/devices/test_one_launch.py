@@ -98,9 +98,9 @@ LOOKUPS = 3000  # some rows have more than one block of gradients
     ("policy", "prefetched", "expected"),
     [
         (None, False, emulated.Counts(13, 1, 1, 5, 52)),
-        ("lru", False, emulated.Counts(16, 2, 1, 7, 62)),
-        ("lfu", False, emulated.Counts(17, 2, 1, 7, 63)),
-        ("lru", True, emulated.Counts(18, 2, 1, 7, 72)),
+        ("lru", False, emulated.Counts(13, 2, 1, 7, 59)),
+        ("lfu", False, emulated.Counts(14, 2, 1, 7, 60)),
+        ("lru", True, emulated.Counts(15, 2, 1, 7, 69)),
     ],
 )
 def test_launches_of_a_step(

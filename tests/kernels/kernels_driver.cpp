@@ -172,7 +172,8 @@ uint64_t train(const mpe_backend& backend, int32_t policy, int32_t optimizer) {
     must(backend.begin_update(&arrays.step, arrays.parameters, kTables, &arrays.updates,
                               arrays.coefficients.data(), nullptr));
     const mpe_gradient gradient{&memory.lookups, &outputs};
-    must(backend.update(group, &gradient, 1, &memory.unique, memory.fresh.data(), &error, nullptr));
+    must(backend.update(group, &gradient, 1, &memory.unique, memory.fresh.data(), nullptr, &error,
+                        nullptr));
     must(backend.cache_release(&arrays.cache, &memory.unique, kLookups, memory.unique_slots.data(),
                                nullptr));
     sum = checksum(weight_grad, checksum(out, sum));

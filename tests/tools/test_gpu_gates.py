@@ -13,7 +13,7 @@ import pytest
 from folders import ROOT
 
 from mpembed_build import host, toolkit
-from mpembed_gpu import cubins, gates, page, registry, report, sass
+from mpembed_gpu import cubins, gates, page, registry, report, sass, step_page
 from mpembed_gpu.devices import DEVICES
 from mpembed_gpu.occupancy import LIMITS, resident_warps
 from mpembed_gpu.report import Kernel
@@ -177,7 +177,8 @@ def test_a_probe_has_one_format() -> None:
 
 def test_the_page_has_a_block_for_each_table() -> None:
     text = (ROOT / page.PAGE).read_text()
-    names = ["kernels", "batch", "bus", "summary", *(scenario.title for scenario in SCENARIOS)]
+    names = ["kernels", "batch", "bus", "summary", *step_page.NAMES]
+    names += [scenario.title for scenario in SCENARIOS]
     filled = page.fill(text, {name: f"table of {name}" for name in names}, "99.9")
     assert page.release(filled) == "99.9"
     assert filled.count("\ntable of ") == filled.count("<!-- generated: ") == len(names)

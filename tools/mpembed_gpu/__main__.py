@@ -11,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+from mpembed_build.objects import BUILD
 from mpembed_build.requirements import compiler_wheels, wheels_exist
 from mpembed_build.settings import BuildError
 from mpembed_build.toolkit import UnusableError
-from mpembed_gpu import cubins, gates, page, report
+from mpembed_gpu import calls, cubins, gates, page, report, step, step_page, workload
 from mpembed_gpu.evaluate import Evaluation
 
 _COMMANDS = {
@@ -22,6 +23,9 @@ _COMMANDS = {
     "gates": "check registers, stack, occupancy and vector loads",
     "check": "the same, and that the tables of docs/gpu_model.md are up to date",
     "write": "bring the tables of docs/gpu_model.md up to date",
+    "step": "bring the tables of the whole step up to date alone; --save FILE keeps its figures",
+    "calls": "count the runtime's calls of the installed package's step, for the next `write`",
+    "workload": "count the step's batches on the CPU, for the next `write`",
 }
 
 
@@ -30,9 +34,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="mpembed_gpu", description=__doc__.splitlines()[0])
     commands = "\n".join(f"{name}: {text}" for name, text in _COMMANDS.items())
     parser.add_argument("command", choices=_COMMANDS, help=commands)
-    command = parser.parse_args().command
+    parser.add_argument("--save", type=Path, metavar="FILE", help="where `step` keeps its figures")
+    given = parser.parse_args()
+    command = given.command
     if command == "requirements":
         print("\n".join(_requirements()))
+        return 0
+    if command == "workload":
+        workload.write(step.WORKLOAD)
         return 0
     if os.environ.get("MPEMBED_CUDA") == "0":
         print("gates of the CUDA kernels: skipped, MPEMBED_CUDA is 0")
@@ -42,7 +51,25 @@ def main() -> int:
     except (UnusableError, BuildError) as reason:
         print(f"gates of the CUDA kernels: skipped, {reason}")
         return 0
+    if command == "step":
+        return _step(tools, given.save)
+    if command == "calls":
+        include = tools.toolkit.include
+        calls.write(tools.compiler, include, BUILD / "stub_runtime", step.CALLS)
+        return 0
     return _run(command, tools)
+
+
+def _step(tools: cubins.Kernels, save: Path | None) -> int:
+    """Fill the page's tables of the whole step, or keep its figures for those of later commits."""
+    found, bounds = step.measure(step.evaluation(tools))
+    if save is not None:
+        commit, date = cubins.run(["git", "log", "-1", "--format=%h %cs"]).split()
+        step.save(save, found, commit, date)
+        return 0
+    text = page.PAGE.read_text()
+    page.PAGE.write_text(page.fill(text, step_page.tables(found, bounds), page.release(text)))
+    return 0
 
 
 def _requirements() -> list[str]:
@@ -72,7 +99,9 @@ def _page(command: str, tools: cubins.Kernels, kernels: list[report.Kernel]) -> 
     if command == "check" and tools.release != made_with:
         print(f"{page.PAGE} was made with CUDA {made_with}, here is {tools.release}: not compared")
         return []
-    wanted = page.fill(text, page.tables(kernels, Evaluation(tools, kernels)), tools.release)
+    evaluation = Evaluation(tools, kernels)
+    made = page.tables(kernels, evaluation) | step_page.tables(*step.measure(evaluation))
+    wanted = page.fill(text, made, tools.release)
     if command == "write":
         page.PAGE.write_text(wanted)
         return []

@@ -28,8 +28,8 @@ class Kernels:
     """Compiles the kernels and reads their machine code; runs in the root of the project."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        compiler = host.find_compiler(environment)
-        self.ccbin = cuda.host_compiler(compiler, environment)
+        self.compiler = host.find_compiler(environment)
+        self.ccbin = cuda.host_compiler(self.compiler, environment)
         settings = CudaSettings.read(environment)
         self.toolkit = toolkit.find(settings, environment, self.ccbin, cuda.PROBES)
         beside = Path(self.toolkit.nvcc).parent

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mpembed_gpu import cubins, report, sass
-from mpembed_gpu.devices import DEVICES
+from mpembed_gpu.devices import DEVICES, Device
 from mpembed_gpu.model import Estimate, Path, estimate
 from mpembed_gpu.registry import FORMATS, Format
 from mpembed_gpu.report import Kernel
@@ -32,20 +32,26 @@ class Row:
 class Evaluation:
     """The kernels of all architectures, and the probes that single out a format."""
 
-    def __init__(self, tools: cubins.Kernels, kernels: Iterable[Kernel]) -> None:
+    def __init__(
+        self,
+        tools: cubins.Kernels,
+        kernels: Iterable[Kernel],
+        scenarios: Sequence[Scenario] = (*SCENARIOS, *BATCH),
+        formats: Sequence[Format] = FORMATS,
+    ) -> None:
         self.tools = tools
         self.kernels = {(k.family, k.arch, k.name): k for k in kernels}
         sources = {source.stem: source for source in cubins.sources()}
         plain = {
             (s.family, ""): tools.job(sources[s.family], ARCH, model=True)
-            for s in (*SCENARIOS, *BATCH)
+            for s in scenarios
             if not s.probe
         }
         probes = {
             (s.family, f.type): tools.probe(sources[s.family], ARCH, f.type)
-            for s in SCENARIOS
+            for s in scenarios
             if s.probe
-            for f in FORMATS
+            for f in formats
         }
         self.jobs = {**plain, **probes}
         tools.compile(list(self.jobs.values()))
@@ -64,22 +70,30 @@ class Evaluation:
 
     def row(self, scenario: Scenario, label: str, fmt: Format, dim: int) -> Row:
         """Return one line."""
-        moved = scenario.bytes(fmt, dim)
+        moved, path = scenario.bytes(fmt, dim), self.path(scenario, fmt, dim)
+        estimates = (self.estimate(scenario, fmt, dim, device) for device in DEVICES)
+        return Row(label, dim, moved, path, tuple(estimates))
+
+    def path(self, scenario: Scenario, fmt: Format, dim: int) -> Path | None:
+        """Return what a warp does, None where only bytes are counted."""
         wanted = scenario.kernel(fmt, dim)
         if not wanted:
-            return Row(label, dim, moved, None, tuple(estimate(d, moved) for d in DEVICES))
+            return None
         code = self._code(scenario.family, fmt.type if scenario.probe else "")
-        path = scenario.path(fmt, dim, code[_only(code, wanted)])
-        estimates = []
-        for device in DEVICES:
-            here = {
-                n: k
-                for (f, a, n), k in self.kernels.items()
-                if (f, a) == (scenario.family, device.arch)
-            }
-            warps = here[_only(here, wanted)].warps
-            estimates.append(estimate(device, moved, path, warps))
-        return Row(label, dim, moved, path, tuple(estimates))
+        return scenario.path(fmt, dim, code[_only(code, wanted)])
+
+    def estimate(self, scenario: Scenario, fmt: Format, dim: int, device: Device) -> Estimate:
+        """Return the time of a row on a device."""
+        moved, path = scenario.bytes(fmt, dim), self.path(scenario, fmt, dim)
+        if path is None:
+            return estimate(device, moved)
+        here = {
+            n: k
+            for (f, a, n), k in self.kernels.items()
+            if (f, a) == (scenario.family, device.arch)
+        }
+        warps = here[_only(here, scenario.kernel(fmt, dim))].warps
+        return estimate(device, moved, path, warps)
 
     def _code(self, family: str, cpp_type: str) -> Code:
         """Return the instructions of our kernels in one cubin, by short name."""

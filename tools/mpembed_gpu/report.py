@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +67,14 @@ def kernels(tools: cubins.Kernels, family: str, arch: str, cubin: Path) -> list[
     return sorted(found, key=lambda kernel: kernel.name)
 
 
-def all_kernels(tools: cubins.Kernels, architectures: tuple[str, ...]) -> list[Kernel]:
-    """Compile everything and return all kernels."""
+def all_kernels(
+    tools: cubins.Kernels, architectures: Sequence[str], families: Collection[str] = ()
+) -> list[Kernel]:
+    """Compile everything, or some of the files, and return all kernels."""
     jobs = {
         (source.stem, arch): tools.job(source, arch)
         for source in cubins.sources()
+        if not families or source.stem in families
         for arch in architectures
     }
     tools.compile(list(jobs.values()))

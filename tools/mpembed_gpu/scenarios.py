@@ -11,7 +11,7 @@ from mpembed_gpu import registry, sass, traffic
 from mpembed_gpu.flow import Trips, blocks_of, longest
 from mpembed_gpu.latency import waits
 from mpembed_gpu.model import Path
-from mpembed_gpu.registry import Format, Optimizer
+from mpembed_gpu.registry import Format, Optimizer, Policy
 from mpembed_gpu.sass import Instruction
 from mpembed_gpu.traffic import POOL, Bytes
 
@@ -75,6 +75,25 @@ def _forward_rules(fmt: Format, dim: int) -> tuple[Trips, ...]:
     return (Trips(POOL * _COLUMNS * per_column, "FFMA", _LOAD),)
 
 
+def forward(pool: int, value: int) -> Scenario:
+    """Return the forward of bags with `pool` lookups, whose outputs have `value` bytes an element.
+
+    A bag of one takes the loop, which has several rows in flight, once.
+    """
+    once = (Trips(1, needs="FFMA"),)
+    return Scenario(
+        f"forward, sum of {pool}",
+        "lookup",
+        lambda fmt, _: f"bags_kernel<{fmt.type}, 8",
+        partial(traffic.forward, pool=pool, value=value),
+        lambda fmt, dim: once if pool == 1 else _forward_rules(fmt, dim),
+        lambda dim: 32 / lanes(dim) * pool,
+        probe=False,
+        # The row of a bag of one; what leads to it is read in order.
+        memory=1 if pool == 1 else None,
+    )
+
+
 def _range(_: Format, dim: int) -> Trips:
     """Return the rule for the steps that find a row's smallest and largest value."""
     return Trips(2 * (lanes(dim).bit_length() - 1), "SHFL", needs="SHFL", without=_STORE)
@@ -90,12 +109,13 @@ def _rows_of_warp(fmt: Format, dim: int) -> tuple[Trips, ...]:
     return (Trips(lanes(dim), needs=_STORE, depth=0), _range(fmt, dim))
 
 
-def _update(optimizer: Optimizer) -> Scenario:
+def update(optimizer: Optimizer, pool: int = POOL, value: int = 4) -> Scenario:
+    """Return the update of rows with one lookup, of a gradient with `value` bytes an element."""
     return Scenario(
         f"backward and update, {optimizer.name}",
         "update_short",
         lambda *_: f"update_kernel<{optimizer.type}, false",
-        partial(traffic.update, optimizer=optimizer),
+        partial(traffic.update, optimizer=optimizer, pool=pool, value=value),
         _rows_of_warp,
         lambda _: 32,
         prefer="FFMA|SHFL",  # not the path of hot rows, which are few
@@ -104,26 +124,44 @@ def _update(optimizer: Optimizer) -> Scenario:
     )
 
 
-SCENARIOS = (
-    Scenario(
-        "forward, sum of 20",
-        "lookup",
-        lambda fmt, _: f"bags_kernel<{fmt.type}, 8",
-        traffic.forward,
-        _forward_rules,
-        lambda dim: 32 / lanes(dim) * POOL,
-        probe=False,
-    ),
-    *map(_update, registry.KINDS),
-    Scenario(
+def occurrences(pool: int, value: int) -> Scenario:
+    """Return the sums of gradients of rows with many lookups; a row is a lookup."""
+    block = 64  # lookups of a tile, of which each lane finds one at a time
+
+    def rules(_: Format, dim: int) -> tuple[Trips, ...]:
+        per_lookup = 2  # loads of 16 bytes, of eight columns
+        inner = Trips(lanes(dim) * per_lookup, r"LDG\.E\.128", depth=1)
+        return (Trips(block // lanes(dim), needs="LDG", depth=0), inner)
+
+    return Scenario(
+        "gradients of more lookups",
+        "update_short",
+        lambda *_: "partials_kernel<false",
+        lambda _, dim: traffic.occurrence(dim, pool, value),
+        rules,
+        lambda dim: 32 / lanes(dim) * block,
+        # Positions are read in order; the L2 cache has a bag's gradient for its other lookups.
+        memory=None if pool == 1 else block // lanes(max(DIMS)),
+    )
+
+
+def move(optimizer: Optimizer | None = None) -> Scenario:
+    """Return the rows of an admission in the place of a dirty row."""
+    return Scenario(
         "admission in the place of a dirty row: the rows",
         "cache",
         lambda *_: "move_kernel<false",
-        traffic.move,
+        partial(traffic.move, optimizer=optimizer),
         _rows_of_warp,
         lambda _: 32,
         avoid=_STATISTICS,
-    ),
+    )
+
+
+SCENARIOS = (
+    forward(POOL, 4),
+    *map(update, registry.KINDS),
+    move(),
     Scenario(
         "flush of a dirty row",
         "cache",
@@ -187,43 +225,55 @@ def _search(steps: int) -> tuple[Trips, ...]:
     return (rounds, Trips(1, needs="SHFL", depth=1), Trips(steps, "LDG", needs="LDG"))
 
 
-# What a batch costs in any format. CUB's sort and selection are counted in bytes only.
-BATCH = (
-    _lookup(
+def prepare(pool: int = POOL) -> Scenario:
+    """Return what a lookup's key and bag cost."""
+    return _lookup(
         "linear row ids and bags (`prepare`)",
         "prepare",
         "keys_kernel",
-        traffic.prepare(),
+        traffic.prepare(pool),
         _search(_BAGS.bit_length()),
         memory=_POSITIONS // 32,
         rows=_POSITIONS,
-    ),
-    _lookup("unique rows (`dedup`)", "dedup", "", traffic.dedup(), (), memory=None),
-    _lookup(
+    )
+
+
+def find(policy: Policy) -> Scenario:
+    """Return what it costs to look a unique row up in the cache."""
+    return _lookup(
         "looking unique rows up in the cache",
         "cache",
-        f"find_kernel<{_POLICY.type}",
+        f"find_kernel<{policy.type}",
         traffic.find(),
         (Trips(32, depth=0), Trips(1, depth=1)),  # row by row, then its ways
         memory=None,
-    ),
-    _lookup(
-        f"admission: ways for missing rows, {_POLICY.name.upper()}",
+    )
+
+
+def choose(policy: Policy) -> Scenario:
+    """Return what it costs to find a way for a missing row."""
+    return _lookup(
+        f"admission: ways for missing rows, {policy.name.upper()}",
         "cache",
-        f"admit_kernel<{_POLICY.type}",
+        f"admit_kernel<{policy.type}",
         traffic.choose(),
-        # Four sets at a time, each with one miss.
-        (Trips(4, needs=_STORE, depth=1), Trips(8, depth=0)),
+        # A warp has a set, here with one miss: it reads the list, then gives one way.
+        (Trips(1, needs="SHFL", depth=0), Trips(1, "LDG", needs="LDG")),
         memory=None,
         prefer="SHFL",  # the warp holds all misses of the set
-    ),
-    _lookup(
-        "slots of lookups (`scatter_slots`)",
-        "cache",
-        "scatter_kernel",
-        traffic.scatter(),
-        _search((_BAGS * POOL).bit_length()),
-        memory=_POSITIONS // 32,
-        rows=_POSITIONS,
-    ),
+        rows=1,
+    )
+
+
+DEDUP = _lookup("unique rows (`dedup`)", "dedup", "", traffic.dedup(), (), memory=None)
+SCATTER = _lookup(
+    "slots of lookups (`scatter_slots`)",
+    "cache",
+    "scatter_kernel",
+    traffic.scatter(),
+    _search((_BAGS * POOL).bit_length()),
+    memory=_POSITIONS // 32,
+    rows=_POSITIONS,
 )
+# What a batch costs in any format. CUB's sort and selection are counted in bytes only.
+BATCH = (prepare(), DEDUP, find(_POLICY), choose(_POLICY), SCATTER)

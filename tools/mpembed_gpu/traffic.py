@@ -15,6 +15,7 @@ from mpembed_gpu.registry import Format, Optimizer
 
 SECTOR = 32
 POOL = 20  # lookups per bag
+ADMITTED = 24  # a key, a tag and a slot
 KEY, SLOT, POSITION, BAG, OFFSET, TAG, META = 8, 4, 4, 4, 8, 8, 4
 WAYS = 32
 WIDEST = 16  # bytes of a load
@@ -38,11 +39,14 @@ def sectors(size: int) -> float:
     return SECTOR * touched / len(starts)
 
 
-def forward(fmt: Format, dim: int) -> Bytes:
-    """Sum pooling through slots, no row cached; a row is a lookup."""
-    out = 4 * dim / POOL
-    floor = fmt.row(dim) + KEY + SLOT + (out + OFFSET / POOL)
-    moved = sectors(fmt.row(dim)) + KEY + SLOT + OFFSET / POOL + out
+def forward(fmt: Format, dim: int, pool: int = POOL, value: int = 4) -> Bytes:
+    """Sum pooling through slots, no row cached; a row is a lookup.
+
+    An output has `value` bytes an element.
+    """
+    out = value * dim / pool
+    floor = fmt.row(dim) + KEY + SLOT + (out + OFFSET / pool)
+    moved = sectors(fmt.row(dim)) + KEY + SLOT + OFFSET / pool + out
     return Bytes(floor, moved, moved)
 
 
@@ -73,40 +77,60 @@ def record(fmt: Format, dim: int, optimizer: Optimizer) -> float:
     return sum(map(sectors, stored(fmt, dim, optimizer)))
 
 
-def update(fmt: Format, dim: int, optimizer: Optimizer) -> Bytes:
-    """Backward and optimizer step of an uncached row with one lookup."""
-    row, grad = fmt.row(dim), 4 * dim
+def update(fmt: Format, dim: int, optimizer: Optimizer, pool: int = POOL, value: int = 4) -> Bytes:
+    """Backward and optimizer step of an uncached row with one lookup.
+
+    A gradient has `value` bytes an element.
+    """
+    row, grad = fmt.row(dim), value * dim
     state = sum(one.size(dim) for one in optimizer.states)
     arrays = KEY + OFFSET + POSITION + BAG + SLOT
-    floor = 2 * (row + state) + grad / POOL + arrays
+    floor = 2 * (row + state) + grad / pool + arrays
     fixed = 2 * record(fmt, dim, optimizer) + arrays
     # A bag's gradient comes from memory once and from the L2 cache for the bag's other lookups. The
     # number of a lookup's bag costs a sector. The search for hot rows reads the starts again.
-    return Bytes(floor, fixed + grad / POOL, fixed - BAG + SECTOR + sectors(grad) + OFFSET)
+    return Bytes(floor, fixed + grad / pool, fixed - BAG + SECTOR + sectors(grad) + OFFSET)
 
 
 def find() -> Bytes:
     """Look up a row that is not cached: read its set's tags."""
     floor = KEY + TAG * WAYS + SLOT
-    moved = floor + 2 * POSITION + OFFSET  # its set and place for the sort, and counts of lookups
+    moved = floor + POSITION + OFFSET + SECTOR  # the list of its set, and counts of lookups
     return Bytes(floor, moved, moved)
+
+
+def tags() -> Bytes:
+    """Read the tags of a set and the policy's states of its ways."""
+    state = WAYS * (TAG + META)
+    return Bytes(state, state, state)
 
 
 def choose() -> Bytes:
     """Give a missing row the way of another row of its set."""
-    state = WAYS * (TAG + META)
+    state = tags().memory
     floor = KEY + state + TAG + META + SLOT
-    # The row's key and slot, the way's tag and state at random places; set, place and outcome.
-    moved = state + 4 * SECTOR + 2 * POSITION + TAG
+    # The list's head, the next miss, the row's key and slot, the way's tag and state at random
+    # places; the set, and what is admitted.
+    moved = state + 6 * SECTOR + POSITION + ADMITTED
     return Bytes(floor, moved, moved)
 
 
-def move(fmt: Format, dim: int) -> Bytes:
-    """Write a dirty row back and load a missing row in its place."""
-    row, cached = fmt.row(dim), 4 * dim
+def occurrence(dim: int, pool: int, value: int) -> Bytes:
+    """Add the gradient of one more lookup of a row to that of the others."""
+    grad = value * dim
+    floor = POSITION + BAG + grad / pool
+    return Bytes(floor, floor, POSITION + SECTOR + sectors(grad))
+
+
+def move(fmt: Format, dim: int, optimizer: Optimizer | None = None) -> Bytes:
+    """Write a dirty row back and load a missing row in its place, with the optimizer's states."""
+    states = optimizer.states if optimizer is not None else ()
+    state = sum(one.size(dim) for one in states)
+    row, cached = fmt.row(dim) + state, 4 * dim + state
+    kept = sectors(fmt.row(dim)) if optimizer is None else record(fmt, dim, optimizer)
     floor = 2 * cached + 2 * row
-    moved = 2 * sectors(cached) + 2 * sectors(row)
-    moved += 2 * SECTOR + 2 * POSITION + TAG  # the row's key and slot; set, place and outcome
+    moved = 2 * sectors(cached) + 2 * kept
+    moved += ADMITTED
     return Bytes(floor, moved, moved)
 
 
@@ -139,20 +163,32 @@ def dedup(bits: int = KEY_BITS) -> Bytes:
     floor = KEY + POSITION + KEY + OFFSET
     load = KEY + 4 + POSITION
     sort = 4 + -(-bits // 8) * 2 * (4 + POSITION)  # a histogram, then 8 bits a pass
-    select = 4 + OFFSET
-    segment = 4 + 2 * POSITION + OFFSET + KEY
-    moved = load + sort + select + segment
+    unique = 4 + 2 * POSITION + OFFSET + KEY
+    moved = load + sort + unique
     return Bytes(floor, moved, moved)
+
+
+def by_set(bits: int) -> Bytes:
+    """Sort a lookup's place by its set, of which there are so many bits; a row is a lookup."""
+    pair = 4 + POSITION
+    moved = pair + 4 + -(-bits // 8) * 2 * pair + 4  # written, sorted as in `dedup`, read
+    return Bytes(0, moved, moved)
+
+
+def sketch() -> Bytes:
+    """Estimate a missing row's count in the sketch and raise it."""
+    moved = 3 * 4 * SECTOR + 2 * 4  # four cells, read once and changed once
+    return Bytes(moved, moved, moved)
 
 
 def scatter() -> Bytes:
     """Give each lookup the slot of its row; a row is a lookup."""
     floor = POSITION + 2 * SLOT
-    # Slots are cleared first and written at random places; the search reads starts.
-    return Bytes(floor, floor + SLOT + OFFSET, floor - SLOT + SECTOR + OFFSET)
+    # Slots are written at random places; the search reads starts.
+    return Bytes(floor, floor + OFFSET, floor - SLOT + SECTOR + OFFSET)
 
 
-def prepare() -> Bytes:
+def prepare(pool: int = POOL) -> Bytes:
     """Turn an index into a linear row id and its bag; a row is a lookup."""
-    floor = 8 + KEY + BAG + 2 * OFFSET / POOL
+    floor = 8 + KEY + BAG + 2 * OFFSET / pool
     return Bytes(floor, floor, floor)

@@ -1,0 +1,255 @@
+"""The whole step: each kernel's time a row times its rows in a batch, and what the host does.
+
+A kernel that works on rows of several kinds, such as cached and stored ones, takes the largest of
+the sums of its bytes, instructions and waits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from mpembed_gpu import calls, cubins, registry, report, scenarios, traffic, workload
+from mpembed_gpu.devices import MEASURED, Device
+from mpembed_gpu.evaluate import Evaluation
+from mpembed_gpu.model import Estimate, estimate
+from mpembed_gpu.registry import Format, Optimizer
+from mpembed_gpu.workload import DIM, LOOKUPS, SETTINGS, Counts, Setting
+
+DEVICES = sorted(MEASURED, key=lambda device: ("H100", "H200", "A100").index(device.name))
+OUTPUTS = {"FP32": 4, "BF16": 2}  # bytes of an element of outputs and gradients
+GAP = 1.0e-6  # seconds from the end of a kernel to the start of the next one
+LAUNCH, CALL = 2.0e-6, 0.15e-6  # the host's seconds for a launch, a fill or a copy, and any other
+PARTS = ("prepare", "dedup", "find", "admit", "rows", "scatter", "forward", "update", "launches")
+_FAMILIES = ("prepare", "cache", "lookup", "update_short")
+_ARCHITECTURES = ("80", "90")
+_FORMATS = {fmt.name: fmt for fmt in registry.FORMATS}
+_POLICIES = {policy.name: policy for policy in registry.POLICIES}
+OPTIMIZERS = tuple(o for o in registry.OPTIMIZERS if o.name in ("rowwise_adagrad", "sgd"))
+_COPY = re.compile(r"cudaMem(cpy|set)\w*|cudaLaunchKernel\w*")
+# How many gradients of a row with 2 to 64 lookups are in flight; of a row with more it is four.
+_AT_MOST = 4
+_AT_ONCE = re.compile(r"sum_block<(\d+)>\(update, tile, found\.table")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One column of the page's tables."""
+
+    setting: str
+    pool: int
+    optimizer: str
+    outputs: str
+    device: str
+
+
+Parts = Mapping[str, float]  # seconds
+Bounds = Mapping[str, str]  # what bounds each part's longest kernel
+Work = Sequence[tuple[float, Estimate]]  # of a kernel: rows, and what each takes
+
+
+def cases() -> list[Case]:
+    """Return all cases, in the page's order."""
+    return [
+        Case(setting.name, pool, optimizer.name, outputs, device.name)
+        for setting in SETTINGS
+        for pool in LOOKUPS
+        for optimizer in OPTIMIZERS
+        for outputs in OUTPUTS
+        for device in DEVICES
+    ]
+
+
+def evaluation(tools: cubins.Kernels) -> Evaluation:
+    """Compile what the step needs."""
+    kernels = report.all_kernels(tools, _ARCHITECTURES, _FAMILIES)
+    formats = [_FORMATS[name] for name in sorted({s.precision for s in SETTINGS} | {"fp32"})]
+    known = (*scenarios.SCENARIOS, *scenarios.BATCH)
+    needed = [one for one in known if one.family in _FAMILIES]
+    return Evaluation(tools, kernels, needed, formats)
+
+
+class Step:
+    """The times of the kernels of a batch."""
+
+    def __init__(
+        self,
+        kernels: Evaluation,
+        counts: Mapping[tuple[str, int], Counts],
+        counted: Mapping[tuple[str, int], calls.Calls],
+    ) -> None:
+        self.kernels, self.counts, self.calls = kernels, counts, counted
+        source = Path("kernels/cuda/update_rows.cuh").read_text()
+        match = _AT_ONCE.search(source)
+        if match is None:
+            raise LookupError("update_rows.cuh has no sum_block of known form: see step.py")
+        self.at_once = int(match[1])
+        self.estimate = lru_cache(maxsize=None)(self._estimate)
+
+    def _estimate(self, key: str, device: Device, fmt: Format, *how: object) -> Estimate:
+        made = getattr(scenarios, key)(*how) if how else getattr(scenarios, key)
+        return self.kernels.estimate(made, fmt, DIM, device)
+
+    def parts(self, case: Case) -> tuple[dict[str, float], dict[str, str]]:
+        """Return the seconds of each part of a step, and what bounds it."""
+        setting = next(one for one in SETTINGS if one.name == case.setting)
+        device = next(one for one in DEVICES if one.name == case.device)
+        optimizer = next(one for one in OPTIMIZERS if one.name == case.optimizer)
+        batch = _Batch(self, setting, case.pool, OUTPUTS[case.outputs], optimizer, device)
+        launches = self.calls[setting.policy, case.pool]
+        seconds: dict[str, float] = {}
+        bounds: dict[str, str] = {}
+        for name in PARTS[:-1]:
+            kernels: list[Work] = getattr(batch, f"{name}_kernels")()
+            found = [together(work) for work in kernels]
+            seconds[name] = sum(one.seconds for one in found)
+            bounds[name] = max(found, key=lambda one: one.seconds).bound
+        return {**seconds, "launches": (launches.launches + launches.fills) * GAP}, bounds
+
+
+def together(work: Work) -> Estimate:
+    """Return what a kernel takes for rows of several kinds."""
+    total: dict[str, float] = {}
+    for rows, one in work:
+        for bound, seconds in one.parts.items():
+            total[bound] = total.get(bound, 0) + rows * seconds
+    return Estimate(sum(rows * one.floor for rows, one in work), total)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The work of each part, in one case."""
+
+    step: Step
+    setting: Setting
+    pool: int
+    value: int
+    optimizer: Optimizer
+    device: Device
+
+    @property
+    def counts(self) -> Counts:
+        return self.step.counts[self.setting.name, self.pool]
+
+    @property
+    def stored(self) -> Format:
+        return _FORMATS[self.setting.precision]
+
+    def row(self, key: str, *how: object, fmt: Format | None = None) -> Estimate:
+        return self.step.estimate(key, self.device, fmt or self.stored, *how)
+
+    def bytes(self, moved: traffic.Bytes) -> Estimate:
+        return estimate(self.device, moved)
+
+    # ---- each part's kernels -----------------------------------------------------------------
+
+    def prepare_kernels(self) -> list[Work]:
+        return [[(self.counts.lookups, self.row("prepare", self.pool))]]
+
+    def dedup_kernels(self) -> list[Work]:
+        return [[(self.counts.lookups, self.row("DEDUP"))]]
+
+    def find_kernels(self) -> list[Work]:
+        return [[(self.counts.unique, self.row("find", _POLICIES[self.setting.policy]))]]
+
+    def admit_kernels(self) -> list[Work]:
+        """Return the misses' order, their ways, and their counts in the sketch."""
+        misses, sets = self.counts.misses, self.counts.slots // traffic.WAYS
+        way = self.row("choose", _POLICIES[self.setting.policy])
+        # A set's tags are read once for all of its misses.
+        state = self.bytes(traffic.tags())
+        less = {bound: way.parts[bound] - seconds for bound, seconds in state.parts.items()}
+        made: list[Work] = [
+            [(self.counts.lookups, self.bytes(traffic.by_set(sets.bit_length())))],
+            [
+                (misses, replace(way, parts={**way.parts, **less})),
+                (min(misses, sets), state),
+            ],
+        ]
+        if self.setting.policy == "lfu":
+            made.append([(misses, self.bytes(traffic.sketch()))])
+        return made
+
+    def rows_kernels(self) -> list[Work]:
+        return [[(self.counts.admitted, self.row("move", self.optimizer))]]
+
+    def scatter_kernels(self) -> list[Work]:
+        return [[(self.counts.lookups, self.row("SCATTER"))]]
+
+    def forward_kernels(self) -> list[Work]:
+        counts, fp32 = self.counts, _FORMATS["fp32"]
+        stored = counts.lookups - counts.cached_lookups
+        hot = counts.many_lookups - counts.cached_many_lookups
+        cached, cached_hot = counts.cached_lookups, counts.cached_many_lookups
+        work: list[tuple[float, Estimate]] = []
+        for fmt, lookups, near in ((self.stored, stored, hot), (fp32, cached, cached_hot)):
+            one = self.row("forward", self.pool, self.value, fmt=fmt)
+            work += [(lookups - near, one), (near, self._near(one, fmt))]
+        return [work]
+
+    def _near(self, one: Estimate, fmt: Format) -> Estimate:
+        """Return a lookup of a row that the L2 cache has."""
+        moved = traffic.forward(fmt, DIM, self.pool, self.value)
+        memory = moved.memory - traffic.sectors(fmt.row(DIM))
+        return replace(one, parts={**one.parts, "memory": memory / self.device.memory})
+
+    def update_kernels(self) -> list[Work]:
+        counts, fp32 = self.counts, _FORMATS["fp32"]
+        how = (self.optimizer, self.pool, self.value)
+        few, repeated = counts.few_lookups - counts.few, counts.lookups - counts.unique
+        more = self.row("occurrences", self.pool, self.value)
+        # Of a row with few lookups fewer gradients are in flight, so a tile waits more often.
+        tiles = self.device.processors * self._warps() * 32 / scenarios.lanes(DIM)
+        wait = self.device.far if self.pool == 1 else self.device.cached
+        waits = max(0.0, 1 / self.step.at_once - 1 / _AT_MOST) * wait / tiles
+        slow = {**more.parts, "latency": more.parts["latency"] + waits}
+        return [
+            [
+                (counts.unique - counts.cached, self.row("update", *how)),
+                (counts.cached, self.row("update", *how, fmt=fp32)),
+                (repeated - few, more),
+                (few, replace(more, parts=slow)),
+            ]
+        ]
+
+    def _warps(self) -> int:
+        wanted = f"update_kernel<{self.optimizer.type}, false>"
+        return self.step.kernels.kernels["update_short", self.device.arch, wanted].warps
+
+
+def host(counted: calls.Calls) -> float:
+    """Return the host's seconds for the runtime's calls of a step."""
+    long = counted.count(_COPY)
+    return long * LAUNCH + (counted.all - long) * CALL
+
+
+def save(path: Path, found: Mapping[Case, Parts], commit: str, date: str) -> None:
+    """Keep a step's figures, to compare later ones with."""
+    head = json.dumps({"commit": commit, "date": date})[1:-1]
+    lines = [
+        json.dumps([*vars(case).values(), {name: float(f"{s:.6g}") for name, s in parts.items()}])
+        for case, parts in found.items()
+    ]
+    path.write_text(f'{{{head}, "cases": [\n' + ",\n".join(lines) + "\n]}\n")
+
+
+def load(path: Path) -> tuple[str, str, dict[Case, Parts]]:
+    """Return commit, date and figures of a file."""
+    data = json.loads(path.read_text())
+    return data["commit"], data["date"], {Case(*one[:-1]): one[-1] for one in data["cases"]}
+
+
+DATA = Path(__file__).with_name("data")
+WORKLOAD, CALLS = DATA / "workload.json", DATA / "calls.json"
+CALLS_BEFORE, STEP_BEFORE = DATA / "calls_before.json", DATA / "step_before.json"
+
+
+def measure(kernels: Evaluation) -> tuple[dict[Case, Parts], dict[Case, Bounds]]:
+    """Return the seconds of every case, and what bounds them."""
+    step = Step(kernels, workload.read(WORKLOAD), calls.read(CALLS))
+    found = {case: step.parts(case) for case in cases()}
+    return {c: one[0] for c, one in found.items()}, {c: one[1] for c, one in found.items()}

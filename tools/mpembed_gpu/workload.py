@@ -1,0 +1,192 @@
+"""The batches of the whole step, and what the cache makes of them, counted by the CPU's kernels.
+
+A device's cache does the same with the same calls, so its counts are these.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BATCH, TABLES, DIM = 1 << 16, 26, 128
+ROWS = (1_000_000, 10_000_000)  # of the smallest and the largest table, spaced evenly in logarithm
+EXPONENT, SEED = 1.05, 0
+BLOCK = 64  # lookups of a row that are summed in one block
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the tables are stored; `steps`: batches before the one that is counted, by lookups."""
+
+    precision: str
+    load_factor: float
+    policy: str
+    steps: Mapping[int, int]
+
+    @property
+    def name(self) -> str:
+        """Return what the page calls it."""
+        return f"{self.precision}, {100 * self.load_factor:.0f} % {self.policy.upper()}"
+
+
+SETTINGS = (
+    Setting("int8", 0.05, "lru", {1: 60, 20: 8}),
+    Setting("int4", 0.01, "lfu", {1: 60, 20: 12}),
+)
+LOOKUPS = (1, 20)  # of a bag
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one batch costs: lookups and rows of all tables.
+
+    `hits`, `misses`: unique rows that the cache had or had not. `admitted`: misses that got a slot,
+    `written`: the dirty rows that made room. `cached`: unique rows in the cache after that, and
+    `cached_lookups` theirs. `few` rows have 2 to 64 lookups, `many` have more, of which
+    `cached_many_lookups` are of rows in the cache.
+    """
+
+    lookups: int
+    unique: int
+    hits: int
+    misses: int
+    admitted: int
+    written: int
+    cached: int
+    cached_lookups: int
+    few: int
+    few_lookups: int
+    many: int
+    many_lookups: int
+    cached_many_lookups: int
+    slots: int
+
+    @property
+    def once(self) -> int:
+        """Rows with one lookup."""
+        return self.unique - self.few - self.many
+
+
+def table_rows(tables: int = TABLES, rows: tuple[int, int] = ROWS) -> list[int]:
+    """Return the rows of each table."""
+    low, high = map(math.log, rows)
+    return [round(math.exp(low + (high - low) * t / (tables - 1))) for t in range(tables)]
+
+
+def draw(rng: np.random.Generator, rows: int, n: int) -> Array:
+    """Return n row numbers: the k-th most frequent row has the weight of x^-1.05 in [k, k + 1)."""
+    power = 1 - EXPONENT
+    x = (1 + rng.random(n) * ((rows + 1) ** power - 1)) ** (1 / power)
+    rank: Array = np.minimum(x.astype(np.int64), rows) - 1
+    rank *= _step(rows)
+    rank %= rows
+    return rank
+
+
+def _step(rows: int) -> int:
+    """Return a factor that spreads frequent rows over the table."""
+    step = round(rows * 0.6180339887)
+    while math.gcd(step, rows) != 1:
+        step += 1
+    return step
+
+
+def expected_unique(rows: int, n: int) -> float:
+    """Return how many rows of a table n draws have on average."""
+    power = 1 - EXPONENT
+    edges = np.arange(1, rows + 2, dtype=np.float64) ** power
+    chance = (edges[:-1] - edges[1:]) / (edges[0] - edges[-1])
+    return float(-np.expm1(n * np.log1p(-chance)).sum())
+
+
+def batches(pool: int, rows: list[int], batch: int = BATCH) -> Iterator[Array]:
+    """Yield the indices of batches, table by table; bags have `pool` lookups."""
+    rng = np.random.default_rng(SEED)
+    while True:
+        yield np.concatenate([draw(rng, count, batch * pool) for count in rows])
+
+
+def simulate(
+    setting: Setting, pool: int, rows: list[int] | None = None, batch: int = BATCH
+) -> Counts:
+    """Train some batches on the CPU, and count what the next one does."""
+    import mpembed as mpe
+
+    rows = table_rows() if rows is None else rows
+    tables = [
+        mpe.TableConfig(f"t{i}", count, 1, setting.precision, init="zeros")
+        for i, count in enumerate(rows)
+    ]
+    cache = mpe.CacheConfig(load_factor=setting.load_factor, policy=setting.policy)
+    emb = mpe.EmbeddingBagCollection(tables, cache=cache, optimizer=mpe.SGD(lr=1e-3))
+    offsets = np.arange(0, len(rows) * batch * pool + 1, pool)
+    grad = np.ones((batch, len(rows)), np.float32)
+    before: dict[str, int] = {}
+    for step, indices in enumerate(batches(pool, rows, batch)):
+        emb.forward(indices, offsets)
+        emb.backward(grad)
+        now = _totals(emb)
+        if step == setting.steps[pool]:
+            return _counts(emb, rows, indices, {name: now[name] - before[name] for name in now})
+        before = now
+    raise AssertionError
+
+
+def _totals(emb: Any) -> dict[str, int]:
+    stats = list(emb.stats().values())
+    return {name: sum(one[name] for one in stats) for name in stats[0]}
+
+
+def _counts(emb: Any, rows: list[int], indices: Array, step: dict[str, int]) -> Counts:
+    from mpembed import ops
+    from mpembed.collection import collection_state
+
+    bases = np.repeat(np.cumsum([0, *rows[:-1]]), len(indices) // len(rows))
+    keys, counts = np.unique(indices + bases, return_counts=True)
+    (tags,) = (a for n, a in collection_state(emb).arrays().items() if n.endswith(".tags"))
+    held = np.asarray(tags.memory)
+    cached = ops.cache_lookup(held, keys) >= 0
+    few, many = (counts > 1) & (counts <= BLOCK), counts > BLOCK
+    assert len(keys) == step["unique"]
+    return Counts(
+        lookups=len(indices),
+        unique=len(keys),
+        hits=step["hits"],
+        misses=step["misses"],
+        admitted=step["misses"] - step["conflict_misses"] - step["rejected"],
+        written=step["write_backs"],
+        cached=int(cached.sum()),
+        cached_lookups=int(counts[cached].sum()),
+        few=int(few.sum()),
+        few_lookups=int(counts[few].sum()),
+        many=int(many.sum()),
+        many_lookups=int(counts[many].sum()),
+        cached_many_lookups=int(counts[many & cached].sum()),
+        slots=held.size,
+    )
+
+
+def write(path: Path) -> None:
+    """Count the batches of every setting and keep them in a file."""
+    found = {
+        setting.name: {str(pool): asdict(simulate(setting, pool)) for pool in LOOKUPS}
+        for setting in SETTINGS
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[tuple[str, int], Counts]:
+    """Return the counts of a file by setting and lookups of a bag."""
+    return {
+        (name, int(pool)): Counts(**counts)
+        for name, pools in json.loads(path.read_text()).items()
+        for pool, counts in pools.items()
+    }
