@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import mpembed as mpe
+import mpembed.cuda
 from mpembed import ops
 
 
@@ -32,6 +33,14 @@ def collection() -> mpe.EmbeddingBagCollection:
         bounds="drop",
         on_nonfinite="skip",
     )
+
+
+def own_optimizer(source: str) -> mpe.cuda.Optimizer:
+    """Make one of one's own."""
+    made = mpe.cuda.Optimizer(source, "Lion", 0.1, parameters={"beta1": 0.9, "beta2": 0.99})
+    assert_type(made.own_parameters, dict[str, float])
+    assert_type(made.with_lr(0.2), mpe.cuda.Optimizer)
+    return made
 
 
 def train(emb: mpe.EmbeddingBagCollection) -> npt.NDArray[np.float32]:
