@@ -10,8 +10,11 @@ namespace mpembed {
 namespace cuda {
 namespace {
 
-constexpr int kItems = 8;  // of a thread
-constexpr int64_t kTileItems = kThreads * kItems;
+// Of a thread: as many as its registers allow.
+template <class Key>
+constexpr int kItems = sizeof(Key) == 8 ? 4 : 8;
+template <class Key>
+constexpr int64_t kTileItems = int64_t{kThreads} * kItems<Key>;
 
 // The sorted keys in tiles, one a block, and how many unique rows begin before each. Tiles are
 // numbered in the order in which their blocks begin, so that no block waits for one that has not.
@@ -105,12 +108,12 @@ __global__ void __launch_bounds__(kThreads, 6)
   if (threadIdx.x == 0) tile_of[0] = atomicAdd(tiles.begun, 1u);
   __syncthreads();
   const int64_t tile = tile_of[0];
-  const int64_t first = tile * kTileItems + warp * kItems * kWarp + lane;
-  Key keys[kItems];
-  unsigned heads[kItems];
+  const int64_t first = tile * kTileItems<Key> + warp * kItems<Key> * kWarp + lane;
+  Key keys[kItems<Key>];
+  unsigned heads[kItems<Key>];
   uint32_t rows = 0;
   MPE_UNROLL
-  for (int k = 0; k < kItems; ++k) {
+  for (int k = 0; k < kItems<Key>; ++k) {
     const int64_t i = first + k * kWarp;
     keys[k] = i < n ? sorted[i] : limit;
     const bool begins = keys[k] < limit && (i == 0 || sorted[i - 1] != keys[k]);
@@ -131,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, 6)
   uint32_t row = before[0];
   for (int w = 0; w < warp; ++w) row += warps[w];
   MPE_UNROLL
-  for (int k = 0; k < kItems; ++k) {
+  for (int k = 0; k < kItems<Key>; ++k) {
     const int64_t i = first + k * kWarp;
     const bool begins = ((heads[k] >> lane) & 1u) != 0;
     const int64_t u = row + static_cast<uint32_t>(__popc(heads[k] & ((1u << lane) - 1)));
@@ -161,7 +164,7 @@ template <class Key>
 mpe_status dedup_as(const uint64_t* keys, int64_t n, uint64_t limit, const Refusal& refusal,
                     mpe_unique* out, void* stream) {
   const Key bound = static_cast<Key>(limit);
-  const int64_t num_tiles = ceil_div(n, kTileItems);
+  const int64_t num_tiles = ceil_div(n, kTileItems<Key>);
   Workspace workspace(stream);
   PairSort<Key, int32_t> sort(n, bits_for(limit + 1), stream);
   MPE_TRY(sort.plan(&workspace, "dedup"));
