@@ -22,9 +22,25 @@ _ONE_TABLE = Trips(0, r"LDG?\.E\.64", needs=r"LDG?\.E\.64")  # the search for a 
 _STATISTICS = r"ATOM|REDG?\."  # once per table among 32 rows
 _BAGS = 1 << 16  # of a batch; the search for a lookup's bag halves them
 _POLICY = registry.POLICIES[0]  # policies differ little
+
+
+@dataclass(frozen=True)
+class Sometimes:
+    """Loops that are taken once in a share of the cases, not at all in the others."""
+
+    share: float
+    needs: str
+    without: str = ""
+    depth: int | None = None
+
+    def trips(self, times: int) -> Trips:
+        """Return the rule for one case."""
+        return Trips(times, needs=self.needs, without=self.without, depth=self.depth)
+
+
 # Codes that are computed anew (kernels/cuda/codes.cuh): a draw comes near one code in 2048, so a
 # warp takes this loop for one chunk of its lanes' columns in nine.
-_ANEW, _SHARE = "FCHK", 1 - (1 - 1 / 2048) ** (32 * _COLUMNS)
+_ANEW = Sometimes(1 - (1 - 1 / 2048) ** (32 * _COLUMNS), "FCHK", without=_STORE)
 
 
 @dataclass(frozen=True)
@@ -46,18 +62,20 @@ class Scenario:
     prefer: str = ""
     avoid: str = ""
     memory: float | None = None  # waits for memory, not the L2 cache; None: all
+    sometimes: Sometimes = _ANEW
 
     def path(self, fmt: Format, dim: int, code: list[Instruction]) -> Path:
         """Return what a warp does."""
         rules, blocks = (*self.rules(fmt, dim), _ONE_TABLE), blocks_of(code)
 
-        def steps(anew: int) -> list[Instruction]:
-            loop = Trips(anew, needs=_ANEW, without=_STORE)
-            return longest(blocks, (*rules, loop), self.prefer, self.avoid)
+        def steps(times: int) -> list[Instruction]:
+            rule = self.sometimes.trips(times)
+            return longest(blocks, (rule, *rules), self.prefer, self.avoid)
 
         usual = steps(0)
         units, more = (Counter(sass.unit(one.opcode) for one in some) for some in (usual, steps(1)))
-        mean = {unit: units[unit] + _SHARE * (n - units[unit]) for unit, n in more.items()}
+        share = self.sometimes.share
+        mean = {unit: units[unit] + share * (n - units[unit]) for unit, n in more.items()}
         return Path(mean, waits(usual), self.rows(dim), self.memory)
 
 
@@ -78,7 +96,8 @@ def _forward_rules(fmt: Format, dim: int) -> tuple[Trips, ...]:
 def forward(pool: int, value: int) -> Scenario:
     """Return the forward of bags with `pool` lookups, whose outputs have `value` bytes an element.
 
-    A bag of one takes the loop, which has several rows in flight, once.
+    A bag of one takes the loop, which has several rows in flight, once. Where a tile has several
+    bags, a loop inside it ends a bag.
     """
     once = (Trips(1, needs="FFMA"),)
     return Scenario(
@@ -89,8 +108,10 @@ def forward(pool: int, value: int) -> Scenario:
         lambda fmt, dim: once if pool == 1 else _forward_rules(fmt, dim),
         lambda dim: 32 / lanes(dim) * pool,
         probe=False,
+        avoid="FCHK",  # the division of a mean
         # The row of a bag of one; what leads to it is read in order.
         memory=1 if pool == 1 else None,
+        sometimes=Sometimes(1 / pool, needs=_STORE, depth=1),
     )
 
 

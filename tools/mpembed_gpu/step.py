@@ -33,7 +33,7 @@ OPTIMIZERS = tuple(o for o in registry.OPTIMIZERS if o.name in ("rowwise_adagrad
 _COPY = re.compile(r"cudaMem(cpy|set)\w*|cudaLaunchKernel\w*")
 # How many gradients of a row with 2 to 64 lookups are in flight; of a row with more it is four.
 _AT_MOST = 4
-_AT_ONCE = re.compile(r"sum_block<(\d+)>\(update, tile, found\.table")
+_AT_ONCE = re.compile(r"sum_block<(?:kLong \? 1 : )?(\d+)>\(update, tile, found\.table")
 
 
 @dataclass(frozen=True)
