@@ -15,10 +15,17 @@ namespace {
 
 constexpr int kBagThreads = 128;  // fewer registers are left over than by larger blocks
 
-// Blocks that a multiprocessor should hold: as many as its registers allow. Rows that are loaded
-// byte by byte take more of them.
-template <int kAlignment>
-constexpr int kBagBlocks = kAlignment == 1 ? 5 : 6;
+// Blocks that a multiprocessor should hold: as many as its registers allow. FP32 rows, and rows
+// that are loaded byte by byte, take more of them.
+template <class Format, int kAlignment>
+constexpr int bag_blocks() {
+  if constexpr (kAlignment == 1 || std::is_same<Format, AnyFormat>::value) {
+    return kAlignment == 1 ? 5 : 6;
+  } else {
+    constexpr bool kBytes = 8 % Format::kBitsPerCode != 0 && Chunk<Format, kAlignment>::kPiece == 1;
+    return kBytes || Format::kBitsPerCode == 32 ? 6 : 7;
+  }
+}
 
 // The groups that one launch serves, and the first block of each. Kernels read it from their
 // parameters in place: a copy would be indexed in local memory.
@@ -36,7 +43,7 @@ struct GroupLookups {
 };
 
 template <class Format, int kAlignment>
-__global__ void __launch_bounds__(kBagThreads, kBagBlocks<kAlignment>)
+__global__ void __launch_bounds__(kBagThreads, (bag_blocks<Format, kAlignment>()))
     bags_kernel(const __grid_constant__ GroupLookups groups) {
   const int32_t group = groups.index_of(blockIdx.x);
   const Lookup& lookup = groups.lookup[group];

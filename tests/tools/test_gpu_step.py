@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class Kernels:
             for arch in ("80", "90")
             for optimizer in registry.OPTIMIZERS
         }
+        for arch, policy in itertools.product(("80", "90"), registry.POLICIES):
+            self.kernels["cache", arch, f"admit_kernel<{policy.type}>"] = Resident(32)
 
     def estimate(self, scenario: Scenario, fmt: Any, dim: int, device: Device) -> Estimate:
         made = estimate(device, scenario.bytes(fmt, dim))
@@ -107,7 +110,15 @@ def test_bags_of_one_move_more_for_each_lookup() -> None:
         assert one - many == pytest.approx((value * 128 + 8) * (1 - 1 / 20))
         one, many = (traffic.update(fmt, 128, optimizer, n, value).memory for n in LOOKUPS)
         assert one - many == pytest.approx(value * 128 * (1 - 1 / 20))
-        assert scenarios.forward(1, value).rows(128) == 2  # bags of a warp
+        assert scenarios.forward(1, value).rows(128) == 2 * 16  # bags of a warp
+        assert scenarios.forward(20, value).rows(128) == 2 * 4 * 20
+
+
+def test_a_tile_has_as_many_bags_as_the_kernels_launcher_says() -> None:
+    source = (Path(__file__).parents[2] / "kernels" / "cuda" / "lookup.cu").read_text()
+    assert "constexpr int64_t kLookups = 128, kWarps" in source
+    assert "int32_t run = 16;" in source
+    assert [scenarios.bags_of_run(pool) for pool in (1, 8, 9, 20, 64, 65)] == [16, 16, 8, 4, 2, 1]
 
 
 def test_figures_are_kept(tmp_path: Path) -> None:
