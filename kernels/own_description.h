@@ -1,5 +1,5 @@
 // What an optimizer of the user's own must be, and what it says of itself. Compiled behind its
-// source, for the CPU and by NVRTC; MPE_OWN_OPTIMIZER is the name of its struct.
+// source, for the CPU and by NVRTC; mpe_own::Optimizer is its struct.
 #pragma once
 
 #include "mpembed/optim/common.h"
@@ -7,7 +7,7 @@
 namespace mpembed {
 namespace own {
 
-using Optimizer = MPE_OWN_OPTIMIZER;
+using Optimizer = mpe_own::Optimizer;
 
 static_assert(Optimizer::kNumStates >= 0 && Optimizer::kNumStates <= MPE_MAX_STATES,
               "an optimizer has two states at most: see kNumStates");

@@ -210,11 +210,15 @@ class Backward {
 
   mpe_status update_group(size_t g, bool* changed) {
     const GroupUpdate& update = updates_[g];
-    MPE_TRY(backend_.update(&group(g), update.gradients.data(),
-                            static_cast<int32_t>(update.gradients.size()), &update.unique,
-                            update.slots, update.fresh, collection_->errors + 1 + g, stream_));
-    *changed = true;
-    if (update.fresh != nullptr) batches_[0].batch->shares[g].pinned = false;
+    const mpe_status status = backend_.update(
+        &group(g), update.gradients.data(), static_cast<int32_t>(update.gradients.size()),
+        &update.unique, update.slots, update.fresh, collection_->errors + 1 + g, stream_);
+    // A device that refuses a launch may have taken the pins back by an earlier one, and a pin that
+    // stays does less harm than one that is taken back twice.
+    const bool begun = status == MPE_OK || status == MPE_ERR_DEVICE;
+    *changed = *changed || begun;
+    if (begun && update.fresh != nullptr) batches_[0].batch->shares[g].pinned = false;
+    if (status != MPE_OK) return status;
     if (group(g).cache != nullptr) return MPE_OK;  // an admission counts
     return backend_.count(&group(g), update.gradients[0].lookups, &update.unique, 0, 0, stream_);
   }

@@ -1,4 +1,5 @@
 // Opens batches, compares and closes them.
+#include <algorithm>
 #include <memory>
 
 #include "mpembed/error.h"
@@ -156,6 +157,14 @@ mpe_status count_lookups(const mpe_open_batch& open, void* stream, int64_t* out)
   const mpe_backend& backend = open.backend();
   const bool synchronous = is_synchronous(backend);
   if (!open.open) return MPE_ERR_VALUE;
+  if (!synchronous) {
+    mpe_error error;
+    MPE_TRY(mpe_batch_error(&open, stream, &error));
+    if (error.status == MPE_ERR_OFFSETS) {
+      std::fill_n(out, open.batch.num_features, 0);
+      return MPE_OK;
+    }
+  }
   std::vector<int64_t> copy;
   for (size_t g = 0; g < open.shares.size(); ++g) {
     const mpe_lookups& lookups = open.shares[g].lookups;

@@ -32,7 +32,7 @@ def folder() -> Path:
             f"there is no folder for compiled code: {error}: set MPEMBED_CACHE_DIR to one that "
             "you may write to"
         ) from error
-    if about.st_uid not in (os.geteuid(), 0) or about.st_mode & stat.S_IWOTH:
+    if about.st_uid not in (os.geteuid(), 0) or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise OSError(
             f"{found} belongs to others or may be written by them, so its code is not run: set "
             "MPEMBED_CACHE_DIR to a folder of your own"

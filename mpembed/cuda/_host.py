@@ -54,12 +54,21 @@ def build(source: Source, command: list[str]) -> CpuPart:
     flags = [*facts["flags"], *facts["levels"][kernels.LEVEL], f"-DMPE_ISA={kernels.LEVEL}"]
     unit = source.for_cpu()
     what = {"compiler": _identity(*command), "flags": flags, "unit": unit}
-    path = _code_cache.kept(
-        ".so",
-        {**what, "headers": headers_digest()},
-        lambda: _compiled(source, unit, [*command, *flags]),
-    )
-    library = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)
+    what["headers"] = headers_digest()
+
+    def kept() -> Path:
+        return _code_cache.kept(".so", what, lambda: _compiled(source, unit, [*command, *flags]))
+
+    def load(path: Path) -> ctypes.CDLL:
+        return ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)
+
+    path = kept()
+    try:
+        library = load(path)
+    except OSError:  # damaged
+        path.unlink(missing_ok=True)
+        path = kept()
+        library = load(path)
     addresses = (
         ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
         for name in ("mpe_own_coefficients", "mpe_own_step")
@@ -70,7 +79,12 @@ def build(source: Source, command: list[str]) -> CpuPart:
 @cache
 def _identity(*command: str) -> str:
     """Return what changes with the compiler."""
-    told = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    told = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    if told.returncode != 0:
+        raise RuntimeError(
+            f"{shlex.join(command)} does not run: {told.stderr.strip()}: set CXX to a compiler of "
+            "C++17"
+        )
     return f"{shlex.join(command)}\n{shutil.which(command[0])}\n{told.stdout}"
 
 

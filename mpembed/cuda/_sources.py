@@ -46,9 +46,15 @@ class Source:
         return self._unit("own_description.h")
 
     def _unit(self, header: str, before: str = "") -> str:
+        # The struct is found before the headers are there, which have others of such names. It may
+        # be outside of all namespaces, or in the package's.
+        found = (
+            "namespace mpembed {}\n"
+            f"namespace mpe_own {{ using namespace mpembed; using Optimizer = {self.name}; }}\n"
+        )
         return (
             f'{before}#line 1 "{self.name}"\n{self.text}\n#line 1 "mpembed"\n'
-            f'#define MPE_OWN_OPTIMIZER {self.name}\n#include "{header}"\n'
+            f'{found}#include "{header}"\n'
         )
 
 

@@ -42,6 +42,20 @@ struct {name} : OptimizerBase {{
 """
 
 
+@pytest.mark.parametrize(("name", "within"), [("Sgd", False), ("Lamb", True)])
+def test_a_struct_named_like_one_of_the_package_is_its_own(name: str, within: bool) -> None:
+    """Outside of all namespaces, or in the package's."""
+    source = struct(name)
+    if not within:
+        source = source.replace("namespace mpembed {\n", "").replace("\n}\n", "\n")
+        source = source.replace("OptimizerBase", "mpembed::OptimizerBase")
+    emb = collection(optimizer=mpe.cuda.Optimizer(source, name, 0.5))
+    before = emb.rows("a", np.arange(4))
+    emb.forward(*batch())
+    emb.backward(np.ones((3, 12), np.float32))
+    np.testing.assert_array_equal(emb.rows("a", np.arange(4)), before)  # it trains nothing
+
+
 def test_it_tells_its_settings() -> None:
     one = lion(0.5, "l2", state_precision={"exp_avg": "bf16"})
     assert isinstance(one, mpe.optim.Optimizer)
