@@ -47,6 +47,9 @@ class Call:
     def __exit__(self, kind: object, error: object, trace: object) -> None: ...
 
 @final
+class CallEvents: ...
+
+@final
 class CallOrder:
     device: Device
     last: Stream

@@ -7,7 +7,7 @@ a test says so.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -71,9 +71,11 @@ class HostRuntime:
         pass
 
     def __call__(self, name: str, *arguments: Any) -> None:
-        functions = {
-            "cudaMalloc": self.allocate, "cudaFree": self.free, "cudaMemcpy": self.copy,
-        }  # fmt: skip
+        functions: dict[str, Callable[..., None]] = {
+            "cudaMalloc": self.allocate,
+            "cudaFree": self.free,
+            "cudaMemcpy": self.copy,
+        }
         functions[name](*arguments)
 
     def allocate(self, out: Any, size: ctypes.c_size_t) -> None:

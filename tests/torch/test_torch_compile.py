@@ -51,7 +51,7 @@ def test_opcheck_of_the_lookup(training: bool, weighted: bool, dtype: torch.dtyp
     module, indices, offsets, weights = weighted_bag()  # a rate of 0: each run looks up the same
     anchor = module.anchor if training else module.anchor.detach()
     given = weights.requires_grad_(training) if weighted else None
-    facts = module._handle, [], training, 2, 6, dtype
+    facts: Any = module._handle, [], training, 2, 6, dtype
     arguments: Any = anchor, indices, offsets, given, *facts
     results = opcheck(torch.ops.mpembed.lookup.default, arguments)
     assert set(results.values()) == {"SUCCESS"}
