@@ -141,19 +141,21 @@ __device__ __forceinline__ void add_rows(const Tile& tile, const Update& update,
 }
 
 // Partial sum of the lookups at sorted positions [begin, end), of table t: each lane
-// finds an occurrence, then all lanes add them in order, kAtOnce in flight.
+// finds an occurrence, then all lanes add them in order, kAtOnce in flight. Lookups are numbered
+// with 32 bits.
 template <int kAtOnce, bool kLong>
 __device__ __forceinline__ void sum_block(const Update& update, const Tile& tile, int32_t t,
-                                          int64_t begin, int64_t end, RowFragment<kLong>& sum) {
+                                          uint32_t begin, uint32_t end, RowFragment<kLong>& sum) {
   TableGradients gradients(update, t);
   const int32_t dim = update.dim();
   const float zeros[kChunk] = {};
   each_chunk<kLong>(tile, dim, [&](int32_t c) { sum.save(c, zeros); });
   const int lanes = 1 << tile.shift;
-  for (int64_t base = begin; base < end; base += lanes) {
-    const int64_t position = base + tile.lane < end ? base + tile.lane : base;
+  for (uint32_t base = begin; base < end; base += lanes) {
+    const uint32_t position = base + tile.lane < end ? base + tile.lane : base;
     const Occurrence mine = gradients.at(update.unique.positions[position]);
-    const int here = end - base < lanes ? static_cast<int>(end - base) : lanes;
+    const int here =
+        end - base < static_cast<uint32_t>(lanes) ? static_cast<int>(end - base) : lanes;
     int j = 0;
     MPE_NO_UNROLL
     for (; j + kAtOnce <= here; j += kAtOnce) add_rows<kAtOnce>(tile, update, mine, j, sum);

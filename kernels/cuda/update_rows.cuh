@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int64_t end = begin + kBlock < last ? begin + kBlock : last;
   float* sums = hot.sums + i * hot.stride;
   RowFragment<kLong> sum(sums);
-  sum_block<kLong ? 1 : 4>(update, tile, update.tables.find(update.unique.rows[u]), begin, end,
-                           sum);
+  sum_block<kLong ? 1 : 4>(update, tile, update.tables.find(update.unique.rows[u]),
+                           static_cast<uint32_t>(begin), static_cast<uint32_t>(end), sum);
   if (kLong) return;  // the sum was kept in `sums` all along
   each_chunk<kLong>(tile, update.dim(), [&](int32_t c) {
     float x[kChunk];

@@ -40,11 +40,24 @@ struct UniqueRow {
   }
 };
 
+// Blocks that a multiprocessor should hold: as many as the registers for states allow.
+template <class Optimizer, bool kLong>
+constexpr int blocks_of() {
+  return kLong || kElementStates<Optimizer> > 1 ? 2 : 3;
+}
+
+// Gradients that are added to a row's at once, as many as the registers of these blocks allow.
+template <class Optimizer, bool kLong>
+constexpr int kGradientsAtOnce = kLong                                ? 1
+                                 : blocks_of<Optimizer, kLong>() == 2 ? 4
+                                 : Optimizer::kNumStates == 0         ? 2
+                                                                      : 1;
+
 template <class Optimizer, bool kLong>
 __device__ __forceinline__ void update_row(const Update& update, const HotRows& hot,
-                                           const Tile& tile, float* scratch, const UniqueRow& found,
+                                           const Tile& tile, float* scratch, const UniqueRow* mine,
                                            mpe_error* nonfinite) {
-  const mpe_table& table = update.tables.table[found.table];
+  const UniqueRow& found = *mine;  // in shared memory, and so not in registers all along
   RowUpdate<Optimizer, kLong> step(update, tile, scratch, hot.stride);
   RowFragment<kLong>& gradient = step.gradient();
   const bool single = kModel || found.grad != nullptr;
@@ -56,23 +69,20 @@ __device__ __forceinline__ void update_row(const Update& update, const HotRows& 
       gradient.save(c, grad.x);
     });
   } else {
-    const int64_t begin = update.unique.starts[found.u], end = update.unique.starts[found.u + 1];
+    const uint32_t begin = static_cast<uint32_t>(update.unique.starts[found.u]);
+    const uint32_t end = static_cast<uint32_t>(update.unique.starts[found.u + 1]);
     if (end - begin > kBlock) {
       add_partials(update, tile, hot, found.u, end - begin, gradient);
     } else {
-      sum_block<kLong ? 1 : 2>(update, tile, found.table, begin, end, gradient);
+      sum_block<kGradientsAtOnce<Optimizer, kLong>>(update, tile, found.table, begin, end,
+                                                    gradient);
     }
   }
+  const mpe_table& table = update.tables.table[found.table];
   const int64_t row = static_cast<int64_t>(found.key) - table.base;
   if (!step.run(found.table, row, found.slot, single, found.factor) && tile.lane == 0) {
     report_nonfinite(nonfinite, table, found.key);
   }
-}
-
-// Blocks that a multiprocessor should hold: as many as the registers for states allow.
-template <class Optimizer, bool kLong>
-constexpr int blocks_of() {
-  return kLong || kElementStates<Optimizer> > 1 ? 2 : 3;
 }
 
 // Updates rows from `first` on: the lanes of a tile find one row each, then the tile updates these
@@ -89,9 +99,8 @@ __device__ __forceinline__ void update_tile(const Update& update, const HotRows&
       kLong ? hot.scratch + tile.index() * kScratchRows<Optimizer> * hot.stride : nullptr;
   uint32_t lane = threadIdx.x - tile.lane;  // of the tile's lanes one by one
   do {
-    const UniqueRow found = mine[lane];
-    if (found.table < 0) return;  // the tile's later rows do not exist either
-    update_row<Optimizer, kLong>(update, hot, tile, scratch, found, nonfinite);
+    if (mine[lane].table < 0) return;  // the tile's later rows do not exist either
+    update_row<Optimizer, kLong>(update, hot, tile, scratch, mine + lane, nonfinite);
   } while (++lane % tile.lanes() != 0);
 }
 

@@ -150,3 +150,15 @@ def test_the_tables_fill_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(line.count(" → ") == line.count(" memory |") == 3 for line in finds)
     same = step_page.tables(before, bounds)
     assert " → " not in same["step: parts"]
+
+
+def test_gradients_at_once_are_as_many_as_the_kernels_have() -> None:
+    source = (Path(__file__).parents[2] / "kernels" / "cuda" / "update_tile.cuh").read_text()
+    words = " ".join(source.split())
+    assert (
+        "kLong ? 1 : blocks_of<Optimizer, kLong>() == 2 ? 4 : Optimizer::kNumStates == 0 ? 2 : 1"
+        in words
+    )
+    assert "return kLong || kElementStates<Optimizer> > 1 ? 2 : 3;" in words
+    found = {optimizer.name: step.at_once(optimizer) for optimizer in registry.OPTIMIZERS}
+    assert (found["sgd"], found["rowwise_adagrad"], found["adam"]) == (2, 1, 4)

@@ -31,9 +31,7 @@ _FORMATS = {fmt.name: fmt for fmt in registry.FORMATS}
 _POLICIES = {policy.name: policy for policy in registry.POLICIES}
 OPTIMIZERS = tuple(o for o in registry.OPTIMIZERS if o.name in ("rowwise_adagrad", "sgd"))
 _COPY = re.compile(r"cudaMem(cpy|set)\w*|cudaLaunchKernel\w*")
-# How many gradients of a row with 2 to 64 lookups are in flight; of a row with more it is four.
-_AT_MOST = 4
-_AT_ONCE = re.compile(r"sum_block<(?:kLong \? 1 : )?(\d+)>\(update, tile, found\.table")
+_AT_MOST = 4  # gradients of a row with more than 64 lookups that are in flight
 
 
 @dataclass(frozen=True)
@@ -83,11 +81,6 @@ class Step:
         counted: Mapping[tuple[str, int], calls.Calls],
     ) -> None:
         self.kernels, self.counts, self.calls = kernels, counts, counted
-        source = Path("kernels/cuda/update_tile.cuh").read_text()
-        match = _AT_ONCE.search(source)
-        if match is None:
-            raise LookupError("update_tile.cuh has no sum_block of known form: see step.py")
-        self.at_once = int(match[1])
         self.estimate = lru_cache(maxsize=None)(self._estimate)
 
     def _estimate(self, key: str, device: Device, fmt: Format, *how: object) -> Estimate:
@@ -109,6 +102,13 @@ class Step:
             seconds[name] = sum(one.seconds for one in found)
             bounds[name] = max(found, key=lambda one: one.seconds).bound
         return {**seconds, "launches": (launches.launches + launches.fills) * GAP}, bounds
+
+
+def at_once(optimizer: Optimizer) -> int:
+    """Return the gradients of a row with 2 to 64 lookups in flight, as update_tile.cuh has them."""
+    if sum(one.element for one in optimizer.states) > 1:
+        return _AT_MOST
+    return 1 if optimizer.states else 2
 
 
 def together(work: Work) -> Estimate:
@@ -210,7 +210,7 @@ class _Batch:
         # Of a row with few lookups fewer gradients are in flight, so a tile waits more often.
         tiles = self.device.processors * self._warps() * 32 / scenarios.lanes(DIM)
         wait = self.device.far if self.pool == 1 else self.device.cached
-        waits = max(0.0, 1 / self.step.at_once - 1 / _AT_MOST) * wait / tiles
+        waits = max(0.0, 1 / at_once(self.optimizer) - 1 / _AT_MOST) * wait / tiles
         slow = {**more.parts, "latency": more.parts["latency"] + waits}
         return [
             [
