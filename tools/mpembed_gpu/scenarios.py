@@ -70,7 +70,7 @@ class Scenario:
 
         def steps(times: int) -> list[Instruction]:
             rule = self.sometimes.trips(times)
-            return longest(blocks, (rule, *rules), self.prefer, self.avoid)
+            return longest(blocks, (*rules, rule), self.prefer, self.avoid)
 
         usual = steps(0)
         units, more = (Counter(sass.unit(one.opcode) for one in some) for some in (usual, steps(1)))
@@ -90,7 +90,7 @@ def lanes(dim: int) -> int:
 def _forward_rules(fmt: Format, dim: int) -> tuple[Trips, ...]:
     # A stored value costs an FFMA in the sum and, with a scale, one to decode.
     per_column = 2 if fmt.header else 1
-    return (Trips(POOL * _COLUMNS * per_column, "FFMA", _LOAD),)
+    return (Trips(POOL * _COLUMNS * per_column, "FFMA", _LOAD, depth=0),)
 
 
 def forward(pool: int, value: int) -> Scenario:
@@ -150,8 +150,7 @@ def occurrences(pool: int, value: int) -> Scenario:
     block = 64  # lookups of a tile, of which each lane finds one at a time
 
     def rules(_: Format, dim: int) -> tuple[Trips, ...]:
-        per_lookup = 2  # loads of 16 bytes, of eight columns
-        inner = Trips(lanes(dim) * per_lookup, r"LDG\.E\.128", depth=1)
+        inner = Trips(lanes(dim) * _COLUMNS, "FFMA", needs="SHFL", depth=1)
         return (Trips(block // lanes(dim), needs="LDG", depth=0), inner)
 
     return Scenario(
