@@ -21,12 +21,24 @@ _STORE = r"(STG|ST)\."
 _ONE_TABLE = Trips(0, r"LDG?\.E\.64", needs=r"LDG?\.E\.64")  # the search for a row's table
 _STATISTICS = r"ATOM|REDG?\."  # once per table among 32 rows
 _BAGS = 1 << 16  # of a batch; the search for a lookup's bag halves them
-_RUN = 128  # lookups of a tile in the forward
 _POLICY = registry.POLICIES[0]  # policies differ little
+
+
+@dataclass(frozen=True)
+class Sometimes:
+    """Loops that are taken in a share of the cases, not at all in the others."""
+
+    share: float
+    rule: Trips
+
+    def trips(self, times: int) -> Trips:
+        """Return the rule for one case."""
+        return replace(self.rule, total=times * self.rule.total)
+
+
 # Codes that are computed anew (kernels/cuda/codes.cuh): a draw comes near one code in 2048, so a
 # warp takes this loop for one chunk of its lanes' columns in nine.
-_ANEW, _SHARE = "FCHK", 1 - (1 - 1 / 2048) ** (32 * _COLUMNS)
-_ANEW_LOOP = Trips(1, needs=_ANEW, without=_STORE)
+_ANEW = Sometimes(1 - (1 - 1 / 2048) ** (32 * _COLUMNS), Trips(1, needs="FCHK", without=_STORE))
 
 
 @dataclass(frozen=True)
@@ -48,23 +60,22 @@ class Scenario:
     prefer: str = ""
     avoid: str = ""
     memory: float | None = None  # waits for memory, not the L2 cache; None: all
-    rare: Trips = _ANEW_LOOP  # a loop that is taken in part
-    share: float = _SHARE  # how often that is
+    sometimes: Sometimes = _ANEW
 
     def path(self, fmt: Format, dim: int, code: list[Instruction]) -> Path:
         """Return what a warp does."""
         rules, blocks = (*self.rules(fmt, dim), _ONE_TABLE), blocks_of(code)
 
         def steps(times: int) -> list[Instruction]:
-            loop = replace(self.rare, total=times * self.rare.total)
-            return longest(blocks, (*rules, loop), self.prefer, self.avoid)
+            rule = self.sometimes.trips(times)
+            return longest(blocks, (*rules, rule), self.prefer, self.avoid)
 
-        without, with_it = steps(0), steps(1)
+        without, with_it, share = steps(0), steps(1), self.sometimes.share
         units, more = (
             Counter(sass.unit(one.opcode) for one in some) for some in (without, with_it)
         )
-        mean = {unit: units[unit] + self.share * (n - units[unit]) for unit, n in more.items()}
-        usual = with_it if self.share > 0.5 else without
+        mean = {unit: units[unit] + share * (n - units[unit]) for unit, n in more.items()}
+        usual = with_it if share > 0.5 else without
         return Path(mean, waits(usual), self.rows(dim), self.memory)
 
 
@@ -76,16 +87,10 @@ def lanes(dim: int) -> int:
     return found
 
 
-def _forward_rules(fmt: Format, _: int, lookups: int = POOL) -> tuple[Trips, ...]:
-    # A stored value costs an FFMA in the sum and, with a scale, one to decode.
-    per_column = 2 if fmt.header else 1
-    return (Trips(lookups * _COLUMNS * per_column, "FFMA", _LOAD, depth=0),)
-
-
-def bags_of_run(pool: int) -> int:
-    """Return how many bags of a large batch a tile sums, as lookup.cu has it."""
+def _bags(pool: int) -> int:
+    """Return how many bags a tile sums one after the other (`bags_of_run` in lookup.cu)."""
     run = 16
-    while run > 1 and run * pool > _RUN:
+    while run > 1 and run * pool > 128:
         run //= 2
     return run
 
@@ -93,21 +98,27 @@ def bags_of_run(pool: int) -> int:
 def forward(pool: int, value: int) -> Scenario:
     """Return the forward of bags with `pool` lookups, whose outputs have `value` bytes an element.
 
-    A tile sums a run of bags, with two rows in flight; after a bag's last row it stores the sum.
+    A loop inside that over the lookups ends a bag.
     """
-    lookups = bags_of_run(pool) * pool
+    lookups = _bags(pool) * pool
+
+    def rules(fmt: Format, _: int) -> tuple[Trips, ...]:
+        # A stored value costs an FFMA in the sum and, with a scale, one to decode.
+        return (Trips(lookups * _COLUMNS * (2 if fmt.header else 1), "FFMA", _LOAD, depth=0),)
+
     return Scenario(
         f"forward, sum of {pool}",
         "lookup",
         lambda fmt, _: f"bags_kernel<{fmt.type}, 8",
         partial(traffic.forward, pool=pool, value=value),
-        partial(_forward_rules, lookups=lookups),
+        rules,
         lambda dim: 32 / lanes(dim) * lookups,
         probe=False,
-        avoid="MUFU|FCHK",  # the division of a mean
-        memory=lookups / 2,  # the rows; what leads to them is read in order
-        rare=Trips(2 * 2, _STORE, depth=1),  # both rows of a round end a bag, of two stores
-        share=1 / pool,
+        avoid="FCHK",  # the division of a mean
+        # Two rows are in flight; what leads to rows of bags of one is read in order.
+        memory=lookups / 2 if pool == 1 else None,
+        # Both rows of a round may end a bag, which has two stores.
+        sometimes=Sometimes(1 / pool, Trips(2 * 2, _STORE, depth=1)),
     )
 
 
@@ -146,8 +157,7 @@ def occurrences(pool: int, value: int) -> Scenario:
     block = 64  # lookups of a tile, of which each lane finds one at a time
 
     def rules(_: Format, dim: int) -> tuple[Trips, ...]:
-        per_lookup = 2  # loads of 16 bytes, of eight columns
-        inner = Trips(lanes(dim) * per_lookup, r"LDG\.E\.128", depth=1)
+        inner = Trips(lanes(dim) * _COLUMNS, "FFMA", needs="SHFL", depth=1)
         return (Trips(block // lanes(dim), needs="LDG", depth=0), inner)
 
     return Scenario(
@@ -218,6 +228,7 @@ def _lookup(
     memory: float | None,
     prefer: str = "",
     rows: int = 32,
+    avoid: str = "",
 ) -> Scenario:
     """Return an operation on a batch's lookups or unique rows, one per lane."""
     return Scenario(
@@ -229,6 +240,7 @@ def _lookup(
         lambda _: rows,
         probe=False,
         prefer=prefer,
+        avoid=avoid,
         memory=memory,
     )
 
@@ -252,6 +264,7 @@ def prepare(pool: int = POOL) -> Scenario:
         _search(_BAGS.bit_length()),
         memory=_POSITIONS // 32,
         rows=_POSITIONS,
+        avoid=r"LDG\.E\.64\.STRONG",  # the last block's end
     )
 
 
@@ -267,15 +280,15 @@ def find(policy: Policy) -> Scenario:
     )
 
 
-def choose(policy: Policy) -> Scenario:
-    """Return what it costs to find a way for a missing row."""
+def choose(policy: Policy, ways: int = 1) -> Scenario:
+    """Return what it costs to give so many ways of a set to missing rows."""
     return _lookup(
         f"admission: ways for missing rows, {policy.name.upper()}",
         "cache",
         f"admit_kernel<{policy.type}",
         traffic.choose(),
         # A warp has a set, here with one miss: it reads the list, then gives one way.
-        (Trips(1, needs="SHFL", depth=0), Trips(1, "LDG", needs="LDG")),
+        (Trips(ways, needs="SHFL", depth=0), Trips(1, "LDG", needs="LDG")),
         memory=None,
         prefer="SHFL",  # the warp holds all misses of the set
         rows=1,

@@ -157,25 +157,31 @@ class _Batch:
         return [[(self.counts.unique, self.row("find", _POLICIES[self.setting.policy]))]]
 
     def admit_kernels(self) -> list[Work]:
-        """Return the ways of misses, and their counts in the sketch."""
+        """Return the ways of misses, set by set, and their counts in the sketch."""
         misses, sets = self.counts.misses, self.counts.slots // traffic.WAYS
-        way = self.row("choose", _POLICIES[self.setting.policy])
-        # A set's tags are read once for all of its misses. A list of more misses than a warp has
-        # lanes is walked twice.
+        policy, with_misses = _POLICIES[self.setting.policy], min(misses, sets)
+        way = self.row("choose", policy)
+        # A set's tags are read once for all of its misses.
         state = self.bytes(traffic.tags())
         less = {bound: way.parts[bound] - seconds for bound, seconds in state.parts.items()}
-        walked = dict(way.parts)
-        if misses > sets * traffic.WAYS:
-            walked["latency"] += self.device.cached / (self.device.processors * self._ways_warps())
-        heads = self.bytes(traffic.heads())
+        # Its list is walked miss by miss: once, or twice where a warp's lanes cannot hold it.
+        walks = 1 if misses <= traffic.WAYS * with_misses else 2
+        warps = self.device.processors * self._warps("cache", f"admit_kernel<{policy.type}>")
+        walk = Estimate(0, {"latency": walks * self.device.cached / warps})
+        two = self.row("choose", policy, 2)  # for what each further way of a set takes
+        further = {name: two.parts[name] - way.parts[name] for name in ("issue", "latency")}
         made: list[Work] = [
             [
-                (misses, replace(way, parts={**walked, **less})),
-                (min(misses, sets), state),
-                (sets, heads),
-            ],
+                (with_misses, replace(way, parts={**way.parts, **less})),
+                (
+                    max(0, self.counts.admitted - with_misses),
+                    replace(way, parts={**less, **further}),
+                ),
+                (with_misses, state),
+                (misses, walk),
+            ]
         ]
-        if self.setting.policy == "lfu":
+        if policy.name == "lfu":
             made.append([(misses, self.bytes(traffic.sketch()))])
         return made
 
@@ -208,7 +214,8 @@ class _Batch:
         few, repeated = counts.few_lookups - counts.few, counts.lookups - counts.unique
         more = self.row("occurrences", self.pool, self.value)
         # Of a row with few lookups fewer gradients are in flight, so a tile waits more often.
-        tiles = self.device.processors * self._warps() * 32 / scenarios.lanes(DIM)
+        warps = self._warps("update_short", f"update_kernel<{self.optimizer.type}, false>")
+        tiles = self.device.processors * warps * 32 / scenarios.lanes(DIM)
         wait = self.device.far if self.pool == 1 else self.device.cached
         waits = max(0.0, 1 / at_once(self.optimizer) - 1 / _AT_MOST) * wait / tiles
         slow = {**more.parts, "latency": more.parts["latency"] + waits}
@@ -221,13 +228,8 @@ class _Batch:
             ]
         ]
 
-    def _ways_warps(self) -> int:
-        wanted = f"admit_kernel<{_POLICIES[self.setting.policy].type}>"
-        return self.step.kernels.kernels["cache", self.device.arch, wanted].warps
-
-    def _warps(self) -> int:
-        wanted = f"update_kernel<{self.optimizer.type}, false>"
-        return self.step.kernels.kernels["update_short", self.device.arch, wanted].warps
+    def _warps(self, family: str, kernel: str) -> int:
+        return self.step.kernels.kernels[family, self.device.arch, kernel].warps
 
 
 def host(counted: calls.Calls) -> float:

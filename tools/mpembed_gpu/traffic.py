@@ -168,11 +168,6 @@ def dedup(bits: int = KEY_BITS) -> Bytes:
     return Bytes(floor, moved, moved)
 
 
-def heads() -> Bytes:
-    """Clear the head of a set's list of misses."""
-    return Bytes(4, 4, 4)
-
-
 def sketch() -> Bytes:
     """Estimate a missing row's count in the sketch and raise it."""
     moved = 3 * 4 * SECTOR + 2 * 4  # four cells, read once and changed once
