@@ -27,8 +27,19 @@ constexpr bool has_all_states() {
 }
 static_assert(has_all_states<Optimizer>(), "kStates must have kNumStates entries");
 static_assert(kRowStates<Optimizer> <= 1, "one state at most may be of a value a row");
-static_assert(!Optimizer::kSquares || kRowStates<Optimizer> == 1,
-              "with kSquares, scale() needs a state of a value a row");
+static_assert(Optimizer::kSquares == (kRowStates<Optimizer> == 1),
+              "kSquares and a state of a value a row go together: scale() alone gets that state");
+
+template <class Kind>
+constexpr bool are_finite() {
+  if constexpr (Kind::kNumStates > 0) {
+    for (const State& state : Kind::kStates) {
+      if (!(state.initial >= -3.402823466e38f && state.initial <= 3.402823466e38f)) return false;
+    }
+  }
+  return true;
+}
+static_assert(are_finite<Optimizer>(), "kStates: a state starts at a finite value");
 
 constexpr int kNumParameters = length(Optimizer::kParameters) - 1;
 static_assert(kNumParameters >= 0 && kNumParameters <= MPE_MAX_PARAMETERS - kOwnParameters,

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from mpembed._bindings import kernels
+import numpy as np
+
+from mpembed._bindings import contract, kernels
 from mpembed.cuda import _code_cache
-from mpembed.cuda._sources import Source, failed, headers_digest, include_paths
+from mpembed.cuda._sources import CompileError, Source, failed, headers_digest, include_paths
 from mpembed.devices import build_facts
+
+_PROBED, _UNTOUCHED = 4096, 0x7FA5A5A5  # coefficients that are looked at, and bits that none has
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,30 @@ def build(source: Source, command: list[str]) -> CpuPart:
         path.unlink(missing_ok=True)
         path = kept()
         library = load(path)
+    _check_coefficients(source, library)
     addresses = (
         ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
         for name in ("mpe_own_coefficients", "mpe_own_step")
     )
     return CpuPart(path.read_bytes(), *addresses)
+
+
+def _check_coefficients(source: Source, library: ctypes.CDLL) -> None:
+    """Raise CompileError where `coefficients` writes more of them than there may be."""
+    parameters = np.full(contract.MAX_PARAMETERS, 0.5)
+    written = np.full(_PROBED, _UNTOUCHED, np.uint32)
+    library.mpe_own_coefficients(
+        ctypes.c_void_p(parameters.ctypes.data),
+        ctypes.c_int32(0),
+        ctypes.c_uint64(1),
+        ctypes.c_void_p(written.ctypes.data),
+    )
+    last = np.flatnonzero(written != _UNTOUCHED).max(initial=0)
+    if last >= contract.MAX_COEFFICIENTS:
+        raise CompileError(
+            f"coefficients() of optimizer {source.name!r} writes c[{last}], and there is room for "
+            f"{contract.MAX_COEFFICIENTS}: c[0] .. c[{contract.MAX_COEFFICIENTS - 1}]"
+        )
 
 
 @cache

@@ -56,6 +56,27 @@ def test_a_struct_named_like_one_of_the_package_is_its_own(name: str, within: bo
     np.testing.assert_array_equal(emb.rows("a", np.arange(4)), before)  # it trains nothing
 
 
+@pytest.mark.parametrize(
+    ("states", "more", "text"),
+    [
+        ('{"v", kStateElement, NAN}', "", "a state starts at a finite value"),
+        ('{"v", kStateElement, -INFINITY}', "", "a state starts at a finite value"),
+        ('{"v", kStateRow, 0.0f}', "", r"scale\(\) alone gets that state"),
+    ],
+)
+def test_states_that_cannot_be_are_refused(states: str, more: str, text: str) -> None:
+    with pytest.raises(mpe.cuda.CompileError, match=text):
+        mpe.cuda.Optimizer(struct("Impossible", states, more=more), "Impossible", 0.5)
+
+
+def test_more_coefficients_than_there_is_room_for_are_refused() -> None:
+    source = struct("Many").replace("decay_coefficient(p, mode, c);", "c[0] = c[40] = 1.0f;")
+    with pytest.raises(
+        mpe.cuda.CompileError, match=r"'Many' writes c\[40\], and there is room for 8"
+    ):
+        mpe.cuda.Optimizer(source, "Many", 0.5)
+
+
 def test_it_tells_its_settings() -> None:
     one = lion(0.5, "l2", state_precision={"exp_avg": "bf16"})
     assert isinstance(one, mpe.optim.Optimizer)
@@ -83,7 +104,7 @@ def test_copies_are_the_same_optimizer(again: Any) -> None:
 def test_initial_values_are_exact() -> None:
     values = ["0.1f", "-3.0e38f", "1.4e-45f", "16777216.0f"]
     for i, value in enumerate(values):
-        states = f'{{"a", kStateElement, {value}}}, {{"b", kStateRow, 0.0f}}'
+        states = f'{{"a", kStateElement, {value}}}, {{"b", kStateElement, 0.0f}}'
         one = mpe.cuda.Optimizer(struct(f"Start{i}", states), f"Start{i}", 0.1)
         assert np.float32(one.states[0].initial) == np.float32(value[:-1])
         emb = collection(optimizer=one)
@@ -138,9 +159,13 @@ def test_parameters_are_checked(parameters: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("states", "parameters", "words"),
     [
-        ('{"rows", kStateRow, 0.0f}', "nullptr", "state 'rows' has a name that is taken"),
-        ('{"a.b", kStateRow, 0.0f}', "nullptr", "state 'a.b' must be a name of ASCII letters"),
-        ('{"a", kStateElement, 0}, {"a", kStateRow, 0}', "nullptr", "each state needs a name of"),
+        ('{"rows", kStateElement, 0.0f}', "nullptr", "state 'rows' has a name that is taken"),
+        ('{"a.b", kStateElement, 0.0f}', "nullptr", "state 'a.b' must be a name of ASCII letters"),
+        (
+            '{"a", kStateElement, 0}, {"a", kStateElement, 0}',
+            "nullptr",
+            "each state needs a name of",
+        ),
         ("", '"lr", nullptr', "parameter 'lr' has a name that is taken"),
         ("", '"a", "a", nullptr', "each parameter needs a name of its own"),
         ('{"a", static_cast<StateShape>(3), 0}', "nullptr", "state 'a' has shape 3"),
@@ -162,7 +187,7 @@ def test_what_a_struct_declares_is_checked(states: str, parameters: str, words: 
             "one state at most may be of a value a row",
         ),
         (struct("Off", parameters='"a"'), "kParameters must end with nullptr"),
-        (struct("Off", more="static constexpr bool kSquares = true;"), "scale\\(\\) needs a state"),
+        (struct("Off", more="static constexpr bool kSquares = true;"), "kSquares and a state"),
         (struct("Other"), "Off"),
     ],
 )

@@ -4,10 +4,12 @@
 // An optimizer is a struct with
 // - kStates: what it keeps for a row, in order;
 // - kParameters: the names of its own parameters, which follow lr and weight_decay;
-// - coefficients(): what the steps below read, in double precision out of the parameters and the
-//   number of updates so far, once a table and update;
+// - coefficients(parameters, decay mode, updates, c): what the steps below read, at most
+//   MPE_MAX_COEFFICIENTS of them, in double precision out of the parameters and the number of
+//   updates, this one included, once a table and update;
 // - shrink(): decoupled weight decay;
-// - apply(): the step of an element, or of a vector of them.
+// - apply(c, scale, w, g, states): the step of an element, or of a vector of them; its states are
+//   those of a value an element, and scale counts with kSquares alone.
 // Two marks say that it needs sums over a row, for which kernels use the lane tree:
 // - kSquares: before apply(), scale() gets the sum of the squared gradients and the row's state of
 //   one value;
