@@ -41,8 +41,12 @@ struct UniqueRow {
 };
 
 // Blocks that a multiprocessor should hold: as many as the registers for states allow.
+// From compute capability 10 on, the compiler takes more of them.
 template <class Optimizer, bool kLong>
 constexpr int blocks_of() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  if (Optimizer::kNumStates > 1) return 2;
+#endif
   return kLong || kElementStates<Optimizer> > 1 ? 2 : 3;
 }
 

@@ -148,6 +148,9 @@ cdef class Tensor:
         if dl_device is not None and tuple(dl_device) != own:
             if tuple(dl_device) != (1, 0) or copy is False:
                 raise BufferError(f"the tensor lies on {self.device}, not on {tuple(dl_device)}")
+            if self.type.code == kDLBfloat:  # an array of NumPy's would say uint16
+                raise BufferError("a tensor of BF16 is not copied to the host by DLPack: copy it "
+                                  "with its consumer on the device, or take the bits, .numpy()")
             array = self.numpy()
             return array.__dlpack__(max_version=max_version)
         if copy:

@@ -73,9 +73,13 @@ class Engine(OpenBatches):
     def open_forward(self, batch: Batch, on: Stream, *, training: bool) -> OpenedBatch:
         """Open the batch of a forward. On a device it may be the open one of its prefetch.
 
-        That one has no weights: a batch with weights is opened again, to read them.
+        That one has no weights: a batch with weights is opened again, to read them. So is one of
+        several tables of which one is unpooled, whose lookups are counted: where it is refused, the
+        prefetch has emptied it.
         """
-        if training and self._prefetches and self._refuses_later and batch.weights is None:
+        counted = self.width is None and len(self.storage.configs) > 1
+        takes = training and self._refuses_later and batch.weights is None and not counted
+        if takes and self._prefetches:
             self._close_pending(on)
             known = self._prefetch_of(batch, None)
             if known is not None:

@@ -92,7 +92,7 @@ class TrainingCalls(CollectionBase):
         output_dtype : str, optional
             ``"fp32"``, ``"fp16"`` or ``"bf16"``: the type of the output; by default that of `out`,
             else FP32. Rows are summed in FP32, and each value is rounded once, to the nearest; in
-            FP16 one beyond 65504 becomes infinite. On the CPU ``"bf16"`` needs `out`.
+            FP16 one of 65520 and more becomes infinite. On the CPU ``"bf16"`` needs `out`.
 
         Returns
         -------

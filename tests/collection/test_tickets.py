@@ -250,3 +250,19 @@ def test_the_caller_may_reuse_its_arrays_before_backward() -> None:
     indices[:], offsets[:], weights[:] = 0, 0, np.nan
     np.testing.assert_array_equal(emb.backward(GRAD), plain.backward(GRAD))
     assert digest(emb) == digest(plain)
+
+
+@pytest.mark.gpu
+def test_a_refused_prefetch_leaves_the_shapes_of_unpooled_outputs(cuda: str) -> None:
+    """A device empties the batch; what the forward counts is the caller's."""
+    tables = [mpe.TableConfig("a", 20, 4, "int8", "none"), mpe.TableConfig("b", 20, 4, "int8")]
+    emb = mpe.EmbeddingBagCollection(
+        tables, cache=mpe.CacheConfig(num_sets=1), optimizer=mpe.SGD(0.1), device=cuda
+    )
+    indices, offsets = np.array([1, 2, 99, 3]), np.array([0, 2, 3, 3, 4])
+    sent = [mpe.to_device(one, cuda) for one in (indices, offsets)]
+    emb.prefetch(*sent)
+    out = emb.forward(*sent)
+    assert {name: one.shape for name, one in out.items()} == {"a": (3, 4), "b": (2, 4)}
+    with pytest.raises(IndexError, match="99"):
+        emb.check()

@@ -47,8 +47,8 @@ class LateFake(Fake):
             ctypes.memmove(to, source, nbytes)
         return 0
 
-    def do_synchronize(self, stream: int | None) -> int:
-        self.said.append(("synchronize", stream or 0))
+    def do_wait_on_host(self, event: int) -> int:
+        self.said.append(("wait_on_host", event))
         self.land()
         return 0
 
@@ -136,7 +136,7 @@ def test_a_call_waits_for_nothing(fake: LateFake) -> None:
                            ("copy", "in", 50)]  # fmt: skip
     assert program.collection.streams == [40, 50]
     program.handle.check_state(state)
-    assert fake.take() == [("wait", EVENT, 0), ("synchronize", 0)]
+    assert fake.take() == [("wait_on_host", EVENT)]
     program.handle.check_state(state)
     assert fake.take() == []
 
@@ -175,7 +175,7 @@ def test_a_new_state_waits_and_tells(fake: LateFake) -> None:
     program(old)
     with pytest.raises(StaleStateError, match="the state was used already"):
         program.handle.new_state()
-    assert ("synchronize", 0) in fake.take()
+    assert ("wait_on_host", EVENT) in fake.take()
     program.handle.check_state(program.handle.new_state())
 
 
@@ -184,9 +184,9 @@ def test_a_call_waits_where_many_copies_are_under_way(fake: LateFake) -> None:
     state = program.handle.new_state()
     for _ in range(64):
         program(state)
-    assert ("synchronize", 0) not in fake.take()
+    assert ("wait_on_host", EVENT) not in fake.take()
     program(state)
-    assert fake.take()[:2] == [("wait", EVENT, 0), ("synchronize", 0)]
+    assert fake.take()[0] == ("wait_on_host", EVENT)
 
 
 def test_copies_end_before_their_memory_goes(fake: LateFake) -> None:
@@ -195,5 +195,5 @@ def test_copies_end_before_their_memory_goes(fake: LateFake) -> None:
     fake.take()
     del program
     names = [one[0] for one in fake.take()]
-    assert names[:3] == ["wait", "synchronize", "destroy_event"]
-    assert names.index("release") > names.index("synchronize")
+    assert names[:2] == ["wait_on_host", "destroy_event"]
+    assert names.index("release") > names.index("wait_on_host")

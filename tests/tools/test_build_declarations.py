@@ -31,7 +31,8 @@ def test_functions_stand_in_the_order_of_the_table() -> None:
     listed = (INCLUDE / "mpembed" / "api_functions.h").read_text()
     names = re.findall(r"^MPE_FUNCTION\([^,]+, (\w+),", listed, re.MULTILINE)
     written = declarations.declarations(INCLUDE / "mpembed")
-    assert re.findall(r"\(\*(\w+)\)\(", written) == names
+    _, table = written.split("ctypedef struct mpe_backend:")
+    assert re.findall(r"\(\*(\w+)\)\(", table) == names
     assert len(names) > 40
 
 
@@ -41,7 +42,7 @@ def test_functions_stand_in_the_order_of_the_table() -> None:
         "    const unsigned long long MPE_DROPPED",
         "    const int MPE_API_VERSION",
         "    ctypedef enum mpe_status:\n        MPE_OK\n        MPE_ERR_INDEX",
-        "    ctypedef struct mpe_matrix:\n        float* data\n        int64_t stride",
+        "    ctypedef struct mpe_matrix:\n        void* data\n        int64_t stride",
         "        double values[MPE_MAX_PARAMETERS]",
         "        mpe_state states[MPE_MAX_STATES]",
         "        char name[256]",

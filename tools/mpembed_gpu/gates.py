@@ -21,8 +21,8 @@ class Limit:
     warps: int
 
 
-# Optimizers with two values a column, which need registers, as weight and gradient do.
-LARGE = [optimizer.type for optimizer in OPTIMIZERS if sum(optimizer.shapes) > 1]
+# Optimizers with two states, which need registers, as weight and gradient do.
+LARGE = [optimizer.type for optimizer in OPTIMIZERS if len(optimizer.states) > 1]
 # The first that matches applies. They are a little above today's numbers, so that a change shows.
 LIMITS = (
     Limit(r"lookup bags_kernel<\w+, 1", 96, 20),

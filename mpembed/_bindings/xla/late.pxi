@@ -62,9 +62,10 @@ cdef class LateChecks:
         cdef Device device = self.device
         cdef int32_t* slot
         if self.slots is None:
-            self.slots = empty_tensor(device, (NUM_SLOTS, <int>NUM_DIGITS), np.int32, PINNED_HOST)
+            slots = empty_tensor(device, (NUM_SLOTS, <int>NUM_DIGITS), np.int32, PINNED_HOST)
             device.check(call(device.target, device.kernels.create_event, &self.event),
                          "checking a state")
+            self.slots = slots
         if self.begun - self.done == NUM_SLOTS:
             self.wait()
             self.collect(True)
@@ -88,9 +89,7 @@ cdef class LateChecks:
         """Wait for all copies, by way of the event: the runtime may have ended its stream."""
         cdef Device device = self.device
         if self.begun > self.done:
-            device.check(call(device.target, device.kernels.wait, self.event, NULL),
-                         "checking a state")
-            device.check(launch(device.target, device.kernels.synchronize, NULL),
+            device.check(launch(device.target, device.kernels.wait_on_host, self.event),
                          "checking a state")
         return 0
 
