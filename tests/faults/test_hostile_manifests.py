@@ -105,7 +105,7 @@ def test_fields_of_a_table_also_where_another_device_leaves_them_out(
         ("step", 2**40),
         ("optimizer", 99),
         ("optimizer", None),
-        ("optimizers", [["odd", {}]]),
+        ("optimizers", [["sgd", {}]]),
         ("optimizers", None),
         ("on_nonfinite", 3),
         ("on_nonfinite", "drop"),

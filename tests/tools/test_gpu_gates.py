@@ -45,7 +45,7 @@ def test_good_kernels_pass() -> None:
         ({"local": 8}, "8 of local memory"),
         ({"mix": sass.mix(["LDG.E.128", "STL", "LDL"])}, "2 loads and stores of local memory"),
         ({"registers": 160}, "160 registers, at most"),
-        ({"registers": 160}, "8 warps a multiprocessor, at least"),
+        ({"registers": 160}, "12 warps a multiprocessor, at least"),
         ({"mix": sass.mix(["LDG.E.64"])}, "no loads of 128 bits"),
         ({"name": "bags_kernel<Other, 8>"}, "no such kernel"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mpembed_gpu import calls, page, registry, scenarios, step, step_page, traffic, workload
+from mpembed_gpu import calls, page, registry, report, scenarios, step, step_page, traffic, workload
 from mpembed_gpu.calls import Calls
 from mpembed_gpu.devices import Device
 from mpembed_gpu.model import Estimate, estimate
@@ -156,3 +156,4 @@ def test_the_model_has_the_numbers_of_the_kernels() -> None:
     source = (kernels / "lookup.cu").read_text()
     assert "constexpr int64_t kLookups = 128, kWarps" in source
     assert "int32_t run = 16;" in source
+    assert f"constexpr int kBagThreads = {report._BAG_THREADS};" in source

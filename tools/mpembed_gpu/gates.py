@@ -28,7 +28,7 @@ LIMITS = (
     Limit(r"lookup bags_kernel<\w+, 1", 96, 20),
     Limit(r"lookup bags_kernel", 80, 24),  # most have 28 warps of 72 registers
     Limit(r"lookup ", 48, 40),
-    Limit(r"update_long update_kernel", 116, 16),  # in memory
+    Limit(r"update_long update_kernel", 124, 16),  # in memory
     *(Limit(rf"update_short update_kernel<{name}, ", 116, 16) for name in LARGE),
     Limit(r"update_\w+ (update|partials)_kernel", 80, 24),
     Limit(r"cache move_kernel<true", 80, 24),

@@ -17,6 +17,9 @@ _ARGUMENTS = r"<(?:[^()]|\((?:int|bool)\))*>"
 _OWN = re.compile(rf"^(?:void )?mpembed::cuda::\(anonymous namespace\)::(\w+(?:{_ARGUMENTS})?)\(")
 
 
+_THREADS, _BAG_THREADS = 256, 128  # of a block: kThreads in launch.cuh, kBagThreads in lookup.cu
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One kernel on one architecture."""
@@ -32,8 +35,9 @@ class Kernel:
 
     @property
     def warps(self) -> int:
-        """Warps that a multiprocessor holds at a time, at 256 threads a block."""
-        return resident_warps(self.arch, self.registers, self.shared)
+        """Warps that a multiprocessor holds at a time, at the block's threads."""
+        threads = _BAG_THREADS if self.name.startswith("bags_kernel") else _THREADS
+        return resident_warps(self.arch, self.registers, self.shared, threads)
 
 
 def short_name(demangled: str) -> str:
