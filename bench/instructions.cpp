@@ -80,7 +80,7 @@ struct Setup {
     must(backend.init_rows(&group, 0, MPE_init_uniform, -1.0f, 1.0f, nullptr));
     for (int64_t b = 0; b <= kBags; ++b) offsets[static_cast<size_t>(b)] = b * kPool;
     const mpe_parameters parameters{optimizer.kind, optimizer.decay_mode, {0.1, 0.0, 1e-8}};
-    must(backend.begin_update(&parameters, 1, &updates, coefficients, nullptr));
+    must(backend.begin_update(nullptr, &parameters, 1, &updates, coefficients, nullptr));
   }
 
   // Draws a batch and finds its unique rows.
@@ -89,7 +89,7 @@ struct Setup {
     const mpe_batch batch{indices.data(), offsets.data(), nullptr, kLookups, kBags, 1, 64, 64};
     mpe_error error = MPE_NO_ERROR;
     must(backend.check_offsets(&batch, nullptr, &error));
-    must(backend.prepare(&group, &batch, 0, nullptr, &lookups, nullptr, &error));
+    must(backend.prepare(&group, &batch, 0, &lookups, nullptr, &error));
     must(backend.dedup(keys.data(), kLookups, kRows, &unique, nullptr));
   }
 };
@@ -103,13 +103,14 @@ void look_up(const mpe_backend& backend, Setup& setup) {
 void update_rows(const mpe_backend& backend, Setup& setup, const int32_t* slots) {
   const mpe_gradient gradient{&setup.lookups, &setup.outputs};
   mpe_error error = MPE_NO_ERROR;
-  must(backend.update(&setup.group, &gradient, 1, &setup.unique, slots, &error, nullptr));
+  must(backend.update(&setup.group, &gradient, 1, &setup.unique, slots, nullptr, &error, nullptr));
 }
 
 void update(const mpe_backend& backend, Setup& setup) { update_rows(backend, setup, nullptr); }
 
 void admit(const mpe_backend& backend, Setup& setup) {
-  must(backend.cache_admit(&setup.group, &setup.unique, kLookups, setup.slots.data(), nullptr));
+  must(backend.cache_admit(&setup.group, &setup.unique, kLookups, nullptr, nullptr,
+                           setup.slots.data(), nullptr));
 }
 
 // Fills the cache with other rows, dirty ones, and draws the batch that replaces some of them.
