@@ -2,6 +2,7 @@
 #include "cpu/common.h"
 #include "cpu/kernels.h"
 #include "mpembed/error.h"
+#include "total_rows.h"
 
 MPE_BEGIN
 namespace {
@@ -195,9 +196,7 @@ mpe_status discard(const mpe_group* group, mpe_lookups* lookups, const mpe_error
     memset(lookups->bag_offsets, 0, static_cast<size_t>(bags + 1) * sizeof(int64_t));
   }
   if (unique == nullptr) return MPE_OK;
-  const mpe_table& last = group->tables[group->num_tables - 1];
-  return dedup(lookups->keys, lookups->n, static_cast<uint64_t>(last.base + last.num_rows), unique,
-               nullptr);
+  return dedup(lookups->keys, lookups->n, total_rows(*group), unique, nullptr);
 }
 
 mpe_status count(const mpe_group* group, const mpe_lookups* lookups, const mpe_unique* unique,

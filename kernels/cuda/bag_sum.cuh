@@ -127,29 +127,15 @@ class PendingRow {
   uint32_t raw_[kWords];
 };
 
-// acc = sum of weight * row over lookups [begin, end), in order. Lookups are numbered with 32 bits.
-template <class Format, int kAlignment, int kRows>
-__device__ __forceinline__ void sum_rows(const Lookup& lookup, const mpe_table& table,
-                                         int32_t begin, int32_t end, int32_t c, float* acc) {
-  const ColumnSource<Format, kAlignment> source(lookup, table, c);
-  RowLocation locations[kRows];
-  uint32_t p = static_cast<uint32_t>(begin);
-  int32_t left = end - begin;
-  MPE_UNROLL
-  for (int i = 0; i < kRows; ++i) locations[i].fetch(lookup, p + i, i < left);
-  for (; left > 0; left -= kRows, p += kRows) {
-    PendingRow<Format, kAlignment> rows[kRows];
-    float weights[kRows];
-    MPE_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      rows[i].load(source, locations[i]);
-      weights[i] = lookup.weighted && i < left ? lookup.lookups.weights[p + i] : 1.0f;
-    }
-    MPE_UNROLL
-    for (int i = 0; i < kRows; ++i) locations[i].fetch(lookup, p + kRows + i, kRows + i < left);
-    MPE_UNROLL
-    for (int i = 0; i < kRows; ++i) rows[i].add(weights[i], acc);
-  }
+// acc += weight * row of lookup p. Lookups are numbered with 32 bits.
+template <class Format, int kAlignment>
+__device__ __forceinline__ void add_lookup(const Lookup& lookup, const mpe_table& table, uint32_t p,
+                                           int32_t c, float* acc) {
+  RowLocation location;
+  PendingRow<Format, kAlignment> row;
+  location.fetch(lookup, p, true);
+  row.load(ColumnSource<Format, kAlignment>(lookup, table, c), location);
+  row.add(lookup.weighted ? lookup.lookups.weights[p] : 1.0f, acc);
 }
 
 // Bags of a table that a tile sums one after the other: the first of a bag's rows are loaded while

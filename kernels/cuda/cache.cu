@@ -217,8 +217,8 @@ __global__ void refresh_kernel(mpe_cache cache, mpe_unique unique, const int32_t
   const int64_t i = thread_index();
   const bool here = i < *unique.count;
   const int32_t slot = here ? slots[i] : 0;
-  const int64_t found = warp_probe_each(cache, here ? unique.rows[i] : 0, here && slot < 0);
-  if (here) fresh[i] = slot >= 0 ? slot : static_cast<int32_t>(found);
+  const int32_t now = refreshed_slot(cache, unique, i, here, slot);
+  if (here) fresh[i] = now;
 }
 
 __global__ void release_kernel(mpe_cache cache, mpe_unique unique, const int32_t* slots) {

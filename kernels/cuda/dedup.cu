@@ -5,6 +5,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/radix_sort.cuh"
 #include "mpembed/error.h"
+#include "total_rows.h"
 
 namespace mpembed {
 namespace cuda {
@@ -201,9 +202,7 @@ mpe_status discard(const mpe_group* group, mpe_lookups* lookups, const mpe_error
     MPE_TRY(launch("discard", stream, refusal.threads(), discard_kernel, refusal));
   }
   if (unique == nullptr) return MPE_OK;
-  const mpe_table& last = group->tables[group->num_tables - 1];
-  const uint64_t limit = static_cast<uint64_t>(last.base + last.num_rows);
-  return dedup_or_discard(lookups->keys, lookups->n, limit, refusal, unique, stream);
+  return dedup_or_discard(lookups->keys, lookups->n, total_rows(*group), refusal, unique, stream);
 }
 
 }  // namespace cuda

@@ -72,9 +72,8 @@ __global__ void lookups_kernel(Lookup lookup) {
   const mpe_table& table = lookup.tables.table[t];
   if (table.pooling != MPE_pooling_none) return;
   float acc[kChunk] = {};
-  const int32_t first = static_cast<int32_t>(p);
   with_format(table.precision, [&](auto format) {
-    sum_rows<decltype(format), kAlignment, 1>(lookup, table, first, first + 1, c, acc);
+    add_lookup<decltype(format), kAlignment>(lookup, table, static_cast<uint32_t>(p), c, acc);
   });
   const int64_t line = p - lookup.lookups.bag_offsets[t * lookup.lookups.batch_size];
   store_outputs(OutputRows(lookup.out, table, t).at(line, c), lookup.out.format, dim - c, acc);

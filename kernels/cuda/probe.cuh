@@ -33,6 +33,15 @@ __device__ inline int64_t warp_probe_each(const mpe_cache& cache, uint64_t key, 
   return slot;
 }
 
+// The slot of a unique row as it is now: that of its admission, or one that another admission has
+// given it meanwhile. All lanes of the warp call it, each with a row of its own.
+__device__ inline int32_t refreshed_slot(const mpe_cache& cache, const mpe_unique& unique,
+                                         int64_t u, bool here, int32_t admitted) {
+  const uint64_t key = here ? unique.rows[u] : 0;
+  const int64_t found = warp_probe_each(cache, key, here && admitted < 0);
+  return admitted >= 0 ? admitted : static_cast<int32_t>(found);
+}
+
 // Takes one pin back.
 __device__ inline void unpin(const mpe_cache& cache, int64_t slot) {
   atomicAdd(reinterpret_cast<unsigned long long*>(cache.tags + slot),

@@ -14,9 +14,8 @@ __global__ void begin_rows_kernel(const __grid_constant__ Update update, HotRows
   const bool here = u < *update.unique.count;
   if (fresh != nullptr) {
     const int32_t slot = here ? admitted[u] : 0;
-    const uint64_t key = here ? update.unique.rows[u] : 0;
-    const int64_t found = warp_probe_each(update.cache, key, here && slot < 0);
-    if (here) fresh[u] = slot >= 0 ? slot : static_cast<int32_t>(found);
+    const int32_t now = refreshed_slot(update.cache, update.unique, u, here, slot);
+    if (here) fresh[u] = now;
     if (here && slot >= 0) unpin(update.cache, slot);
   }
   if (!here || hot.blocks == nullptr) return;

@@ -7,6 +7,7 @@
 
 #include "mpembed/step.h"
 #include "step/workspace.h"
+#include "total_rows.h"
 
 namespace mpembed::step {
 
@@ -43,12 +44,6 @@ namespace mpembed::step {
 // Whether a call has done its work when it returns, and says then what is wrong.
 inline bool is_synchronous(const mpe_backend& backend) {
   return std::strcmp(backend.name, "cpu") == 0;
-}
-
-// The rows of a group: its keys are below.
-inline uint64_t total_rows(const mpe_group& group) {
-  const mpe_table& last = group.tables[group.num_tables - 1];
-  return static_cast<uint64_t>(last.base + last.num_rows);
 }
 
 inline bool has_cache(const mpe_collection& collection) {

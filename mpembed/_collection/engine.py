@@ -50,6 +50,7 @@ class Engine(OpenBatches):
         super().__init__(calls, step)
         self.width = outputs.pooled_width(storage.configs)
         self.unpooled = names if self.width is None else None  # of a call's dicts: all tables
+        self._unpooled_of_several = self.width is None and len(names) > 1
         self._rates = Rates(storage, self.calls)
 
     def _check_step_limit(self) -> None:
@@ -77,9 +78,8 @@ class Engine(OpenBatches):
         several tables of which one is unpooled, whose lookups are counted: where it is refused, the
         prefetch has emptied it.
         """
-        counted = self.width is None and len(self.storage.configs) > 1
-        takes = training and self._refuses_later and batch.weights is None and not counted
-        if takes and self._prefetches:
+        takes = training and self._refuses_later and batch.weights is None
+        if takes and self._prefetches and not self._unpooled_of_several:
             self._close_pending(on)
             known = self._prefetch_of(batch, None)
             if known is not None:
@@ -276,8 +276,7 @@ class Engine(OpenBatches):
 
     def refuse_forward(self, indices: Any, out: Any, on: Stream, *, training: bool) -> None:
         """Raise RuntimeError for a forward that cannot be captured."""
-        several = self.width is None and len(self.storage.configs) > 1
-        captures.refuse_batch(indices, unpooled_of_several=several)
+        captures.refuse_batch(indices, unpooled_of_several=self._unpooled_of_several)
         captures.refuse_result("forward", out)
         if training:
             self.refuse_admission(indices, on)

@@ -22,7 +22,8 @@ from mpembed.torch._replicas import Replicas, replicas_of
 #: Of a lookup: a tensor, or one of each table where one of several is unpooled.
 Outputs: TypeAlias = Tensor | tuple[Tensor, ...]
 
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: Types of outputs and gradients that the kernels write and read themselves.
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class AttachedOptimizer(PassOptimizer, Protocol):
@@ -169,7 +170,7 @@ class ForwardCalls:
         offsets: Tensor,
         weights: Tensor | None,
         order: Sequence[int],
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype,
     ) -> Outputs:
         """Look up without any change of state.
 
@@ -178,7 +179,7 @@ class ForwardCalls:
         indices, offsets, weights, order
             `order` as in `_feature_order`.
         dtype : torch.dtype
-            The output's, where `gives` says so; else it is float32.
+            The output's, one that it `gives`.
         """
         padding = self.padding_idx if self._pools else None  # the row itself is read as it is
         batch = prepare(indices, offsets, weights, order, padding)
@@ -187,19 +188,18 @@ class ForwardCalls:
     def gives(self, dtype: torch.dtype) -> bool:
         """Whether lookups give this type by themselves."""
         # One of several unpooled outputs has a size that only the collection knows.
-        return dtype in _DTYPES and (self._pools or len(self._names) == 1)
+        return dtype in KERNEL_DTYPES and (self._pools or len(self._names) == 1)
 
     def _room(self, batch: PreparedBatch, dtype: torch.dtype) -> Any:
         """Return memory for an output that the collection does not make itself."""
-        if dtype is torch.float32 or not self.gives(dtype):
+        if dtype is torch.float32:
             return None
-        tables = self.collection.tables
-        width = sum(table.embedding_dim for table in tables)
-        rows = batch.indices.shape[0]
-        if self._pools:
-            rows = (batch.offsets.shape[0] - 1) // len(tables)
-        out = torch.empty((rows, width), dtype=dtype, device=batch.indices.device)
-        return out if self._pools else {self._names[0]: out}
+        device, width = batch.indices.device, self._engine.width
+        if width is not None:
+            bags = (batch.offsets.shape[0] - 1) // len(self._names)
+            return torch.empty((bags, width), dtype=dtype, device=device)
+        shape = batch.indices.shape[0], self.collection.tables[0].embedding_dim
+        return {self._names[0]: torch.empty(shape, dtype=dtype, device=device)}
 
     def _forward(
         self,
@@ -225,7 +225,7 @@ class ForwardCalls:
         offsets: Tensor,
         weights: Tensor | None,
         order: Sequence[int],
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype,
     ) -> tuple[Outputs, OpenForward]:
         """Look up a training batch; its rows are pinned until `backward` or its ticket's end.
 

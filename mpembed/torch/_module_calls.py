@@ -13,7 +13,12 @@ from torch import Tensor
 from mpembed.torch._backward_pass import BackwardPass, Waiting, current_pass
 from mpembed.torch._batch import PreparedBatch
 from mpembed.torch._exchange import tensor_of
-from mpembed.torch._forward_calls import AttachedOptimizer, ForwardCalls, OpenForward
+from mpembed.torch._forward_calls import (
+    KERNEL_DTYPES,
+    AttachedOptimizer,
+    ForwardCalls,
+    OpenForward,
+)
 from mpembed.torch._kept_lookups import Lookup, Values
 from mpembed.torch._pending import Update
 from mpembed.torch._weight_grad import weight_grad
@@ -65,7 +70,7 @@ class ModuleCalls(ForwardCalls):
         if keep or scales or self.reads or self._engine.num_forwards > 1:
             one_pass = current_pass()
         at_once = self._gradient_as_is and one_pass is None and not keep
-        grads = [_plain(grad, _TAKEN if at_once else (torch.float32,)) for grad in given]
+        grads = [_plain(grad, KERNEL_DTYPES if at_once else (torch.float32,)) for grad in given]
         if not self._gradient_as_is:
             prepared = self._prepared(grads, None if keep and not scales else optimizer)
             if prepared is None:
@@ -244,9 +249,6 @@ def update_pending(several: Sequence[ModuleCalls], stream: int | None) -> None:
     finally:
         for calls in several:
             calls.pending.end_update()
-
-
-_TAKEN = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _plain(grad: Tensor, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> Tensor:

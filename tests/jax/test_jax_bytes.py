@@ -21,6 +21,7 @@ from jitted import (
     one_table,
     same_bytes,
     tables,
+    train_several_lookups,
     weights,
 )
 
@@ -116,20 +117,8 @@ def test_weights_have_their_gradient() -> None:
 
 def test_several_lookups_are_one_update() -> None:
     jitted, twin = tables(), tables()
-    emb = JitCollection(jitted)
-    (first, ends, _), (second, other_ends, _) = batches(2)
-    factors = np.linspace(0, 1, len(second), dtype=np.float32)
-
-    def loss(state: Any, factors: Any) -> Any:
-        one, two = emb.lookups(state, [(first, ends), (second, other_ends, factors)])
-        return jnp.sum(one) + 2 * jnp.sum(two)
-
-    state, found = jax.jit(jax.grad(loss, argnums=(0, 1)))(emb.state(), factors)
-    one, ticket = twin.forward(first, ends, ticket=True)
-    two, other = twin.forward(second, other_ends, factors, ticket=True)
-    grads = twin.backward([(np.ones_like(one), ticket), (np.full_like(two, 2), other)])
-    assert np.array_equal(found, grads[1])
-    assert same_bytes(emb.collection(state), twin)
+    train_several_lookups(jitted, twin)
+    assert same_bytes(jitted, twin)
 
 
 @pytest.mark.parametrize("programs", [1, 3])

@@ -26,6 +26,7 @@ from jitted import (
     one_table,
     same_bytes,
     sum_step,
+    train_several_lookups,
     weights,
 )
 from on_device import OnDevice
@@ -78,20 +79,7 @@ def test_fifty_steps(calls: Calls, cuda: str, precision: str, cached: bool) -> N
 
 def test_weights_and_several_lookups(calls: Calls, cuda: str) -> None:
     collection, device, twin = twins(cuda)
-    emb = JitCollection(collection)
-    (first, ends, _), (second, other_ends, _) = batches(2)
-    factors = np.linspace(0, 1, len(second), dtype=np.float32)
-
-    def loss(state: Any, factors: Any) -> Any:
-        one, two = emb.lookups(state, [(first, ends), (second, other_ends, factors)])
-        return jnp.sum(one) + 2 * jnp.sum(two)
-
-    state, found = jax.jit(jax.grad(loss, argnums=(0, 1)))(emb.state(), factors)
-    one, ticket = twin.forward(first, ends, ticket=True)
-    two, other = twin.forward(second, other_ends, factors, ticket=True)
-    grads = twin.backward([(np.ones_like(one), ticket), (np.full_like(two, 2), other)])
-    assert np.array_equal(found, grads[1])
-    emb.collection(state)
+    train_several_lookups(collection, twin)
     assert same_bytes(device, twin)
 
 

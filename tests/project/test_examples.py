@@ -37,23 +37,28 @@ def loss_of_the_best_constant(clicks: int) -> float:
     return float(-(share * np.log(share) + (1 - share) * np.log(1 - share)))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_runs_and_learns(name: str, tmp_path: Path) -> None:
-    needs(name)
-    script = str(EXAMPLES / f"{name}.py")
+def output_of(name: str, folder: Path) -> str:
+    """Run an example, with warnings as errors; return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", RUN, script],
-        cwd=tmp_path,
+        [sys.executable, "-W", "error", "-c", RUN, str(EXAMPLES / f"{name}.py")],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    losses = [float(loss) for loss in re.findall(r" clicks  loss (\d\.\d+)$", done.stdout, re.M)]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_and_learns(name: str, tmp_path: Path) -> None:
+    needs(name)
+    printed = output_of(name, tmp_path)
+    losses = [float(loss) for loss in re.findall(r" clicks  loss (\d\.\d+)$", printed, re.M)]
     assert len(losses) == 6
     assert losses[0] > losses[-1]
     assert losses[-1] < loss_of_the_best_constant(120 * 512) - 0.015
-    ratio = re.search(r"^tables (\d+\.\d)x smaller", done.stdout, re.M)
+    ratio = re.search(r"^tables (\d+\.\d)x smaller", printed, re.M)
     assert ratio is not None
     assert float(ratio[1]) > 3
 
@@ -81,15 +86,7 @@ def test_the_derivative_of_the_log_odds() -> None:
 
 
 def test_an_optimizer_of_ones_own_fits_the_targets(tmp_path: Path) -> None:
-    script = str(EXAMPLES / "own_optimizer.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", RUN, script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    losses = [float(loss) for loss in re.findall(r" steps  loss (\d\.\d+)$", done.stdout, re.M)]
+    printed = output_of("own_optimizer", tmp_path)
+    losses = [float(loss) for loss in re.findall(r" steps  loss (\d\.\d+)$", printed, re.M)]
     assert len(losses) == 6
     assert losses[-1] < losses[0] / 3

@@ -95,3 +95,21 @@ def sum_step(emb: JitCollection, offsets: Array) -> Any:
 def same_bytes(one: Any, other: Any) -> bool:
     """Whether two collections hold the same bytes: rows, states, caches, counts."""
     return digest(one) == digest(other)
+
+
+def train_several_lookups(collection: Any, twin: Any) -> None:
+    """Train two lookups, one of them with weights, in one update; the twin by eager calls."""
+    emb = JitCollection(collection)
+    (first, ends, _), (second, other_ends, _) = batches(2)
+    factors = np.linspace(0, 1, len(second), dtype=np.float32)
+
+    def loss(state: Any, factors: Any) -> Any:
+        one, two = emb.lookups(state, [(first, ends), (second, other_ends, factors)])
+        return jnp.sum(one) + 2 * jnp.sum(two)
+
+    state, found = jax.jit(jax.grad(loss, argnums=(0, 1)))(emb.state(), factors)
+    one, ticket = twin.forward(first, ends, ticket=True)
+    two, other = twin.forward(second, other_ends, factors, ticket=True)
+    grads = twin.backward([(np.ones_like(one), ticket), (np.full_like(two, 2), other)])
+    assert np.array_equal(found, grads[1])
+    emb.collection(state)

@@ -65,7 +65,7 @@ def test_opcheck_of_the_update(weighted: bool, monkeypatch: pytest.MonkeyPatch) 
     # A ticket is good for one update and opcheck makes many, of copies: each gets its own.
     def another(_: torch.Tensor) -> Any:
         given = weights if weighted else None
-        return module._calls.train_forward(indices, offsets, given, ())[1]
+        return module._calls.train_forward(indices, offsets, given, (), torch.float32)[1]
 
     monkeypatch.setattr(_lookup, "forward_of", another)
     ticket = torch.zeros(1, dtype=torch.int64)

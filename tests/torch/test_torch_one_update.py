@@ -61,7 +61,9 @@ def test_the_order_is_that_of_the_forwards_whatever_autograds_is(order: Any) -> 
     forwards = []
     for seed in range(3):
         indices, offsets = batch(seed)
-        forwards.append(calls.train_forward(indices, ended(indices, offsets), None, ()))
+        forwards.append(
+            calls.train_forward(indices, ended(indices, offsets), None, (), torch.float32)
+        )
 
     class InThisOrder(torch.autograd.Function):
         @staticmethod
