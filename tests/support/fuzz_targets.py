@@ -21,7 +21,9 @@ import mpembed as mpe
 FUZZ = TESTS / "fuzz"
 STEP = ROOT / "kernels" / "step"
 READER = [STEP / "json.cpp", *sorted([*STEP.glob("manifest*.cpp"), *STEP.glob("checkpoint*.cpp")])]
-SOURCES = {"checkpoint": READER, "rows": []}
+# The library keeps its list of the user's own optimizers to itself: a target has one of its own.
+OWN = ROOT / "kernels" / "cpu" / "shared" / "own_optimizers.cpp"
+SOURCES = {"checkpoint": [*READER, OWN], "rows": []}
 LIBFUZZER = "clang" in compilers._GXX[0]
 # Not in -fsanitize=undefined: it is defined on x86, but not in C++.
 CHECKS = "address,undefined,float-cast-overflow"
