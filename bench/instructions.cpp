@@ -110,7 +110,7 @@ void update(const mpe_backend& backend, Setup& setup) { update_rows(backend, set
 
 void admit(const mpe_backend& backend, Setup& setup) {
   must(backend.cache_admit(&setup.group, &setup.unique, kLookups, nullptr, nullptr,
-                           setup.slots.data(), nullptr));
+                           setup.slots.data(), nullptr, nullptr));
 }
 
 // Fills the cache with other rows, dirty ones, and draws the batch that replaces some of them.

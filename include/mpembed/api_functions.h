@@ -116,10 +116,12 @@ MPE_FUNCTION(mpe_status, begin_update,
 /* Admission of a training batch: fills the slots, reads the admitted rows and their states from the
  * tables, writes dirty victims and theirs back, and pins every cached row of the batch once: it
  * stays until cache_release. A slot bears MPE_MAX_PINS. The tables' statistics count all of it, and
- * what the batch dropped: `dropped` of its lookups, or NULL. */
+ * what the batch dropped: `dropped` of its lookups, or NULL. found: room as for slots, for those of
+ * the rows that were cached before, -1 for all others, or NULL. Until anything else writes rows,
+ * the table of an admitted row has the values of its slot, in fewer bytes. */
 MPE_FUNCTION(mpe_status, cache_admit,
              (const mpe_group*, const mpe_unique*, int64_t n, const int64_t* dropped,
-              uint64_t* step, int32_t* slots, void* stream))
+              uint64_t* step, int32_t* slots, int32_t* found, void* stream))
 /* fresh[u] = slots[u]; rows that had none are looked up again, without a pin: another admission
  * may have cached them meanwhile. Changes nothing else. fresh may be slots itself. */
 MPE_FUNCTION(mpe_status, cache_refresh,

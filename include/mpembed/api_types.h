@@ -107,6 +107,7 @@ typedef struct mpe_table {
   int32_t table_id;  /* the random key's table, 0 .. MPE_MAX_TABLES - 1 */
   int32_t pooling;   /* MPE_pooling_... */
   int32_t feature;   /* this table's place in the batch's offsets */
+  int32_t placement; /* MPE_PLACEMENT_... of the rows */
   int64_t column;    /* where its columns begin in a shared output */
 } mpe_table;
 

@@ -126,9 +126,13 @@ void count_dropped(const mpe_group& group, const int64_t* dropped) {
 }
 
 template <class Policy>
-mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* step) {
+mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* step,
+                 int32_t* found) {
   const mpe_cache& cache = admission.cache;
   const int64_t count = admission.count, misses = find_slots(admission);
+  if (found != nullptr) {
+    memcpy(found, admission.slots, static_cast<size_t>(count) * sizeof(int32_t));
+  }
   const EncoderWorkspace workspace(task_count(misses, kTaskRows), admission.group.dim, false);
   Workspace<uint64_t> list(misses), spare(misses);
   Workspace<uint32_t> estimates(Policy::kSketch ? misses : 0);
@@ -162,12 +166,14 @@ inline int64_t light_tasks(int64_t items) { return task_count(items, kTaskRows *
 }  // namespace
 
 mpe_status cache_admit(const mpe_group* group, const mpe_unique* unique, int64_t,
-                       const int64_t* dropped, uint64_t* step, int32_t* slots, void*) {
+                       const int64_t* dropped, uint64_t* step, int32_t* slots, int32_t* found,
+                       void*) {
   const mpe_cache& cache = *group->cache;
   const uint32_t clock = static_cast<uint32_t>(cache.counters[0] + 1);
   return with_policy(cache.policy, [&](auto policy) {
     return admit<decltype(policy)>(
-        Admission{*group, cache, *unique, unique_count(*unique), slots, clock}, dropped, step);
+        Admission{*group, cache, *unique, unique_count(*unique), slots, clock}, dropped, step,
+        found);
   });
 }
 

@@ -1,7 +1,7 @@
 // The set-associative cache: admission with victims and write-back, release, flush, lookup of tags.
 //
 // Admission has three parts. All rows are found at once, and each set's misses are listed. Then a
-// warp owns a set: its lanes hold the set's tags and policy state while the set's misses get ways
+// few lanes own a set: they hold the set's tags and policy state while the set's misses get ways
 // one after the other, in ascending order. Then tiles of lanes move the rows of all admitted misses
 // in parallel: victims back to their tables, new rows in. A slot is pinned once it is taken, so no
 // two misses of a batch move rows through the same slot.
@@ -29,10 +29,10 @@ __device__ void count_found(const Admission& admission, int64_t u, bool here, bo
 }
 
 // Steps 2 and, for the estimates of misses, 3: finds all rows, pins and touches the hits, and lists
-// the misses of each set. No cell of the sketch changes here. dropped, step: or NULL.
+// the misses of each set. No cell of the sketch changes here. dropped, step, found: or NULL.
 template <class Policy>
 __global__ void find_kernel(Admission admission, Misses misses, const int64_t* dropped,
-                            uint64_t* step) {
+                            uint64_t* step, int32_t* found) {
   const int64_t u = thread_index();
   if (u == 0 && step != nullptr) ++*step;
   if (u < admission.tables.count && dropped != nullptr) {
@@ -44,6 +44,7 @@ __global__ void find_kernel(Admission admission, Misses misses, const int64_t* d
   const bool hit = slot >= 0, miss = here && !hit;
   count_found(admission, u, here, hit);
   if (here) admission.slots[u] = static_cast<int32_t>(slot);
+  if (here && found != nullptr) found[u] = static_cast<int32_t>(slot);
   if (hit) {
     atomicAdd(reinterpret_cast<unsigned long long*>(admission.cache.tags + slot),
               static_cast<unsigned long long>(kTagPin));
@@ -67,15 +68,20 @@ __global__ void find_kernel(Admission admission, Misses misses, const int64_t* d
   if (before == 0) misses.sets[place + __popc(listed & ((1u << lane_index()) - 1))] = set;
 }
 
-// The rest of step 3, and step 4: cells only rise, so their order does not matter. A warp gives a
-// set's ways to its misses in ascending order; each time it looks for the next one that gets one.
+// The rest of step 3, and step 4: cells only rise, so their order does not matter. Eight lanes give
+// a set's ways to its misses in ascending order; each time they look for the next one that gets
+// one.
 template <class Policy>
-__global__ void admit_kernel(Admission admission, Misses misses) {
-  const int64_t number = thread_index() / kWarp;
-  if (number >= misses.counts->sets) return;
-  const uint32_t clock = admission.clock(), number_of_set = misses.sets[number];
+__global__ void __launch_bounds__(kThreads, (Policy::kSketch ? 5 : 4))
+    admit_kernel(const __grid_constant__ Admission admission,
+                 const __grid_constant__ Misses misses) {
+  const SetLanes lanes;
+  const int64_t number = thread_index() >> kSetShift;
+  const uint32_t listed = misses.sets[number];  // not only if it exists: two loads at once
+  const bool exists = number < misses.counts->sets;
+  const uint32_t clock = admission.clock(), number_of_set = exists ? listed : 0;
   Set<Policy> set(admission.cache, number_of_set);
-  const MissList list(admission, misses, number_of_set);
+  const MissList list(admission, misses, exists ? misses.first[number_of_set] : 0);
   if constexpr (Policy::kSketch) {
     list.each([&](int32_t u) {
       for (uint32_t j = 0; u >= 0 && j < kSketchRows; ++j) {
@@ -83,56 +89,53 @@ __global__ void admit_kernel(Admission admission, Misses misses) {
       }
     });
   }
-  Admitted mine{0, 0, -1};
+  AdmittedRows admitted(misses);
   uint32_t next = 0;  // the misses before it had their turn
   int taken = 0;
-  bool full = false;
-  while (taken < list.count()) {
-    const int way = set.choose(clock);
-    full = way < 0;
-    if (full) break;
+  bool full = false, open = list.count() > 0;
+  while (__any_sync(kFullMask, open) != 0) {
+    const int chosen = set.choose(clock), way = chosen < 0 ? 0 : chosen;
+    full = full || (open && chosen < 0);
+    open = open && chosen >= 0;
     const uint64_t old = set.tag(way);
     const uint32_t victim = set.state(way);
     const bool empty = (old & kTagIdMask) == kTagEmpty;
     uint32_t best = UINT32_MAX;
-    list.each([&](int32_t found) {
-      const uint32_t u = static_cast<uint32_t>(found);
-      if (found < 0 || u < next || u >= best) return;
-      if (empty || Policy::admits(Policy::kSketch ? misses.estimates[u] : 0, victim)) best = u;
-    });
-    best = warp_min(best);
-    if (best == UINT32_MAX) break;  // the row in it stays
-    if constexpr (Policy::kSketch) {
-      if (!empty && lane_index() < static_cast<int>(kSketchRows)) {
-        sketch_raise(admission.cache, old & kTagIdMask, static_cast<uint32_t>(lane_index()),
-                     Policy::on_evict(victim));
-      }
+    if (open) {
+      list.each([&](int32_t found) {
+        const uint32_t u = static_cast<uint32_t>(found);
+        if (found < 0 || u < next || u >= best) return;
+        if (empty || Policy::admits(Policy::kSketch ? misses.estimates[u] : 0, victim)) best = u;
+      });
     }
+    best = lanes.smallest(best);
+    open = open && best != UINT32_MAX;  // else the row in it stays
     const uint64_t key = list.key(best);
-    const int32_t slot = set.fill(way, key, clock, Policy::kSketch ? misses.estimates[best] : 0);
-    if (lane_index() == taken) {
-      mine = Admitted{key, old, slot};
-      admission.slots[best] = slot;
+    if (open) {
+      if constexpr (Policy::kSketch) {
+        if (!empty && lanes.lane < static_cast<int>(kSketchRows)) {
+          sketch_raise(admission.cache, old & kTagIdMask, static_cast<uint32_t>(lanes.lane),
+                       Policy::on_evict(victim));
+        }
+      }
+      const int32_t slot = set.fill(way, key, clock, Policy::kSketch ? misses.estimates[best] : 0);
+      if (admitted.add(Admitted{key, old, slot})) admission.slots[best] = slot;
+      next = best + 1;
+      open = ++taken < list.count();
     }
-    next = best + 1;
-    ++taken;
+    admitted.write(open ? kSetLanes : 1);
   }
   __syncwarp();  // the slots
-  if (taken < list.count()) {
-    list.each([&](int32_t u) {
-      const bool left = u >= 0 && admission.slots[u] < 0;
-      const int32_t t = left ? admission.tables.find(admission.unique.rows[u]) : -1;
-      const bool conflict = left && full && static_cast<uint32_t>(u) >= next;
-      count_lanes(admission.tables, t, MPE_stat_conflict_misses, conflict);
-      count_lanes(admission.tables, t, MPE_stat_rejected, left && !conflict);
-    });
+  const bool lacks = taken < list.count();
+  for (int first = 0; __any_sync(kFullMask, lacks && first < list.count()) != 0;
+       first += kSetLanes) {
+    const int32_t u = lacks ? list.at(first) : -1;
+    const bool left = u >= 0 && admission.slots[u] < 0;
+    const int32_t t = left ? admission.tables.find(admission.unique.rows[u]) : -1;
+    const bool conflict = left && full && static_cast<uint32_t>(u) >= next;
+    count_lanes(admission.tables, t, MPE_stat_conflict_misses, conflict);
+    count_lanes(admission.tables, t, MPE_stat_rejected, left && !conflict);
   }
-  uint32_t begin = 0;
-  if (lane_index() == 0) {
-    begin = atomicAdd(&misses.counts->admitted, static_cast<uint32_t>(taken));
-  }
-  begin = __shfl_sync(kFullMask, begin, 0);
-  if (lane_index() < taken) misses.admitted[begin + lane_index()] = mine;
 }
 
 // Step 1, late, and the rows of step 4: a tile takes as many admitted misses as it has lanes and
@@ -175,7 +178,8 @@ __global__ void halve_kernel(mpe_cache cache, int64_t slots, int64_t cells, int3
 }
 
 template <class Policy>
-mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* step, void* stream) {
+mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* step, int32_t* found,
+                 void* stream) {
   constexpr const char* kName = "cache admission";
   constexpr int32_t kSketch = Policy::kSketch ? 1 : 0;
   const mpe_cache& cache = admission.cache;
@@ -187,7 +191,7 @@ mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* s
   const auto first = workspace.plan<uint32_t>(cache.num_sets);
   const auto next = workspace.plan<uint32_t>(n), estimates = workspace.plan<uint32_t>(n * kSketch);
   const auto rows = workspace.plan<int32_t>(n);
-  const auto sets = workspace.plan<uint32_t>(most_sets);
+  const auto sets = workspace.plan<uint32_t>(most_sets + (kThreads >> kSetShift));
   const auto admitted = workspace.plan<Admitted>(most);
   MPE_TRY(workspace.acquire(kName));
   const Misses misses{workspace.get(first),     workspace.get(counts), workspace.get(next),
@@ -197,8 +201,8 @@ mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* s
   // The clock advances also if the batch has no lookups.
   const int64_t tables = dropped != nullptr ? admission.tables.count : 1;
   MPE_TRY(launch(kName, stream, n > tables ? n : tables, find_kernel<Policy>, admission, misses,
-                 dropped, step));
-  MPE_TRY(launch(kName, stream, most_sets * kWarp, admit_kernel<Policy>, admission, misses));
+                 dropped, step, found));
+  MPE_TRY(launch(kName, stream, most_sets << kSetShift, admit_kernel<Policy>, admission, misses));
   MPE_TRY(with_rounds(admission.tables.dim, [&](auto rounds) {
     return launch(kName, stream, most > 0 ? most : 1, move_kernel<decltype(rounds)::value>,
                   admission, misses, tile_shift(admission.tables.dim), kSketch);
@@ -256,21 +260,24 @@ __global__ void locate_kernel(mpe_cache cache, const uint64_t* keys, int64_t n, 
 
 __global__ void scatter_kernel(mpe_unique unique, const int32_t* unique_slots, int64_t n,
                                int32_t* slots) {
-  const int64_t count = *unique.count;
-  const auto end = [&](int64_t row) { return unique.starts[row + 1]; };
-  each_position(end, count, n, [&](int64_t position, int64_t row) {
+  const uint32_t count = static_cast<uint32_t>(*unique.count);
+  const auto end = [&](uint32_t row) { return unique.starts[row + 1]; };
+  const auto find = [&](uint32_t place) { return warp_first_at_least(count, place, end); };
+  const auto visit = [&](uint32_t position, uint32_t row) {
     // Behind the rows' positions come those of the dropped lookups.
     slots[unique.positions[position]] = row < count ? unique_slots[row] : -1;
-  });
+  };
+  each_position(thread_index() / kWarp, find, end, count, static_cast<uint32_t>(n), visit);
 }
 
 }  // namespace
 
 mpe_status cache_admit(const mpe_group* group, const mpe_unique* unique, int64_t n,
-                       const int64_t* dropped, uint64_t* step, int32_t* slots, void* stream) {
+                       const int64_t* dropped, uint64_t* step, int32_t* slots, int32_t* found,
+                       void* stream) {
   const Admission admission{Tables(*group), Rounding(*group), *group->cache, *unique, n, slots};
   return with_policy(admission.cache.policy, [&](auto policy) {
-    return admit<decltype(policy)>(admission, dropped, step, stream);
+    return admit<decltype(policy)>(admission, dropped, step, found, stream);
   });
 }
 

@@ -47,11 +47,11 @@ struct GroupBatch {
   int64_t batch_size;
   mpe_lookups lookups;
 
-  __device__ int64_t bags() const { return tables.count * batch_size; }
-  __device__ int64_t offset(int64_t i) const {
-    const int64_t value = offsets[i];
-    return value < 0 ? 0 : value < num_indices ? value : num_indices;
+  __device__ uint32_t bags() const { return static_cast<uint32_t>(tables.count * batch_size); }
+  __device__ int64_t bounded(int64_t offset) const {
+    return offset < 0 ? 0 : offset < num_indices ? offset : num_indices;
   }
+  __device__ int64_t offset(int64_t i) const { return bounded(offsets[i]); }
   __device__ int64_t first_offset(int64_t t) const {
     return offset(tables.table[t].feature * batch_size);
   }
@@ -60,17 +60,31 @@ struct GroupBatch {
   }
   // A table's first lookup in the group; segments_kernel writes it.
   __device__ int64_t start(int64_t t) const { return lookups.bag_offsets[t * batch_size]; }
-  __device__ int32_t table_of(int64_t bag) const {
-    return static_cast<int32_t>(static_cast<uint32_t>(bag) / static_cast<uint32_t>(batch_size));
+  __device__ int32_t table_of(uint32_t bag) const {
+    return static_cast<int32_t>(bag / static_cast<uint32_t>(batch_size));
   }
-  // The place in the batch's offsets where a bag of table t ends.
-  __device__ int64_t offset_of(int64_t bag, int32_t t) const {
-    return (tables.table[t].feature - t) * batch_size + bag + 1;
+};
+
+// A table's bags in the group. A lane keeps the one that it needed last: its bags are neighbours.
+struct Segment {
+  int32_t table;
+  uint32_t first, last;  // its bags
+  int64_t to_offset;     // from a bag to the place in the batch's offsets where it ends
+  int64_t to_group;      // from a lookup's place in the batch to that in the group
+
+  __device__ static Segment of(const GroupBatch& batch, uint32_t bag) {
+    const int32_t t = batch.table_of(bag);
+    const uint32_t size = static_cast<uint32_t>(batch.batch_size);
+    const uint32_t first = static_cast<uint32_t>(t) * size;
+    return {t, first, first + size, (batch.tables.table[t].feature - t) * batch.batch_size + 1,
+            batch.start(t) - batch.lookups.origins[t]};
+  }
+  __device__ __forceinline__ void follow(const GroupBatch& batch, uint32_t bag) {
+    if (!kModel && (bag < first || bag >= last)) *this = of(batch, bag);
   }
   // Where a bag ends in the group.
-  __device__ int64_t end(int64_t bag) const {
-    const int32_t t = table_of(bag);
-    return start(t) + offset(offset_of(bag, t)) - lookups.origins[t];
+  __device__ __forceinline__ int64_t end(const GroupBatch& batch, uint32_t bag) const {
+    return to_group + batch.offset(bag + to_offset);
   }
 };
 
@@ -126,31 +140,36 @@ __global__ void segments_kernel(GroupBatch batch, mpe_error* error) {
 }
 
 // Checks where a bag ends and writes it; not where a table ends, which is known.
-__device__ __forceinline__ void write_bag(const GroupBatch& batch, mpe_error* error, int64_t bag) {
+__device__ __forceinline__ void write_bag(const GroupBatch& batch, mpe_error* error,
+                                          Segment* segment, uint32_t bag) {
   if (bag >= batch.bags()) return;
-  const int32_t t = batch.table_of(bag);
-  const int64_t i = batch.offset_of(bag, t), value = batch.offsets[i];
-  if (value < batch.offsets[i - 1] || (i == batch.last_offset && value != batch.num_indices)) {
+  segment->follow(batch, bag);
+  const int64_t i = bag + segment->to_offset;
+  const int64_t before = batch.offsets[i - 1], value = batch.offsets[i];
+  if (bag + 1 < segment->last) {
+    batch.lookups.bag_offsets[bag + 1] = segment->to_group + batch.bounded(value);
+  }
+  if (value < before || (i == batch.last_offset && value != batch.num_indices)) {
     report_offset(error, i);
   }
-  if (bag + 1 < (t + 1) * batch.batch_size) batch.lookups.bag_offsets[bag + 1] = batch.end(bag);
 }
 
 // Lookup p of a bag.
 __device__ __forceinline__ void write_key(const GroupBatch& batch, const float* weights,
-                                          mpe_error* error, int64_t p, int64_t bag) {
+                                          mpe_error* error, Segment* segment, uint32_t p,
+                                          uint32_t bag) {
   if (bag >= batch.bags()) {
     batch.lookups.keys[p] = MPE_DROPPED;
     return;
   }
-  const int32_t t = batch.table_of(bag);
-  const mpe_table& table = batch.tables.table[t];
-  const int64_t i = p - batch.start(t) + batch.lookups.origins[t];
+  segment->follow(batch, bag);
+  const mpe_table& table = batch.tables.table[segment->table];
+  const int64_t i = p - segment->to_group;
   const bool inside = i >= 0 && i < batch.num_indices;  // unless the offsets are wrong
   const int64_t index = inside ? batch.indices[i] : -1;
   const bool valid = index >= 0 && index < table.num_rows;
   if (inside && !valid) {
-    atomic_add64(batch.lookups.dropped + t, 1);
+    atomic_add64(batch.lookups.dropped + segment->table, 1);
     atomic_min64(&error->position, i);
   }
   batch.lookups.keys[p] = valid ? static_cast<uint64_t>(table.base + index) : MPE_DROPPED;
@@ -180,14 +199,35 @@ __device__ void finish(const GroupBatch& batch, bool drop, mpe_error* error) {
   error->status = MPE_ERR_INDEX;
 }
 
-// A warp writes as many bags as lookups.
-__global__ void keys_kernel(GroupBatch batch, const float* weights, int32_t drop,
-                            mpe_error* error) {
-  const int64_t first = thread_index() / kWarp * kWarpPositions + lane_index();
-  MPE_UNROLL
-  for (int k = 0; k < kWarpPositions; k += kWarp) write_bag(batch, error, first + k);
-  each_position([&](int64_t bag) { return batch.end(bag); }, batch.bags(), batch.lookups.n,
-                [&](int64_t p, int64_t bag) { write_key(batch, weights, error, p, bag); });
+// The first warps write bags, the others lookups.
+__global__ void keys_kernel(const __grid_constant__ GroupBatch batch, const float* weights,
+                            int32_t drop, int64_t bag_warps, mpe_error* error) {
+  const int64_t warp = thread_index() / kWarp;
+  const uint32_t bags = batch.bags();
+  Segment segment{};
+  if (warp < bag_warps) {
+    const uint32_t first = static_cast<uint32_t>(warp * kWarpPositions + lane_index());
+    if (first < bags) segment = Segment::of(batch, first);
+    MPE_UNROLL
+    for (uint32_t k = 0; k < kWarpPositions; k += kWarp) {
+      write_bag(batch, error, &segment, first + k);
+    }
+  } else {
+    const auto find = [&](uint32_t position) {
+      const uint32_t bag = warp_first_at_least(
+          bags, position, [&](uint32_t one) { return Segment::of(batch, one).end(batch, one); });
+      if (bag < bags) segment = Segment::of(batch, bag);
+      return bag;
+    };
+    const auto end = [&](uint32_t bag) {
+      segment.follow(batch, bag);
+      return segment.end(batch, bag);
+    };
+    const auto visit = [&](uint32_t p, uint32_t bag) {
+      write_key(batch, weights, error, &segment, p, bag);
+    };
+    each_position(warp - bag_warps, find, end, bags, static_cast<uint32_t>(batch.lookups.n), visit);
+  }
   if (is_last_block(&error->table) && threadIdx.x == 0) finish(batch, drop != 0, error);
 }
 
@@ -228,9 +268,10 @@ mpe_status prepare(const mpe_group* group, const mpe_batch* given, int32_t drop,
                          given->batch_size,
                          *out};
   MPE_TRY(launch("prepare", stream, kThreads, segments_kernel, batch, error));
-  const int64_t bags = group->num_tables * given->batch_size, n = out->n > bags ? out->n : bags;
-  return launch("prepare", stream, threads_for_positions(n > 0 ? n : 1), keys_kernel, batch,
-                given->weights, drop, error);
+  const int64_t bags = threads_for_positions(group->num_tables * given->batch_size);
+  const int64_t threads = bags + threads_for_positions(out->n);
+  return launch("prepare", stream, threads > 0 ? threads : 1, keys_kernel, batch, given->weights,
+                drop, bags / kWarp, error);
 }
 
 mpe_status count(const mpe_group* group, const mpe_lookups* lookups, const mpe_unique* unique,

@@ -1,4 +1,4 @@
-// A warp looks rows up in the cache, one way per lane.
+// A warp looks rows up in the cache, one way per lane, several rows at a time.
 #pragma once
 
 #include "cuda/group.cuh"
@@ -6,29 +6,45 @@
 namespace mpembed {
 namespace cuda {
 
-// The slot of a key that is the same in all lanes, or -1. A collection's sets have at most 32 ways;
-// a C API caller's may have more.
-__device__ inline int64_t warp_probe(const mpe_cache& cache, uint64_t key) {
-  const int64_t first = set_of(key, cache.num_sets) * cache.ways;
-  const int lane = lane_index();
-  for (int32_t base = 0; base < cache.ways; base += kWarp) {
-    const bool here = base + lane < cache.ways;
-    const uint64_t tag = here ? cache.tags[first + base + lane] : kTagEmpty;
-    const unsigned found = __ballot_sync(kFullMask, here && (tag & kTagIdMask) == key);
-    if (found != 0) return first + base + __ffs(static_cast<int>(found)) - 1;
-  }
-  return -1;
+constexpr int kProbesAtOnce = 4;  // whose tags are in flight
+
+// The lowest lane of a mask; any lane for 0.
+__device__ inline int lane_of(unsigned one) {
+  return (__ffs(static_cast<int>(one)) - 1) & (kWarp - 1);
 }
 
 // The slot of each lane's own key, or -1; also -1 where not `wanted`. All lanes of the warp call
-// it.
+// it. A collection's sets have at most 32 ways; a C API caller's may have more.
 __device__ inline int64_t warp_probe_each(const mpe_cache& cache, uint64_t key, bool wanted) {
+  const int lane = lane_index();
+  const int32_t first = wanted ? static_cast<int32_t>(set_of(key, cache.num_sets) * cache.ways) : 0;
   int64_t slot = -1;
-  for (unsigned left = __ballot_sync(kFullMask, wanted); left != 0; left &= left - 1) {
-    const int lane = __ffs(static_cast<int>(left)) - 1;
-    const uint64_t one = __shfl_sync(kFullMask, static_cast<unsigned long long>(key), lane);
-    const int64_t found = warp_probe(cache, one);
-    if (lane == lane_index()) slot = found;
+  for (unsigned left = __ballot_sync(kFullMask, wanted); left != 0;) {
+    unsigned ones[kProbesAtOnce];  // the lanes whose turn it is: a bit each, or 0
+    MPE_UNROLL
+    for (int k = 0; k < kProbesAtOnce; ++k) {
+      ones[k] = left & (0u - left);
+      left ^= ones[k];
+    }
+    for (int32_t base = 0; base < cache.ways; base += kWarp) {
+      const int32_t way = base + lane;
+      uint64_t tags[kProbesAtOnce];
+      int32_t begins[kProbesAtOnce];
+      MPE_UNROLL
+      for (int k = 0; k < kProbesAtOnce; ++k) {
+        begins[k] = __shfl_sync(kFullMask, first, lane_of(ones[k]));
+        tags[k] = ones[k] != 0 && way < cache.ways ? cache.tags[begins[k] + way] : kTagEmpty;
+      }
+      MPE_UNROLL
+      for (int k = 0; k < kProbesAtOnce; ++k) {
+        const uint64_t one =
+            __shfl_sync(kFullMask, static_cast<unsigned long long>(key), lane_of(ones[k]));
+        const unsigned found = __ballot_sync(kFullMask, (tags[k] & kTagIdMask) == one);
+        if (found != 0 && lane == lane_of(ones[k])) {
+          slot = begins[k] + base + __ffs(static_cast<int>(found)) - 1;
+        }
+      }
+    }
   }
   return slot;
 }

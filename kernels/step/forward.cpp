@@ -1,39 +1,11 @@
 // Admission and lookup of open batches.
+#include <algorithm>
+
 #include "step/results.h"
 #include "step/slots.h"
 
 namespace mpembed::step {
 namespace {
-
-// Admits a reserved batch, if any group has a cache, and takes a write step with the first of
-// these; on failure it is closed.
-mpe_status admit(mpe_open_batch* open, void* stream) {
-  const mpe_backend& backend = open->backend();
-  uint64_t* step = open->collection->step;
-  open->admission = ++open->collection->admissions;
-  for (size_t g = 0; g < open->shares.size(); ++g) {
-    const mpe_group& group = open->group(g);
-    if (group.cache == nullptr) continue;
-    Share& share = open->shares[g];
-    const mpe_status status = backend.cache_admit(&group, &share.unique, share.lookups.n,
-                                                  share.lookups.dropped, step, share.slots, stream);
-    if (status != MPE_OK) {
-      close(open, stream);
-      return status;
-    }
-    share.pinned = true;
-    step = nullptr;
-  }
-  open->admitted = true;
-  return MPE_OK;
-}
-
-mpe_status admit_ahead(mpe_open_batch* open, void* stream) {
-  if (!open->open || open->admitted) return MPE_ERR_VALUE;
-  MPE_TRY(reserve(open, stream));
-  if (!has_cache(*open->collection)) MPE_TRY(advance(open->collection, stream));
-  return admit(open, stream);
-}
 
 // What a lookup of one batch needs besides its lookups.
 class Lookup {
@@ -55,14 +27,27 @@ class Lookup {
     return results_.fill(stream_);
   }
 
-  // just_admitted: nothing can have been admitted since the batch was.
+  // Room for the slots of what was cached before the batch's own admission, or NULL. Where the
+  // lookup goes by these, it reads what was admitted in the tables: a GPU's memory then moves fewer
+  // bytes. Rows in the host's memory would cross the bus twice, and the CPU's caches have what was
+  // just written.
+  int32_t* found(size_t g) const {
+    const mpe_group& group = open_.group(g);
+    const auto is_host = [](const mpe_table& t) { return t.placement == MPE_PLACEMENT_HOST; };
+    const bool reads_tables = !is_synchronous(open_.backend()) &&
+                              std::none_of(group.tables, group.tables + group.num_tables, is_host);
+    return reads_tables ? rooms_[g].fresh : nullptr;
+  }
+
+  // just_admitted: with found(), and nothing can have been admitted or written since.
   mpe_status run(bool just_admitted) {
     for (size_t g = 0; g < rooms_.size(); ++g) {
       mpe_lookup_args& arguments = arguments_[g];
       arguments.group = &open_.group(g);
       arguments.lookups = &open_.shares[g].lookups;
       arguments.outputs = results_.of(g);
-      const int32_t* fresh = just_admitted ? open_.shares[g].slots : nullptr;
+      const int32_t* slots = found(g) != nullptr ? found(g) : open_.shares[g].slots;
+      const int32_t* fresh = just_admitted ? slots : nullptr;
       MPE_TRY(lookup_slots(open_, g, rooms_[g], fresh, stream_, &arguments.slots));
     }
     const int32_t count = static_cast<int32_t>(arguments_.size());
@@ -77,6 +62,38 @@ class Lookup {
   std::vector<SlotRoom> rooms_;
   std::vector<mpe_lookup_args> arguments_;
 };
+
+// Admits a reserved batch, if any group has a cache, and takes a write step with the first of
+// these; on failure it is closed. lookup: the one that follows, or NULL.
+mpe_status admit(mpe_open_batch* open, const Lookup* lookup, void* stream) {
+  const mpe_backend& backend = open->backend();
+  uint64_t* step = open->collection->step;
+  open->admission = ++open->collection->admissions;
+  for (size_t g = 0; g < open->shares.size(); ++g) {
+    const mpe_group& group = open->group(g);
+    if (group.cache == nullptr) continue;
+    Share& share = open->shares[g];
+    int32_t* found = lookup != nullptr ? lookup->found(g) : nullptr;
+    const mpe_status status =
+        backend.cache_admit(&group, &share.unique, share.lookups.n, share.lookups.dropped, step,
+                            share.slots, found, stream);
+    if (status != MPE_OK) {
+      close(open, stream);
+      return status;
+    }
+    share.pinned = true;
+    step = nullptr;
+  }
+  open->admitted = true;
+  return MPE_OK;
+}
+
+mpe_status admit_ahead(mpe_open_batch* open, void* stream) {
+  if (!open->open || open->admitted) return MPE_ERR_VALUE;
+  MPE_TRY(reserve(open, stream));
+  if (!has_cache(*open->collection)) MPE_TRY(advance(open->collection, stream));
+  return admit(open, nullptr, stream);
+}
 
 mpe_status look_up_and_count(mpe_open_batch* open, Lookup* lookup, bool just_admitted,
                              bool* counted, void* stream) {
@@ -99,7 +116,7 @@ mpe_status forward(mpe_open_batch* open, mpe_open_batch* replaced, const mpe_res
   const bool admits = !open->admitted, changes = admits && has_cache(*open->collection);
   if (!changes) MPE_TRY(advance(open->collection, stream));
   if (replaced != nullptr) MPE_TRY(close(replaced, stream));
-  if (admits) MPE_TRY(admit(open, stream));
+  if (admits) MPE_TRY(admit(open, &lookup, stream));
   bool counted = false;
   const mpe_status status = look_up_and_count(open, &lookup, admits, &counted, stream);
   if (status == MPE_OK) return status;

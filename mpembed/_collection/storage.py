@@ -310,6 +310,7 @@ def _allocate_group(
             first_row=config.first_row,
             feature=i,
             column=int(columns[i]),
+            host=config.placement == "host",
         )
         group.keep_alive(*storage.tables[i].memory())
     if plan.optimizer is not None:

@@ -62,7 +62,7 @@ class Trainer {
     check(d->prepare(g, &b.b, 0, &b.l, s, b.errors), "prepare");
     check(d->discard(g, &b.l, b.errors, 1, c.sink, &b.u, s), "discard");
     if (cached) {
-      check(d->cache_admit(g, &b.u, n, b.l.dropped, nullptr, b.slots, s), "cache_admit");
+      check(d->cache_admit(g, &b.u, n, b.l.dropped, nullptr, b.slots, nullptr, s), "cache_admit");
       check(d->cache_refresh(g, &b.u, n, b.slots, b.fresh, s), "cache_refresh");
       check(d->scatter_slots(&b.u, b.fresh, n, b.each, s), "scatter_slots");
     }

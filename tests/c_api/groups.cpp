@@ -39,8 +39,9 @@ struct Share {
     c.replica.check(d->prepare(&c.group, &b.b, 0, &b.l, nullptr, b.errors + 1), "prepare");
     if (!cached) return;
     c.replica.check(d->dedup(b.l.keys, b.l.n, limit, &b.u, nullptr), "dedup");
-    c.replica.check(d->cache_admit(&c.group, &b.u, b.l.n, nullptr, nullptr, b.slots, nullptr),
-                    "cache_admit");
+    c.replica.check(
+        d->cache_admit(&c.group, &b.u, b.l.n, nullptr, nullptr, b.slots, nullptr, nullptr),
+        "cache_admit");
     c.replica.check(d->cache_locate(&c.cache, b.l.keys, b.l.n, b.each, nullptr), "cache_locate");
   }
 };

@@ -17,9 +17,9 @@ class Step {
     check(b()->dedup(batch().l.keys, batches->n, static_cast<uint64_t>(collection.total_rows()),
                      &batch().u, nullptr),
           "dedup");
-    check(
-        b()->cache_admit(group(), &batch().u, batches->n, nullptr, nullptr, batch().slots, nullptr),
-        "admit");
+    check(b()->cache_admit(group(), &batch().u, batches->n, nullptr, nullptr, batch().slots,
+                           nullptr, nullptr),
+          "admit");
     check(b()->scatter_slots(&batch().u, batch().slots, batches->n, batch().each, nullptr),
           "scatter_slots");
     for (const int32_t slot : collection.replica.read(batch().slots, unique())) {

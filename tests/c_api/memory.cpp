@@ -46,7 +46,7 @@ extern "C" __attribute__((visibility("default"))) const char* no_memory(const mp
   for (int64_t k = 1;; ++k) {
     simt_fail_alloc(k);
     const mpe_status status =
-        backend->cache_admit(&c.group, &u, n, nullptr, c.step, slots, nullptr);
+        backend->cache_admit(&c.group, &u, n, nullptr, c.step, slots, nullptr, nullptr);
     simt_fail_alloc(0);
     if (status == MPE_OK) break;
     ++*failures;

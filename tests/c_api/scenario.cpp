@@ -140,9 +140,11 @@ class Scenario {
   void admit(int64_t n) {
     both("cache_admit", [&](int i) {
       return backend(i)->cache_admit(group(i), &batch_[i]->u, n, batch_[i]->l.dropped,
-                                     collections_[i]->step, batch_[i]->slots, nullptr);
+                                     collections_[i]->step, batch_[i]->slots, batch_[i]->fresh,
+                                     nullptr);
     });
     same("slots", unique_, [&](int i) { return batch_[i]->slots; });
+    same("slots before", unique_, [&](int i) { return batch_[i]->fresh; });
     cache("cache after admission");
     both("cache_refresh", [&](int i) {
       return backend(i)->cache_refresh(group(i), &batch_[i]->u, n, batch_[i]->slots,

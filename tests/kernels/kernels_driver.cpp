@@ -160,7 +160,7 @@ uint64_t train(const mpe_backend& backend, int32_t policy, int32_t optimizer) {
     must(backend.count(group, &memory.lookups, &memory.unique, 1, 1, nullptr));
     must(backend.advance(&arrays.step, nullptr));
     must(backend.cache_admit(group, &memory.unique, kLookups, memory.dropped, nullptr,
-                             memory.unique_slots.data(), nullptr));
+                             memory.unique_slots.data(), memory.fresh.data(), nullptr));
     must(backend.cache_refresh(group, &memory.unique, kLookups, memory.unique_slots.data(),
                                memory.fresh.data(), nullptr));
     must(backend.scatter_slots(&memory.unique, memory.fresh.data(), kLookups, memory.slots.data(),

@@ -14,6 +14,7 @@ from mpembed_gpu.model import Path
 from mpembed_gpu.registry import Format, Optimizer, Policy
 from mpembed_gpu.sass import Instruction
 from mpembed_gpu.traffic import POOL, Bytes
+from mpembed_gpu.workload import TABLES
 
 DIMS = (16, 64, 128)
 _LOAD, _COLUMNS = r"LDG|LD\.", 8
@@ -248,23 +249,42 @@ def _lookup(
 _POSITIONS = 256  # lookups for which a warp searches once
 
 
-def _search(steps: int) -> tuple[Trips, ...]:
+def _search(ranges: int) -> tuple[Trips, ...]:
     """Return rules for one search, then rounds of 32 lookups whose ranges a warp reads at once."""
+    steps = 0
+    while ranges > 0:  # as warp_first_at_least has it
+        ranges, steps = -(-ranges // 32) - 1, steps + 1
     rounds = Trips(_POSITIONS // 32, needs=_STORE, depth=0)
-    return (rounds, Trips(1, needs="SHFL", depth=1), Trips(steps, "LDG", needs="LDG"))
+    search = Trips(steps, needs="LDG", without=_STORE, depth=0)
+    return (rounds, Trips(1, needs="SHFL", depth=1), search)
 
 
 def prepare(pool: int = POOL) -> Scenario:
-    """Return what a lookup's key and bag cost."""
+    """Return what a lookup's key and bag cost; warps of their own write where bags end."""
     return _lookup(
         "linear row ids and bags (`prepare`)",
         "prepare",
         "keys_kernel",
         traffic.prepare(pool),
-        _search(_BAGS.bit_length()),
+        _search(TABLES * _BAGS),
         memory=_POSITIONS // 32,
         rows=_POSITIONS,
+        prefer="SHFL",
         avoid=r"LDG\.E\.64\.STRONG",  # the last block's end
+    )
+
+
+def bags() -> Scenario:
+    """Return what it costs to write where a bag ends."""
+    return _lookup(
+        "ends of bags (`prepare`)",
+        "prepare",
+        "keys_kernel",
+        traffic.bags(),
+        (),
+        memory=2,  # of both ends at once, and of the table
+        rows=_POSITIONS,
+        avoid=r"SHFL|LDG\.E\.64\.STRONG",
     )
 
 
@@ -275,9 +295,13 @@ def find(policy: Policy) -> Scenario:
         "cache",
         f"find_kernel<{policy.type}",
         traffic.find(),
-        (Trips(32, depth=0), Trips(1, depth=1)),  # row by row, then its ways
+        (Trips(32 // 4, depth=0), Trips(1, depth=1)),  # four rows at a time, then their ways
         memory=None,
     )
+
+
+SET_LANES = 8  # that have a set in an admission
+SETS_OF_WARP = 32 // SET_LANES
 
 
 def choose(policy: Policy, ways: int = 1) -> Scenario:
@@ -287,11 +311,11 @@ def choose(policy: Policy, ways: int = 1) -> Scenario:
         "cache",
         f"admit_kernel<{policy.type}",
         traffic.choose(),
-        # A warp has a set, here with one miss: it reads the list, then gives one way.
+        # Here with one miss a set: its lanes read the list, then give one way.
         (Trips(ways, needs="SHFL", depth=0), Trips(1, "LDG", needs="LDG")),
         memory=None,
-        prefer="SHFL",  # the warp holds all misses of the set
-        rows=1,
+        rows=SETS_OF_WARP,
+        avoid="MATCH",  # statistics of misses that get no way
     )
 
 
@@ -301,9 +325,9 @@ SCATTER = _lookup(
     "cache",
     "scatter_kernel",
     traffic.scatter(),
-    _search((_BAGS * POOL).bit_length()),
+    _search(_BAGS * POOL),
     memory=_POSITIONS // 32,
     rows=_POSITIONS,
 )
 # What a batch costs in any format. CUB's sort and selection are counted in bytes only.
-BATCH = (prepare(), DEDUP, find(_POLICY), choose(_POLICY), SCATTER)
+BATCH = (prepare(), bags(), DEDUP, find(_POLICY), choose(_POLICY), SCATTER)

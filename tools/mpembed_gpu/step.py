@@ -84,7 +84,8 @@ class Step:
         self.estimate = lru_cache(maxsize=None)(self._estimate)
 
     def _estimate(self, key: str, device: Device, fmt: Format, *how: object) -> Estimate:
-        made = getattr(scenarios, key)(*how) if how else getattr(scenarios, key)
+        found = getattr(scenarios, key)
+        made = found(*how) if callable(found) else found
         return self.kernels.estimate(made, fmt, DIM, device)
 
     def parts(self, case: Case) -> tuple[dict[str, float], dict[str, str]]:
@@ -148,7 +149,8 @@ class _Batch:
     # ---- each part's kernels -----------------------------------------------------------------
 
     def prepare_kernels(self) -> list[Work]:
-        return [[(self.counts.lookups, self.row("prepare", self.pool))]]
+        bags = self.counts.lookups / self.pool
+        return [[(self.counts.lookups, self.row("prepare", self.pool)), (bags, self.row("bags"))]]
 
     def dedup_kernels(self) -> list[Work]:
         return [[(self.counts.lookups, self.row("DEDUP"))]]
@@ -165,9 +167,10 @@ class _Batch:
         state = self.bytes(traffic.tags())
         less = {bound: way.parts[bound] - seconds for bound, seconds in state.parts.items()}
         # Its list is walked miss by miss: once, or twice where a warp's lanes cannot hold it.
-        walks = 1 if misses <= traffic.WAYS * with_misses else 2
+        walks = 1 if misses <= scenarios.SET_LANES * with_misses else 2
         warps = self.device.processors * self._warps("cache", f"admit_kernel<{policy.type}>")
-        walk = Estimate(0, {"latency": walks * self.device.cached / warps})
+        at_once = warps * scenarios.SETS_OF_WARP
+        walk = Estimate(0, {"latency": walks * self.device.cached / at_once})
         two = self.row("choose", policy, 2)  # for what each further way of a set takes
         further = {name: two.parts[name] - way.parts[name] for name in ("issue", "latency")}
         made: list[Work] = [
@@ -193,9 +196,10 @@ class _Batch:
 
     def forward_kernels(self) -> list[Work]:
         counts, fp32 = self.counts, _FORMATS["fp32"]
-        stored = counts.lookups - counts.cached_lookups
-        hot = counts.many_lookups - counts.cached_many_lookups
-        cached, cached_hot = counts.cached_lookups, counts.cached_many_lookups
+        # What was admitted just now is read in the tables.
+        stored = counts.lookups - counts.hit_lookups
+        hot = counts.many_lookups - counts.hit_many_lookups
+        cached, cached_hot = counts.hit_lookups, counts.hit_many_lookups
         work: list[tuple[float, Estimate]] = []
         for fmt, lookups, near in ((self.stored, stored, hot), (fp32, cached, cached_hot)):
             one = self.row("forward", self.pool, self.value, fmt=fmt)

@@ -183,5 +183,10 @@ def scatter() -> Bytes:
 
 def prepare(pool: int = POOL) -> Bytes:
     """Turn an index into a linear row id and its bag; a row is a lookup."""
-    floor = 8 + KEY + BAG + 2 * OFFSET / pool
-    return Bytes(floor, floor, floor)
+    floor = 8 + KEY + BAG
+    return Bytes(floor, floor, floor + OFFSET / pool)  # the L2 cache has the ends of bags
+
+
+def bags() -> Bytes:
+    """Read where a bag ends in the batch, and write where it ends in the group."""
+    return Bytes(2 * OFFSET, 2 * OFFSET, 3 * OFFSET)  # and where the one before it ends

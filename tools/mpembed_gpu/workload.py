@@ -51,7 +51,8 @@ class Counts:
     `hits`, `misses`: unique rows that the cache had or had not. `admitted`: misses that got a slot,
     `written`: the dirty rows that made room. `cached`: unique rows in the cache after that, and
     `cached_lookups` theirs. `few` rows have 2 to 64 lookups, `many` have more, of which
-    `cached_many_lookups` are of rows in the cache.
+    `cached_many_lookups` are of rows in the cache. `hit_lookups` and `hit_many_lookups` are the same
+    of rows that it had before.
     """
 
     lookups: int
@@ -67,6 +68,8 @@ class Counts:
     many: int
     many_lookups: int
     cached_many_lookups: int
+    hit_lookups: int
+    hit_many_lookups: int
     slots: int
 
     @property
@@ -131,11 +134,13 @@ def simulate(
     grad = np.ones((batch, len(rows)), np.float32)
     before: dict[str, int] = {}
     for step, indices in enumerate(batches(pool, rows, batch)):
+        held = _tags(emb).copy() if step == setting.steps[pool] else None
         emb.forward(indices, offsets)
         emb.backward(grad)
         now = _totals(emb)
-        if step == setting.steps[pool]:
-            return _counts(emb, rows, indices, {name: now[name] - before[name] for name in now})
+        if held is not None:
+            did = {name: now[name] - before[name] for name in now}
+            return _counts(held, _tags(emb), rows, indices, did)
         before = now
     raise AssertionError
 
@@ -145,15 +150,21 @@ def _totals(emb: Any) -> dict[str, int]:
     return {name: sum(one[name] for one in stats) for name in stats[0]}
 
 
-def _counts(emb: Any, rows: list[int], indices: Array, step: dict[str, int]) -> Counts:
-    from mpembed import ops
+def _tags(emb: Any) -> Array:
     from mpembed.collection import collection_state
+
+    (tags,) = (a for n, a in collection_state(emb).arrays().items() if n.endswith(".tags"))
+    return np.asarray(tags.memory)
+
+
+def _counts(
+    before: Array, after: Array, rows: list[int], indices: Array, step: dict[str, int]
+) -> Counts:
+    from mpembed import ops
 
     bases = np.repeat(np.cumsum([0, *rows[:-1]]), len(indices) // len(rows))
     keys, counts = np.unique(indices + bases, return_counts=True)
-    (tags,) = (a for n, a in collection_state(emb).arrays().items() if n.endswith(".tags"))
-    held = np.asarray(tags.memory)
-    cached = ops.cache_lookup(held, keys) >= 0
+    hit, cached = (ops.cache_lookup(tags, keys) >= 0 for tags in (before, after))
     few, many = (counts > 1) & (counts <= BLOCK), counts > BLOCK
     assert len(keys) == step["unique"]
     return Counts(
@@ -170,7 +181,9 @@ def _counts(emb: Any, rows: list[int], indices: Array, step: dict[str, int]) -> 
         many=int(many.sum()),
         many_lookups=int(counts[many].sum()),
         cached_many_lookups=int(counts[many & cached].sum()),
-        slots=held.size,
+        hit_lookups=int(counts[hit].sum()),
+        hit_many_lookups=int(counts[many & hit].sum()),
+        slots=after.size,
     )
 
 

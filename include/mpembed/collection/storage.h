@@ -192,6 +192,7 @@ class Storage {
     table.table_id = config.table_id < 0 ? static_cast<int32_t>(t) : config.table_id;
     table.pooling = config.pooling;
     table.feature = static_cast<int32_t>(t);
+    table.placement = config.placement;
     table.column = columns_[t];
     order_[t] = Place{group_storage_.size() - 1, tables->size(), host_parameters_.size()};
     tables->push_back(table);

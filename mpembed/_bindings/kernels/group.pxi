@@ -80,7 +80,7 @@ cdef class Group:
 
     def add_table(self, str name, int64_t num_rows, rows, int64_t row_stride, *, int precision,
                   int pooling, list states=None, stats=None, noise=None, int table_id=0,
-                  int64_t first_row=0, int feature=0, int64_t column=0):
+                  int64_t first_row=0, int feature=0, int64_t column=0, bint host=False):
         """Add a table; what has a default says how it lies among other tables and shards.
 
         Parameters
@@ -97,6 +97,8 @@ cdef class Group:
             Its place in a batch.
         column : int
             Where its columns begin in the pooled output.
+        host : bool
+            Whether its rows lie in the host's memory, beside a device.
         """
         cdef mpe_table* table
         self.add_rows(name, num_rows, <void*><uintptr_t>rows)
@@ -109,6 +111,7 @@ cdef class Group:
         table.precision, table.pooling = precision, pooling
         table.table_id, table.first_row = table_id, first_row
         table.feature, table.column = feature, column
+        table.placement = MPE_PLACEMENT_HOST if host else MPE_PLACEMENT_DEVICE
         self.keep_alive(stats, noise)
 
     def keep_alive(self, *arrays):

@@ -36,7 +36,7 @@ class PlainBatch {
       check(b().dedup(s.lookups.keys, s.lookups.n, limit, &s.unique, nullptr), "dedup");
       if (!cached(g)) continue;
       check(b().cache_admit(&w_.groups[g], &s.unique, s.lookups.n, nullptr, nullptr, s.slots,
-                            nullptr),
+                            nullptr, nullptr),
             "admit");
       check(b().count(&w_.groups[g], &s.lookups, nullptr, 0, 1, nullptr), "count");
     }
