@@ -103,7 +103,8 @@ void look_up(const mpe_backend& backend, Setup& setup) {
 void update_rows(const mpe_backend& backend, Setup& setup, const int32_t* slots) {
   const mpe_gradient gradient{&setup.lookups, &setup.outputs};
   mpe_error error = MPE_NO_ERROR;
-  must(backend.update(&setup.group, &gradient, 1, &setup.unique, slots, nullptr, &error, nullptr));
+  must(backend.update(&setup.group, &gradient, 1, &setup.unique, slots, nullptr, nullptr, &error,
+                      nullptr));
 }
 
 void update(const mpe_backend& backend, Setup& setup) { update_rows(backend, setup, nullptr); }

@@ -116,12 +116,11 @@ MPE_FUNCTION(mpe_status, begin_update,
 /* Admission of a training batch: fills the slots, reads the admitted rows and their states from the
  * tables, writes dirty victims and theirs back, and pins every cached row of the batch once: it
  * stays until cache_release. A slot bears MPE_MAX_PINS. The tables' statistics count all of it, and
- * what the batch dropped: `dropped` of its lookups, or NULL. found: room as for slots, for those of
- * the rows that were cached before, -1 for all others, or NULL. Until anything else writes rows,
- * the table of an admitted row has the values of its slot, in fewer bytes. */
+ * what the batch dropped: `dropped` of its lookups, or NULL. found: room for what it finds, with
+ * slots for as many as above, or NULL. */
 MPE_FUNCTION(mpe_status, cache_admit,
              (const mpe_group*, const mpe_unique*, int64_t n, const int64_t* dropped,
-              uint64_t* step, int32_t* slots, int32_t* found, void* stream))
+              uint64_t* step, int32_t* slots, const mpe_found* found, void* stream))
 /* fresh[u] = slots[u]; rows that had none are looked up again, without a pin: another admission
  * may have cached them meanwhile. Changes nothing else. fresh may be slots itself. */
 MPE_FUNCTION(mpe_status, cache_refresh,
@@ -156,14 +155,16 @@ MPE_FUNCTION(mpe_status, weight_grad,
  * straight in the table, with the row's states. The group has an optimizer. unique: of the batches'
  * keys one after the other, each batch `lookups->n` of them. slots: one a unique row, as they are
  * now, or NULL; with `fresh`, room for as many, those of the cache_admit of the only batch, which
- * are refreshed there and lose their pins, as by cache_refresh and cache_release. A row whose
- * update would not be finite stays as it was and is added to `nonfinite` (which starts as
- * MPE_NO_ERROR): status, smallest value, count; the function returns MPE_OK all the same.
- * MPE_ERR_VALUE, with nothing changed, if the format of a table's state is not one of
- * MPE_STATE_FORMATS. */
+ * are refreshed there and lose their pins, as by cache_refresh and cache_release; then also what
+ * that admission found, or NULL: a device reads what it admitted in the tables, in fewer bytes, if
+ * no write step was taken since but this update's. A row whose update would not be finite stays as
+ * it was and is added to `nonfinite` (which starts as MPE_NO_ERROR): status, smallest value, count;
+ * the function returns MPE_OK all the same. MPE_ERR_VALUE, with nothing changed, if the format of a
+ * table's state is not one of MPE_STATE_FORMATS. */
 MPE_FUNCTION(mpe_status, update,
              (const mpe_group*, const mpe_gradient*, int32_t n, const mpe_unique*,
-              const int32_t* slots, int32_t* fresh, mpe_error* nonfinite, void* stream))
+              const int32_t* slots, int32_t* fresh, const mpe_found*, mpe_error* nonfinite,
+              void* stream))
 
 /* ---- rows ------------------------------------------------------------------------------------ */
 

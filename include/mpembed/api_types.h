@@ -213,6 +213,13 @@ typedef struct mpe_unique {
   int32_t* positions; /* room for n */
 } mpe_unique;
 
+/* What an admission found. The table of a row that it admitted has the values and states of its
+ * slot until a later write step writes rows. */
+typedef struct mpe_found {
+  int32_t* slots; /* before it, one a unique row: -1 for rows that were not cached */
+  uint64_t* step; /* the write step after it, one value */
+} mpe_found;
+
 typedef struct mpe_matrix {
   void* data;
   int64_t stride; /* elements between rows */

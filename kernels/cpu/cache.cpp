@@ -127,11 +127,11 @@ void count_dropped(const mpe_group& group, const int64_t* dropped) {
 
 template <class Policy>
 mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* step,
-                 int32_t* found) {
+                 const mpe_found* found) {
   const mpe_cache& cache = admission.cache;
   const int64_t count = admission.count, misses = find_slots(admission);
   if (found != nullptr) {
-    memcpy(found, admission.slots, static_cast<size_t>(count) * sizeof(int32_t));
+    memcpy(found->slots, admission.slots, static_cast<size_t>(count) * sizeof(int32_t));
   }
   const EncoderWorkspace workspace(task_count(misses, kTaskRows), admission.group.dim, false);
   Workspace<uint64_t> list(misses), spare(misses);
@@ -141,6 +141,7 @@ mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* s
   if (sorted == nullptr) return MPE_ERR_MEMORY;
 
   if (step != nullptr) ++*step;
+  if (found != nullptr) *found->step = *admission.group.step;
   ++cache.counters[0];
   count_dropped(admission.group, dropped);
   parallel_range(count, task_count(count, kTaskRows), [&](int64_t begin, int64_t end) {
@@ -166,8 +167,8 @@ inline int64_t light_tasks(int64_t items) { return task_count(items, kTaskRows *
 }  // namespace
 
 mpe_status cache_admit(const mpe_group* group, const mpe_unique* unique, int64_t,
-                       const int64_t* dropped, uint64_t* step, int32_t* slots, int32_t* found,
-                       void*) {
+                       const int64_t* dropped, uint64_t* step, int32_t* slots,
+                       const mpe_found* found, void*) {
   const mpe_cache& cache = *group->cache;
   const uint32_t clock = static_cast<uint32_t>(cache.counters[0] + 1);
   return with_policy(cache.policy, [&](auto policy) {

@@ -294,7 +294,7 @@ mpe_status begin_update(uint64_t* step, const mpe_parameters* tables, int64_t n,
 
 // Rows are cut into tasks by their lookups: a task ends with the row in which its lookups end.
 mpe_status update(const mpe_group* group, const mpe_gradient* gradients, int32_t num_gradients,
-                  const mpe_unique* unique, const int32_t* slots, int32_t* fresh,
+                  const mpe_unique* unique, const int32_t* slots, int32_t* fresh, const mpe_found*,
                   mpe_error* nonfinite, void*) {
   if (check_state_formats(*group) != MPE_OK) return MPE_ERR_VALUE;
   const int64_t count = unique_count(*unique);

@@ -29,10 +29,11 @@ __device__ void count_found(const Admission& admission, int64_t u, bool here, bo
 }
 
 // Steps 2 and, for the estimates of misses, 3: finds all rows, pins and touches the hits, and lists
-// the misses of each set. No cell of the sketch changes here. dropped, step, found: or NULL.
+// the misses of each set. No cell of the sketch changes here. dropped, step, what is found: or
+// NULL.
 template <class Policy>
 __global__ void find_kernel(Admission admission, Misses misses, const int64_t* dropped,
-                            uint64_t* step, int32_t* found) {
+                            uint64_t* step, mpe_found found) {
   const int64_t u = thread_index();
   if (u == 0 && step != nullptr) ++*step;
   if (u < admission.tables.count && dropped != nullptr) {
@@ -44,7 +45,7 @@ __global__ void find_kernel(Admission admission, Misses misses, const int64_t* d
   const bool hit = slot >= 0, miss = here && !hit;
   count_found(admission, u, here, hit);
   if (here) admission.slots[u] = static_cast<int32_t>(slot);
-  if (here && found != nullptr) found[u] = static_cast<int32_t>(slot);
+  if (here && found.slots != nullptr) found.slots[u] = static_cast<int32_t>(slot);
   if (hit) {
     atomicAdd(reinterpret_cast<unsigned long long*>(admission.cache.tags + slot),
               static_cast<unsigned long long>(kTagPin));
@@ -139,14 +140,15 @@ __global__ void __launch_bounds__(kThreads, (Policy::kSketch ? 5 : 4))
 }
 
 // Step 1, late, and the rows of step 4: a tile takes as many admitted misses as it has lanes and
-// moves their rows one by one.
+// moves their rows one by one. step: where the write step is kept, or NULL.
 template <bool kLong>
 __global__ void __launch_bounds__(kThreads, kLong ? 3 : 4)
     move_kernel(const __grid_constant__ Admission admission, Misses misses, int32_t shift,
-                int32_t sketch) {
+                int32_t sketch, uint64_t* step) {
   const Tile tile(shift);
   const int64_t i = thread_index(), count = misses.counts->admitted;
   if (i == 0) {
+    if (step != nullptr) *step = *admission.rounding.step;
     ++admission.cache.counters[0];
     if (sketch) admission.cache.counters[1] += static_cast<uint64_t>(admission.count());
   }
@@ -178,8 +180,8 @@ __global__ void halve_kernel(mpe_cache cache, int64_t slots, int64_t cells, int3
 }
 
 template <class Policy>
-mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* step, int32_t* found,
-                 void* stream) {
+mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* step,
+                 const mpe_found& found, void* stream) {
   constexpr const char* kName = "cache admission";
   constexpr int32_t kSketch = Policy::kSketch ? 1 : 0;
   const mpe_cache& cache = admission.cache;
@@ -205,7 +207,7 @@ mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* s
   MPE_TRY(launch(kName, stream, most_sets << kSetShift, admit_kernel<Policy>, admission, misses));
   MPE_TRY(with_rounds(admission.tables.dim, [&](auto rounds) {
     return launch(kName, stream, most > 0 ? most : 1, move_kernel<decltype(rounds)::value>,
-                  admission, misses, tile_shift(admission.tables.dim), kSketch);
+                  admission, misses, tile_shift(admission.tables.dim), kSketch, found.step);
   }));
   if constexpr (Policy::kSketch) {
     const int64_t cells = cache.sketch_width * static_cast<int64_t>(kSketchRows);
@@ -273,11 +275,12 @@ __global__ void scatter_kernel(mpe_unique unique, const int32_t* unique_slots, i
 }  // namespace
 
 mpe_status cache_admit(const mpe_group* group, const mpe_unique* unique, int64_t n,
-                       const int64_t* dropped, uint64_t* step, int32_t* slots, int32_t* found,
-                       void* stream) {
+                       const int64_t* dropped, uint64_t* step, int32_t* slots,
+                       const mpe_found* found, void* stream) {
   const Admission admission{Tables(*group), Rounding(*group), *group->cache, *unique, n, slots};
   return with_policy(admission.cache.policy, [&](auto policy) {
-    return admit<decltype(policy)>(admission, dropped, step, found, stream);
+    return admit<decltype(policy)>(admission, dropped, step,
+                                   found != nullptr ? *found : mpe_found{}, stream);
   });
 }
 

@@ -187,7 +187,8 @@ struct Chunk {
     return kAlignment == kChunk || i * kPiece * 8 / kBits < columns;
   }
   static __device__ __forceinline__ bool is_aligned(const uint8_t* codes) {
-    return kAlignment > 1 || kPiece == 1 || reinterpret_cast<uintptr_t>(codes) % kPiece == 0;
+    return kModel || kAlignment > 1 || kPiece == 1 ||
+           reinterpret_cast<uintptr_t>(codes) % kPiece == 0;
   }
   static __device__ __forceinline__ float decode(uint32_t bits, AffineHeader header) {
     return affine_value(bits & ((1u << kBits) - 1u), header);

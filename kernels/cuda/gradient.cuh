@@ -40,7 +40,13 @@ struct Update {
   const float* coefficients;  // MPE_MAX_COEFFICIENTS a table
   mpe_unique unique;
   const int32_t* slots;  // one per unique row, or NULL
+  mpe_found found;       // by the admission that gave these, or NULL
   Batches batches;
+
+  // Whether a slot's row is still that of its table.
+  __device__ bool is_unchanged(uint32_t u) const {
+    return found.slots != nullptr && found.slots[u] < 0 && *rounding.step == *found.step + 1;
+  }
 
   __device__ int32_t dim() const { return tables.dim; }
 };

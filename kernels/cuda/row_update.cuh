@@ -42,11 +42,11 @@ class RowUpdate {
 
   __device__ __forceinline__ RowFragment<kLong>& gradient() { return grad_; }
 
-  // Returns false, with nothing written, if the result is not finite. `single`: the row occurs
-  // once, and its gradient still lacks its factor; it is applied here, so that the gradient and the
-  // row are loaded at the same time.
-  __device__ __forceinline__ bool run(int32_t t, int64_t row, int32_t slot, bool single,
-                                      float factor) {
+  // Returns false, with nothing written, if the result is not finite. `in_table`: the row is read
+  // there, whether it is cached or not. `single`: the row occurs once, and its gradient still lacks
+  // its factor; it is applied here, so that the gradient and the row are loaded at the same time.
+  __device__ __forceinline__ bool run(int32_t t, int64_t row, int32_t slot, bool in_table,
+                                      bool single, float factor) {
     const mpe_table& table = update_.tables.table[t];
     // Loaded with the row, so that the step does not wait for them.
     const float* from = update_.coefficients + static_cast<int64_t>(t) * MPE_MAX_COEFFICIENTS;
@@ -54,10 +54,10 @@ class RowUpdate {
     MPE_UNROLL
     for (int i = 0; i < MPE_MAX_COEFFICIENTS; ++i) coefficients[i] = from[i];
     const Slot cached{update_.tables, update_.cache, slot};
-    if (slot >= 0) {
-      load(cached);
-    } else {
+    if (in_table) {
       load(table, row);
+    } else {
+      load(cached);
     }
     if (single) multiply(factor);
     step(coefficients);

@@ -56,7 +56,7 @@ mpe_status begin_update(uint64_t* step, const mpe_parameters* tables, int64_t n,
 
 mpe_status update(const mpe_group* group, const mpe_gradient* gradients, int32_t n,
                   const mpe_unique* unique, const int32_t* slots, int32_t* fresh,
-                  mpe_error* nonfinite, void* stream) {
+                  const mpe_found* found, mpe_error* nonfinite, void* stream) {
   MPE_TRY(check_state_formats(*group));
   const bool is_own = group->optimizer->kind >= MPE_NUM_OPTIMIZERS;
   OwnKernels own;
@@ -70,6 +70,7 @@ mpe_status update(const mpe_group* group, const mpe_gradient* gradients, int32_t
                       optimizer.coefficients,
                       *unique,
                       fresh != nullptr ? fresh : slots,
+                      fresh != nullptr && found != nullptr ? *found : mpe_found{},
                       Batches(gradients, n)};
   int64_t lookups = 0;
   for (int32_t b = 0; b < n; ++b) lookups += gradients[b].lookups->n;

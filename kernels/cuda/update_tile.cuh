@@ -9,29 +9,33 @@ namespace mpembed {
 namespace cuda {
 namespace {
 
-__device__ void report_nonfinite(mpe_error* error, const mpe_table& table, uint64_t key) {
+__device__ void report_nonfinite(mpe_error* error, const mpe_table& table, int64_t row) {
   error->status = MPE_ERR_NONFINITE;
-  atomic_min64(&error->value, static_cast<int64_t>(key));
+  atomic_min64(&error->value, table.base + row);
   atomic_add64(&error->count, 1);
   count_stat(table, MPE_stat_nonfinite, 1);
 }
 
-// A unique row as a lane finds it: its place u among them, its table (-1 if there is no row), its
-// slot or -1, and its gradient's address if it occurs once.
+// A unique row as a lane finds it: its place u among them, its table (-1 if there is no row) and
+// number in it, its slot or -1, whether it is read in its table, and its gradient's address if it
+// occurs once.
 struct UniqueRow {
-  uint64_t key;
+  int64_t row;
   const uint8_t* grad;
   float factor;
   int32_t table, slot;
   uint32_t u;
+  bool in_table;
 
   __device__ static UniqueRow find(const Update& update, uint32_t u, bool wanted) {
-    UniqueRow row{0, nullptr, 0.0f, -1, -1, u};
+    UniqueRow row{0, nullptr, 0.0f, -1, -1, u, true};
     if (!wanted || u >= *update.unique.count) return row;
-    row.key = update.unique.rows[u];
+    const uint64_t key = update.unique.rows[u];
     const int64_t begin = update.unique.starts[u], end = update.unique.starts[u + 1];
     if (update.slots != nullptr) row.slot = update.slots[u];
-    row.table = update.tables.find(row.key);
+    row.in_table = row.slot < 0 || update.is_unchanged(u);
+    row.table = update.tables.find(key);
+    row.row = static_cast<int64_t>(key) - update.tables.table[row.table].base;
     if (end - begin > 1) return row;
     const Occurrence only = TableGradients(update, row.table).at(update.unique.positions[begin]);
     row.grad = only.row;
@@ -82,10 +86,10 @@ __device__ __forceinline__ void update_row(const Update& update, const HotRows& 
                                                     gradient);
     }
   }
-  const mpe_table& table = update.tables.table[found.table];
-  const int64_t row = static_cast<int64_t>(found.key) - table.base;
-  if (!step.run(found.table, row, found.slot, single, found.factor) && tile.lane == 0) {
-    report_nonfinite(nonfinite, table, found.key);
+  const bool finite =
+      step.run(found.table, found.row, found.slot, found.in_table, single, found.factor);
+  if (!finite && !kModel && tile.lane == 0) {
+    report_nonfinite(nonfinite, update.tables.table[found.table], found.row);
   }
 }
 

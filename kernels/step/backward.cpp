@@ -54,6 +54,7 @@ struct GroupUpdate {
   int32_t* room = nullptr;   // for slots
   const int32_t* slots = nullptr;
   int32_t* fresh = nullptr;  // room where the update is to refresh the slots and to unpin the rows
+  const mpe_found* found = nullptr;  // by the admission of the slots, or NULL
 };
 
 class Backward {
@@ -138,6 +139,7 @@ class Backward {
       if (!is_synchronous(backend_) && is_trained(g) && batches_[0].weight_grad == nullptr) {
         update.slots = first().shares[g].slots;
         update.fresh = update.room;
+        if (first().shares[g].found.slots != nullptr) update.found = &first().shares[g].found;
         return MPE_OK;
       }
       MPE_TRY(fresh_slots(first(), g, update.room, stream_, &update.slots));
@@ -210,9 +212,10 @@ class Backward {
 
   mpe_status update_group(size_t g, bool* changed) {
     const GroupUpdate& update = updates_[g];
-    const mpe_status status = backend_.update(
-        &group(g), update.gradients.data(), static_cast<int32_t>(update.gradients.size()),
-        &update.unique, update.slots, update.fresh, collection_->errors + 1 + g, stream_);
+    const mpe_status status =
+        backend_.update(&group(g), update.gradients.data(),
+                        static_cast<int32_t>(update.gradients.size()), &update.unique, update.slots,
+                        update.fresh, update.found, collection_->errors + 1 + g, stream_);
     // A device that refuses a launch may have taken the pins back by an earlier one, and a pin that
     // stays does less harm than one that is taken back twice.
     const bool begun = status == MPE_OK || status == MPE_ERR_DEVICE;

@@ -1,6 +1,4 @@
 // Admission and lookup of open batches.
-#include <algorithm>
-
 #include "step/results.h"
 #include "step/slots.h"
 
@@ -27,26 +25,15 @@ class Lookup {
     return results_.fill(stream_);
   }
 
-  // Room for the slots of what was cached before the batch's own admission, or NULL. Where the
-  // lookup goes by these, it reads what was admitted in the tables: a GPU's memory then moves fewer
-  // bytes. Rows in the host's memory would cross the bus twice, and the CPU's caches have what was
-  // just written.
-  int32_t* found(size_t g) const {
-    const mpe_group& group = open_.group(g);
-    const auto is_host = [](const mpe_table& t) { return t.placement == MPE_PLACEMENT_HOST; };
-    const bool reads_tables = !is_synchronous(open_.backend()) &&
-                              std::none_of(group.tables, group.tables + group.num_tables, is_host);
-    return reads_tables ? rooms_[g].fresh : nullptr;
-  }
-
-  // just_admitted: with found(), and nothing can have been admitted or written since.
+  // just_admitted: nothing can have been admitted or written since the batch was.
   mpe_status run(bool just_admitted) {
     for (size_t g = 0; g < rooms_.size(); ++g) {
       mpe_lookup_args& arguments = arguments_[g];
       arguments.group = &open_.group(g);
       arguments.lookups = &open_.shares[g].lookups;
       arguments.outputs = results_.of(g);
-      const int32_t* slots = found(g) != nullptr ? found(g) : open_.shares[g].slots;
+      const Share& share = open_.shares[g];
+      const int32_t* slots = share.found.slots != nullptr ? share.found.slots : share.slots;
       const int32_t* fresh = just_admitted ? slots : nullptr;
       MPE_TRY(lookup_slots(open_, g, rooms_[g], fresh, stream_, &arguments.slots));
     }
@@ -64,8 +51,8 @@ class Lookup {
 };
 
 // Admits a reserved batch, if any group has a cache, and takes a write step with the first of
-// these; on failure it is closed. lookup: the one that follows, or NULL.
-mpe_status admit(mpe_open_batch* open, const Lookup* lookup, void* stream) {
+// these; on failure it is closed.
+mpe_status admit(mpe_open_batch* open, void* stream) {
   const mpe_backend& backend = open->backend();
   uint64_t* step = open->collection->step;
   open->admission = ++open->collection->admissions;
@@ -73,10 +60,9 @@ mpe_status admit(mpe_open_batch* open, const Lookup* lookup, void* stream) {
     const mpe_group& group = open->group(g);
     if (group.cache == nullptr) continue;
     Share& share = open->shares[g];
-    int32_t* found = lookup != nullptr ? lookup->found(g) : nullptr;
-    const mpe_status status =
-        backend.cache_admit(&group, &share.unique, share.lookups.n, share.lookups.dropped, step,
-                            share.slots, found, stream);
+    const mpe_status status = backend.cache_admit(
+        &group, &share.unique, share.lookups.n, share.lookups.dropped, step, share.slots,
+        share.found.slots != nullptr ? &share.found : nullptr, stream);
     if (status != MPE_OK) {
       close(open, stream);
       return status;
@@ -92,7 +78,7 @@ mpe_status admit_ahead(mpe_open_batch* open, void* stream) {
   if (!open->open || open->admitted) return MPE_ERR_VALUE;
   MPE_TRY(reserve(open, stream));
   if (!has_cache(*open->collection)) MPE_TRY(advance(open->collection, stream));
-  return admit(open, nullptr, stream);
+  return admit(open, stream);
 }
 
 mpe_status look_up_and_count(mpe_open_batch* open, Lookup* lookup, bool just_admitted,
@@ -116,7 +102,7 @@ mpe_status forward(mpe_open_batch* open, mpe_open_batch* replaced, const mpe_res
   const bool admits = !open->admitted, changes = admits && has_cache(*open->collection);
   if (!changes) MPE_TRY(advance(open->collection, stream));
   if (replaced != nullptr) MPE_TRY(close(replaced, stream));
-  if (admits) MPE_TRY(admit(open, &lookup, stream));
+  if (admits) MPE_TRY(admit(open, stream));
   bool counted = false;
   const mpe_status status = look_up_and_count(open, &lookup, admits, &counted, stream);
   if (status == MPE_OK) return status;

@@ -208,15 +208,19 @@ mpe_status reserve_arrays(mpe_open_batch* open, void* stream) {
   const mpe_backend& backend = open->backend();
   const auto each = [open](auto visit) {
     for (size_t g = 0; g < open->shares.size(); ++g) {
-      if (open->group(g).cache != nullptr) visit(open->shares[g]);
+      if (open->group(g).cache != nullptr) visit(open->shares[g], open->group(g));
     }
   };
   const bool synchronous = is_synchronous(backend);
   const auto take_slots = [&](Arrays& arrays) {
-    each([&](Share& share) { share.slots = arrays.take<int32_t>(share.unique_capacity); });
+    each([&](Share& share, const mpe_group& group) {
+      share.slots = arrays.take<int32_t>(share.unique_capacity);
+      if (!reads_admitted_in_tables(backend, group)) return;
+      share.found = {arrays.take<int32_t>(share.unique_capacity), arrays.take<uint64_t>(1)};
+    });
   };
   MPE_TRY(borrow_arrays(backend, stream, &open->unique, [&](Arrays& arrays) {
-    each([&](Share& share) {
+    each([&](Share& share, const mpe_group&) {
       take_unique(arrays, share.lookups.n, &share.unique);
       // A device is not waited for: its count is known to be at most this.
       share.unique_capacity = share.lookups.n;

@@ -44,6 +44,7 @@ struct Batch {
   mpe_unique u{};
   mpe_error* errors;
   int32_t *slots, *fresh, *each;
+  mpe_found found;
   float *out, *weight_grad, *grad;
   mpe_outputs outputs{}, gradients{};
 
@@ -81,6 +82,7 @@ struct Batch {
     slots = s.make<int32_t>(n);
     fresh = s.make<int32_t>(n);
     each = s.make<int32_t>(n);
+    found = {s.make<int32_t>(n), s.make<uint64_t>(1)};
     out = s.make<float>(room * c.width());
     weight_grad = s.make<float>(n);
     grad = s.make<float>(room * c.width(), h.gradient.data());

@@ -112,7 +112,8 @@ std::vector<float> work(Far& f, const std::vector<int64_t>& ids) {
   s.check(s.b->begin_update(nullptr, p, 1, s.make<uint64_t>(1), f.coefficients, nullptr),
           "begin_update");
   const mpe_gradient gradient{&l, &out};
-  s.check(s.b->update(&f.group, &gradient, 1, &u, nullptr, nullptr, errors, nullptr), "update");
+  s.check(s.b->update(&f.group, &gradient, 1, &u, nullptr, nullptr, nullptr, errors, nullptr),
+          "update");
   float* after = s.make<float>(n * kDim);
   s.check(s.b->read_rows(&f.group, k, n, after, nullptr), "read_rows");
   std::vector<float> all = s.read(static_cast<float*>(out.shared.data), kDim);

@@ -81,7 +81,7 @@ class Trainer {
     check(d->begin_update(c.step, c.parameters, c.group.num_tables, c.updates, c.coefficients, s),
           "begin_update");
     check(d->update(&c.group, all.gradients.data(), static_cast<int32_t>(all.gradients.size()),
-                    &all.u, o_.policy >= 0 ? all.fresh : nullptr, nullptr, c.nonfinite, s),
+                    &all.u, o_.policy >= 0 ? all.fresh : nullptr, nullptr, nullptr, c.nonfinite, s),
           "update");
   }
 

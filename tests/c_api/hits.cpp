@@ -38,7 +38,7 @@ class Step {
                             collection.coefficients, nullptr),
           "begin_update");
     check(b()->update(group(), batches->gradients.data(), 1, &batch().u, batch().slots, nullptr,
-                      collection.nonfinite, nullptr),
+                      nullptr, collection.nonfinite, nullptr),
           "update");
   }
 

@@ -140,11 +140,12 @@ class Scenario {
   void admit(int64_t n) {
     both("cache_admit", [&](int i) {
       return backend(i)->cache_admit(group(i), &batch_[i]->u, n, batch_[i]->l.dropped,
-                                     collections_[i]->step, batch_[i]->slots, batch_[i]->fresh,
+                                     collections_[i]->step, batch_[i]->slots, &batch_[i]->found,
                                      nullptr);
     });
     same("slots", unique_, [&](int i) { return batch_[i]->slots; });
-    same("slots before", unique_, [&](int i) { return batch_[i]->fresh; });
+    same("slots before", unique_, [&](int i) { return batch_[i]->found.slots; });
+    same("step of the admission", 1, [&](int i) { return batch_[i]->found.step; });
     cache("cache after admission");
     both("cache_refresh", [&](int i) {
       return backend(i)->cache_refresh(group(i), &batch_[i]->u, n, batch_[i]->slots,
@@ -219,7 +220,8 @@ class Scenario {
       const bool own = fresh != nullptr && single();
       return backend(i)->update(group(i), gradients.data(), static_cast<int32_t>(gradients.size()),
                                 &batches_[i]->u, own ? batches_[i]->each[0]->slots : fresh,
-                                own ? fresh : nullptr, collections_[i]->nonfinite, nullptr);
+                                own ? fresh : nullptr, own ? &batches_[i]->each[0]->found : nullptr,
+                                collections_[i]->nonfinite, nullptr);
     });
     same("nonfinite", 1, [&](int i) { return collections_[i]->nonfinite; });
   }

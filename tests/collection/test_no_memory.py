@@ -102,7 +102,7 @@ def test_a_failed_allocation_changes_nothing(
 
 NO_MEMORY = 4
 # The functions that work in memory of their own, and how many arguments they have.
-ARGUMENTS = {"cache_admit": 8, "lookup": 3, "update": 8, "cache_flush": 2, "write_rows": 5}
+ARGUMENTS = {"cache_admit": 8, "lookup": 3, "update": 9, "cache_flush": 2, "write_rows": 5}
 
 
 class FailingBackend:

@@ -159,8 +159,10 @@ uint64_t train(const mpe_backend& backend, int32_t policy, int32_t optimizer) {
     must(backend.dedup(memory.keys.data(), kLookups, kAll, &memory.unique, nullptr));
     must(backend.count(group, &memory.lookups, &memory.unique, 1, 1, nullptr));
     must(backend.advance(&arrays.step, nullptr));
+    uint64_t found_step = 0;
+    const mpe_found found{memory.fresh.data(), &found_step};
     must(backend.cache_admit(group, &memory.unique, kLookups, memory.dropped, nullptr,
-                             memory.unique_slots.data(), memory.fresh.data(), nullptr));
+                             memory.unique_slots.data(), &found, nullptr));
     must(backend.cache_refresh(group, &memory.unique, kLookups, memory.unique_slots.data(),
                                memory.fresh.data(), nullptr));
     must(backend.scatter_slots(&memory.unique, memory.fresh.data(), kLookups, memory.slots.data(),
@@ -172,8 +174,8 @@ uint64_t train(const mpe_backend& backend, int32_t policy, int32_t optimizer) {
     must(backend.begin_update(&arrays.step, arrays.parameters, kTables, &arrays.updates,
                               arrays.coefficients.data(), nullptr));
     const mpe_gradient gradient{&memory.lookups, &outputs};
-    must(backend.update(group, &gradient, 1, &memory.unique, memory.fresh.data(), nullptr, &error,
-                        nullptr));
+    must(backend.update(group, &gradient, 1, &memory.unique, memory.fresh.data(), nullptr, nullptr,
+                        &error, nullptr));
     must(backend.cache_release(&arrays.cache, &memory.unique, kLookups, memory.unique_slots.data(),
                                nullptr));
     sum = checksum(weight_grad, checksum(out, sum));

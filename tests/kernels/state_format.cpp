@@ -25,7 +25,7 @@ extern "C" int32_t update_status(const mpe_backend* backend, int32_t optimizer, 
   const mpe_outputs grad{};
   const mpe_gradient gradient{&lookups, &grad};
   const mpe_status status =
-      backend->update(&group, &gradient, 1, &unique, nullptr, nullptr, nullptr, nullptr);
+      backend->update(&group, &gradient, 1, &unique, nullptr, nullptr, nullptr, nullptr, nullptr);
   if (backend->synchronize(nullptr) != MPE_OK) return -1;
   backend->release(count, MPE_PLACEMENT_DEVICE);
   return status;

@@ -225,7 +225,7 @@ cdef class Group:
         gradient.lookups, gradient.grad = &lookups.lookups, &outputs
         self.device.check(
             launch(self.device.target, self.device.kernels.update, &self.group, &gradient, 1,
-                   &lookups.unique, NULL, <int32_t*>NULL, errors.found + 1, on.handle),
+                   &lookups.unique, NULL, <int32_t*>NULL, NULL, errors.found + 1, on.handle),
             "update")
 
     def row_of(self, int64_t key):

@@ -179,7 +179,7 @@ inline void plain_backward(World& w, const std::vector<PlainBatch*>& batches) {
       r.check(b.cache_locate(&w.caches[g], found.rows, count, slots, nullptr), "locate");
     }
     r.check(b.update(&w.groups[g], gradients.data(), static_cast<int32_t>(gradients.size()), &found,
-                     slots, nullptr, w.errors + 1 + g, nullptr),
+                     slots, nullptr, nullptr, w.errors + 1 + g, nullptr),
             "update");
     if (slots == nullptr) {
       r.check(b.count(&w.groups[g], gradients[0].lookups, &found, 0, 0, nullptr), "count");
