@@ -30,7 +30,7 @@ CACHES = {
 
 
 def tables() -> list[mpe.TableConfig]:
-    """Every format in two dimensions, once in the device's memory and once in the host's."""
+    """Every format in the device's memory, in the host's, and in groups of both."""
     return [
         mpe.TableConfig(
             name=f"{precision}-{dim}-{place}",
@@ -41,8 +41,8 @@ def tables() -> list[mpe.TableConfig]:
             placement=place,
         )
         for i, precision in enumerate(mpe.registry.FORMATS)
-        for dim in (16, 21)
-        for place in ("device", "host")
+        for dim, places in ((8, ("host",)), (16, ("device",)), (21, ("device", "host")))
+        for place in places
     ]
 
 

@@ -60,7 +60,7 @@ class Scenario:
     probe: bool = True
     prefer: str = ""
     avoid: str = ""
-    memory: float | None = None  # waits for memory, not the L2 cache; None: all
+    memory: Callable[[int], float] | None = None  # waits for memory, not the L2 cache; None: all
     sometimes: Sometimes = _ANEW
 
     def path(self, fmt: Format, dim: int, code: list[Instruction]) -> Path:
@@ -77,7 +77,8 @@ class Scenario:
         )
         mean = {unit: units[unit] + share * (n - units[unit]) for unit, n in more.items()}
         usual = with_it if share > 0.5 else without
-        return Path(mean, waits(usual), self.rows(dim), self.memory)
+        memory = None if self.memory is None else self.memory(dim)
+        return Path(mean, waits(usual), self.rows(dim), memory)
 
 
 def lanes(dim: int) -> int:
@@ -117,7 +118,7 @@ def forward(pool: int, value: int) -> Scenario:
         probe=False,
         avoid="FCHK",  # the division of a mean
         # Two rows are in flight; what leads to rows of bags of one is read in order.
-        memory=lookups / 2 if pool == 1 else None,
+        memory=(lambda _: lookups / 2) if pool == 1 else None,
         # Both rows of a round may end a bag, which has two stores.
         sometimes=Sometimes(1 / pool, Trips(2 * 2, _STORE, depth=1)),
     )
@@ -148,8 +149,9 @@ def update(optimizer: Optimizer, pool: int = POOL, value: int = 4) -> Scenario:
         _rows_of_warp,
         lambda _: 32,
         prefer="FFMA|SHFL",  # not the path of hot rows, which are few
-        # The row and its state; what leads to them is read in order or shared by many rows.
-        memory=2 if optimizer.states else 1,
+        # Each row, then its states of a value an element; what leads to them is read in order or
+        # shared by many rows.
+        memory=lambda dim: lanes(dim) * (2 if any(one.element for one in optimizer.states) else 1),
     )
 
 
@@ -169,7 +171,7 @@ def occurrences(pool: int, value: int) -> Scenario:
         rules,
         lambda dim: 32 / lanes(dim) * block,
         # Positions are read in order; the L2 cache has a bag's gradient for its other lookups.
-        memory=None if pool == 1 else block // lanes(max(DIMS)),
+        memory=None if pool == 1 else lambda dim: block // lanes(dim),
     )
 
 
@@ -226,7 +228,7 @@ def _lookup(
     kernel: str,
     moved: Bytes,
     rules: tuple[Trips, ...],
-    memory: float | None,
+    memory: int | None,
     prefer: str = "",
     rows: int = 32,
     avoid: str = "",
@@ -242,7 +244,7 @@ def _lookup(
         probe=False,
         prefer=prefer,
         avoid=avoid,
-        memory=memory,
+        memory=None if memory is None else lambda _: memory,
     )
 
 

@@ -223,14 +223,37 @@ class _Batch:
         wait = self.device.far if self.pool == 1 else self.device.cached
         waits = max(0.0, 1 / at_once(self.optimizer) - 1 / _AT_MOST) * wait / tiles
         slow = {**more.parts, "latency": more.parts["latency"] + waits}
+        admitted = counts.cached - counts.hits
         return [
             [
                 (counts.unique - counts.cached, self.row("update", *how)),
-                (counts.cached, self.row("update", *how, fmt=fp32)),
+                (counts.hits, self.row("update", *how, fmt=fp32)),
+                (admitted, self._update_of_admitted()),
                 (repeated - few, more),
                 (few, replace(more, parts=slow)),
             ]
         ]
+
+    def _update_of_admitted(self) -> Estimate:
+        """Return the update of a row that is read in its table and written to its slot."""
+        fp32 = _FORMATS["fp32"]
+        how = (self.optimizer, self.pool, self.value)
+        cached = self.row("update", *how, fmt=fp32)
+        read = traffic.record(self.stored, DIM, self.optimizer)
+        less = traffic.record(fp32, DIM, self.optimizer) - read
+        # Decoding costs what it costs a lookup more than that of an FP32 row.
+        decoded, plain = (
+            self.row("forward", self.pool, self.value, fmt=fmt) for fmt in (self.stored, fp32)
+        )
+        parts = {
+            "memory": cached.parts["memory"] - less / self.device.memory,
+            "L2": cached.parts["L2"] - less / self.device.l2,
+            **{
+                name: cached.parts[name] + max(0.0, decoded.parts[name] - plain.parts[name])
+                for name in ("issue", "latency")
+            },
+        }
+        return replace(cached, parts=parts)
 
     def _warps(self, family: str, kernel: str) -> int:
         return self.step.kernels.kernels[family, self.device.arch, kernel].warps

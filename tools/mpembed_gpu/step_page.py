@@ -29,6 +29,7 @@ _COUNTS = (
     ("admitted, each in the place of a dirty row", "admitted"),
     ("in the cache after that", "cached"),
     ("their lookups", "cached_lookups"),
+    ("lookups of rows that were there before", "hit_lookups"),
     ("rows with 2 to 64 lookups", "few"),
     ("their lookups", "few_lookups"),
     ("rows with more", "many"),

@@ -51,8 +51,8 @@ class Counts:
     `hits`, `misses`: unique rows that the cache had or had not. `admitted`: misses that got a slot,
     `written`: the dirty rows that made room. `cached`: unique rows in the cache after that, and
     `cached_lookups` theirs. `few` rows have 2 to 64 lookups, `many` have more, of which
-    `cached_many_lookups` are of rows in the cache. `hit_lookups` and `hit_many_lookups` are the same
-    of rows that it had before.
+    `cached_many_lookups` are of rows in the cache. `hit_lookups` and `hit_many_lookups` are of rows
+    that it had before.
     """
 
     lookups: int

@@ -1,0 +1,88 @@
+"""Rows that a forward admits: a device reads them in their tables, until somebody writes rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from on_device import fetch
+
+import mpembed as mpe
+
+pytestmark = pytest.mark.gpu
+ROWS, DIM = 40, 16
+OFFSETS = np.arange(0, 13, 3)
+FIRST = np.array([3, 1, 30, 3, 7, 7, 2, 39, 3, 11, 12, 13])
+OTHER = np.array([30, 5, 6, 3, 8, 9, 14, 15, 16, 1, 17, 18])
+GRAD = np.linspace(-2, 1, 4 * DIM, dtype=np.float32).reshape(4, DIM)
+VALUES = np.linspace(-0.3, 0.4, 2 * DIM, dtype=np.float32).reshape(2, DIM)
+Call = Callable[[Any, Callable[[Any], Any], Path], None]
+
+
+def train(emb: Any, put: Callable[[Any], Any]) -> None:
+    _, ticket = emb.forward(put(OTHER), put(OFFSETS), ticket=True)
+    emb.backward(put(3 * GRAD), ticket)
+
+
+def set_states(emb: Any, put: Callable[[Any], Any]) -> None:
+    """Set the states of two rows, one of them just admitted."""
+    ids = put(np.array([3, 20]))
+    states = {name: fetch(values) + 1 for name, values in emb.state("t", ids).items()}
+    emb.set_state("t", ids, {name: put(values) for name, values in states.items()})
+
+
+BETWEEN: dict[str, Call] = {
+    "nothing": lambda *_: None,
+    "evaluation": lambda emb, put, _: emb.forward(put(OTHER), put(OFFSETS), training=False),
+    "flush": lambda emb, *_: emb.flush(),
+    "save": lambda emb, _, folder: emb.save(folder / "file"),
+    "rows": lambda emb, put, _: emb.set_rows("t", put(np.array([3, 20])), put(VALUES)),
+    "states": lambda emb, put, _: set_states(emb, put),
+    "prefetch": lambda emb, put, _: emb.prefetch(put((OTHER + emb.step) % ROWS), put(OFFSETS)),
+    "training": lambda emb, put, _: train(emb, put),
+}
+
+
+def trained(
+    device: str, precision: str, optimizer: Any, policy: str, between: Call, folder: Path
+) -> list[Any]:
+    """Return outputs and state of a training in which something happens before each backward."""
+    emb = mpe.EmbeddingBagCollection(
+        [mpe.TableConfig("t", ROWS, DIM, precision)],
+        cache=mpe.CacheConfig(num_sets=1, policy=policy),
+        optimizer=optimizer,
+        device=device,
+    )
+
+    def put(array: Any) -> Any:
+        return array.copy() if device == "cpu" else mpe.to_device(array, device)
+
+    outputs = []
+    for k in range(3):
+        out, ticket = emb.forward(put((FIRST + 9 * k) % ROWS), put(OFFSETS), ticket=True)
+        between(emb, put, folder)
+        emb.backward(put(GRAD), ticket)
+        outputs.append(fetch(out))
+    emb.drop_prefetched()
+    emb.check()
+    return [*outputs, *fetch(emb.state_arrays()).values()]
+
+
+@pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
+@pytest.mark.parametrize("policy", ["lru", "lfu"])
+@pytest.mark.parametrize(
+    ("precision", "optimizer"),
+    [("int8", mpe.SGD(0.1)), ("int4", mpe.RowwiseAdagrad(0.1)), ("fp16", mpe.Adam(0.1))],
+    ids=["int8", "int4", "fp16"],
+)
+def test_what_comes_before_an_update_does_not_change_its_bytes(
+    precision: str, optimizer: Any, policy: str, between: Call, tmp_path: Path, cuda: str
+) -> None:
+    there, here = (
+        trained(device, precision, optimizer, policy, between, tmp_path) for device in (cuda, "cpu")
+    )
+    for mine, its in zip(there, here, strict=True):
+        np.testing.assert_array_equal(mine, its)
