@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,28 @@ def by_l2(parts: Any, here: dict[str, float]) -> set[str]:
     """Return the parts that another memory leaves as they are: those of the L2 cache."""
     other = parts(Case(**{**vars(CASE), "device": "H200"}))
     return {name for name in step.PARTS[:-1] if other[name] == here[name]}
+
+
+def test_what_was_just_admitted_is_read_in_its_table(
+    counts: dict[tuple[str, int], Counts],
+) -> None:
+    """As many hits more are as many rows of 512 bytes, instead of those of 136 for INT8."""
+    key = CASE.setting, CASE.pool
+    (sgd,) = (one for one in step.OPTIMIZERS if one.name == "sgd")
+    device = next(one for one in step.DEVICES if one.name == CASE.device)
+    was = counts[key]
+    hits = replace(was, hits=was.hits + was.admitted, admitted=0, hit_lookups=was.cached_lookups)
+    batches = [
+        step._Batch(make({**counts, key: one}), SETTINGS[0], CASE.pool, 4, sgd, device)
+        for one in (was, hits)
+    ]
+    for part in ("forward", "update"):
+        less, more = (step.together(getattr(one, f"{part}_kernels")()[0]) for one in batches)
+        assert less.parts["memory"] < more.parts["memory"]
+        assert less.parts["L2"] < more.parts["L2"]
+    moved = [step.together(one.update_kernels()[0]).parts["memory"] for one in batches]
+    less_bytes = was.admitted * (512 - traffic.sectors(136))
+    assert (moved[1] - moved[0]) * device.memory == pytest.approx(less_bytes)
 
 
 def test_a_kernel_takes_the_largest_sum() -> None:

@@ -45,6 +45,9 @@ def consistent(counts: Counts) -> None:
     assert counts.few + counts.many < counts.unique
     assert counts.once + counts.few_lookups + counts.many_lookups == counts.lookups
     assert counts.cached_many_lookups <= min(counts.cached_lookups, counts.many_lookups)
+    assert counts.hits <= counts.hit_lookups <= counts.cached_lookups
+    assert counts.admitted <= counts.cached_lookups - counts.hit_lookups
+    assert counts.hit_many_lookups <= min(counts.hit_lookups, counts.cached_many_lookups)
 
 
 @pytest.mark.parametrize("pool", workload.LOOKUPS)

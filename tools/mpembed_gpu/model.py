@@ -11,7 +11,7 @@ from mpembed_gpu.traffic import Bytes
 
 LIMIT = 1.3  # times the floor; the page explains times above it
 # Average cycles from one instruction of a warp to its next, waits for memory apart.
-_STRIDE = 2.0
+STRIDE = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def estimate(device: Device, moved: Bytes, path: Path | None = None, warps: int 
     parts = {"memory": moved.memory / device.memory, "L2": moved.l2 / device.l2}
     if path is not None:
         parts["issue"] = device.issue(path.units) / path.rows
-        cycles = sum(path.units.values()) * _STRIDE
+        cycles = sum(path.units.values()) * STRIDE
         alone = waiting(device, path) + cycles / device.clock
         parts["latency"] = alone / (path.rows * device.processors * warps)
     return Estimate(moved.floor / device.memory, parts)

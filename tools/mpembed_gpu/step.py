@@ -16,7 +16,7 @@ from pathlib import Path
 from mpembed_gpu import calls, cubins, registry, report, scenarios, traffic, workload
 from mpembed_gpu.devices import MEASURED, Device
 from mpembed_gpu.evaluate import Evaluation
-from mpembed_gpu.model import Estimate, estimate
+from mpembed_gpu.model import STRIDE, Estimate, estimate
 from mpembed_gpu.registry import Format, Optimizer
 from mpembed_gpu.workload import DIM, LOOKUPS, SETTINGS, Counts, Setting
 
@@ -32,6 +32,7 @@ _POLICIES = {policy.name: policy for policy in registry.POLICIES}
 OPTIMIZERS = tuple(o for o in registry.OPTIMIZERS if o.name in ("rowwise_adagrad", "sgd"))
 _COPY = re.compile(r"cudaMem(cpy|set)\w*|cudaLaunchKernel\w*")
 _AT_MOST = 4  # gradients of a row with more than 64 lookups that are in flight
+_SCAN = {"alu": 12.0, "lsu": 2.0}  # a warp's instructions for eight misses of a long list
 
 
 @dataclass(frozen=True)
@@ -166,11 +167,17 @@ class _Batch:
         # A set's tags are read once for all of its misses.
         state = self.bytes(traffic.tags())
         less = {bound: way.parts[bound] - seconds for bound, seconds in state.parts.items()}
-        # Its list is walked miss by miss: once, or twice where a warp's lanes cannot hold it.
+        # Its list is walked miss by miss: once, or twice where its lanes cannot hold it. Then each
+        # way goes through the list, which the L1 cache has.
         walks = 1 if misses <= scenarios.SET_LANES * with_misses else 2
         warps = self.device.processors * self._warps("cache", f"admit_kernel<{policy.type}>")
         at_once = warps * scenarios.SETS_OF_WARP
         walk = Estimate(0, {"latency": walks * self.device.cached / at_once})
+        long = max(0.0, misses / with_misses / scenarios.SET_LANES - 1)
+        cycles = sum(_SCAN.values()) * STRIDE
+        alone = _SCAN["lsu"] * self.device.near + cycles / self.device.clock
+        issue = self.device.issue(_SCAN) / scenarios.SETS_OF_WARP
+        scan = Estimate(0, {"issue": issue, "latency": alone / at_once})
         two = self.row("choose", policy, 2)  # for what each further way of a set takes
         further = {name: two.parts[name] - way.parts[name] for name in ("issue", "latency")}
         made: list[Work] = [
@@ -182,6 +189,7 @@ class _Batch:
                 ),
                 (with_misses, state),
                 (misses, walk),
+                (long * self.counts.admitted, scan),
             ]
         ]
         if policy.name == "lfu":
