@@ -214,7 +214,8 @@ typedef struct mpe_unique {
 } mpe_unique;
 
 /* What an admission found. The table of a row that it admitted has the values and states of its
- * slot until a later write step writes rows. */
+ * slot until a later write step writes rows: so each update takes a step. Leave it out (NULL) where
+ * a table lies in the host's memory, whose rows would cross the bus again. */
 typedef struct mpe_found {
   int32_t* slots; /* before it, one a unique row: -1 for rows that were not cached */
   uint64_t* step; /* the write step after it, one value */

@@ -130,7 +130,7 @@ mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* s
                  const mpe_found* found) {
   const mpe_cache& cache = admission.cache;
   const int64_t count = admission.count, misses = find_slots(admission);
-  if (found != nullptr) {
+  if (found != nullptr && count > 0) {
     memcpy(found->slots, admission.slots, static_cast<size_t>(count) * sizeof(int32_t));
   }
   const EncoderWorkspace workspace(task_count(misses, kTaskRows), admission.group.dim, false);

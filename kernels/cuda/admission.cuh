@@ -29,7 +29,7 @@ struct Admitted {
 
 // The misses of a batch: a list a set, in no particular order.
 struct Misses {
-  // Zero at the start.
+  // Zero at the start, `sets` as well.
   uint32_t* first;  // one a set: the unique row at the head of its list, plus one; 0: none
   struct Counts {
     uint32_t sets, admitted, rows;  // of the arrays below
@@ -182,35 +182,34 @@ class MissList {
     for (uint32_t at = head; at != 0; ++count_) {
       const uint32_t u = at - 1;
       at = misses.next[u];
-      if (count_ != lanes_.lane) continue;
+      if (count_ != lane()) continue;
       mine_ = static_cast<int32_t>(u);
       key_ = admission.unique.rows[u];
     }
     const bool is_long = count_ > kSetLanes;
     if (kModel || __any_sync(kFullMask, is_long) == 0) return;
     if (is_long && lanes_.lane == 0) {
-      begin_ = atomicAdd(&misses.counts->rows, static_cast<uint32_t>(count_));
+      begin_ = atomicAdd(&misses.counts->rows, count_);
     }
     begin_ = lanes_.shuffle(begin_, 0);
     uint32_t i = 0;
     for (uint32_t at = is_long ? head : 0; at != 0; at = misses.next[at - 1], ++i) {
-      if ((i & (kSetLanes - 1)) != static_cast<uint32_t>(lanes_.lane)) continue;
+      if ((i & (kSetLanes - 1)) != lane()) continue;
       misses.rows[begin_ + i] = static_cast<int32_t>(at - 1);
     }
   }
 
-  __device__ __forceinline__ int count() const { return count_; }
+  __device__ __forceinline__ uint32_t count() const { return count_; }
   // The first + lane-th.
-  __device__ __forceinline__ int32_t at(int first) const {
+  __device__ __forceinline__ int32_t at(uint32_t first) const {
     if (kModel || count_ <= kSetLanes) return first == 0 ? mine_ : -1;
-    const int i = first + lanes_.lane;
-    // A lane reads what it has written.
-    return i < count_ ? misses_.rows[begin_ + static_cast<uint32_t>(i)] : -1;
+    const uint32_t i = first + lane();
+    return i < count_ ? misses_.rows[begin_ + i] : -1;  // a lane reads what it has written
   }
   // Calls visit(u) for all of the lane's.
   template <class Visit>
   __device__ __forceinline__ void each(Visit visit) const {
-    for (int first = 0; first < count_; first += kSetLanes) visit(at(first));
+    for (uint32_t first = 0; first < count_; first += kSetLanes) visit(at(first));
   }
   // Of a miss that is the same in all lanes of its set; 0 for UINT32_MAX.
   __device__ __forceinline__ uint64_t key(uint32_t u) const {
@@ -220,13 +219,15 @@ class MissList {
   }
 
  private:
+  __device__ __forceinline__ uint32_t lane() const { return static_cast<uint32_t>(lanes_.lane); }
+
   const SetLanes lanes_;
   const Admission& admission_;
   const Misses& misses_;
   uint64_t key_ = 0;  // of mine_
   int32_t mine_ = -1;
   uint32_t begin_ = 0;  // of a long list in the array
-  int count_ = 0;
+  uint32_t count_ = 0;
 };
 
 // The admitted misses of a set, one a lane, until there are as many as lanes.

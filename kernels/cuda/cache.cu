@@ -69,11 +69,20 @@ __global__ void find_kernel(Admission admission, Misses misses, const int64_t* d
   if (before == 0) misses.sets[place + __popc(listed & ((1u << lane_index()) - 1))] = set;
 }
 
+// Blocks that a multiprocessor should hold: as many as the registers of four sets allow.
+template <class Policy>
+constexpr int admit_blocks() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  return 4;
+#endif
+  return Policy::kSketch ? 5 : 4;
+}
+
 // The rest of step 3, and step 4: cells only rise, so their order does not matter. Eight lanes give
 // a set's ways to its misses in ascending order; each time they look for the next one that gets
 // one.
 template <class Policy>
-__global__ void __launch_bounds__(kThreads, (Policy::kSketch ? 5 : 4))
+__global__ void __launch_bounds__(kThreads, (admit_blocks<Policy>()))
     admit_kernel(const __grid_constant__ Admission admission,
                  const __grid_constant__ Misses misses) {
   const SetLanes lanes;
@@ -91,8 +100,7 @@ __global__ void __launch_bounds__(kThreads, (Policy::kSketch ? 5 : 4))
     });
   }
   AdmittedRows admitted(misses);
-  uint32_t next = 0;  // the misses before it had their turn
-  int taken = 0;
+  uint32_t next = 0, taken = 0;  // the misses before `next` had their turn
   bool full = false, open = list.count() > 0;
   while (__any_sync(kFullMask, open) != 0) {
     const int chosen = set.choose(clock), way = chosen < 0 ? 0 : chosen;
@@ -128,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, (Policy::kSketch ? 5 : 4))
   }
   __syncwarp();  // the slots
   const bool lacks = taken < list.count();
-  for (int first = 0; __any_sync(kFullMask, lacks && first < list.count()) != 0;
+  for (uint32_t first = 0; __any_sync(kFullMask, lacks && first < list.count()) != 0;
        first += kSetLanes) {
     const int32_t u = lacks ? list.at(first) : -1;
     const bool left = u >= 0 && admission.slots[u] < 0;
@@ -191,9 +199,9 @@ mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* s
   Workspace workspace(stream);
   const auto counts = workspace.plan<Misses::Counts>(1);
   const auto first = workspace.plan<uint32_t>(cache.num_sets);
+  const auto sets = workspace.plan<uint32_t>(most_sets + (kThreads >> kSetShift));
   const auto next = workspace.plan<uint32_t>(n), estimates = workspace.plan<uint32_t>(n * kSketch);
   const auto rows = workspace.plan<int32_t>(n);
-  const auto sets = workspace.plan<uint32_t>(most_sets + (kThreads >> kSetShift));
   const auto admitted = workspace.plan<Admitted>(most);
   MPE_TRY(workspace.acquire(kName));
   const Misses misses{workspace.get(first),     workspace.get(counts), workspace.get(next),

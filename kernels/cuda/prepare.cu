@@ -80,7 +80,9 @@ struct Segment {
             batch.start(t) - batch.lookups.origins[t]};
   }
   __device__ __forceinline__ void follow(const GroupBatch& batch, uint32_t bag) {
-    if (!kModel && (bag < first || bag >= last)) *this = of(batch, bag);
+    const bool outside = bag < first || bag >= last;
+    if (kModel) table = outside ? opaque(table) : table;  // once in many windows
+    if (!kModel && outside) *this = of(batch, bag);
   }
   // Where a bag ends in the group.
   __device__ __forceinline__ int64_t end(const GroupBatch& batch, uint32_t bag) const {

@@ -14,7 +14,7 @@ from mpembed_gpu.model import Path
 from mpembed_gpu.registry import Format, Optimizer, Policy
 from mpembed_gpu.sass import Instruction
 from mpembed_gpu.traffic import POOL, Bytes
-from mpembed_gpu.workload import TABLES
+from mpembed_gpu.workload import SETS_OF_WARP, TABLES
 
 DIMS = (16, 64, 128)
 _LOAD, _COLUMNS = r"LDG|LD\.", 8
@@ -302,22 +302,28 @@ def find(policy: Policy) -> Scenario:
     )
 
 
-SET_LANES = 8  # that have a set in an admission
-SETS_OF_WARP = 32 // SET_LANES
+SET_LANES = 32 // SETS_OF_WARP  # that have a set in an admission
 
 
-def choose(policy: Policy, ways: int = 1) -> Scenario:
-    """Return what it costs to give so many ways of a set to missing rows."""
+def choose(policy: Policy, ways: int = 1, left: int = 0) -> Scenario:
+    """Return what it costs to give so many ways of a set to missing rows.
+
+    The set has one miss. left: how often eight misses are counted that got no way.
+    """
     return _lookup(
         f"admission: ways for missing rows, {policy.name.upper()}",
         "cache",
         f"admit_kernel<{policy.type}",
         traffic.choose(),
-        # Here with one miss a set: its lanes read the list, then give one way.
-        (Trips(ways, needs="SHFL", depth=0), Trips(1, "LDG", needs="LDG")),
+        (
+            Trips(ways, needs="SHFL", depth=0),
+            Trips(left, needs="MATCH", depth=0),
+            Trips(1, needs="LDG", without="SHFL|VOTE|ATOM", depth=0),  # the list
+            Trips(4 * 3, "LDG", needs="ATOM", depth=1),  # a miss's four cells of the sketch
+        ),
         memory=None,
         rows=SETS_OF_WARP,
-        avoid="MATCH",  # statistics of misses that get no way
+        prefer="MATCH",
     )
 
 

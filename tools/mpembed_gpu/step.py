@@ -18,7 +18,7 @@ from mpembed_gpu.devices import MEASURED, Device
 from mpembed_gpu.evaluate import Evaluation
 from mpembed_gpu.model import STRIDE, Estimate, estimate
 from mpembed_gpu.registry import Format, Optimizer
-from mpembed_gpu.workload import DIM, LOOKUPS, SETTINGS, Counts, Setting
+from mpembed_gpu.workload import DIM, LOOKUPS, SETS_OF_WARP, SETTINGS, Counts, Setting
 
 DEVICES = sorted(MEASURED, key=lambda device: ("H100", "H200", "A100").index(device.name))
 OUTPUTS = {"FP32": 4, "BF16": 2}  # bytes of an element of outputs and gradients
@@ -32,7 +32,8 @@ _POLICIES = {policy.name: policy for policy in registry.POLICIES}
 OPTIMIZERS = tuple(o for o in registry.OPTIMIZERS if o.name in ("rowwise_adagrad", "sgd"))
 _COPY = re.compile(r"cudaMem(cpy|set)\w*|cudaLaunchKernel\w*")
 _AT_MOST = 4  # gradients of a row with more than 64 lookups that are in flight
-_SCAN = {"alu": 12.0, "lsu": 2.0}  # a warp's instructions for eight misses of a long list
+_TIMES = ("issue", "latency")
+_SCAN = {"alu": 12.0, "lsu": 2.0}  # a warp's instructions for a miss of its lists, or eight
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,11 @@ def at_once(optimizer: Optimizer) -> int:
     return 1 if optimizer.states else 2
 
 
+def _more(two: Estimate, one: Estimate) -> Estimate:
+    """Return what one path takes more than another, apart from bytes."""
+    return Estimate(0, {name: two.parts[name] - one.parts[name] for name in _TIMES})
+
+
 def together(work: Work) -> Estimate:
     """Return what a kernel takes for rows of several kinds."""
     total: dict[str, float] = {}
@@ -160,41 +166,41 @@ class _Batch:
         return [[(self.counts.unique, self.row("find", _POLICIES[self.setting.policy]))]]
 
     def admit_kernels(self) -> list[Work]:
-        """Return the ways of misses, set by set, and their counts in the sketch."""
-        misses, sets = self.counts.misses, self.counts.slots // traffic.WAYS
-        policy, with_misses = _POLICIES[self.setting.policy], min(misses, sets)
-        way = self.row("choose", policy)
+        """Return the ways of misses, four sets a warp at once, and their counts in the sketch."""
+        counts, device = self.counts, self.device
+        policy = _POLICIES[self.setting.policy]
+        one, two = (self.row("choose", policy, ways) for ways in (1, 2))
+        sets, left = counts.missed_sets, counts.misses - counts.admitted
+        at_once = SETS_OF_WARP
+        warps = device.processors * self._warps("cache", f"admit_kernel<{policy.type}>")
         # A set's tags are read once for all of its misses.
-        state = self.bytes(traffic.tags())
-        less = {bound: way.parts[bound] - seconds for bound, seconds in state.parts.items()}
+        state = self.bytes(traffic.tags()).parts
+        way = {bound: one.parts[bound] - seconds for bound, seconds in state.items()}
         # Its list is walked miss by miss: once, or twice where its lanes cannot hold it. Then each
-        # way goes through the list, which the L1 cache has.
-        walks = 1 if misses <= scenarios.SET_LANES * with_misses else 2
-        warps = self.device.processors * self._warps("cache", f"admit_kernel<{policy.type}>")
-        at_once = warps * scenarios.SETS_OF_WARP
-        walk = Estimate(0, {"latency": walks * self.device.cached / at_once})
-        long = max(0.0, misses / with_misses / scenarios.SET_LANES - 1)
-        cycles = sum(_SCAN.values()) * STRIDE
-        alone = _SCAN["lsu"] * self.device.near + cycles / self.device.clock
-        issue = self.device.issue(_SCAN) / scenarios.SETS_OF_WARP
-        scan = Estimate(0, {"issue": issue, "latency": alone / at_once})
-        two = self.row("choose", policy, 2)  # for what each further way of a set takes
-        further = {name: two.parts[name] - way.parts[name] for name in ("issue", "latency")}
-        made: list[Work] = [
-            [
-                (with_misses, replace(way, parts={**way.parts, **less})),
-                (
-                    max(0, self.counts.admitted - with_misses),
-                    replace(way, parts={**less, **further}),
-                ),
-                (with_misses, state),
-                (misses, walk),
-                (long * self.counts.admitted, scan),
-            ]
+        # round goes through the list, which the L1 cache has.
+        walks = 1 if counts.misses <= scenarios.SET_LANES * sets else 2
+        chunks = max(1.0, counts.misses / sets / scenarios.SET_LANES)
+        scan = self._work(_SCAN, device.near * _SCAN["lsu"], warps)
+        work: Work = [
+            (sets, Estimate(0, state)),
+            (counts.admitted, Estimate(one.floor, way)),
+            (left, self.bytes(traffic.miss())),
+            (sets, Estimate(0, {name: one.parts[name] for name in _TIMES})),
+            (at_once * counts.rounds - sets, _more(two, one)),
+            (walks * (counts.misses - sets) / at_once, self._work(_SCAN, device.cached, warps)),
+            (counts.rounds * (chunks - 1), scan),
         ]
+        if left:
+            counted = _more(self.row("choose", policy, 1, 1), one)
+            work = [*work, (sets * chunks, counted), (counts.misses, self.bytes(traffic.miss()))]
         if policy.name == "lfu":
-            made.append([(misses, self.bytes(traffic.sketch()))])
-        return made
+            return [work, [(counts.misses, self.bytes(traffic.sketch()))]]
+        return [work]
+
+    def _work(self, units: Mapping[str, float], waits: float, warps: float) -> Estimate:
+        """Return what a few instructions of a warp take, with what it waits for."""
+        alone = waits + sum(units.values()) * STRIDE / self.device.clock
+        return Estimate(0, {"issue": self.device.issue(units), "latency": alone / warps})
 
     def rows_kernels(self) -> list[Work]:
         return [[(self.counts.admitted, self.row("move", self.optimizer))]]
@@ -234,6 +240,7 @@ class _Batch:
         admitted = counts.cached - counts.hits
         return [
             [
+                (counts.unique, self.bytes(traffic.found())),
                 (counts.unique - counts.cached, self.row("update", *how)),
                 (counts.hits, self.row("update", *how, fmt=fp32)),
                 (admitted, self._update_of_admitted()),

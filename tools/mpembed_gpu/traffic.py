@@ -95,7 +95,8 @@ def update(fmt: Format, dim: int, optimizer: Optimizer, pool: int = POOL, value:
 def find() -> Bytes:
     """Look up a row that is not cached: read its set's tags."""
     floor = KEY + TAG * WAYS + SLOT
-    moved = floor + POSITION + OFFSET + SECTOR  # the list of its set, and counts of lookups
+    # The list of its set, counts of lookups, and the slot once more, for the lookup.
+    moved = floor + POSITION + OFFSET + SECTOR + SLOT
     return Bytes(floor, moved, moved)
 
 
@@ -113,6 +114,16 @@ def choose() -> Bytes:
     # places; the set, and what is admitted.
     moved = state + 6 * SECTOR + POSITION + ADMITTED
     return Bytes(floor, moved, moved)
+
+
+def miss() -> Bytes:
+    """Read a miss of a set's list, or what is counted of it: two values at random places."""
+    return Bytes(POSITION + KEY, 2 * SECTOR, 2 * SECTOR)
+
+
+def found() -> Bytes:
+    """Read whether the admission found a row in the cache."""
+    return Bytes(0, SLOT, SLOT)
 
 
 def occurrence(dim: int, pool: int, value: int) -> Bytes:

@@ -19,6 +19,7 @@ BATCH, TABLES, DIM = 1 << 16, 26, 128
 ROWS = (1_000_000, 10_000_000)  # of the smallest and the largest table, spaced evenly in logarithm
 EXPONENT, SEED = 1.05, 0
 BLOCK = 64  # lookups of a row that are summed in one block
+SETS_OF_WARP = 4  # of an admission
 Array = npt.NDArray[Any]
 
 
@@ -52,7 +53,8 @@ class Counts:
     `written`: the dirty rows that made room. `cached`: unique rows in the cache after that, and
     `cached_lookups` theirs. `few` rows have 2 to 64 lookups, `many` have more, of which
     `cached_many_lookups` are of rows in the cache. `hit_lookups` and `hit_many_lookups` are of rows
-    that it had before.
+    that it had before. `missed_sets`: sets with misses. `rounds`: how often all warps of an
+    admission look for a way, each for four such sets at once, until the fullest of them is done.
     """
 
     lookups: int
@@ -70,6 +72,8 @@ class Counts:
     cached_many_lookups: int
     hit_lookups: int
     hit_many_lookups: int
+    missed_sets: int
+    rounds: int
     slots: int
 
     @property
@@ -164,7 +168,11 @@ def _counts(
 
     bases = np.repeat(np.cumsum([0, *rows[:-1]]), len(indices) // len(rows))
     keys, counts = np.unique(indices + bases, return_counts=True)
-    hit, cached = (ops.cache_lookup(tags, keys) >= 0 for tags in (before, after))
+    slots = ops.cache_lookup(after, keys)
+    hit, cached = ops.cache_lookup(before, keys) >= 0, slots >= 0
+    sets = _sets(keys, len(after))
+    assert np.array_equal(sets[cached], slots[cached] // after.shape[1])
+    missed_sets, rounds = _rounds(sets[~hit], cached[~hit])
     few, many = (counts > 1) & (counts <= BLOCK), counts > BLOCK
     assert len(keys) == step["unique"]
     return Counts(
@@ -183,8 +191,33 @@ def _counts(
         cached_many_lookups=int(counts[many & cached].sum()),
         hit_lookups=int(counts[hit].sum()),
         hit_many_lookups=int(counts[many & hit].sum()),
+        missed_sets=missed_sets,
+        rounds=rounds,
         slots=after.size,
     )
+
+
+def _sets(keys: Array, num_sets: int) -> Array:
+    """Return the cache sets of linear row ids (docs/numerics.md, section 6)."""
+    z = keys.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    high = (z ^ (z >> np.uint64(31))) >> np.uint64(32)
+    return (high * np.uint64(num_sets) >> np.uint64(32)).astype(np.int64)
+
+
+def _rounds(sets: Array, admitted: Array) -> tuple[int, int]:
+    """Return the sets with misses, and the rounds of warps that have four of them.
+
+    A set has a round for each way that it gives, and one that finds none where misses are left.
+    """
+    _, first, each, misses = np.unique(
+        sets, return_index=True, return_inverse=True, return_counts=True
+    )
+    ways = np.bincount(each, weights=admitted).astype(np.int64)
+    rounds = (ways + (ways < misses))[np.argsort(first)]  # as their first misses come
+    rounds = np.append(rounds, np.zeros(-len(rounds) % SETS_OF_WARP, np.int64))
+    return len(misses), int(rounds.reshape(-1, SETS_OF_WARP).max(axis=1).sum())
 
 
 def write(path: Path) -> None:
