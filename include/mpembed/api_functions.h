@@ -67,8 +67,8 @@ MPE_FUNCTION(mpe_status, record_in_graph, (void* event, void* stream))
 MPE_FUNCTION(const char*, last_error, (void))
 
 /* ---- a batch ------------------------------------------------------------------------------------
- * In this order: check_offsets once (the CPU), then for each group prepare, discard (a device),
- * dedup. */
+ * In this order: check_offsets once (the CPU), prepare for each group, discard once (a device),
+ * dedup for each group (the CPU). */
 
 /* Are the offsets monotone, do they start at 0 and end at num_indices? Else MPE_ERR_OFFSETS.
  * error: one value, written in any case. A device needs no such call, as its prepare checks. */
@@ -81,13 +81,14 @@ MPE_FUNCTION(mpe_status, check_offsets, (const mpe_batch*, void* stream, mpe_err
 MPE_FUNCTION(mpe_status, prepare,
              (const mpe_group*, const mpe_batch*, int32_t drop, mpe_lookups*, void* stream,
               mpe_error*))
-/* If one of the n errors of a batch is set, every key becomes MPE_DROPPED, every bag empty and
- * `dropped` zero; what is wrong goes to `sink` unless that holds an error already: the offsets'
- * error, else that of the smallest position with the count of all. unique: NULL, or where the
- * unique rows are to be found at once, as by dedup with all rows of the group as the limit. */
+/* Of several groups of a batch at once. If one of the n errors of the batch is set, every key
+ * becomes MPE_DROPPED, every bag empty and `dropped` zero; what is wrong goes to `sink` unless that
+ * holds an error already: the offsets' error, else that of the smallest position with the count of
+ * all. n is 0 where nothing can be wrong; sink is not read then. Unique rows are found as by dedup
+ * with all rows of the group as the limit; on a device by one sort for up to eight groups. */
 MPE_FUNCTION(mpe_status, discard,
-             (const mpe_group*, mpe_lookups*, const mpe_error* errors, int32_t n, mpe_error* sink,
-              mpe_unique* unique, void* stream))
+             (const mpe_share*, int32_t count, const mpe_error* errors, int32_t n, mpe_error* sink,
+              void* stream))
 /* The unique ones of n keys that are below `limit` (the rows of the group); dropped lookups have
  * no position. */
 MPE_FUNCTION(mpe_status, dedup,

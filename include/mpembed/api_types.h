@@ -213,6 +213,13 @@ typedef struct mpe_unique {
   int32_t* positions; /* room for n */
 } mpe_unique;
 
+/* A group's share of a batch. */
+typedef struct mpe_share {
+  const mpe_group* group;
+  const mpe_lookups* lookups;
+  const mpe_unique* unique; /* where its unique rows are to be found, or NULL */
+} mpe_share;
+
 /* What an admission found. The table of a row that it admitted has the values and states of its
  * slot until a later write step writes rows: so each update takes a step. Leave it out (NULL) where
  * a table lies in the host's memory, whose rows would cross the bus again. */

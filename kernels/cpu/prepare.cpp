@@ -185,18 +185,25 @@ mpe_status prepare(const mpe_group* group, const mpe_batch* batch, int32_t drop,
   });
 }
 
-mpe_status discard(const mpe_group* group, mpe_lookups* lookups, const mpe_error* errors, int32_t n,
-                   mpe_error* sink, mpe_unique* unique, void*) {
+mpe_status discard(const mpe_share* shares, int32_t count, const mpe_error* errors, int32_t n,
+                   mpe_error* sink, void*) {
   const mpe_error found = first_error(errors, n);
-  if (found.status != MPE_OK) {
-    if (sink->status == MPE_OK) *sink = found;
-    memset(lookups->keys, 0xFF, static_cast<size_t>(lookups->n) * sizeof(uint64_t));
-    memset(lookups->dropped, 0, static_cast<size_t>(group->num_tables) * sizeof(int64_t));
-    const int64_t bags = group->num_tables * lookups->batch_size;
-    memset(lookups->bag_offsets, 0, static_cast<size_t>(bags + 1) * sizeof(int64_t));
+  if (found.status != MPE_OK && sink->status == MPE_OK) *sink = found;
+  for (int32_t i = 0; i < count; ++i) {
+    const mpe_group& group = *shares[i].group;
+    const mpe_lookups& lookups = *shares[i].lookups;
+    if (found.status != MPE_OK) {
+      memset(lookups.keys, 0xFF, static_cast<size_t>(lookups.n) * sizeof(uint64_t));
+      memset(lookups.dropped, 0, static_cast<size_t>(group.num_tables) * sizeof(int64_t));
+      const int64_t bags = group.num_tables * lookups.batch_size;
+      memset(lookups.bag_offsets, 0, static_cast<size_t>(bags + 1) * sizeof(int64_t));
+    }
+    if (shares[i].unique == nullptr) continue;
+    mpe_unique unique = *shares[i].unique;
+    const mpe_status status = dedup(lookups.keys, lookups.n, total_rows(group), &unique, nullptr);
+    if (status != MPE_OK) return status;
   }
-  if (unique == nullptr) return MPE_OK;
-  return dedup(lookups->keys, lookups->n, total_rows(*group), unique, nullptr);
+  return MPE_OK;
 }
 
 mpe_status count(const mpe_group* group, const mpe_lookups* lookups, const mpe_unique* unique,

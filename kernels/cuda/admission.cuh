@@ -165,6 +165,7 @@ class Set {
     }
     return found;
   }
+
   const SetLanes lanes_;
   const mpe_cache& cache_;
   int64_t first_;

@@ -56,68 +56,108 @@ struct Tiles {
   }
 };
 
-// What is wrong with a batch, and the group's share of it, which is emptied then.
-struct Refusal {
+// A group's share of a batch in a sort of several: its ids and lookups come behind those of the
+// groups before it.
+struct SortedShare {
   mpe_lookups lookups;
-  int32_t tables, n;
-  const mpe_error* errors;  // n; NULL: nothing is wrong
-  mpe_error* sink;
+  mpe_unique unique;     // all NULL: its rows are not sorted
+  uint64_t rows;         // of the group; dropped keys get this as their id
+  uint64_t first_id;     // in the sort
+  int64_t first_lookup;  // in the sort
+  int64_t first_thread, first_tile;
+  int32_t tables;
 
-  int64_t threads() const {
+  bool is_sorted() const { return unique.count != nullptr; }
+  // How many threads read it; `empties`: or empty it.
+  int64_t threads(bool empties) const {
     const int64_t bags = tables * lookups.batch_size + 1;
-    const int64_t most = bags > tables ? bags : tables;
+    const int64_t most = !empties ? 1 : bags > tables ? bags : tables;
     return lookups.n > most ? lookups.n : most;
   }
-  // Does thread i's part; returns whether something is wrong.
-  __device__ bool apply(int64_t i) const {
-    if (errors == nullptr) return false;
-    const mpe_error found = first_error(errors, n);
+};
+
+// What one launch serves. Kernels read it from their parameters in place: a copy would be indexed
+// in local memory.
+struct Shares {
+  static constexpr int kMost = 8;
+  SortedShare share[kMost];
+  int32_t count;
+  int32_t num_errors;  // 0: nothing can be wrong
+  const mpe_error* errors;
+  mpe_error* sink;
+
+  __device__ const SortedShare& of_thread(int64_t i) const {
+    int g = 0;
+    MPE_UNROLL
+    for (int k = 1; k < kMost; ++k) g += k < count && i >= share[k].first_thread ? 1 : 0;
+    return share[g];
+  }
+  __device__ const SortedShare& of_tile(int64_t tile) const {
+    int g = 0;
+    MPE_UNROLL
+    for (int k = 1; k < kMost; ++k) g += k < count && tile >= share[k].first_tile ? 1 : 0;
+    return share[g];
+  }
+  // Does the part of thread i, the j-th of a share, if something is wrong; returns whether it is.
+  __device__ bool refuse(int64_t i, const SortedShare& one, int64_t j) const {
+    if (num_errors == 0) return false;
+    const mpe_error found = first_error(errors, num_errors);
     if (found.status == MPE_OK) return false;
     if (i == 0 && sink->status == MPE_OK) *sink = found;
-    if (i < lookups.n) lookups.keys[i] = MPE_DROPPED;
-    if (i < tables) lookups.dropped[i] = 0;
-    if (i <= tables * lookups.batch_size) lookups.bag_offsets[i] = 0;
+    if (j < one.lookups.n) one.lookups.keys[j] = MPE_DROPPED;
+    if (j < one.tables) one.lookups.dropped[j] = 0;
+    if (j <= one.tables * one.lookups.batch_size) one.lookups.bag_offsets[j] = 0;
     return true;
   }
 };
 
-__global__ void discard_kernel(Refusal refusal) { refusal.apply(thread_index()); }
-
 template <class Key>
-__global__ void load_kernel(const uint64_t* keys, int64_t n, Key limit, Key* out,
-                            int32_t* positions, Tiles tiles, int64_t num_tiles, Refusal refusal) {
+__global__ void load_kernel(const __grid_constant__ Shares shares, int64_t threads, Key* out,
+                            int32_t* positions, Tiles tiles, int64_t num_tiles) {
   const int64_t i = thread_index();
-  const bool refused = refusal.apply(i);
-  if (i == 0) *tiles.begun = 0;
+  if (i == 0 && num_tiles > 0) *tiles.begun = 0;
   if (i < num_tiles) tiles.counts[i] = 0;
-  if (i >= n) return;
-  // Dropped keys become `limit`, one past the largest key, so that fewer bits are sorted.
-  const uint64_t key = refused ? MPE_DROPPED : keys[i];
-  out[i] = key < limit ? static_cast<Key>(key) : limit;
-  positions[i] = static_cast<int32_t>(i);
+  if (i >= threads) return;
+  const SortedShare& share = shares.of_thread(i);
+  const int64_t j = i - share.first_thread;
+  const bool refused = shares.refuse(i, share, j);
+  if (share.unique.count == nullptr) return;
+  if (j == 0 && share.lookups.n == 0) *share.unique.count = share.unique.starts[0] = 0;
+  if (j >= share.lookups.n) return;
+  // Dropped keys become one past the group's largest, so that fewer bits are sorted.
+  const uint64_t key = refused ? MPE_DROPPED : share.lookups.keys[j];
+  out[share.first_lookup + j] =
+      static_cast<Key>(share.first_id + (key < share.rows ? key : share.rows));
+  positions[share.first_lookup + j] = static_cast<int32_t>(j);
 }
 
-// Writes the unique rows. Behind the positions of their lookups come those of the dropped ones.
+// Writes the unique rows. Behind the positions of their lookups come those of the dropped ones. A
+// tile has lookups of one group.
 template <class Key>
 __global__ void __launch_bounds__(kThreads, 6)
-    unique_kernel(const Key* sorted, const int32_t* positions, int64_t n, Key limit, Tiles tiles,
-                  mpe_unique out) {
+    unique_kernel(const Key* sorted, const int32_t* positions,
+                  const __grid_constant__ Shares shares, Tiles all_tiles) {
   MPE_SHARED(uint32_t, tile_of, 1);
   MPE_SHARED(uint32_t, warps, kThreads / kWarp);
   MPE_SHARED(uint32_t, before, 1);
   const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / kWarp;
-  if (threadIdx.x == 0) tile_of[0] = atomicAdd(tiles.begun, 1u);
+  if (threadIdx.x == 0) tile_of[0] = atomicAdd(all_tiles.begun, 1u);
   __syncthreads();
-  const int64_t tile = tile_of[0];
-  const int64_t first = tile * kTileItems<Key> + warp * kItems<Key> * kWarp + lane;
+  const SortedShare& share = shares.of_tile(tile_of[0]);
+  const mpe_unique& out = share.unique;
+  const Tiles tiles{all_tiles.begun, all_tiles.counts + share.first_tile};
+  const Key limit = static_cast<Key>(share.first_id + share.rows);
+  const int64_t tile = tile_of[0] - share.first_tile;
+  const int64_t begin = share.first_lookup, end = begin + share.lookups.n;
+  const int64_t first = begin + tile * kTileItems<Key> + warp * kItems<Key> * kWarp + lane;
   Key keys[kItems<Key>];
   unsigned heads[kItems<Key>];
   uint32_t rows = 0;
   MPE_UNROLL
   for (int k = 0; k < kItems<Key>; ++k) {
     const int64_t i = first + k * kWarp;
-    keys[k] = i < n ? sorted[i] : limit;
-    const bool begins = keys[k] < limit && (i == 0 || sorted[i - 1] != keys[k]);
+    keys[k] = i < end ? sorted[i] : limit;
+    const bool begins = keys[k] < limit && (i == begin || sorted[i - 1] != keys[k]);
     heads[k] = __ballot_sync(kFullMask, begins);
     rows += static_cast<uint32_t>(__popc(heads[k]));
   }
@@ -140,69 +180,104 @@ __global__ void __launch_bounds__(kThreads, 6)
     const bool begins = ((heads[k] >> lane) & 1u) != 0;
     const int64_t u = row + static_cast<uint32_t>(__popc(heads[k] & ((1u << lane) - 1)));
     row += static_cast<uint32_t>(__popc(heads[k]));
-    if (i >= n) continue;
-    out.positions[i] = positions[i];
+    if (i >= end) continue;
+    out.positions[i - begin] = positions[i];
     if (begins) {
-      out.rows[u] = keys[k];
-      out.starts[u] = i;
+      out.rows[u] = keys[k] - share.first_id;
+      out.starts[u] = i - begin;
     }
     // One thread finds the end: the first dropped lookup, or the last lookup of all.
     const bool dropped = keys[k] >= limit;
-    if (dropped ? i == 0 || sorted[i - 1] < limit : i == n - 1) {
+    if (dropped ? i == begin || sorted[i - 1] < limit : i == end - 1) {
       const int64_t count = u + (begins ? 1 : 0);
       *out.count = count;
-      out.starts[count] = dropped ? i : n;
+      out.starts[count] = (dropped ? i : end) - begin;
     }
   }
 }
 
-__global__ void empty_kernel(mpe_unique out) {
-  *out.count = 0;
-  out.starts[0] = 0;
-}
+// The shares of one launch, and what they take together.
+class Sort {
+ public:
+  Sort(const mpe_error* errors, int32_t n, mpe_error* sink) : shares_{} {
+    shares_.errors = errors;
+    shares_.num_errors = n;
+    shares_.sink = sink;
+  }
 
-template <class Key>
-mpe_status dedup_as(const uint64_t* keys, int64_t n, uint64_t limit, const Refusal& refusal,
-                    mpe_unique* out, void* stream) {
-  const Key bound = static_cast<Key>(limit);
-  const int64_t num_tiles = ceil_div(n, kTileItems<Key>);
-  Workspace workspace(stream);
-  PairSort<Key, int32_t> sort(n, bits_for(limit + 1), stream);
-  MPE_TRY(sort.plan(&workspace, "dedup"));
-  const auto begun = workspace.plan<uint32_t>(1);
-  const auto counts = workspace.plan<uint64_t>(num_tiles);
-  MPE_TRY(workspace.acquire("dedup"));
-  sort.place(workspace);
-  const Tiles tiles{workspace.get(begun), workspace.get(counts)};
-  const int64_t threads = refusal.errors != nullptr ? refusal.threads() : n;
-  MPE_TRY(launch("dedup", stream, threads, load_kernel<Key>, keys, n, bound, sort.keys(),
-                 sort.values(), tiles, num_tiles, refusal));
-  MPE_TRY(sort.run(workspace, "dedup"));
-  return launch_blocks("dedup", stream, num_tiles, kThreads, unique_kernel<Key>, sort.keys(),
-                       sort.values(), n, bound, tiles, *out);
-}
+  // Whether there is room for a share of n lookups, sorted or not.
+  bool has_room(int64_t n) const {
+    return shares_.count < Shares::kMost && lookups_ + n <= INT32_MAX;
+  }
+  void add(const mpe_lookups& lookups, int32_t tables, uint64_t rows, const mpe_unique* unique) {
+    const mpe_unique wanted = unique != nullptr ? *unique : mpe_unique{};
+    SortedShare& share = shares_.share[shares_.count++];
+    share = {lookups, wanted, rows, ids_, lookups_, threads_, 0, tables};
+    threads_ += share.threads(shares_.num_errors > 0);
+    if (!share.is_sorted()) return;
+    lookups_ += lookups.n;
+    ids_ += rows + 1;
+  }
+  mpe_status run(void* stream) {
+    if (shares_.count == 0) return MPE_OK;
+    return ids_ <= UINT32_MAX ? run_as<uint32_t>(stream) : run_as<uint64_t>(stream);
+  }
 
-mpe_status dedup_or_discard(const uint64_t* keys, int64_t n, uint64_t limit, const Refusal& refusal,
-                            mpe_unique* out, void* stream) {
-  if (n == 0) return launch_one("dedup", stream, empty_kernel, *out);
-  if (limit < UINT32_MAX) return dedup_as<uint32_t>(keys, n, limit, refusal, out, stream);
-  return dedup_as<uint64_t>(keys, n, limit, refusal, out, stream);
-}
+ private:
+  template <class Key>
+  mpe_status run_as(void* stream) {
+    int64_t num_tiles = 0;
+    for (int32_t g = 0; g < shares_.count; ++g) {
+      SortedShare& share = shares_.share[g];
+      share.first_tile = num_tiles;
+      if (share.is_sorted()) num_tiles += ceil_div(share.lookups.n, kTileItems<Key>);
+    }
+    if (num_tiles == 0) {
+      return launch("dedup", stream, threads_, load_kernel<Key>, shares_, threads_,
+                    static_cast<Key*>(nullptr), static_cast<int32_t*>(nullptr), Tiles{}, num_tiles);
+    }
+    Workspace workspace(stream);
+    PairSort<Key, int32_t> sort(lookups_, bits_for(ids_), stream);
+    MPE_TRY(sort.plan(&workspace, "dedup"));
+    const auto begun = workspace.plan<uint32_t>(1);
+    const auto counts = workspace.plan<uint64_t>(num_tiles);
+    MPE_TRY(workspace.acquire("dedup"));
+    sort.place(workspace);
+    const Tiles tiles{workspace.get(begun), workspace.get(counts)};
+    MPE_TRY(launch("dedup", stream, threads_, load_kernel<Key>, shares_, threads_, sort.keys(),
+                   sort.values(), tiles, num_tiles));
+    MPE_TRY(sort.run(workspace, "dedup"));
+    return launch_blocks("dedup", stream, num_tiles, kThreads, unique_kernel<Key>, sort.keys(),
+                         sort.values(), shares_, tiles);
+  }
+
+  Shares shares_;
+  uint64_t ids_ = 0;
+  int64_t lookups_ = 0, threads_ = 0;
+};
 
 }  // namespace
 
 mpe_status dedup(const uint64_t* keys, int64_t n, uint64_t limit, mpe_unique* out, void* stream) {
-  return dedup_or_discard(keys, n, limit, Refusal{}, out, stream);
+  mpe_lookups lookups{};
+  lookups.n = n;
+  lookups.keys = const_cast<uint64_t*>(keys);  // only read
+  Sort sort(nullptr, 0, nullptr);
+  sort.add(lookups, 0, limit, out);
+  return sort.run(stream);
 }
 
-mpe_status discard(const mpe_group* group, mpe_lookups* lookups, const mpe_error* errors, int32_t n,
-                   mpe_error* sink, mpe_unique* unique, void* stream) {
-  const Refusal refusal{*lookups, group->num_tables, n, errors, sink};
-  if (unique == nullptr || lookups->n == 0) {
-    MPE_TRY(launch("discard", stream, refusal.threads(), discard_kernel, refusal));
+mpe_status discard(const mpe_share* shares, int32_t count, const mpe_error* errors, int32_t n,
+                   mpe_error* sink, void* stream) {
+  for (int32_t next = 0; next < count;) {
+    Sort sort(errors, n, sink);
+    for (; next < count && sort.has_room(shares[next].lookups->n); ++next) {
+      const mpe_share& share = shares[next];
+      sort.add(*share.lookups, share.group->num_tables, total_rows(*share.group), share.unique);
+    }
+    MPE_TRY(sort.run(stream));
   }
-  if (unique == nullptr) return MPE_OK;
-  return dedup_or_discard(lookups->keys, lookups->n, total_rows(*group), refusal, unique, stream);
+  return MPE_OK;
 }
 
 }  // namespace cuda

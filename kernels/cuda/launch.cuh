@@ -32,7 +32,8 @@ namespace mpembed {
 namespace cuda {
 
 // docs/gpu_model.md compiles the kernels for its own workload only: aligned rows of whole chunks,
-// no row twice in a batch, no long runs of empty bags, FP32 states, none of them in the cache.
+// no row twice in a batch, no long runs of empty bags, FP32 states, none of them in the cache,
+// which is full, few misses a set, no update that is not finite.
 #ifndef MPE_MODEL
 #define MPE_MODEL 0
 #endif

@@ -75,6 +75,7 @@ class Backward {
     MPE_TRY(collect());
     MPE_TRY(allocate());
     for (size_t g = 0; g < updates_.size(); ++g) MPE_TRY(find_rows(g));
+    MPE_TRY(find_rows_at_once());
     MPE_TRY(write_weight_grads());
     MPE_TRY(begin());
     return update();
@@ -147,7 +148,12 @@ class Backward {
       return MPE_OK;
     }
     if (!is_trained(g)) return MPE_OK;
-    const uint64_t* keys = first().shares[g].lookups.keys;
+    const mpe_lookups& lookups = first().shares[g].lookups;
+    if (single() && !is_synchronous(backend_)) {
+      at_once_.push_back({&group(g), &lookups, &update.unique});
+      return MPE_OK;
+    }
+    const uint64_t* keys = lookups.keys;
     if (!single()) {
       MPE_TRY(join_keys(update));
       keys = update.keys;
@@ -159,6 +165,12 @@ class Backward {
                           stream_));  // none is known
     return backend_.cache_refresh(&group(g), &update.unique, update.n, update.room, update.room,
                                   stream_);
+  }
+
+  // The same of all groups without a cache, on a device.
+  mpe_status find_rows_at_once() {
+    return backend_.discard(at_once_.data(), static_cast<int32_t>(at_once_.size()), nullptr, 0,
+                            nullptr, stream_);
   }
 
   mpe_status join_keys(const GroupUpdate& update) {
@@ -234,6 +246,7 @@ class Backward {
   std::vector<Results> results_;  // one a batch
   std::vector<GroupUpdate> updates_;
   std::vector<const int32_t*> fresh_;  // one a group
+  std::vector<mpe_share> at_once_;
   SlotRoom room_;
 };
 

@@ -197,11 +197,21 @@ bool same_memory(const mpe_batch& a, const mpe_batch& b) {
          a.offset_bits == b.offset_bits;
 }
 
-// On a device: empties a group's share of a batch in which something is wrong. unique: NULL, or
-// where its unique rows are to be found, too.
-mpe_status discard_share(mpe_open_batch* open, size_t g, mpe_unique* unique, void* stream) {
-  return open->backend().discard(&open->group(g), &open->shares[g].lookups, open->errors,
-                                 open->num_errors(), open->collection->errors, unique, stream);
+// On a device: empties the shares of a batch in which something is wrong, unless that was done.
+// reserves: also finds the unique rows of the groups that have a cache.
+mpe_status discard_shares(mpe_open_batch* open, bool reserves, void* stream) {
+  std::vector<mpe_share> shares;
+  shares.reserve(open->shares.size());
+  for (size_t g = 0; g < open->shares.size(); ++g) {
+    const mpe_group& group = open->group(g);
+    const bool is_wanted = reserves && group.cache != nullptr;
+    if (open->discarded && !is_wanted) continue;
+    const Share& share = open->shares[g];
+    shares.push_back({&group, &share.lookups, is_wanted ? &share.unique : nullptr});
+  }
+  return open->backend().discard(shares.data(), static_cast<int32_t>(shares.size()), open->errors,
+                                 open->discarded ? 0 : open->num_errors(), open->collection->errors,
+                                 stream);
 }
 
 mpe_status reserve_arrays(mpe_open_batch* open, void* stream) {
@@ -227,19 +237,19 @@ mpe_status reserve_arrays(mpe_open_batch* open, void* stream) {
     });
     if (!synchronous) take_slots(arrays);
   }));
-  for (size_t g = 0; g < open->shares.size(); ++g) {
-    const bool cached = open->group(g).cache != nullptr;
-    Share& share = open->shares[g];
-    if (!synchronous && !open->discarded) {
-      MPE_TRY(discard_share(open, g, cached ? &share.unique : nullptr, stream));
-    } else if (cached) {
-      MPE_TRY(backend.dedup(share.lookups.keys, share.lookups.n, total_rows(open->group(g)),
-                            &share.unique, stream));
-    }
-    if (cached && synchronous) share.unique_capacity = *share.unique.count;
+  if (!synchronous) {
+    MPE_TRY(discard_shares(open, true, stream));
+    open->discarded = true;
+    return MPE_OK;
   }
-  open->discarded = !synchronous;
-  return synchronous ? borrow_arrays(backend, stream, &open->slots, take_slots) : MPE_OK;
+  for (size_t g = 0; g < open->shares.size(); ++g) {
+    if (open->group(g).cache == nullptr) continue;
+    Share& share = open->shares[g];
+    MPE_TRY(backend.dedup(share.lookups.keys, share.lookups.n, total_rows(open->group(g)),
+                          &share.unique, stream));
+    share.unique_capacity = *share.unique.count;
+  }
+  return borrow_arrays(backend, stream, &open->slots, take_slots);
 }
 
 }  // namespace
@@ -253,9 +263,7 @@ void take_unique(Arrays& arrays, int64_t n, mpe_unique* unique) {
 
 mpe_status discard_refused(mpe_open_batch* open, void* stream) {
   if (open->discarded || is_synchronous(open->backend())) return MPE_OK;
-  for (size_t g = 0; g < open->shares.size(); ++g) {
-    MPE_TRY(discard_share(open, g, nullptr, stream));
-  }
+  MPE_TRY(discard_shares(open, false, stream));
   open->discarded = true;
   return MPE_OK;
 }

@@ -60,7 +60,8 @@ class Trainer {
     const int64_t n = b.l.n;
     check(d->advance(c.step, s), "advance");
     check(d->prepare(g, &b.b, 0, &b.l, s, b.errors), "prepare");
-    check(d->discard(g, &b.l, b.errors, 1, c.sink, &b.u, s), "discard");
+    const mpe_share share{g, &b.l, &b.u};
+    check(d->discard(&share, 1, b.errors, 1, c.sink, s), "discard");
     if (cached) {
       check(d->cache_admit(g, &b.u, n, b.l.dropped, nullptr, b.slots, nullptr, s), "cache_admit");
       check(d->cache_refresh(g, &b.u, n, b.slots, b.fresh, s), "cache_refresh");

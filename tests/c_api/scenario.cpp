@@ -106,9 +106,8 @@ class Scenario {
                                  batch_[i]->errors + 1);
     });
     both("discard", [&](int i) {  // with a cache it also finds the unique rows
-      return backend(i)->discard(group(i), &batch_[i]->l, batch_[i]->errors, 2,
-                                 collections_[i]->sink, o_.policy < 0 ? nullptr : &batch_[i]->u,
-                                 nullptr);
+      const mpe_share share{group(i), &batch_[i]->l, o_.policy < 0 ? nullptr : &batch_[i]->u};
+      return backend(i)->discard(&share, 1, batch_[i]->errors, 2, collections_[i]->sink, nullptr);
     });
     same("keys", n, [&](int i) { return batch_[i]->l.keys; });
     same("bags", n, [&](int i) { return batch_[i]->l.bags; });

@@ -10,6 +10,7 @@ import emulated
 import numpy as np
 import pytest
 from copied_backend import CopiedBackend
+from on_device import fetch
 
 import mpembed as mpe
 from mpembed import devices
@@ -88,6 +89,36 @@ def test_launches_of_a_forward(
         if training:
             here.backward(np.ones_like(expected))
             there.backward(mpe.to_device(np.ones_like(expected), cuda))
+
+
+@emulated.alone
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(("groups", "sorts"), [(1, 1), (3, 1), (8, 1), (9, 2)])
+def test_one_sort_finds_the_rows_of_eight_groups(
+    groups: int, sorts: int, cached: bool, cuda: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a cache before the admission, without one at the update; beside CUB's two kernels."""
+    launches: list[int] = []
+
+    def discard(real: Callable[..., int], *arguments: Any) -> int:
+        before = emulated.launches()
+        status = real(*arguments)
+        launches.append(emulated.launches() - before)
+        return status
+
+    backend = CopiedBackend(devices.cuda_backend())
+    backend.wrap("discard", 6, discard)
+    monkeypatch.setitem(devices._known, cuda, backend.device())
+    dims = [1 + i for i in range(groups)]
+    here, there = (make(dims, ("int4", "fp16"), device, cached) for device in ("cpu", cuda))
+    indices, offsets, _ = batch(2 * groups)
+    out = here.forward(indices, offsets)
+    here.backward(np.ones_like(out))
+    there.forward(*(mpe.to_device(array, cuda) for array in (indices, offsets)))
+    there.backward(mpe.to_device(np.ones_like(out), cuda))
+    assert launches == ([2 * sorts, 0] if cached else [sorts, 2 * sorts])
+    for name, array in fetch(there.state_arrays()).items():
+        np.testing.assert_array_equal(array, here.state_arrays()[name], name)
 
 
 LOOKUPS = 3000  # some rows have more than one block of gradients

@@ -21,11 +21,10 @@ class PlainBatch {
     check(b().check_offsets(&sample.batch, nullptr, errors), "check_offsets");
     for (int32_t g = 0; g < kGroups; ++g) prepare(g, errors);
     if (std::string(b().name) == "cpu") return;
-    for (int32_t g = 0; g < kGroups; ++g) {
-      check(b().discard(&w.groups[g], &shares[g].lookups, errors, 1 + kGroups, w.errors, nullptr,
-                        nullptr),
-            "discard");
-    }
+    std::vector<mpe_share> all;
+    for (int32_t g = 0; g < kGroups; ++g)
+      all.push_back({&w.groups[g], &shares[g].lookups, nullptr});
+    check(b().discard(all.data(), kGroups, errors, 1 + kGroups, w.errors, nullptr), "discard");
   }
 
   void admit() {
