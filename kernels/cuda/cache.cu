@@ -1,7 +1,7 @@
 // The set-associative cache: admission with victims and write-back, release, flush, lookup of tags.
 //
 // Admission has three parts. All rows are found at once, and each set's misses are listed. Then a
-// few lanes own a set: they hold the set's tags and policy state while the set's misses get ways
+// eight lanes own a set: they hold the set's tags and policy state while the set's misses get ways
 // one after the other, in ascending order. Then tiles of lanes move the rows of all admitted misses
 // in parallel: victims back to their tables, new rows in. A slot is pinned once it is taken, so no
 // two misses of a batch move rows through the same slot.
@@ -36,6 +36,7 @@ __global__ void find_kernel(Admission admission, Misses misses, const int64_t* d
                             uint64_t* step, mpe_found found) {
   const int64_t u = thread_index();
   if (u == 0 && step != nullptr) ++*step;
+  if (u == 0 && found.step != nullptr) *found.step = *admission.rounding.step;
   if (u < admission.tables.count && dropped != nullptr) {
     count_stat(admission.tables.table[u], MPE_stat_dropped, dropped[u]);
   }
@@ -148,15 +149,14 @@ __global__ void __launch_bounds__(kThreads, (admit_blocks<Policy>()))
 }
 
 // Step 1, late, and the rows of step 4: a tile takes as many admitted misses as it has lanes and
-// moves their rows one by one. step: where the write step is kept, or NULL.
+// moves their rows one by one.
 template <bool kLong>
 __global__ void __launch_bounds__(kThreads, kLong ? 3 : 4)
     move_kernel(const __grid_constant__ Admission admission, Misses misses, int32_t shift,
-                int32_t sketch, uint64_t* step) {
+                int32_t sketch) {
   const Tile tile(shift);
   const int64_t i = thread_index(), count = misses.counts->admitted;
   if (i == 0) {
-    if (step != nullptr) *step = *admission.rounding.step;
     ++admission.cache.counters[0];
     if (sketch) admission.cache.counters[1] += static_cast<uint64_t>(admission.count());
   }
@@ -215,7 +215,7 @@ mpe_status admit(const Admission& admission, const int64_t* dropped, uint64_t* s
   MPE_TRY(launch(kName, stream, most_sets << kSetShift, admit_kernel<Policy>, admission, misses));
   MPE_TRY(with_rounds(admission.tables.dim, [&](auto rounds) {
     return launch(kName, stream, most > 0 ? most : 1, move_kernel<decltype(rounds)::value>,
-                  admission, misses, tile_shift(admission.tables.dim), kSketch, found.step);
+                  admission, misses, tile_shift(admission.tables.dim), kSketch);
   }));
   if constexpr (Policy::kSketch) {
     const int64_t cells = cache.sketch_width * static_cast<int64_t>(kSketchRows);

@@ -67,7 +67,7 @@ struct SortedShare {
   int64_t first_thread, first_tile;
   int32_t tables;
 
-  bool is_sorted() const { return unique.count != nullptr; }
+  __host__ __device__ bool is_sorted() const { return unique.count != nullptr; }
   // How many threads read it; `empties`: or empty it.
   int64_t threads(bool empties) const {
     const int64_t bags = tables * lookups.batch_size + 1;
@@ -86,16 +86,11 @@ struct Shares {
   const mpe_error* errors;
   mpe_error* sink;
 
-  __device__ const SortedShare& of_thread(int64_t i) const {
+  // The share of thread or tile i; first: which of the two.
+  __device__ __forceinline__ const SortedShare& of(int64_t i, int64_t SortedShare::* first) const {
     int g = 0;
     MPE_UNROLL
-    for (int k = 1; k < kMost; ++k) g += k < count && i >= share[k].first_thread ? 1 : 0;
-    return share[g];
-  }
-  __device__ const SortedShare& of_tile(int64_t tile) const {
-    int g = 0;
-    MPE_UNROLL
-    for (int k = 1; k < kMost; ++k) g += k < count && tile >= share[k].first_tile ? 1 : 0;
+    for (int k = 1; k < kMost; ++k) g += k < count && i >= share[k].*first ? 1 : 0;
     return share[g];
   }
   // Does the part of thread i, the j-th of a share, if something is wrong; returns whether it is.
@@ -118,10 +113,10 @@ __global__ void load_kernel(const __grid_constant__ Shares shares, int64_t threa
   if (i == 0 && num_tiles > 0) *tiles.begun = 0;
   if (i < num_tiles) tiles.counts[i] = 0;
   if (i >= threads) return;
-  const SortedShare& share = shares.of_thread(i);
+  const SortedShare& share = shares.of(i, &SortedShare::first_thread);
   const int64_t j = i - share.first_thread;
   const bool refused = shares.refuse(i, share, j);
-  if (share.unique.count == nullptr) return;
+  if (!share.is_sorted()) return;
   if (j == 0 && share.lookups.n == 0) *share.unique.count = share.unique.starts[0] = 0;
   if (j >= share.lookups.n) return;
   // Dropped keys become one past the group's largest, so that fewer bits are sorted.
@@ -143,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, 6)
   const int lane = lane_index(), warp = static_cast<int>(threadIdx.x) / kWarp;
   if (threadIdx.x == 0) tile_of[0] = atomicAdd(all_tiles.begun, 1u);
   __syncthreads();
-  const SortedShare& share = shares.of_tile(tile_of[0]);
+  const SortedShare& share = shares.of(tile_of[0], &SortedShare::first_tile);
   const mpe_unique& out = share.unique;
   const Tiles tiles{all_tiles.begun, all_tiles.counts + share.first_tile};
   const Key limit = static_cast<Key>(share.first_id + share.rows);
@@ -219,7 +214,6 @@ class Sort {
     ids_ += rows + 1;
   }
   mpe_status run(void* stream) {
-    if (shares_.count == 0) return MPE_OK;
     return ids_ <= UINT32_MAX ? run_as<uint32_t>(stream) : run_as<uint64_t>(stream);
   }
 

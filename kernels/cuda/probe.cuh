@@ -20,11 +20,11 @@ __device__ inline int64_t warp_probe_each(const mpe_cache& cache, uint64_t key, 
   const int32_t first = wanted ? static_cast<int32_t>(set_of(key, cache.num_sets) * cache.ways) : 0;
   int64_t slot = -1;
   for (unsigned left = __ballot_sync(kFullMask, wanted); left != 0;) {
-    unsigned ones[kProbesAtOnce];  // the lanes whose turn it is: a bit each, or 0
+    unsigned keys[kProbesAtOnce];  // whose lanes' keys are next: a bit each, or 0
     MPE_UNROLL
     for (int k = 0; k < kProbesAtOnce; ++k) {
-      ones[k] = left & (0u - left);
-      left ^= ones[k];
+      keys[k] = left & (0u - left);
+      left ^= keys[k];
     }
     for (int32_t base = 0; base < cache.ways; base += kWarp) {
       const int32_t way = base + lane;
@@ -32,15 +32,15 @@ __device__ inline int64_t warp_probe_each(const mpe_cache& cache, uint64_t key, 
       int32_t begins[kProbesAtOnce];
       MPE_UNROLL
       for (int k = 0; k < kProbesAtOnce; ++k) {
-        begins[k] = __shfl_sync(kFullMask, first, lane_of(ones[k]));
-        tags[k] = ones[k] != 0 && way < cache.ways ? cache.tags[begins[k] + way] : kTagEmpty;
+        begins[k] = __shfl_sync(kFullMask, first, lane_of(keys[k]));
+        tags[k] = keys[k] != 0 && way < cache.ways ? cache.tags[begins[k] + way] : kTagEmpty;
       }
       MPE_UNROLL
       for (int k = 0; k < kProbesAtOnce; ++k) {
         const uint64_t one =
-            __shfl_sync(kFullMask, static_cast<unsigned long long>(key), lane_of(ones[k]));
+            __shfl_sync(kFullMask, static_cast<unsigned long long>(key), lane_of(keys[k]));
         const unsigned found = __ballot_sync(kFullMask, (tags[k] & kTagIdMask) == one);
-        if (found != 0 && lane == lane_of(ones[k])) {
+        if (found != 0 && lane == lane_of(keys[k])) {
           slot = begins[k] + base + __ffs(static_cast<int>(found)) - 1;
         }
       }

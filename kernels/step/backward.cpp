@@ -140,7 +140,7 @@ class Backward {
       if (!is_synchronous(backend_) && is_trained(g) && batches_[0].weight_grad == nullptr) {
         update.slots = first().shares[g].slots;
         update.fresh = update.room;
-        if (first().shares[g].found.slots != nullptr) update.found = &first().shares[g].found;
+        update.found = first().shares[g].kept();
         return MPE_OK;
       }
       MPE_TRY(fresh_slots(first(), g, update.room, stream_, &update.slots));

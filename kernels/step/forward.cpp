@@ -5,6 +5,37 @@
 namespace mpembed::step {
 namespace {
 
+// Admits a reserved batch, if any group has a cache, and takes a write step with the first of
+// these; on failure it is closed.
+mpe_status admit(mpe_open_batch* open, void* stream) {
+  const mpe_backend& backend = open->backend();
+  uint64_t* step = open->collection->step;
+  open->admission = ++open->collection->admissions;
+  for (size_t g = 0; g < open->shares.size(); ++g) {
+    const mpe_group& group = open->group(g);
+    if (group.cache == nullptr) continue;
+    Share& share = open->shares[g];
+    const mpe_status status =
+        backend.cache_admit(&group, &share.unique, share.lookups.n, share.lookups.dropped, step,
+                            share.slots, share.kept(), stream);
+    if (status != MPE_OK) {
+      close(open, stream);
+      return status;
+    }
+    share.pinned = true;
+    step = nullptr;
+  }
+  open->admitted = true;
+  return MPE_OK;
+}
+
+mpe_status admit_ahead(mpe_open_batch* open, void* stream) {
+  if (!open->open || open->admitted) return MPE_ERR_VALUE;
+  MPE_TRY(reserve(open, stream));
+  if (!has_cache(*open->collection)) MPE_TRY(advance(open->collection, stream));
+  return admit(open, stream);
+}
+
 // What a lookup of one batch needs besides its lookups.
 class Lookup {
  public:
@@ -33,7 +64,7 @@ class Lookup {
       arguments.lookups = &open_.shares[g].lookups;
       arguments.outputs = results_.of(g);
       const Share& share = open_.shares[g];
-      const int32_t* slots = share.found.slots != nullptr ? share.found.slots : share.slots;
+      const int32_t* slots = share.kept() != nullptr ? share.found.slots : share.slots;
       const int32_t* fresh = just_admitted ? slots : nullptr;
       MPE_TRY(lookup_slots(open_, g, rooms_[g], fresh, stream_, &arguments.slots));
     }
@@ -49,37 +80,6 @@ class Lookup {
   std::vector<SlotRoom> rooms_;
   std::vector<mpe_lookup_args> arguments_;
 };
-
-// Admits a reserved batch, if any group has a cache, and takes a write step with the first of
-// these; on failure it is closed.
-mpe_status admit(mpe_open_batch* open, void* stream) {
-  const mpe_backend& backend = open->backend();
-  uint64_t* step = open->collection->step;
-  open->admission = ++open->collection->admissions;
-  for (size_t g = 0; g < open->shares.size(); ++g) {
-    const mpe_group& group = open->group(g);
-    if (group.cache == nullptr) continue;
-    Share& share = open->shares[g];
-    const mpe_status status = backend.cache_admit(
-        &group, &share.unique, share.lookups.n, share.lookups.dropped, step, share.slots,
-        share.found.slots != nullptr ? &share.found : nullptr, stream);
-    if (status != MPE_OK) {
-      close(open, stream);
-      return status;
-    }
-    share.pinned = true;
-    step = nullptr;
-  }
-  open->admitted = true;
-  return MPE_OK;
-}
-
-mpe_status admit_ahead(mpe_open_batch* open, void* stream) {
-  if (!open->open || open->admitted) return MPE_ERR_VALUE;
-  MPE_TRY(reserve(open, stream));
-  if (!has_cache(*open->collection)) MPE_TRY(advance(open->collection, stream));
-  return admit(open, stream);
-}
 
 mpe_status look_up_and_count(mpe_open_batch* open, Lookup* lookup, bool just_admitted,
                              bool* counted, void* stream) {

@@ -214,6 +214,17 @@ mpe_status discard_shares(mpe_open_batch* open, bool reserves, void* stream) {
                                  stream);
 }
 
+// Whether rows that an admission brings in are read in their tables, until they are updated: a
+// GPU's memory then moves fewer bytes. Rows in the host's memory would cross the bus again, and the
+// CPU's caches have what was just written.
+bool reads_admitted_in_tables(const mpe_backend& backend, const mpe_group& group) {
+  if (is_synchronous(backend)) return false;
+  for (int32_t t = 0; t < group.num_tables; ++t) {
+    if (group.tables[t].placement == MPE_PLACEMENT_HOST) return false;
+  }
+  return true;
+}
+
 mpe_status reserve_arrays(mpe_open_batch* open, void* stream) {
   const mpe_backend& backend = open->backend();
   const auto each = [open](auto visit) {

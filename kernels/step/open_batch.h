@@ -17,8 +17,10 @@ struct Share {
   mpe_unique unique{};          // of a group with a cache, once reserved
   int64_t unique_capacity = 0;  // at least as many as the unique rows; on the CPU their number
   int32_t* slots = nullptr;     // of the unique rows, as the admission left them
-  mpe_found found{};            // NULL where nobody reads it
+  mpe_found found{};            // all NULL where nobody reads it
   bool pinned = false;
+
+  const mpe_found* kept() const { return found.slots != nullptr ? &found : nullptr; }
 };
 
 }  // namespace mpembed::step
@@ -45,17 +47,6 @@ namespace mpembed::step {
 // Whether a call has done its work when it returns, and says then what is wrong.
 inline bool is_synchronous(const mpe_backend& backend) {
   return std::strcmp(backend.name, "cpu") == 0;
-}
-
-// Whether rows that an admission brings in are read in their tables, until they are updated: a
-// GPU's memory then moves fewer bytes. Rows in the host's memory would cross the bus again, and the
-// CPU's caches have what was just written.
-inline bool reads_admitted_in_tables(const mpe_backend& backend, const mpe_group& group) {
-  if (is_synchronous(backend)) return false;
-  for (int32_t t = 0; t < group.num_tables; ++t) {
-    if (group.tables[t].placement == MPE_PLACEMENT_HOST) return false;
-  }
-  return true;
 }
 
 inline bool has_cache(const mpe_collection& collection) {

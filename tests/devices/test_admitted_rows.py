@@ -27,6 +27,11 @@ VALUES = np.linspace(-0.3, 0.4, 2 * DIM, dtype=np.float32).reshape(2, DIM)
 Call = Callable[[Any, Callable[[Any], Any], Path], None]
 
 
+def send(device: str, *arrays: Any) -> list[Any]:
+    """Return arrays of a device that nothing else has."""
+    return [a.copy() if device == "cpu" else mpe.to_device(a, device) for a in arrays]
+
+
 def train(emb: Any, put: Callable[[Any], Any]) -> None:
     _, ticket = emb.forward(put(OTHER), put(OFFSETS), ticket=True)
     emb.backward(put(3 * GRAD), ticket)
@@ -63,7 +68,7 @@ def trained(
     )
 
     def put(array: Any) -> Any:
-        return array.copy() if device == "cpu" else mpe.to_device(array, device)
+        return send(device, array)[0]
 
     outputs = []
     for k in range(3):
@@ -161,7 +166,3 @@ def test_an_admitted_row_is_read_in_its_table(
             np.testing.assert_array_equal(rows, rows_here)
         else:
             assert (np.abs(rows - SPOILED) < 1).all()
-
-
-def send(device: str, *arrays: Any) -> list[Any]:
-    return [mpe.to_device(array, device) for array in arrays]

@@ -171,7 +171,6 @@ class _Batch:
         policy = _POLICIES[self.setting.policy]
         one, two = (self.row("choose", policy, ways) for ways in (1, 2))
         sets, left = counts.missed_sets, counts.misses - counts.admitted
-        at_once = SETS_OF_WARP
         warps = device.processors * self._warps("cache", f"admit_kernel<{policy.type}>")
         # A set's tags are read once for all of its misses.
         state = self.bytes(traffic.tags()).parts
@@ -186,8 +185,11 @@ class _Batch:
             (counts.admitted, Estimate(one.floor, way)),
             (left, self.bytes(traffic.miss())),
             (sets, Estimate(0, {name: one.parts[name] for name in _TIMES})),
-            (at_once * counts.rounds - sets, _more(two, one)),
-            (walks * (counts.misses - sets) / at_once, self._work(_SCAN, device.cached, warps)),
+            (SETS_OF_WARP * counts.rounds - sets, _more(two, one)),
+            (
+                walks * (counts.misses - sets) / SETS_OF_WARP,
+                self._work(_SCAN, device.cached, warps),
+            ),
             (counts.rounds * (chunks - 1), scan),
         ]
         if left:
@@ -237,13 +239,12 @@ class _Batch:
         wait = self.device.far if self.pool == 1 else self.device.cached
         waits = max(0.0, 1 / at_once(self.optimizer) - 1 / _AT_MOST) * wait / tiles
         slow = {**more.parts, "latency": more.parts["latency"] + waits}
-        admitted = counts.cached - counts.hits
         return [
             [
                 (counts.unique, self.bytes(traffic.found())),
                 (counts.unique - counts.cached, self.row("update", *how)),
                 (counts.hits, self.row("update", *how, fmt=fp32)),
-                (admitted, self._update_of_admitted()),
+                (counts.admitted, self._update_of_admitted()),
                 (repeated - few, more),
                 (few, replace(more, parts=slow)),
             ]
