@@ -6,6 +6,7 @@ The model is TorchRec's, its collection on the device "meta". Only the sharder i
 items are split by rows; the other tables lie whole on one rank each.
 """
 
+import gc
 import os
 import sys
 
@@ -145,6 +146,15 @@ def megabytes(model: nn.Module) -> tuple[float, float]:
     return own, fp32
 
 
+def trained(steps: int, precision: str, rank: int, world_size: int) -> str:
+    """Make a model, train it, and return a line about it."""
+    model = sharded_model(precision, world_size)
+    losses, tenth = train(model, steps, rank), max(steps // 10, 1)
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    own, fp32 = megabytes(model)
+    return f"rank {rank}: loss {first:.3f} -> {last:.3f}, tables {own:.2f} MB, in FP32 {fp32:.2f}"
+
+
 def main(steps: int = 150, precision: str = "int4") -> None:
     """Train on the ranks that torchrun has started, and print what became of it."""
     if "RANK" not in os.environ:
@@ -152,15 +162,13 @@ def main(steps: int = 150, precision: str = "int4") -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    model = sharded_model(precision, world_size)
-    losses, tenth = train(model, steps, rank), max(steps // 10, 1)
-    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
-    own, fp32 = megabytes(model)
     lines: list[str] = [""] * world_size
-    text = f"rank {rank}: loss {first:.3f} -> {last:.3f}, tables {own:.2f} MB, in FP32 {fp32:.2f}"
-    dist.all_gather_object(lines, text)
+    dist.all_gather_object(lines, trained(steps, precision, rank, world_size))
     if rank == 0:
         print("\n".join(lines), flush=True)
+    # Gloo's threads end with the last reference to the group, and the model's cycles have some. A
+    # thread that lets go of a tensor while the interpreter ends would abort the process.
+    gc.collect()
     dist.destroy_process_group()
 
 

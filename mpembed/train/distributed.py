@@ -6,6 +6,8 @@ the perceptrons are on all, and DistributedDataParallel keeps them equal.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -154,6 +156,7 @@ def started_ranks() -> Iterator[Ranks]:
     if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
         yield ALONE
         return
+    importlib.import_module("torch.distributed.nn")  # later, its defaults would keep the group
     try:
         dist.init_process_group("gloo")
     except (RuntimeError, ValueError) as error:
@@ -163,6 +166,9 @@ def started_ranks() -> Iterator[Ranks]:
         ) from None
     try:
         yield Ranks(dist.get_world_size(), dist.get_rank())
+        # Where a model still has the group, gloo's threads outlive it, and one that lets go of a
+        # tensor while the interpreter ends aborts the process.
+        gc.collect()
     finally:
         dist.destroy_process_group()
 

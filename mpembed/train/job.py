@@ -153,18 +153,26 @@ def train(request: Request, interrupts: Interrupts) -> int:
         with started_ranks() as ranks:
             if ranks.size > 1:
                 interrupts.of_ranks(ranks.rank)
-            with lost_ranks():
-                return _train(request, ranks, interrupts)
-    except (DataError, OptionError, DamagedError) as error:
-        return _fail(ranks, str(error), REFUSED)
-    except DivergedError as error:
-        return _fail(ranks, str(error), FAILED)
+            return _known_to_all(request, ranks, interrupts)
+    except OptionError as error:  # the ranks cannot meet
+        return _fail(ALONE, str(error), REFUSED)
     except LostRankError as error:
         return _fail_alone(ranks, str(error))
     except MemoryError:
         return _fail_alone(ranks, "out of memory; try a smaller --dim, --max-rows or --batch-size")
     finally:
         abandon(sys.stderr)
+
+
+def _known_to_all(request: Request, ranks: Ranks, interrupts: Interrupts) -> int:
+    """Train and report; return the status, also of the errors that all ranks raise."""
+    try:
+        with lost_ranks():
+            return _train(request, ranks, interrupts)
+    except (DataError, OptionError, DamagedError) as error:
+        return _fail(ranks, str(error), REFUSED)
+    except DivergedError as error:
+        return _fail(ranks, str(error), FAILED)
 
 
 def _fail(ranks: Ranks, text: str, status: int) -> int:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import last_threads
 import pytest
 from folders import ROOT
 
@@ -22,16 +20,9 @@ LINE = re.compile(
 
 def test_it_learns_in_less_memory(tmp_path: Path) -> None:
     example = str(ROOT / "examples" / "torchrec_dlrm.py")
-    launch = [sys.executable, "-P", "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launch, "--nproc-per-node", "2", example, "100"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = last_threads.on_two_ranks(tmp_path, example, "100")
     assert done.returncode == 0, done.stderr
+    assert last_threads.left(done) == ["0", "0"]
     found = LINE.findall(done.stdout)
     assert [rank for rank, *_ in found] == ["0", "1"]
     for _, first, last, own, fp32 in found:

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+import last_threads
 import numpy as np
 import ranks
 import train_programs
@@ -93,6 +94,15 @@ def test_more_ranks_than_a_batch_has_rows(tmp_path: Path) -> None:
     for rank in on_ranks(tmp_path, 4, ["fp32"], **values):
         np.testing.assert_allclose(rank["losses"], expected["losses"], rtol=1e-4)
         assert rank["test"][0]["log_loss"] == pytest.approx(expected["test"][0]["log_loss"], 1e-4)
+
+
+@pytest.mark.parametrize("more", [[], ["--lr", "1e30"]], ids=["trained", "diverged"])
+def test_no_thread_of_gloo_outlives_the_ranks(tmp_path: Path, more: list[str]) -> None:
+    arguments = ["train", "--rows", "1200", "--dim", "8", "--setting", "int4:0.05", *more]
+    done = last_threads.on_two_ranks(tmp_path, "mpembed", *arguments)
+    assert (done.returncode == 0) == (not more), done.stderr
+    # torchrun may end a rank that is later than the first to fail
+    assert set(last_threads.left(done)) == {"0"}
 
 
 def test_a_batch_is_shared_out_whole() -> None:

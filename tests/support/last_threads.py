@@ -1,0 +1,51 @@
+"""Run a module or a file as a program, then print which threads of gloo it leaves behind.
+
+One that is left aborts the process where it lets go of a tensor while the interpreter ends.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+from folders import environment
+
+SAYS = "threads of gloo at the end"
+
+
+def left(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return what each rank has printed about its threads."""
+    return [line.rpartition(": ")[2] for line in done.stderr.splitlines() if SAYS in line]
+
+
+def on_two_ranks(folder: Path, *program: str) -> subprocess.CompletedProcess[str]:
+    """Let torchrun start this file with a program, a module's name or a file, and arguments."""
+    launch = [sys.executable, "-P", "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*launch, "--nproc-per-node", "2", __file__, *program],
+        cwd=folder,
+        env={**environment(), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def main() -> None:
+    """Run the program that the arguments name."""
+    program, sys.argv = sys.argv[1], sys.argv[1:]
+    run = runpy.run_path if program.endswith(".py") else runpy.run_module
+    try:
+        run(program, run_name="__main__")
+    finally:
+        threads = Path("/proc/self/task").glob("*/comm")  # none but on Linux
+        gloo = [one for one in threads if "gloo" in one.read_text()]
+        # One write: the ranks share the file.
+        os.write(2, f"\n{SAYS}: {len(gloo)}\n".encode())
+
+
+if __name__ == "__main__":
+    main()
