@@ -17,15 +17,13 @@ constexpr int length(const T (&)[n]) {
   return static_cast<int>(n);
 }
 
+// How many states are listed; a misspelt kNumStates would be the base's, which has none.
+template <class Kind, class = void>
+constexpr int kListedStates = 0;
 template <class Kind>
-constexpr bool has_all_states() {
-  if constexpr (Kind::kNumStates == 0) {
-    return true;
-  } else {
-    return length(Kind::kStates) == Kind::kNumStates;
-  }
-}
-static_assert(has_all_states<Optimizer>(), "kStates must have kNumStates entries");
+constexpr int kListedStates<Kind, decltype(void(Kind::kStates))> = length(Kind::kStates);
+static_assert(kListedStates<Optimizer> == Optimizer::kNumStates,
+              "kStates must have kNumStates entries");
 static_assert(kRowStates<Optimizer> <= 1, "one state at most may be of a value a row");
 static_assert(Optimizer::kSquares == (kRowStates<Optimizer> == 1),
               "kSquares and a state of a value a row go together: scale() alone gets that state");

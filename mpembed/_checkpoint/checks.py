@@ -11,7 +11,7 @@ from mpembed._collection import grouping
 from mpembed._collection.settings import Settings
 from mpembed._collection.state import COUNTERS
 from mpembed.config import CacheConfig, TableConfig
-from mpembed.optim import Optimizer, made
+from mpembed.optim import OWN, Optimizer, made
 
 _FIELDS = {"format", "version", "written_by", "tables", "groups", "cache", "optimizers"}
 _FIELDS |= {"optimizer", "device", "seed", "rounding", "bounds", "on_nonfinite", "crc32"}
@@ -59,6 +59,19 @@ def optimizers_of(manifest: Mapping[str, Any]) -> list[Optimizer]:
             raise ValueError(f"an optimizer has the settings of {optimizer.kind!r}, not {kind!r}")
         found.append(optimizer)
     return found
+
+
+def other_source(manifest: Mapping[str, Any]) -> str:
+    """Return what an error may come from where an optimizer of the user's own saved the file."""
+    given = manifest.get("optimizers")
+    for one in given if isinstance(given, list) else ():
+        kind = one[0] if isinstance(one, list) and one else None
+        if isinstance(kind, str) and kind in OWN:
+            return (
+                f"; or the struct of optimizer {kind!r} had other states or parameters when this "
+                "was saved: make it from the source of then, in a new process"
+            )
+    return ""
 
 
 def check_groups(manifest: Mapping[str, Any], saved: Settings) -> None:

@@ -19,7 +19,7 @@ from mpembed._bindings.device import Stream
 from mpembed._checkpoint.adapting import pieces
 from mpembed._checkpoint.cache_filling import adapt
 from mpembed._checkpoint.changes import Changes, same_arrays
-from mpembed._checkpoint.checks import check_groups, check_manifest, optimizers_of
+from mpembed._checkpoint.checks import check_groups, check_manifest, optimizers_of, other_source
 from mpembed._checkpoint.manifest import (
     FORMAT,
     described,
@@ -133,7 +133,8 @@ def _reading_manifest(target: Path, manifest: dict[str, Any]) -> Iterator[None]:
     except UnknownOptimizerError as error:  # the manifest may be right
         raise ValueError(f"{target}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{target}: its manifest is not valid: {error}") from error
+        other = other_source(manifest)
+        raise ValueError(f"{target}: its manifest is not valid: {error}{other}") from error
     except RuntimeError as error:
         where = manifest["device"]
         raise RuntimeError(

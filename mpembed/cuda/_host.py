@@ -17,7 +17,7 @@ from mpembed.cuda import _code_cache
 from mpembed.cuda._sources import CompileError, Source, failed, headers_digest, include_paths
 from mpembed.devices import build_facts
 
-_PROBED, _UNTOUCHED = 4096, 0x7FA5A5A5  # coefficients that are looked at, and bits that none has
+_PROBED, _UNTOUCHED = 4096, 0x7FA5A5A5  # places looked at on either side, and bits that none has
 
 
 @dataclass(frozen=True)
@@ -82,21 +82,21 @@ def build(source: Source, command: list[str]) -> CpuPart:
 
 
 def _check_coefficients(source: Source, library: ctypes.CDLL) -> None:
-    """Raise CompileError where `coefficients` writes more of them than there may be."""
+    """Raise CompileError where `coefficients` writes others than there are."""
     parameters = np.full(contract.MAX_PARAMETERS, 0.5)
-    written = np.full(_PROBED, _UNTOUCHED, np.uint32)
+    written = np.full(2 * _PROBED, _UNTOUCHED, np.uint32)
     library.mpe_own_coefficients(
         ctypes.c_void_p(parameters.ctypes.data),
         ctypes.c_int32(0),
         ctypes.c_uint64(1),
-        ctypes.c_void_p(written.ctypes.data),
+        ctypes.c_void_p(written[_PROBED:].ctypes.data),
     )
-    last = np.flatnonzero(written != _UNTOUCHED).max(initial=0)
-    if last >= contract.MAX_COEFFICIENTS:
-        raise CompileError(
-            f"coefficients() of optimizer {source.name!r} writes c[{last}], and there is room for "
-            f"{contract.MAX_COEFFICIENTS}: c[0] .. c[{contract.MAX_COEFFICIENTS - 1}]"
-        )
+    for at in (np.flatnonzero(written != _UNTOUCHED) - _PROBED).tolist():
+        if not 0 <= at < contract.MAX_COEFFICIENTS:
+            raise CompileError(
+                f"coefficients() of optimizer {source.name!r} writes c[{at}], and there is room "
+                f"for {contract.MAX_COEFFICIENTS}: c[0] .. c[{contract.MAX_COEFFICIENTS - 1}]"
+            )
 
 
 @cache

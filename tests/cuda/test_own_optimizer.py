@@ -1,45 +1,21 @@
-"""Optimizers of the user's own as objects: settings, names, checkpoints, what is refused."""
+"""Optimizers of the user's own as objects: settings, names, what is refused."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import batch, collection, digest, train
-from own_optimizers import LION, LION_PARAMETERS, derived, lion
+from helpers import batch, collection
+from own_optimizers import LION, LION_PARAMETERS, lion, struct
 from reference.pair import assert_same
 
 import mpembed as mpe
 import mpembed.cuda
 from mpembed import optim
-
-
-def struct(name: str, states: str = "", parameters: str = "nullptr", more: str = "") -> str:
-    """Return the source of an optimizer that trains nothing."""
-    count = states.count("{")
-    kept = f"static constexpr State kStates[] = {{{states}}};" if states else ""
-    return f"""
-#include "mpembed/optim/common.h"
-namespace mpembed {{
-struct {name} : OptimizerBase {{
-  static constexpr int kNumStates = {count};
-  {kept}
-  static constexpr const char* kParameters[] = {{{parameters}}};
-  static MPE_HD void coefficients(const double* p, int32_t mode, uint64_t, float* c) {{
-    decay_coefficient(p, mode, c);
-  }}
-  template <class X>
-  static MPE_HD void apply(const float*, X, X&, X&, X*) {{}}
-  {more}
-}};
-}}
-"""
 
 
 @pytest.mark.parametrize(("name", "within"), [("Sgd", False), ("Lamb", True)])
@@ -69,11 +45,11 @@ def test_states_that_cannot_be_are_refused(states: str, more: str, text: str) ->
         mpe.cuda.Optimizer(struct("Impossible", states, more=more), "Impossible", 0.5)
 
 
-def test_more_coefficients_than_there_is_room_for_are_refused() -> None:
-    source = struct("Many").replace("decay_coefficient(p, mode, c);", "c[0] = c[40] = 1.0f;")
-    with pytest.raises(
-        mpe.cuda.CompileError, match=r"'Many' writes c\[40\], and there is room for 8"
-    ):
+@pytest.mark.parametrize("place", [40, 8, -1, -300])
+def test_coefficients_that_there_is_no_room_for_are_refused(place: int) -> None:
+    source = struct("Many").replace("decay_coefficient(p, mode, c);", f"c[0] = c[{place}] = 1.0f;")
+    words = rf"'Many' writes c\[{place}\], and there is room for 8"
+    with pytest.raises(mpe.cuda.CompileError, match=words):
         mpe.cuda.Optimizer(source, "Many", 0.5)
 
 
@@ -186,6 +162,11 @@ def test_what_a_struct_declares_is_checked(states: str, parameters: str, words: 
             struct("Off", '{"a", kStateRow, 0}, {"b", kStateRow, 0}'),
             "one state at most may be of a value a row",
         ),
+        (
+            struct("Off", '{"a", kStateElement, 0}').replace("kNumStates", "kNumState"),
+            "kStates must have kNumStates entries",
+        ),
+        (struct("Off").replace("kNumStates = 0", "kNumStates = 1"), "kStates must have kNumStates"),
         (struct("Off", parameters='"a"'), "kParameters must end with nullptr"),
         (struct("Off", more="static constexpr bool kSquares = true;"), "kSquares and a state"),
         (struct("Other"), "Off"),
@@ -207,84 +188,6 @@ def test_a_name_is_free_again_after_an_error() -> None:
 def test_a_struct_may_be_outside_of_the_namespace() -> None:
     text = struct("Outside").replace("namespace mpembed {", "using namespace mpembed; namespace {")
     collection(optimizer=mpe.cuda.Optimizer(text, "Outside", 0.1))
-
-
-def test_a_checkpoint_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
-    emb = collection(optimizer=lion(mode="l2", state_precision="bf16"))
-    train(emb)
-    emb.save(tmp_path / "there")
-    other = mpe.EmbeddingBagCollection.load(tmp_path / "there")
-    assert repr(other.optimizer) == repr(emb.optimizer)
-    train(emb)
-    train(other)
-    assert digest(other) == digest(emb)
-
-
-def test_another_optimizer_takes_over_the_states_that_fit(tmp_path: Path) -> None:
-    emb = collection(optimizer=lion())
-    train(emb)
-    emb.save(tmp_path / "there")
-    betas = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
-    adam = derived("Adam", "adam", 0.1, parameters=betas)
-    mine = mpe.EmbeddingBagCollection.load(tmp_path / "there", optimizer=adam)
-    assert not mine.state_arrays()["table.a.exp_avg"].any()  # both or none
-    again = mpe.EmbeddingBagCollection.load(tmp_path / "there", optimizer=lion(0.5, "decoupled"))
-    name = "table.a.exp_avg"
-    assert_same(again.state_arrays()[name], emb.state_arrays()[name], name)
-
-
-LOAD = """
-import sys
-import mpembed as mpe
-try:
-    mpe.EmbeddingBagCollection.load(sys.argv[1])
-except ValueError as error:
-    print(error)
-assert "cuda" not in sys.modules and "mpembed.cuda" not in sys.modules
-import mpembed.cuda
-mpe.cuda.Optimizer(open(sys.argv[2]).read(), "Lion", 1, parameters={"beta1": 0, "beta2": 0})
-print(mpe.EmbeddingBagCollection.load(sys.argv[1]).optimizer)
-"""
-
-
-def test_another_process_must_make_it_first(tmp_path: Path) -> None:
-    """The checkpoint has its settings and not its source, which would run there."""
-    emb = collection(optimizer=lion())
-    train(emb)
-    emb.save(tmp_path / "there")
-    assert b"struct" not in (tmp_path / "there").read_bytes()
-    (tmp_path / "lion.h").write_text(LION)
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, tmp_path / "there", tmp_path / "lion.h"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.stderr == ""
-    assert done.stdout.splitlines() == [
-        f"{tmp_path / 'there'}: there is no optimizer 'Lion' in this process: if it is one of your "
-        "own, make it first, with mpembed.cuda.Optimizer(source, 'Lion', ...)",
-        repr(emb.optimizer),
-    ]
-
-
-def test_groups_do_not_depend_on_the_order_of_registration(tmp_path: Path) -> None:
-    """Their order is in the checkpoint: the package's optimizers before, frozen tables last."""
-    names = ["Zebra", "Aardvark"]
-    made = [mpe.cuda.Optimizer(struct(name), name, 0.1) for name in names]
-    assert made[0].kernel_number() < made[1].kernel_number()
-    tables = [
-        mpe.TableConfig("frozen", 9, 4, trainable=False, placement="device"),
-        *(mpe.TableConfig(one.kind, 9, 4, optimizer=one) for one in made),
-        mpe.TableConfig("sgd", 9, 4, optimizer=mpe.SGD(0.1)),
-    ]
-    cache = mpe.CacheConfig(num_sets=1)
-    emb = mpe.EmbeddingBagCollection(tables, cache=cache)
-    parts = [name.split(".") for name in emb.state_arrays()]
-    caches = dict.fromkeys(part[2] for part in parts if part[0] == "cache")
-    assert list(caches) == ["sgd", "Aardvark", "Zebra"]
-    emb.save(tmp_path / "there")
-    assert digest(mpe.EmbeddingBagCollection.load(tmp_path / "there")) == digest(emb)
 
 
 def test_a_rate_that_changes_counts_at_the_next_update() -> None:

@@ -39,6 +39,28 @@ def derived(base: str, header: str, lr: float, **others: Any) -> mpe.cuda.Optimi
     return mpe.cuda.Optimizer(source, f"My{base}", lr, **others)
 
 
+def struct(name: str, states: str = "", parameters: str = "nullptr", more: str = "") -> str:
+    """Return the source of an optimizer that trains nothing."""
+    count = states.count("{")
+    kept = f"static constexpr State kStates[] = {{{states}}};" if states else ""
+    return f"""
+#include "mpembed/optim/common.h"
+namespace mpembed {{
+struct {name} : OptimizerBase {{
+  static constexpr int kNumStates = {count};
+  {kept}
+  static constexpr const char* kParameters[] = {{{parameters}}};
+  static MPE_HD void coefficients(const double* p, int32_t mode, uint64_t, float* c) {{
+    decay_coefficient(p, mode, c);
+  }}
+  template <class X>
+  static MPE_HD void apply(const float*, X, X&, X&, X*) {{}}
+  {more}
+}};
+}}
+"""
+
+
 def emulated(source: Any, unit: str, arch: str) -> bytes:
     """Compile kernels for the emulation; return the path of the library, as its runtime takes it.
 
