@@ -11,27 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from folders import environment
-
+PROGRAM = Path(__file__)
 SAYS = "threads of gloo at the end"
 
 
 def left(done: subprocess.CompletedProcess[str]) -> list[str]:
     """Return what each rank has printed about its threads."""
     return [line.rpartition(": ")[2] for line in done.stderr.splitlines() if SAYS in line]
-
-
-def on_two_ranks(folder: Path, *program: str) -> subprocess.CompletedProcess[str]:
-    """Let torchrun start this file with a program, a module's name or a file, and arguments."""
-    launch = [sys.executable, "-P", "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [*launch, "--nproc-per-node", "2", __file__, *program],
-        cwd=folder,
-        env={**environment(), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
 
 
 def main() -> None:

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from folders import environment
 
 # Python 3.12 and later warn of it where there are threads.
@@ -26,6 +28,29 @@ def call(
         text=True,
         timeout=timeout,
     )
+
+
+def torchrun(
+    folder: Path, program: Path, *arguments: object, options: Sequence[str] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Let torchrun start a file of the tests on two ranks; return what came of all of them."""
+    launch = [sys.executable, "-P", "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    process = subprocess.Popen(
+        [*launch, "--nproc-per-node", "2", *options, str(program), *map(str, arguments)],
+        cwd=folder,
+        env={**environment(), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)  # the ranks too, which are in its session
+        output, errors = process.communicate()
+        pytest.fail(f"the job hangs:\n{output}\n{errors}")
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def start(folder: Path, script: str, *arguments: str) -> subprocess.Popen[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import last_threads
 import pytest
 from folders import ROOT
+from programs import torchrun
 
 pytest.importorskip("torch")
 pytest.importorskip("torchrec", reason="TorchRec is not installed", exc_type=ImportError)
@@ -20,7 +21,7 @@ LINE = re.compile(
 
 def test_it_learns_in_less_memory(tmp_path: Path) -> None:
     example = str(ROOT / "examples" / "torchrec_dlrm.py")
-    done = last_threads.on_two_ranks(tmp_path, example, "100")
+    done = torchrun(tmp_path, last_threads.PROGRAM, example, "100")
     assert done.returncode == 0, done.stderr
     assert last_threads.left(done) == ["0", "0"]
     found = LINE.findall(done.stdout)

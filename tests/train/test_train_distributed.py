@@ -13,6 +13,7 @@ import last_threads
 import numpy as np
 import ranks
 import train_programs
+from programs import torchrun
 
 from mpembed.config import TableConfig
 from mpembed.train.distributed import ALONE, Ranks
@@ -99,7 +100,7 @@ def test_more_ranks_than_a_batch_has_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("more", [[], ["--lr", "1e30"]], ids=["trained", "diverged"])
 def test_no_thread_of_gloo_outlives_the_ranks(tmp_path: Path, more: list[str]) -> None:
     arguments = ["train", "--rows", "1200", "--dim", "8", "--setting", "int4:0.05", *more]
-    done = last_threads.on_two_ranks(tmp_path, "mpembed", *arguments)
+    done = torchrun(tmp_path, last_threads.PROGRAM, "mpembed", *arguments)
     assert (done.returncode == 0) == (not more), done.stderr
     # torchrun may end a rank that is later than the first to fail
     assert set(last_threads.left(done)) == {"0"}
